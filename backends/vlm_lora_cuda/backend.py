@@ -1,0 +1,144 @@
+"""The Backend protocol for CUDA and CPU, over transformers' own Trainer and accelerate."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vlm_lora.backend import Probe, Traits
+from vlm_lora.config import RunConfig
+from vlm_lora.errors import ConfigError
+from vlm_lora_cuda.precision import choose_attention, choose_dtype, check_precision, default_precision
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+
+class CudaBackend:
+    """CUDA where torch sees a GPU (unless `--use_cpu`), else the CPU, said aloud."""
+
+    name: ClassVar[str] = "cuda"
+    traits: ClassVar[Traits] = Traits(static_shapes=False)
+
+    def __init__(self) -> None:
+        self._arguments: TrainingArguments | None = None
+
+    def probe(self) -> Probe:
+        """Say what would be used. The CPU always can be, so this backend is always usable."""
+        try:
+            import torch
+        except ImportError as error:
+            return Probe(usable=False, device="", reason=f"PyTorch does not import ({error}); pip install torch")
+        if torch.cuda.is_available():
+            properties = torch.cuda.get_device_properties(0)
+            device = f"{torch.cuda.device_count()} x {properties.name} ({properties.total_memory / 2**30:.0f} GiB)"
+            return Probe(usable=True, device=device, priority=10)
+        return Probe(usable=True, device=f"CPU ({os.cpu_count()} cores)")
+
+    def arguments_class(self) -> type[TrainingArguments]:
+        """Return transformers' own class."""
+        from transformers import TrainingArguments
+
+        return TrainingArguments
+
+    def prepare(self, run: RunConfig) -> None:
+        """Quieten forked tokenizers, and keep a plain `python` run on one GPU.
+
+        With several visible GPUs and no launcher, transformers would wrap the model in torch's DataParallel, which
+        splits batches behind the loss's back. Several GPUs are `accelerate launch`'s job.
+        """
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        if "WORLD_SIZE" in os.environ or "LOCAL_RANK" in os.environ:
+            return
+        import torch
+
+        if torch.cuda.device_count() > 1 and not torch.cuda.is_initialized():
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+            os.environ["CUDA_VISIBLE_DEVICES"] = visible
+            logger.warning(
+                "One process was started and several GPUs are there: using GPU %s. "
+                "For all of them: accelerate launch examples/run_lora_vlm.py ...",
+                visible,
+            )
+
+    def build_arguments(self, run: RunConfig, values: Mapping[str, Any]) -> TrainingArguments:
+        """Fill in what the hardware decides, refuse what it cannot do, and say both."""
+        import torch
+
+        on_gpu = torch.cuda.is_available() and not values.get("use_cpu")
+        check_precision(values, on_gpu=on_gpu)
+        chosen = {
+            **default_precision(values, on_gpu=on_gpu),
+            "dataloader_pin_memory": on_gpu,
+            "dataloader_num_workers": default_workers(),
+            **values,
+            "use_cpu": not on_gpu,
+        }
+        try:
+            self._arguments = self.arguments_class()(**chosen)
+        except (ValueError, ImportError) as error:
+            raise ConfigError(f"The training arguments do not go together: {error}") from error
+        return self._arguments
+
+    def device(self) -> torch.device:
+        """Return the device that the training arguments settled on."""
+        if self._arguments is None:
+            raise RuntimeError("device() before build_arguments(): the arguments decide between GPU and CPU")
+        return self._arguments.device
+
+    def model_kwargs(
+        self, run: RunConfig, config: PretrainedConfig, arguments: TrainingArguments
+    ) -> Mapping[str, Any]:
+        """Return dtype and attention implementation, each logged with its reason."""
+        on_gpu = arguments.device.type == "cuda"
+        dtype = choose_dtype(run, arguments, on_gpu=on_gpu)
+        return {
+            "torch_dtype": dtype,
+            "attn_implementation": choose_attention(run.model.attn_implementation, config, dtype, on_gpu=on_gpu),
+        }
+
+    def trainer_class(self) -> type[Trainer]:
+        """Return transformers' own trainer."""
+        from transformers import Trainer
+
+        return Trainer
+
+    def trainer_kwargs(self, run: RunConfig) -> Mapping[str, Any]:
+        """Return nothing: transformers' trainer needs no more."""
+        return {}
+
+    def adapt_model(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Return the model as it is: transformers' classes are right here."""
+        return model
+
+    def generation_kwargs(self) -> Mapping[str, Any]:
+        """Return nothing: `generate` needs no more."""
+        return {}
+
+    def memory(self) -> Mapping[str, int]:
+        """Return the allocator's figures in bytes on a GPU, the process's peak resident set on a CPU."""
+        import resource
+
+        import torch
+
+        if torch.cuda.is_available() and self.device().type == "cuda":
+            return {
+                "memory_allocated_bytes": torch.cuda.memory_allocated(),
+                "memory_peak_bytes": torch.cuda.max_memory_allocated(),
+                "memory_reserved_bytes": torch.cuda.max_memory_reserved(),
+            }
+        # Linux reports kibibytes (getrusage(2)).
+        return {"memory_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+
+def default_workers() -> int:
+    """Return how many loader workers to start: the cores but one, at most 4.
+
+    Peers load in the training process; at an H200's speed that costs 35 % of the step.
+    """
+    return min(4, max(0, (os.cpu_count() or 1) - 1))

@@ -1,0 +1,113 @@
+"""What the core asks of hardware: one protocol, found by entry point.
+
+The core imports no adapter. An adapter is any installed distribution with an entry point in the
+group `vlm_lora.backends`; `docs/backends.md` shows one on a page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from vlm_lora.config import RunConfig
+from vlm_lora.errors import BackendError, nearest
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainingArguments
+
+GROUP = "vlm_lora.backends"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """Facts about the hardware that the core may use."""
+
+    static_shapes: bool
+    """True where every new tensor shape costs a compilation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Whether a backend can be used here, and why not."""
+
+    usable: bool
+    device: str
+    """What would be used, in words: `NVIDIA H200 (139 GiB)`, `CPU (2 cores)`."""
+    reason: str = ""
+    """Why it is not usable and what to do about it; empty when it is."""
+    priority: int = 0
+    """`auto` takes the usable backend with the highest priority; the CPU is 0."""
+
+
+class Backend(Protocol):
+    """One kind of hardware. Heavy imports belong inside the methods."""
+
+    name: ClassVar[str]
+    traits: ClassVar[Traits]
+
+    def probe(self) -> Probe:
+        """Say whether this backend is usable. Never raises."""
+
+    def arguments_class(self) -> type[TrainingArguments]:
+        """Return the class whose fields are this backend's flags and configuration keys."""
+
+    def prepare(self, run: RunConfig) -> None:
+        """Set the environment and patches that must precede any model or process group."""
+
+    def build_arguments(self, run: RunConfig, values: Mapping[str, Any]) -> TrainingArguments:
+        """Build the training arguments from checked values. Raises ConfigError on what hardware refuses."""
+
+    def device(self) -> torch.device:
+        """Return the device of this process."""
+
+    def model_kwargs(
+        self, run: RunConfig, config: PretrainedConfig, arguments: TrainingArguments
+    ) -> Mapping[str, Any]:
+        """Return `from_pretrained` keywords: `torch_dtype` and `attn_implementation`, each logged with its reason."""
+
+    def trainer_class(self) -> type[Trainer]:
+        """Return the trainer that the project's mixin is composed with."""
+
+    def trainer_kwargs(self, run: RunConfig) -> Mapping[str, Any]:
+        """Return further keyword arguments of that trainer."""
+
+    def adapt_model(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Patch or replace what a vendor's class gets wrong; return the model to use."""
+
+    def generation_kwargs(self) -> Mapping[str, Any]:
+        """Return further keyword arguments of `generate`."""
+
+    def memory(self) -> Mapping[str, int]:
+        """Return memory figures in bytes, by name; empty where the hardware reports none."""
+
+
+def installed() -> dict[str, Backend]:
+    """Return the installed backends by name."""
+    return {point.name: point.load()() for point in entry_points(group=GROUP)}
+
+
+def select(name: str) -> tuple[Backend, Probe]:
+    """Return the backend called `name`, or for `auto` the usable one of highest priority.
+
+    Raises:
+        BackendError: no such backend, or it is not usable here. Another device is never taken instead.
+    """
+    backends = installed()
+    if name != "auto":
+        if name not in backends:
+            known = ", ".join(sorted(backends)) or "none"
+            raise BackendError(f"--backend {name}: installed backends are {known}.{nearest(name, backends)}")
+        probe = backends[name].probe()
+        if not probe.usable:
+            raise BackendError(f"Backend '{name}' is not usable on this machine: {probe.reason}")
+        return backends[name], probe
+    probes = [(backend.probe(), backend) for backend in backends.values()]
+    usable = [(probe, backend) for probe, backend in probes if probe.usable]
+    if not usable:
+        reasons = "; ".join(f"{backend.name}: {probe.reason}" for probe, backend in probes) or "none is installed"
+        raise BackendError(f"No usable backend: {reasons}. Reinstall with: pip install vlm-lora")
+    probe, backend = max(usable, key=lambda pair: pair[0].priority)
+    return backend, probe

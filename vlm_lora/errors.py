@@ -1,0 +1,60 @@
+"""The errors a user can cause, and how near-miss names are suggested.
+
+Libraries raise these; only the command line turns them into one message and an exit code.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can put right: the message says what was given, what is allowed, what to type.
+
+    The command line prints the message alone and exits with code 1; `--debug` adds the traceback.
+    """
+
+
+class ConfigError(UserError):
+    """A flag, key or value that cannot be used."""
+
+
+class DataError(UserError):
+    """A data source, column or row that cannot be used. Names the file and row where there is one."""
+
+
+class ImageError(DataError):
+    """One image that is refused or cannot be decoded."""
+
+
+class RenderingError(DataError):
+    """A conversation whose rendering or labels would break the label promise."""
+
+
+class ModelError(UserError):
+    """A model folder, family or setting that cannot be used."""
+
+
+class BackendError(UserError):
+    """Hardware or a software stack that is asked for and not usable here."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ` Did you mean 'x'?` for the closest known name, or an empty string."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean '{matches[0]}'?" if matches else ""
+
+
+def plain_message(error: BaseException) -> str:
+    """Return an error's own message.
+
+    A loader worker sends its exception to the training process as text with the worker's traceback
+    around it; the message proper follows the class name on the traceback's last lines.
+    """
+    text = str(error)
+    if "Original Traceback" not in text:
+        return text
+    kind = type(error)
+    _, found, message = text.rpartition(f"{kind.__module__}.{kind.__qualname__}: ")
+    return message.strip() if found else text
