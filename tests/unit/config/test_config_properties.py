@@ -1,0 +1,95 @@
+"""A setting means the same whether it is a flag, a key of a file, or both."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlm_lora.config import RunConfig
+from vlm_lora.config_fields import own_fields
+from vlm_lora.config_files import read_mapping, write_mapping
+from vlm_lora.config_sources import parse
+
+TEXT = st.text(
+    st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp"), exclude_characters="\ufeff"), min_size=1
+)
+WORDS = TEXT.filter(lambda text: text.strip() != "")
+POSITIVE = st.integers(1, 10**9)
+BY_NAME: dict[str, st.SearchStrategy[Any]] = {
+    "validation_fraction": st.floats(0.001, 0.999),
+    "lora_dropout": st.floats(0, 0.999),
+    "lora_alpha": st.floats(0.001, 1e6),
+    "split_seed": st.integers(-5, 10**9),
+    "dtype": st.sampled_from(["auto", "float32", "bfloat16", "float16"]),
+    "image_backend": st.sampled_from(["pil", "torchvision"]),
+    "peft_method": st.sampled_from(["lora", "none"]),
+    "on_overflow": st.just("error"),
+    "freeze_language": st.just(False),
+    "environment": st.dictionaries(st.from_regex(r"[A-Z]{1,4}", fullmatch=True), WORDS, max_size=2),
+    "accelerate_launch_args": st.dictionaries(WORDS, st.one_of(WORDS, POSITIVE, st.booleans()), max_size=2),
+}
+BY_HINT: dict[Any, st.SearchStrategy[Any]] = {
+    str: WORDS,
+    str | None: WORDS,
+    int: POSITIVE,
+    int | None: POSITIVE,
+    bool: st.booleans(),
+}
+CHOICES = st.fixed_dictionaries(
+    {},
+    optional={
+        name: BY_NAME[name] if name in BY_NAME else BY_HINT[field.hint]
+        for name, field in own_fields().items()
+    }
+    | {"learning_rate": st.just("0.5"), "run_name": WORDS},
+)
+
+
+def as_flag(name: str, value: Any, *, dashes: bool, bare: bool) -> str:
+    spelled = name.replace("_", "-") if dashes else name
+    if bare and isinstance(value, bool):
+        return f"--{spelled}" if value else f"--no_{spelled}"
+    return f"--{spelled}={json.dumps(value) if isinstance(value, (dict, bool)) else value}"
+
+
+def run_of(words: list[str], content: dict[str, Any], suffix: str) -> RunConfig:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"run{suffix}"
+        text = json.dumps(content) if suffix == ".json" else yaml.safe_dump(content, allow_unicode=True)
+        file.write_text(text, encoding="utf-8")
+        return parse([*words, "--config", str(file)], environ={})
+
+
+@settings(max_examples=60, deadline=None)
+@given(CHOICES, st.booleans(), st.booleans(), st.randoms(use_true_random=False))
+def test_flags_and_files_give_the_same_run(
+    chosen: dict[str, Any], dashes: bool, bare: bool, random: Any
+) -> None:
+    words = {name: as_flag(name, value, dashes=dashes, bare=bare) for name, value in chosen.items()}
+    from_flags = parse(list(words.values()), environ={})
+    assert run_of([], chosen, ".json") == from_flags
+    assert run_of([], chosen, ".yaml") == from_flags
+    in_file = {name for name in chosen if random.random() < 0.5}
+    mixed = run_of(
+        [word for name, word in words.items() if name not in in_file],
+        {name: value for name, value in chosen.items() if name in in_file},
+        ".yaml",
+    )
+    assert mixed == from_flags
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.dictionaries(
+        WORDS, st.one_of(TEXT, st.floats(allow_nan=False), st.integers(), st.booleans(), st.none())
+    )
+)
+def test_what_is_written_reads_back(content: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "record.yaml"
+        write_mapping(file, content, heading="a record")
+        assert read_mapping(file) == content

@@ -1,0 +1,191 @@
+"""What one run is: frozen values, one class per concern, each field a flag and a configuration key.
+
+Everything the backend's own `TrainingArguments` class knows (learning rate, batch size, logging, ...)
+is not repeated here: it travels as `RunConfig.raw` until the backend is known and is checked then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vlm_lora.errors import ConfigError
+
+
+def _check_choice(flag: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"--{flag} {value}: allowed are {', '.join(allowed)}.")
+
+
+def _check_positive(flag: str, value: float | None) -> None:
+    if value is not None and not (value > 0 and math.isfinite(value)):
+        raise ConfigError(f"--{flag} {value}: must be a finite number above 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the rows come from and which columns mean what."""
+
+    dataset_name: str | None = None
+    """Hub id, file, folder or glob of the training data (and of validation, where it has such a split)."""
+    dataset_config_name: str | None = None
+    """Configuration name of a Hub data set."""
+    validation_name: str | None = None
+    """Hub id, file, folder or glob of separate validation data."""
+    image_root: str | None = None
+    """Folder that relative image paths start from; by default the folder of the data file."""
+    image_column: str | None = None
+    """Column that holds the image or list of images; detected when not given."""
+    prompt_column: str | None = None
+    """Column that holds the question; detected when not given."""
+    response_column: str | None = None
+    """Column that holds the answer or the list of accepted answers; detected when not given."""
+    messages_column: str | None = None
+    """Column that holds chat messages; detected when not given."""
+    system_prompt: str | None = None
+    """System turn put before every conversation that has none."""
+    validation_fraction: float = 0.05
+    """Share of the training rows held out, by seed, when the data names no validation split."""
+    split_seed: int = 42
+    """Seed of that hold-out."""
+    max_train_samples: int | None = None
+    """Use only the first N training rows."""
+    max_eval_samples: int | None = None
+    """Use only the first N validation rows."""
+    max_image_pixels: int = 64_000_000
+    """Images with more pixels are refused, from the header, before they are decoded."""
+    max_image_bytes: int = 256 * 1024 * 1024
+    """Image files with more bytes are refused before they are decoded."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.validation_fraction < 1:
+            raise ConfigError(
+                f"--validation_fraction {self.validation_fraction}: must lie between 0 and 1, such as 0.05."
+            )
+        for flag in ("max_train_samples", "max_eval_samples", "max_image_pixels", "max_image_bytes"):
+            _check_positive(flag, getattr(self, flag))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model, and how its weights and processor are loaded."""
+
+    model_name_or_path: str | None = None
+    """Hub id or folder of the model."""
+    model_revision: str = "main"
+    """Branch, tag or commit of a Hub model."""
+    model_type: str | None = None
+    """The `model_type` that the model's configuration must name; checked when it is loaded, else not used."""
+    token: str | None = field(default=None, repr=False)
+    """Hub token for gated models; by default the one that `hf auth login` stored."""
+    cache_dir: str | None = None
+    """Where Hub files are kept; by default the Hub's own cache."""
+    trust_remote_code: bool = False
+    """Run Python code that the model folder brings along. Only for models whose code you have read."""
+    dtype: str = "auto"
+    """Dtype of the frozen weights: auto (the backend chooses and says why), float32, bfloat16, float16."""
+    attn_implementation: str = "auto"
+    """Attention: auto (the backend chooses and says why), sdpa, eager, flash_attention_2."""
+    image_backend: str = "pil"
+    """Image processor: pil (bitwise the same on every stack) or torchvision (faster, small differences)."""
+
+    def __post_init__(self) -> None:
+        _check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        _check_choice("image_backend", self.image_backend, ("pil", "torchvision"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningConfig:
+    """Which weights are trained, and how."""
+
+    peft_method: str = "lora"
+    """lora, or none for full weights."""
+    lora_rank: int = 16
+    """Rank r of the LoRA matrices."""
+    lora_alpha: float = 32.0
+    """LoRA scale: updates are multiplied by alpha / r (alpha / sqrt(r) with --use_rslora)."""
+    lora_dropout: float = 0.0
+    """Dropout on the LoRA input. 0 is faster and takes less memory."""
+    lora_targets: str = field(default="language", metadata={"join": ","})
+    """language, projector, vision, all (combine with commas), a regular expression, or module names."""
+    use_rslora: bool = False
+    """Rank-stabilised scale (Kalajdzievski 2023)."""
+    use_dora: bool = False
+    """Weight-decomposed LoRA (Liu et al. 2024)."""
+    freeze_language: bool = False
+    """With --peft_method none: keep the language model frozen."""
+    freeze_vision: bool = True
+    """With --peft_method none: keep the vision tower frozen."""
+    freeze_projector: bool = False
+    """With --peft_method none: keep the projector frozen."""
+
+    def __post_init__(self) -> None:
+        _check_choice("peft_method", self.peft_method, ("lora", "none"))
+        if self.lora_rank < 1:
+            raise ConfigError(f"--lora_rank {self.lora_rank}: must be 1 or more, for example 16.")
+        _check_positive("lora_alpha", self.lora_alpha)
+        if not 0 <= self.lora_dropout < 1:
+            raise ConfigError(f"--lora_dropout {self.lora_dropout}: must be at least 0 and below 1.")
+        if (
+            self.peft_method == "none"
+            and self.freeze_language
+            and self.freeze_vision
+            and self.freeze_projector
+        ):
+            raise ConfigError(
+                "--freeze_language --freeze_vision --freeze_projector with --peft_method none: nothing is "
+                "left to train. Leave one of them out."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchingConfig:
+    """How a row becomes tensors."""
+
+    max_length: int | None = None
+    """Longest row in tokens, image tokens included; by default what the model's positions allow."""
+    on_overflow: str = "error"
+    """What happens to a longer row: error (stop, naming the row)."""
+
+    def __post_init__(self) -> None:
+        _check_positive("max_length", self.max_length)
+        _check_choice("on_overflow", self.on_overflow, ("error",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """How answers are generated when evaluating or asking."""
+
+    predict_with_generate: bool = False
+    """Also generate an answer for every validation row and report exact match."""
+    max_new_tokens: int = 64
+    """Longest generated answer in tokens."""
+
+    def __post_init__(self) -> None:
+        _check_positive("max_new_tokens", self.max_new_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that was asked for. `raw` holds the keys that only the backend's class knows."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tuning: TuningConfig = field(default_factory=TuningConfig)
+    batching: BatchingConfig = field(default_factory=BatchingConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    backend: str = "auto"
+    """auto, or the name of an installed backend (cuda serves CUDA and CPU)."""
+    overwrite_output_dir: bool = False
+    """Train into an output folder that already holds a run."""
+    output_model_name: str | None = None
+    """Name of the trained model; without --output_dir the results go to ./NAME."""
+    debug: bool = False
+    """Show the traceback of an error."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables to set before the backend is prepared, for example WANDB_PROJECT."""
+    accelerate_launch_args: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments for `accelerate launch`; a run that is already started keeps them only for the record."""
+    raw: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,288 @@
+"""From the command line and configuration files to a RunConfig, without importing torch or transformers.
+
+Stages:
+    1. words     `argv` -> (key, value) pairs; dashes and underscores are the same; `--no_key` is false
+    2. file      `--config FILE`, or one positional file, or the environment -> (key, value) pairs
+    3. meaning   aliases become their canonical name; our own fields are typed at once
+    4. merge     flags win over the file; within one source a contradiction is an error that names both
+    5. assembly  our fields fill the dataclasses; other keys wait in `RunConfig.raw` for the backend's class
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlm_lora.config import RunConfig
+from vlm_lora.config_aliases import ALIASES, CONFIG_VARIABLES, IGNORED, IMPLIED, shown
+from vlm_lora.config_fields import SECTIONS, assemble, own_fields
+from vlm_lora.config_files import SUFFIXES, read_mapping
+from vlm_lora.config_values import MismatchError, convert, expected, spell
+from vlm_lora.errors import ConfigError
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z0-9_]+)?")
+_ENVIRONMENT = "environment."
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Given:
+    """One setting as one source gives it."""
+
+    value: Any
+    written: str
+    """As the user wrote it, for messages: `--lora_r 8`, or `lora_r: 8 (run.yaml)`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pair:
+    """A key and its value before they mean anything."""
+
+    name: str
+    value: Any
+    file: Path | None
+
+    def written(self, value: Any) -> str:
+        if self.file is not None:
+            return f"{self.name}: {shown(self.name, value)} ({self.file})"
+        return f"--{self.name} {shown(self.name, ' '.join(value) if isinstance(value, list) else value)}"
+
+
+def parse(argv: Sequence[str], *, environ: Mapping[str, str]) -> RunConfig:
+    """Return what the command line and its configuration file ask for.
+
+    Args:
+        argv: the words after the verb. A flag takes the words up to the next flag; `--key=value` takes one.
+        environ: the process's environment, which may name a configuration file (`VLM_LORA_CONFIG`).
+
+    Raises:
+        ConfigError: a word, value or file that cannot be used. Keys that are not ours are not judged here.
+    """
+    positional, pairs = _read_words(argv)
+    named = [pair for pair in pairs if pair.name == "config"]
+    flags = _settle(pair for pair in pairs if pair.name != "config")
+    path = _config_path(positional, named, environ)
+    merged = {**(_settle(_read_file(path)) if path else {}), **flags}
+    for source, target, template in IMPLIED:
+        if source in merged and merged[source].value and target not in merged:
+            value = template.format(value=merged[source].value)
+            merged[target] = _Given(value=value, written=merged[source].written)
+    return _assemble(merged)
+
+
+def _read_words(argv: Sequence[str]) -> tuple[list[str], list[_Pair]]:
+    """Split `argv` into the words before the first flag and (key, value) pairs in order."""
+    positional: list[str] = []
+    pairs: list[_Pair] = []
+    index = 0
+    while index < len(argv):
+        word = argv[index]
+        index += 1
+        if not word.startswith("--"):
+            positional.append(word)
+            continue
+        name, equals, text = word[2:].partition("=")
+        if not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"{word}: not a flag; a flag is two dashes and a name. "
+                "A value that starts with two dashes is written --key=--value."
+            )
+        if equals:
+            pairs.append(_pair(name, [text]))
+            continue
+        start = index
+        while index < len(argv) and not argv[index].startswith("--"):
+            index += 1
+        pairs.append(_pair(name, list(argv[start:index])))
+    return positional, pairs
+
+
+def _pair(name: str, texts: list[str]) -> _Pair:
+    """Make a pair of a flag and its words: none is true (false for `--no_key`), several are a list."""
+    name = name.replace("-", "_")
+    known = name in own_fields() or name in ALIASES
+    base = name.removeprefix("no_")
+    if base != name and not known:
+        alias = ALIASES.get(base)
+        own = own_fields().get(base if alias is None else alias.canonical)
+        is_switch = (alias is not None and alias.values is not None) or own is None or own.hint is bool
+        if not is_switch:
+            raise ConfigError(
+                f"--{name}: --{base} is not a switch, so it has no --no_ form; give it another value."
+            )
+        if not texts:
+            return _Pair(name=base, value=False, file=None)
+        if own is not None:
+            raise ConfigError(
+                f"--{name} {' '.join(texts)}: takes no value; type --{name} alone, or --{base} false."
+            )
+    if not texts:
+        return _Pair(name=name, value=True, file=None)
+    return _Pair(name=name, value=texts[0] if len(texts) == 1 else texts, file=None)
+
+
+def _config_path(positional: list[str], named: list[_Pair], environ: Mapping[str, str]) -> Path | None:
+    """Find the one configuration file: `--config`, else the positional word, else the environment."""
+    stray = [word for word in positional if not word.lower().endswith(SUFFIXES)]
+    if stray or len(positional) > 1:
+        raise ConfigError(
+            f"Unexpected {' '.join(stray or positional)}: the words are flags (--key value), "
+            f"and at most one configuration file ({', '.join(SUFFIXES)}) before them."
+        )
+    if len(named) + len(positional) > 1:
+        raise ConfigError(
+            "More than one configuration file is given. Leave --config out, or all but one of them."
+        )
+    if named:
+        if not isinstance(named[0].value, str) or not named[0].value:
+            raise ConfigError("--config: needs one file, for example --config run.yaml.")
+        return Path(named[0].value)
+    if positional:
+        return Path(positional[0])
+    for variable in CONFIG_VARIABLES:
+        if environ.get(variable):
+            return Path(environ[variable])
+    return None
+
+
+def _read_file(path: Path) -> Iterator[_Pair]:
+    for name, value in read_mapping(path).items():
+        key = name.replace("-", "_")
+        if key == "config":
+            raise ConfigError(f"{path}: a configuration file cannot name another (config: {spell(value)}).")
+        if key in (*SECTIONS, "raw"):
+            raise ConfigError(
+                f"{path}: '{name}' is not a key. The keys are flat: write seed: 42, without sections."
+            )
+        yield _Pair(name=key, value=value, file=path)
+
+
+def _settle(pairs: Iterable[_Pair]) -> dict[str, _Given]:
+    """Return one source's settings under canonical names. A contradiction is an error that names both."""
+    settled: dict[str, _Given] = {}
+    for pair in pairs:
+        for name, given in _interpret(pair):
+            before = settled.get(name)
+            if before is not None and not _same(before.value, given.value):
+                raise ConfigError(
+                    f"{before.written} and {given.written} contradict each other. Leave one of them out."
+                )
+            settled[name] = given
+    return settled
+
+
+def _interpret(pair: _Pair) -> Iterator[tuple[str, _Given]]:
+    """Yield the settings that one pair stands for: usually one, none for a name without effect."""
+    name, value = pair.name, pair.value
+    if name in IGNORED:
+        _check_ignored(pair)
+        return
+    if name == "environment":
+        for variable, text in _typed(pair, value, Mapping[str, Any]).items():
+            yield from _variable(pair, f"{_ENVIRONMENT}{variable}", text)
+        return
+    if name in ALIASES:
+        alias = ALIASES[name]
+        try:
+            value = alias.translate(value)
+        except MismatchError as error:
+            raise _refusal(pair, pair.value, error) from error
+        name = alias.canonical
+        if value is None and pair.value is not None:
+            return
+    if name.startswith(_ENVIRONMENT):
+        if value is not None:
+            yield from _variable(pair, name, value)
+        return
+    if name in own_fields() and not _is_backends_debug(name, value):
+        value = _own_value(pair, name, value)
+    yield name, _Given(value=value, written=pair.written(pair.value))
+
+
+def _own_value(pair: _Pair, name: str, value: Any) -> Any:
+    field = own_fields()[name]
+    if isinstance(value, str) and not value.strip():
+        raise ConfigError(f"{pair.written('')}: is empty. Give a value, or leave the key out.")
+    if field.hint is not bool:
+        _need_value(pair, value, field.hint)
+    try:
+        return field.typed(value)
+    except MismatchError as error:
+        raise _refusal(pair, pair.value, error) from error
+
+
+def _variable(pair: _Pair, name: str, value: Any) -> Iterator[tuple[str, _Given]]:
+    """Yield an environment variable; a whole number is taken as its digits, as in `PT_HPU_LAZY_MODE: 1`."""
+    _need_value(pair, value, str)
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    yield name, _Given(value=_typed(pair, text, str), written=pair.written(pair.value))
+
+
+def _typed(pair: _Pair, value: Any, hint: Any) -> Any:
+    try:
+        return convert(value, hint)
+    except MismatchError as error:
+        raise _refusal(pair, value, error) from error
+
+
+def _need_value(pair: _Pair, value: Any, hint: Any) -> None:
+    """Refuse a bare flag where its setting is more than true or false."""
+    if pair.file is None and value is True:
+        raise ConfigError(f"--{pair.name}: needs a value: {expected(hint).split(' (')[0]}.")
+
+
+def _refusal(pair: _Pair, value: Any, error: MismatchError) -> ConfigError:
+    # A flag's text needs no quotes; only a file's value can be something else than text.
+    wanted = str(error) if pair.file else str(error).replace(" (in a file: put quotes around it)", "")
+    return ConfigError(f"{pair.written(value)}: must be {wanted}.")
+
+
+def _check_ignored(pair: _Pair) -> None:
+    allowed = IGNORED[pair.name]
+    unknown = sorted(set(_typed(pair, pair.value, Mapping[str, Any])) - allowed)
+    if unknown:
+        raise ConfigError(
+            f"{pair.name}: {', '.join(unknown)} cannot be used here; "
+            f"only {', '.join(sorted(allowed))} is accepted, and has no effect."
+        )
+
+
+def _is_backends_debug(name: str, value: Any) -> bool:
+    """`--debug` alone or with true or false is ours; `--debug underflow_overflow` is the backend's."""
+    if name != "debug":
+        return False
+    try:
+        convert(value, bool)
+    except MismatchError:
+        return bool(value)
+    return False
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Compare values as their texts would be understood: 3 is 3.0, true is True."""
+    if first == second:
+        return True
+    left, right = str(first).lower(), str(second).lower()
+    try:
+        return left == right or float(left) == float(right)
+    except ValueError:
+        return False
+
+
+def _assemble(merged: Mapping[str, _Given]) -> RunConfig:
+    """Sort merged settings into our fields, environment variables and the backend's keys."""
+    own: dict[str, Any] = {}
+    raw: dict[str, Any] = {}
+    environment: dict[str, str] = {}
+    for name, given in merged.items():
+        if name.startswith(_ENVIRONMENT):
+            environment[name.removeprefix(_ENVIRONMENT)] = given.value
+        elif name in own_fields() and not _is_backends_debug(name, given.value):
+            own[name] = given.value
+        else:
+            raw[name] = given.value
+    if environment:
+        own["environment"] = environment
+    return assemble(own, raw)
