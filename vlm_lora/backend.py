@@ -63,9 +63,7 @@ class Backend(Protocol):
     def device(self) -> torch.device:
         """Return the device of this process."""
 
-    def model_kwargs(
-        self, run: RunConfig, config: PretrainedConfig, arguments: TrainingArguments
-    ) -> Mapping[str, Any]:
+    def model_kwargs(self, run: RunConfig, config: PretrainedConfig, arguments: TrainingArguments) -> Mapping[str, Any]:
         """Return `from_pretrained` keywords: `torch_dtype` and `attn_implementation`, each logged with its reason."""
 
     def trainer_class(self) -> type[Trainer]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vlm_lora.backend import Probe, Traits
 from vlm_lora.config import RunConfig
 from vlm_lora.errors import ConfigError
-from vlm_lora_cuda.precision import choose_attention, choose_dtype, check_precision, default_precision
+from vlm_lora_cuda.precision import check_precision, choose_attention, choose_dtype, default_precision
 
 if TYPE_CHECKING:
     import torch
@@ -91,9 +91,7 @@ class CudaBackend:
             raise RuntimeError("device() before build_arguments(): the arguments decide between GPU and CPU")
         return self._arguments.device
 
-    def model_kwargs(
-        self, run: RunConfig, config: PretrainedConfig, arguments: TrainingArguments
-    ) -> Mapping[str, Any]:
+    def model_kwargs(self, run: RunConfig, config: PretrainedConfig, arguments: TrainingArguments) -> Mapping[str, Any]:
         """Return dtype and attention implementation, each logged with its reason."""
         on_gpu = arguments.device.type == "cuda"
         dtype = choose_dtype(run, arguments, on_gpu=on_gpu)

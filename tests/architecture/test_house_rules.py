@@ -29,9 +29,7 @@ def skips(tree: ast.AST) -> list[int]:
     return [
         node.lineno
         for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute)
-        and node.attr in SKIPS
-        and "pytest" in ast.unparse(node)
+        if isinstance(node, ast.Attribute) and node.attr in SKIPS and "pytest" in ast.unparse(node)
     ]
 
 

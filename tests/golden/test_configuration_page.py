@@ -1,0 +1,37 @@
+"""docs/configuration.md lists every setting and every accepted name, made from the code itself.
+
+`UPDATE_DOCS=1 make test` writes it again.
+"""
+
+import os
+from pathlib import Path
+
+from vlm_lora.config_aliases import describe_aliases
+from vlm_lora.config_fields import own_fields
+from vlm_lora.config_help import field_docs
+from vlm_lora.config_values import expected, spell
+
+PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
+BEGIN, END = "<!-- made from the code: begin -->", "<!-- made from the code: end -->"
+
+
+def tables() -> str:
+    lines = ["## Our settings", "", "| Key | Value | Default | Meaning |", "|---|---|---|---|"]
+    docs = {name: text for (_, name), text in field_docs().items()}
+    for field in own_fields().values():
+        meaning = " ".join(docs[field.name].split()).replace("|", "\\|")
+        kind = expected(field.hint).split(" (")[0].replace("|", "\\|")
+        lines.append(f"| `{field.name}` | {kind} | {spell(field.default)} | {meaning} |")
+    lines += ["", "## Other names that are accepted", "", "| Name | Becomes | From |", "|---|---|---|"]
+    lines += [f"| `{alias}` | {target} | {whose} |" for alias, target, whose in describe_aliases()]
+    return "\n".join(lines)
+
+
+def test_page_lists_what_the_code_accepts() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    head, rest = text.split(BEGIN)
+    made, tail = rest.split(END)
+    if os.environ.get("UPDATE_DOCS") == "1":
+        PAGE.write_text(f"{head}{BEGIN}\n{tables()}\n{END}{tail}", encoding="utf-8")
+        return
+    assert made.strip() == tables().strip()

@@ -1,0 +1,163 @@
+"""What a run leaves behind, and that each piece works again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from support.rows import write_uneven_rows
+from support.runs import capture_trainer, logged, run
+from vlm_lora.cli import main, run_script
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_uneven_rows(tmp_path / "data", rows=6, validation=3)
+
+
+def test_checkpoints_hold_adapter_and_processor(
+    model_folder: Callable[[str], Path], data: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    run(model_folder("gemma3"), data, output, do_train=True, max_steps=2, save_strategy="steps", save_steps=1)
+    for step in (1, 2):
+        checkpoint = output / f"checkpoint-{step}"
+        assert {
+            "adapter_model.safetensors",
+            "adapter_config.json",
+            "tokenizer.json",
+            "chat_template.jinja",
+        } <= {path.name for path in checkpoint.iterdir()}
+        AutoProcessor.from_pretrained(checkpoint)
+
+
+def test_evaluation_at_the_start_is_that_of_the_base(
+    model_folder: Callable[[str], Path], data: Path, tmp_path: Path
+) -> None:
+    flags = {"do_train": True, "do_eval": True, "max_steps": 3, "learning_rate": 1e-2}
+    results = run(model_folder("gemma3"), data, tmp_path / "out", eval_on_start=True, **flags)
+    base = run(model_folder("gemma3"), data, tmp_path / "base", do_eval=True)
+    assert results["eval_start_perplexity"] == pytest.approx(base["eval_perplexity"], rel=1e-6)
+    assert results["eval_perplexity"] != pytest.approx(base["eval_perplexity"], rel=1e-4)
+
+
+def test_the_saved_configuration_repeats_the_run(
+    model_folder: Callable[[str], Path], data: Path, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    flags = {"do_train": True, "max_steps": 3, "learning_rate": 3e-3, "lora_rank": 4}
+    run(model_folder("gemma3"), data, first, **flags)
+    again = ["--config", str(first / "run_config.yaml"), "--output_dir", str(second)]
+    assert run_script(again) == 0
+    assert logged(second, "loss") == logged(first, "loss")
+
+
+def test_adapter_folder_evaluates_like_the_model_in_memory(
+    model_folder: Callable[[str], Path], data: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    trained = run(model_folder("gemma3"), data, output, do_train=True, do_eval=True, max_steps=3, learning_rate=1e-2)
+    reloaded = run(output, data, tmp_path / "eval", do_eval=True)
+    assert reloaded["eval_perplexity"] == pytest.approx(trained["eval_perplexity"], rel=1e-5)
+
+
+def test_full_weights_are_saved_and_reload(model_folder: Callable[[str], Path], data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    flags = {"peft_method": "none", "do_train": True, "do_eval": True, "max_steps": 2, "learning_rate": 1e-3}
+    trained = run(model_folder("gemma3"), data, output, **flags)
+    assert (output / "model.safetensors").exists()
+    reloaded = run(output, data, tmp_path / "eval", do_eval=True)
+    assert reloaded["eval_perplexity"] == pytest.approx(trained["eval_perplexity"], rel=1e-5)
+
+
+def test_resume_goes_on_bitwise(model_folder: Callable[[str], Path], data: Path, tmp_path: Path) -> None:
+    flags = {
+        "do_train": True,
+        "max_steps": 4,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "learning_rate": 1e-2,
+    }
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(model_folder("gemma3"), data, whole, **flags)
+    run(model_folder("gemma3"), data, parts, **{**flags, "max_steps": 4})
+    (parts / "adapter_model.safetensors").unlink()
+    run(model_folder("gemma3"), data, parts, **flags, resume_from_checkpoint=parts / "checkpoint-2")
+    name = "adapter_model.safetensors"
+    assert (parts / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_tensorboard_when_asked(
+    model_folder: Callable[[str], Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = tmp_path / "events"
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(events))
+    run(model_folder("gemma3"), data, tmp_path / "out", do_train=True, max_steps=1, report_to="tensorboard")
+    assert list(events.rglob("events.out.tfevents.*"))
+
+
+def test_memory_is_reported(model_folder: Callable[[str], Path], data: Path, tmp_path: Path) -> None:
+    results = run(model_folder("gemma3"), data, tmp_path / "out", do_train=True, max_steps=1)
+    assert results["train_memory_peak_bytes"] > 10 * 2**20
+
+
+def test_checkpointing_changes_nothing_but_memory(
+    model_folder: Callable[[str], Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainers = capture_trainer(monkeypatch)
+    flags = {"do_train": True, "max_steps": 2, "learning_rate": 1e-2}
+    plain = run(model_folder("gemma3"), data, tmp_path / "plain", **flags)
+    saved = run(model_folder("gemma3"), data, tmp_path / "saved", **flags, gradient_checkpointing=True)
+    assert saved["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-6)
+    assert [trainer.model.is_gradient_checkpointing for trainer in trainers] == [False, True]
+
+
+def test_ask_answers_as_plain_transformers_does(
+    model_folder: Callable[[str], Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    run(model_folder("gemma3"), data, output, do_train=True, max_steps=5, learning_rate=3e-2)
+    capsys.readouterr()
+    command = ["ask", "--model_name_or_path", str(output), "--prompt", "What is in this picture?"]
+    command += ["--max_new_tokens", "8", "--use_cpu"]
+    answers = []
+    for picture in ("train-0.png", "train-1.png"):
+        assert main([*command, "--image", str(data / picture)]) == 0
+        answers.append(capsys.readouterr().out.removesuffix("\n"))
+    assert answers == plain_answers(model_folder("gemma3"), output, data)
+
+
+def plain_answers(base: Path, adapter: Path, data: Path) -> list[str]:
+    processor = AutoProcessor.from_pretrained(adapter, backend="pil")
+    model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(base), adapter).eval()
+    parts = [{"type": "image"}, {"type": "text", "text": "What is in this picture?"}]
+    prompt = processor.apply_chat_template(
+        [{"role": "user", "content": parts}], add_generation_prompt=True, tokenize=False
+    )
+    answers = []
+    for picture in ("train-0.png", "train-1.png"):
+        image = Image.open(data / picture).convert("RGB")
+        inputs = processor(text=[prompt], images=[[image]], return_tensors="pt", add_special_tokens=False)
+        with torch.no_grad():
+            ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+        answers.append(processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    return answers
+
+
+def test_preview_shows_what_is_supervised(
+    model_folder: Callable[[str], Path], data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["preview", "--model_name_or_path", str(model_folder("gemma3")), "--dataset_name", str(data)]
+    assert main([*command, "--rows", "2", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    answers = [json.loads(line)["answer"] for line in (data / "train.jsonl").read_text().splitlines()]
+    assert [row["supervised"][0]["text"] for row in rows] == [f"{answer}<end_of_turn>" for answer in answers[:2]]
+    assert main([*command, "--rows", "1"]) == 0
+    assert "What is in picture 0?" in capsys.readouterr().out

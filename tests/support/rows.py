@@ -1,0 +1,32 @@
+"""A small data folder whose rows differ in everything that batching could get wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+WORDS = ("red", "green", "blue", "small", "large", "square", "round", "bright", "dark", "striped")
+
+
+def write_uneven_rows(folder: Path, *, rows: int, validation: int = 0) -> Path:
+    """Write train.jsonl (and validation.jsonl): different pictures, questions and very different answer lengths."""
+    folder.mkdir(parents=True)
+    write_split(folder, "train", rows, seed=0)
+    if validation:
+        write_split(folder, "validation", validation, seed=1)
+    return folder
+
+
+def write_split(folder: Path, split: str, rows: int, *, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    lines = []
+    for row in range(rows):
+        name = f"{split}-{row}.png"
+        Image.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / name)
+        answer = " ".join(generator.choice(WORDS, size=1 + (row * row) % 9))
+        lines.append({"image": name, "question": f"What is in picture {row}?", "answer": answer})
+    text = "\n".join(json.dumps(line) for line in lines)
+    (folder / f"{split}.jsonl").write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,58 @@
+"""Runs of the command line inside the test process, and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vlm_lora import pipeline
+from vlm_lora.cli import run_script
+from vlm_lora.training import trainer
+
+
+def script_flags(model: Path, data: Path, output: Path, **flags: object) -> list[str]:
+    """Return the flags of a small CPU run; keyword arguments add to or replace them."""
+    values: dict[str, object] = {
+        "model_name_or_path": model,
+        "dataset_name": data,
+        "output_dir": output,
+        "use_cpu": True,
+        "dataloader_num_workers": 0,
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "log_level": "error",
+        **flags,
+    }
+    return [text for name, value in values.items() for text in (f"--{name}", str(value))]
+
+
+def run(model: Path, data: Path, output: Path, **flags: object) -> dict[str, Any]:
+    """Run `run_lora_vlm.py` and return its `all_results.json`; any exit code but 0 fails the test."""
+    code = run_script(script_flags(model, data, output, **flags))
+    if code != 0:
+        pytest.fail(f"the command exited with {code}")
+    results: dict[str, Any] = json.loads((output / "all_results.json").read_text(encoding="utf-8"))
+    return results
+
+
+def logged(output: Path, key: str) -> list[float]:
+    """Return what the trainer logged under `key`, step by step."""
+    state = json.loads((output / "trainer_state.json").read_text(encoding="utf-8"))
+    return [entry[key] for entry in state["log_history"] if key in entry]
+
+
+def capture_trainer(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return a list that the next runs put their trainer into."""
+    trainers: list[Any] = []
+    build = trainer.build_trainer
+
+    def remember(*args: Any, **kwargs: Any) -> Any:
+        trainers.append(build(*args, **kwargs))
+        return trainers[-1]
+
+    monkeypatch.setattr(pipeline, "build_trainer", remember)
+    return trainers

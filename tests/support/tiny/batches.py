@@ -1,0 +1,59 @@
+"""Pictures, conversations and one-row batches for tests of models, without the product's own encoder."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+
+QUESTION = "What is the value?"
+ANSWER = "It is 12."
+
+
+def build_picture(seed: int, *, width: int = 48, height: int = 40) -> Image.Image:
+    """Return a random RGB picture; different seeds give clearly different ones."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def load_plainly(folder: Path) -> tuple[Any, Any]:
+    """Return processor and model as a user of plain transformers loads them."""
+    remote = {"trust_remote_code": True} if (folder / "modeling_phi3_v.py").exists() else {}
+    config = transformers.AutoConfig.from_pretrained(folder, **remote)
+    causal = config.model_type in ("phi4_multimodal", "phi3_v")
+    kind = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForImageTextToText
+    processor = transformers.AutoProcessor.from_pretrained(folder, **remote)
+    return processor, kind.from_pretrained(folder, **remote).eval()
+
+
+def build_batch(processor: Any, *, picture: int | None = 0) -> dict[str, torch.Tensor]:
+    """Return one row as the model takes it: a question with a picture (or without), and its answer."""
+    image = [] if picture is None else [{"type": "image"}]
+    messages = [
+        {"role": "user", "content": [*image, {"type": "text", "text": QUESTION}]},
+        {"role": "assistant", "content": [{"type": "text", "text": ANSWER}]},
+    ]
+    template = processor.chat_template or processor.tokenizer.chat_template
+    if template:
+        text = processor.apply_chat_template(messages, chat_template=template, tokenize=False)
+    else:
+        text = ("<image>" if image else "") + QUESTION
+    pictures: Mapping[str, Any] = {} if picture is None else {"images": [[build_picture(picture)]]}
+    with warnings.catch_warnings():
+        # PaliGemma's processor copies tensors in a way that NumPy 2 deprecates.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        batch = processor(text=[text], return_tensors="pt", **pictures)
+    return {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+
+def next_token_loss(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return a scalar that depends on every position's logits."""
+    logits = model(**batch).logits.float()
+    targets = batch["input_ids"][:, 1:].clamp(min=0, max=logits.shape[-1] - 1)
+    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten())

@@ -1,0 +1,53 @@
+"""Exit codes, help, start-up and the message of an error."""
+
+import subprocess
+import sys
+
+import pytest
+
+from vlm_lora import __version__
+from vlm_lora.cli import guard, main
+from vlm_lora.errors import ConfigError, RenderingError, plain_message
+
+
+def fail(error: BaseException) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(ConfigError("wrong"), 1), (KeyboardInterrupt(), 130), (ZeroDivisionError("ours"), 203)],
+)
+def test_exit_codes(error: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert guard(lambda: fail(error), debug=False) == code
+    assert ("Traceback" in capsys.readouterr().err) == (code == 203)
+
+
+def test_no_arguments_is_wrong_usage_and_shows_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "vlm-lora train" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == __version__
+
+
+@pytest.mark.parametrize("flags", [["--help"], ["train", "--help"]])
+def test_help_imports_no_torch(flags: list[str]) -> None:
+    code = (
+        "import sys; from vlm_lora.cli import main; "
+        f"status = main({flags!r}); print('torch' in sys.modules, 'transformers' in sys.modules); sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "False False"
+
+
+def test_message_from_a_worker_loses_the_traceback() -> None:
+    text = (
+        "Caught RenderingError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+        '  File "x.py", line 1, in f\nvlm_lora.errors.RenderingError: train.jsonl row 3: no answer\n'
+    )
+    assert plain_message(RenderingError(text)) == "train.jsonl row 3: no answer"
+    assert plain_message(RenderingError("plain")) == "plain"

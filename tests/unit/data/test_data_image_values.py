@@ -1,0 +1,195 @@
+"""What rows hold for pictures: every accepted form, and where paths may not lead."""
+
+from __future__ import annotations
+
+import base64
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from support.datasets import draw_chart, encode_png, write_picture
+from vlm_lora.data.conversation import ImageRef
+from vlm_lora.data.image_values import (
+    ImagePlace,
+    is_missing,
+    looks_like_image,
+    read_image_value,
+    read_image_values,
+)
+from vlm_lora.errors import ImageError
+
+PNG = encode_png(draw_chart(3)[0])
+TEXT = base64.b64encode(PNG).decode()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> ImagePlace:
+    write_picture(tmp_path / "root" / "pictures" / "a.png", seed=1)
+    write_picture(tmp_path / "outside.png", seed=2)
+    return ImagePlace(folder=tmp_path / "root")
+
+
+def real(place: ImagePlace) -> Path:
+    assert place.folder is not None
+    return (place.folder / "pictures" / "a.png").resolve()
+
+
+def test_every_form_of_a_path_gives_the_same_file(place: ImagePlace) -> None:
+    expected = ImageRef(source=real(place))
+    forms: list[Any] = [
+        "pictures/a.png",
+        "./pictures/../pictures/a.png",
+        Path("pictures/a.png"),
+        str(real(place)),
+        f"file://{real(place)}",
+        {"bytes": None, "path": "pictures/a.png"},
+        {"path": "pictures/a.png"},
+    ]
+    for form in forms:
+        assert read_image_value(form, place) == expected, form
+
+
+def test_every_form_of_encoded_bytes_gives_the_bytes(place: ImagePlace) -> None:
+    wrapped = "\n".join(TEXT[i : i + 76] for i in range(0, len(TEXT), 76))
+    forms: list[Any] = [
+        PNG,
+        bytearray(PNG),
+        {"bytes": PNG, "path": "gone.png"},
+        {"bytes": PNG, "path": None},
+        TEXT,
+        wrapped,
+        f"data:image/png;base64,{TEXT}",
+        f"data:image/png;charset=utf-8;base64,{TEXT}",
+        f"data:;base64,{TEXT}",
+    ]
+    for form in forms:
+        assert read_image_value(form, place) == ImageRef(source=PNG), str(form)[:40]
+
+
+def test_a_picture_stays_itself(place: ImagePlace) -> None:
+    picture = Image.new("RGB", (2, 2))
+    assert read_image_value(picture, place).source is picture
+
+
+@pytest.mark.parametrize("value", [None, "", [], (), {"bytes": None, "path": None}])
+def test_missing_pictures_are_no_pictures(value: Any, place: ImagePlace) -> None:
+    assert is_missing(value)
+    assert read_image_values(value, place) == ()
+
+
+def test_lists_keep_their_order(place: ImagePlace) -> None:
+    refs = read_image_values(["pictures/a.png", PNG, {"bytes": b"x", "path": None}], place)
+    assert [ref.source for ref in refs] == [real(place), PNG, b"x"]
+
+
+def test_lost_pictures_are_not_taken_for_absent_ones(place: ImagePlace) -> None:
+    assert [ref.source for ref in read_image_values({"bytes": b"", "path": None}, place)] == [b""]
+    with pytest.raises(ImageError, match="Image 2 of 2 in the list is empty"):
+        read_image_values(["pictures/a.png", None], place)
+
+
+@pytest.mark.parametrize("escape", ["../outside.png", "pictures/../../outside.png", "{outside}", "file://{outside}"])
+def test_paths_outside_the_root_are_refused(escape: str, place: ImagePlace) -> None:
+    assert place.folder is not None
+    path = escape.format(outside=place.folder.parent / "outside.png")
+    with pytest.raises(ImageError, match=r"outside.*Type --image_root"):
+        read_image_value(path, place)
+    wider = ImagePlace(folder=place.folder, roots=(place.folder.parent,))
+    assert read_image_value(path, wider).source == place.folder.parent.resolve() / "outside.png"
+
+
+def test_symlinks_out_of_the_root_are_refused_and_inside_it_followed(place: ImagePlace) -> None:
+    assert place.folder is not None
+    (place.folder / "in.png").symlink_to("pictures/a.png")
+    (place.folder / "out.png").symlink_to(place.folder.parent / "outside.png")
+    (place.folder / "up").symlink_to(place.folder.parent)
+    assert read_image_value("in.png", place).source == real(place)
+    for path in ("out.png", "up/outside.png"):
+        with pytest.raises(ImageError, match="--image_root"):
+            read_image_value(path, place)
+
+
+def test_a_root_with_a_common_prefix_is_another_folder(place: ImagePlace) -> None:
+    assert place.folder is not None
+    write_picture(place.folder.parent / "root2" / "b.png", seed=1)
+    with pytest.raises(ImageError, match="outside"):
+        read_image_value("../root2/b.png", place)
+
+
+def test_outside_the_root_nothing_is_told_about_what_is_there(place: ImagePlace) -> None:
+    messages = []
+    for path in ("../outside.png", "../gone1234.png"):
+        with pytest.raises(ImageError) as caught:
+            read_image_value(path, place)
+        messages.append(str(caught.value).replace("gone1234", "outside"))
+    assert messages[0] == messages[1]
+
+
+def test_irregular_and_missing_files_are_refused(place: ImagePlace) -> None:
+    assert place.folder is not None
+    os.mkfifo(place.folder / "pipe.png")
+    (place.folder / "loop.png").symlink_to("loop.png")
+    for path in ("pipe.png", "pictures"):
+        with pytest.raises(ImageError, match="not a regular file"):
+            read_image_value(path, place)
+    for path in ("gone.png", "loop.png", "x" * 5000):
+        with pytest.raises(ImageError, match="cannot be opened"):
+            read_image_value(path, place)
+    with pytest.raises(ImageError, match="NUL"):
+        read_image_value("a\x00.png", place)
+
+
+@pytest.mark.parametrize("url", ["http://x.org/a.png", "https://x.org/a.png", "S3://bucket/a.png", "ftp://x/a.png"])
+def test_urls_are_refused_with_the_reason(url: str, place: ImagePlace) -> None:
+    for value in (url, {"bytes": None, "path": url}):
+        with pytest.raises(ImageError, match="URLs are not fetched in this version"):
+            read_image_value(value, place)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("data:image/png;base64,@@@@", "base64"),
+        ("data:image/png,abc", "not base64"),
+        ("data:text/html;base64,aGk=", "text/html"),
+        ("data:image/png;base64,", "empty"),
+        (TEXT[:-3], "broken"),
+        ([[0, 255], [255, 0]], "list of numbers"),
+        (7, "a int"),
+        ({"url": "x"}, "`bytes` or `path`"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(value: Any, said: str, place: ImagePlace) -> None:
+    with pytest.raises(ImageError, match=said):
+        read_image_value(value, place)
+
+
+def test_a_hub_row_with_a_relative_path_asks_for_a_root() -> None:
+    with pytest.raises(ImageError, match="--image_root"):
+        read_image_value("a.png", ImagePlace(folder=None))
+
+
+def test_values_that_are_surely_pictures() -> None:
+    for value in (
+        PNG,
+        TEXT,
+        "x/a.JPG",
+        {"bytes": PNG, "path": None},
+        ["a.png"],
+        f"data:image/png;base64,{TEXT}",
+    ):
+        assert looks_like_image(value), str(value)[:40]
+    for other in (
+        "What is in a picture?",
+        b"text",
+        3,
+        None,
+        [],
+        ["a.png", "a"],
+        {"bytes": None, "path": None},
+        "a.txt",
+    ):
+        assert not looks_like_image(other), str(other)[:40]

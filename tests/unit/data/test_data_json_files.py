@@ -1,0 +1,107 @@
+"""JSON and JSON Lines: rows by byte range equal the standard parser's, malformed input has a line."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vlm_lora.data.json_files import JsonFile, read_json, read_json_lines
+from vlm_lora.errors import DataError
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+ROWS = st.lists(st.dictionaries(st.text(), VALUES, max_size=3), max_size=5)
+
+
+def rows_of(file: JsonFile) -> list[Any]:
+    return [dict(file[i]) for i in range(len(file))]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=ROWS, ascii_only=st.booleans(), indent=st.sampled_from([None, 1]), mark=st.booleans())
+def test_any_rows_come_back(tmp_path: Path, rows: list[Any], ascii_only: bool, indent: int | None, mark: bool) -> None:
+    start = b"\xef\xbb\xbf" if mark else b""
+    listed, wrapped, lines = tmp_path / "a.json", tmp_path / "b.json", tmp_path / "c.jsonl"
+    listed.write_bytes(
+        start + json.dumps(rows, ensure_ascii=ascii_only, indent=indent).encode("utf-8", "surrogatepass")
+    )
+    whole = {"version": "é", "info": {"data": 1}, "data": rows, "more": [1]}
+    wrapped.write_bytes(
+        start + json.dumps(whole, ensure_ascii=ascii_only, indent=indent).encode("utf-8", "surrogatepass")
+    )
+    lines.write_bytes(start + b"".join(json.dumps(r, ensure_ascii=ascii_only).encode() + b"\r\n\n" for r in rows))
+    for file in (read_json(listed), read_json(wrapped), read_json_lines(lines)):
+        assert rows_of(file) == rows
+        assert set(file.columns) == {key for row in rows for key in row}
+
+
+def test_json_with_one_object_a_line_is_read_as_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"a": 1}\n{"a": 2, "b": "é"}\n', encoding="utf-8")
+    assert rows_of(read_json(path)) == [{"a": 1}, {"a": 2, "b": "é"}]
+
+
+def test_columns_are_those_of_all_rows_not_of_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\n' * 300 + '{"late": 1}\n', encoding="utf-8")
+    assert read_json_lines(path).columns == ("a", "late")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", b'{"a": 1}\n\n{"a": }\n', "line 3: not JSON"),
+        ("a.jsonl", b'{"a": 1}\n{"a": 1', "line 2.*cut off"),
+        ("a.jsonl", b'{"a": 1}\n[1, 2]\n', "line 2.*this one is a list"),
+        ("a.jsonl", b'{"a": 1}\n3\n', "line 2.*this one is a number"),
+        ("a.jsonl", b'{"a": "\xe9"}\n', "line 1: not UTF-8"),
+        ("a.jsonl", b"[" * 200_000, "line 1: not usable"),
+        ("a.json", b'[\n{"a": 1},\n{"a" 2}\n]', "line 3: not JSON"),
+        ("a.json", b'[\n{"a": 1}\n{"a": 2}\n]', "line 3: not JSON: expected ,"),
+        ("a.json", b'[{"a": 1},\n]', "line 2: not JSON: a comma before"),
+        ("a.json", b'[{"a": 1}', "not JSON: expected ,"),
+        ("a.json", b'[{"a": 1}]\n[]', "line 2: not JSON: text after"),
+        ("a.json", b'[{"a": 1},\n "b"]', "line 2.*this one is a string"),
+        ("a.json", b'\n{"a": "\xe9"}', "line 2: not UTF-8"),
+        ("a.json", b'{"rows": []}', "`data` list"),
+        ("a.json", b'{"image": ["a"], "label": ["b"]}', "'image', 'label'"),
+        ("a.json", b'"text"', "list of objects"),
+    ],
+)
+def test_malformed_input_names_file_and_line(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=said) as caught:
+        (read_json if name.endswith("json") else read_json_lines)(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}\n', encoding="utf-8")
+    file = read_json_lines(path)
+    assert file[1] == {"a": 2}
+    path.write_text('{"a": 3}\n{"a": 4}\n', encoding="utf-8")
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(DataError, match="was changed"):
+        file[1]
+    assert read_json_lines(path)[1] == {"a": 4}
+
+
+def test_pickling_carries_positions_not_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"a": "x" * 5000, "n": n}) + "\n" for n in range(50)), encoding="utf-8")
+    file = read_json_lines(path)
+    packed = pickle.dumps(file)
+    assert len(packed) < 2500
+    assert pickle.loads(packed)[49]["n"] == 49

@@ -1,0 +1,1 @@
+"""From conversations to padded batches: rendering, masks, collation."""

@@ -1,0 +1,172 @@
+"""Rows of different lengths to one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import pad
+
+from vlm_lora.batching.encoded import IGNORE_INDEX, EncodedRow
+from vlm_lora.batching.encoding import RowEncoder
+from vlm_lora.batching.style import MediaBatching, RenderingStyle
+from vlm_lora.data.conversation import Conversation
+
+
+class Collator:
+    """Encodes conversations and pads them to one batch; a `DataLoader`'s `collate_fn`.
+
+    Args:
+        encoder: makes the rows.
+        style: says how media tensors are batched.
+        pad_token_id: what pads `input_ids`.
+        pad_to_multiple_of: round T up to a multiple of this; None for the longest row's length.
+
+    Example: two rows of 5 and 3 tokens, the answers `[8, 2]` and `[7, 2]` (2 is eos), pad token 0.
+
+        >>> collator.collate([long, short])  # doctest: +SKIP
+        {"input_ids":            [[1, 5, 6, 8, 2],
+                                  [1, 7, 2, 0, 0]],
+         "attention_mask":       [[1, 1, 1, 1, 1],
+                                  [1, 1, 1, 0, 0]],
+         "labels":               [[-100, -100, -100,    8,    2],
+                                  [-100,    7,    2, -100, -100]],
+         "supervised_positions": [[2, 3],
+                                  [0, 1]]}
+    """
+
+    def __init__(
+        self,
+        encoder: RowEncoder,
+        style: RenderingStyle,
+        *,
+        pad_token_id: int,
+        pad_to_multiple_of: int | None = None,
+    ) -> None:
+        self._encoder = encoder
+        self._style = style
+        self._pad_token_id = pad_token_id
+        self._multiple = pad_to_multiple_of or 1
+
+    def __call__(self, rows: Sequence[Conversation]) -> dict[str, torch.Tensor]:
+        """Encode and pad rows for training.
+
+        Returns:
+            `input_ids`, `attention_mask`, `labels`: `(B, T)` int64, padded on the right;
+            `supervised_positions`: `(B, K)` int64, the positions whose *next* token is supervised, K the
+            most in this batch, padded with -1; the rows' per-token tensors `(B, T, ...)` padded with 0; their
+            media tensors, joined as the style says.
+
+        Raises:
+            RenderingError, ImageError: a row cannot be encoded.
+        """
+        return self.collate([self._encoder.encode(row) for row in rows])
+
+    def prompt_batch(self, rows: Sequence[Conversation]) -> dict[str, torch.Tensor]:
+        """Encode and pad prompts for generation, on the left so that answers start in one column.
+
+        Returns:
+            `input_ids`, `attention_mask`: `(B, T)` int64; per-token and media tensors as in training.
+
+        Raises:
+            RenderingError, ImageError: a row cannot be encoded.
+        """
+        batch = self._padded([self._encoder.encode_prompt(row) for row in rows], left=True)
+        del batch["labels"]
+        return batch
+
+    def collate(self, rows: Sequence[EncodedRow]) -> dict[str, torch.Tensor]:
+        """Pad rows that are already encoded, as `__call__`."""
+        batch = self._padded(rows, left=False)
+        batch["supervised_positions"] = supervised_positions(batch["labels"])
+        return batch
+
+    def _padded(self, rows: Sequence[EncodedRow], *, left: bool) -> dict[str, torch.Tensor]:
+        longest = max(len(row.input_ids) for row in rows)
+        length = -(-longest // self._multiple) * self._multiple
+        ones = [torch.ones_like(row.input_ids) for row in rows]
+        ids = [row.input_ids for row in rows]
+        batch = {
+            "input_ids": _stacked(ids, length, self._pad_token_id, left=left),
+            "attention_mask": _stacked(ones, length, 0, left=left),
+            "labels": _stacked([row.labels for row in rows], length, IGNORE_INDEX, left=left),
+        }
+        for name in dict.fromkeys(name for row in rows for name in row.token_tensors):
+            batch[name] = _token_tensor(name, rows, length, left=left)
+        for name in dict.fromkeys(name for row in rows for name in row.media):
+            batch[name] = join_media([row.media.get(name) for row in rows], self._style.batching(name))
+        return batch
+
+
+def supervised_positions(labels: torch.Tensor) -> torch.Tensor:
+    """Return `(B, K)` int64: the positions t where `labels[:, t + 1]` is supervised, padded with -1.
+
+    Args:
+        labels: `(B, T)` int64.
+
+    >>> supervised_positions(torch.tensor([[-100, 4, 5], [-100, -100, 6]]))
+    tensor([[ 0,  1],
+            [ 1, -1]])
+    """
+    rows = [row[1:].ne(IGNORE_INDEX).nonzero().flatten() for row in labels]
+    return _stacked(rows, max(len(row) for row in rows), -1, left=False)
+
+
+def join_media(tensors: Sequence[torch.Tensor | None], batching: MediaBatching) -> torch.Tensor:
+    """Join one media tensor of several rows along dim 0.
+
+    Args:
+        tensors: one per row, `(n, ...)`, None where a row has no media; at least one is not None. With
+            `batching.leading == "row"`, n is 1.
+        batching: what dim 0 counts and what padding holds.
+
+    Returns:
+        `(sum of n, ...)`, other dimensions padded at their end to the longest; with `leading == "row"`,
+        `(B, ...)`.
+    """
+    present = [tensor for tensor in tensors if tensor is not None]
+    sizes = [max(tensor.shape[dim] for tensor in present) for dim in range(1, present[0].dim())]
+    joined: list[torch.Tensor] = []
+    for tensor in tensors:
+        if tensor is None:
+            if batching.leading == "media":
+                continue
+            tensor = present[0].new_empty(1, *([0] * len(sizes)))
+        joined.append(_grown(tensor, sizes, batching))
+    return torch.cat(joined)
+
+
+def _grown(tensor: torch.Tensor, sizes: Sequence[int], batching: MediaBatching) -> torch.Tensor:
+    """Pad `(n, ...)` at the end of every dimension but the first."""
+    missing = [size - have for size, have in zip(sizes, tensor.shape[1:], strict=True)]
+    if not any(missing):
+        return tensor
+    widths = [width for amount in reversed(missing) for width in (0, amount)]
+    grown = pad(tensor, widths, value=batching.pad_value)
+    if batching.first_tile_on:
+        grown[..., 0] = 1
+    return grown
+
+
+def _stacked(rows: Sequence[torch.Tensor], length: int, value: int, *, left: bool) -> torch.Tensor:
+    """Pad `(t, ...)` tensors along dim 0 and stack them to `(B, length, ...)`."""
+    stacked = rows[0].new_full((len(rows), length, *rows[0].shape[1:]), value)
+    for target, row in zip(stacked, rows, strict=True):
+        if left:
+            target[length - len(row) :] = row
+        else:
+            target[: len(row)] = row
+    return stacked
+
+
+def _token_tensor(name: str, rows: Sequence[EncodedRow], length: int, *, left: bool) -> torch.Tensor:
+    """Stack one per-token tensor; its further dimensions (images, tiles) grow to the largest of the batch."""
+    present = [row.token_tensors[name] for row in rows if name in row.token_tensors]
+    sizes = [max(tensor.shape[dim] for tensor in present) for dim in range(1, present[0].dim())]
+    filled = []
+    for row in rows:
+        tensor = row.token_tensors.get(name)
+        if tensor is None:  # a row without pictures in a batch with some
+            tensor = present[0].new_zeros(len(row.input_ids), *sizes)
+        filled.append(_grown(tensor, sizes, MediaBatching()))
+    return _stacked(filled, length, 0, left=left)

@@ -1,0 +1,30 @@
+"""What leaves the encoder: one row as tensors, with its labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from vlm_lora.data.conversation import RowSource
+
+IGNORE_INDEX = -100
+"""Label of a token that is not supervised (PyTorch's cross-entropy default)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedRow:
+    """One conversation as the model sees it, images expanded, nothing padded."""
+
+    input_ids: torch.Tensor
+    """`(T,)` int64."""
+    labels: torch.Tensor
+    """`(T,)` int64: the token id where the model must produce it, else `IGNORE_INDEX`."""
+    token_tensors: Mapping[str, torch.Tensor]
+    """Further per-token inputs, each `(T,)` (or `(T, ...)`): `token_type_ids`, `mm_token_type_ids`, ..."""
+    media: Mapping[str, torch.Tensor]
+    """All else the processor made for this row alone, with its own leading dimensions: `pixel_values`, ..."""
+    text: str
+    """The rendering with image placeholders expanded: the string whose tokens `input_ids` are."""
+    source: RowSource

@@ -1,0 +1,264 @@
+"""One conversation to one row of tensors: rendered once, its processor called once, labels checked.
+
+1. `ChatTemplate` renders the conversation and says what the model must produce.
+2. The processor gets the rendering with a sentinel for each text, and the decoded images: it makes the media
+   tensors, expands the placeholders, and asks its tokenizer.
+3. `SubstitutingTokenizer` answers in the tokenizer's place with the tokens of the real texts.
+4. The supervised characters become supervised tokens, and every row is checked before it leaves.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from transformers import BatchFeature
+
+from vlm_lora.batching.encoded import IGNORE_INDEX, EncodedRow
+from vlm_lora.batching.masks import Span, check_mask, supervise
+from vlm_lora.batching.prefix_suffix import PrefixSuffix
+from vlm_lora.batching.rendering import ChatTemplate, Rendering
+from vlm_lora.batching.sentinels import prompt_turns
+from vlm_lora.batching.style import RenderingStyle
+from vlm_lora.batching.tokenization import ControlTokens, SubstitutingTokenizer, Tokenized
+from vlm_lora.data.conversation import Conversation, ImageRef
+from vlm_lora.errors import ModelError, RenderingError, UserError
+
+_PROCESSOR_FAULTS = (ValueError, TypeError, LookupError, RuntimeError, AttributeError, StopIteration)
+
+
+class RowEncoder:
+    """Turns conversations into `EncodedRow`s for one model. Can be pickled into loader workers.
+
+    Args:
+        processor: the model's processor, with a fast tokenizer; it is not changed.
+        style: the family's conventions (`style_for(model_type)`).
+        eos_token_ids: tokens at which generation stops.
+        max_length: longest row in tokens, images included; None for no limit.
+        image_limits: handed to `load_image` as `limits=`; None takes the project's defaults.
+        load_image: decodes one image source; None takes the project's own loader.
+
+    Raises:
+        ModelError: no chat template, no fast tokenizer, or no eos token.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        style: RenderingStyle,
+        *,
+        eos_token_ids: frozenset[int],
+        max_length: int | None,
+        image_limits: Any = None,
+        load_image: Callable[..., Any] | None = None,
+    ) -> None:
+        tokenizer = processor.tokenizer
+        if not eos_token_ids:
+            raise ModelError("No eos token is known for this model: without one it cannot learn to stop.")
+        self._style = style
+        self._eos_token_ids = eos_token_ids
+        self._max_length = max_length
+        self._load_image, self._image_limits = _loader(load_image, image_limits)
+        self._bos = (tokenizer.bos_token, tokenizer.bos_token_id)
+        ends = {tokenizer.convert_ids_to_tokens(token_id): token_id for token_id in sorted(eos_token_ids)}
+        media = _media_tokens(processor, style)
+        self._media_token_ids = frozenset(media.values()) - eos_token_ids
+        self._placeholders = _placeholders(processor, style)
+        self._media_names = frozenset(processor.image_processor.model_input_names)
+        self._renderer: ChatTemplate | PrefixSuffix
+        if style.kind == "prefix_suffix":
+            self._renderer = PrefixSuffix(image_token=self._placeholders[0], eos_token=tokenizer.eos_token)
+        else:
+            eos_token = tokenizer.eos_token if tokenizer.eos_token in ends else next(iter(ends))
+            self._renderer = ChatTemplate(processor, style, eos_tokens=frozenset(ends), eos_token=eos_token)
+        controls = ControlTokens(tokenizer, frozenset(media) | frozenset(ends))
+        self._tokenizer = SubstitutingTokenizer(tokenizer, controls)
+        # A shallow copy with another tokenizer: the caller's processor stays as it is.
+        self._processor = copy.copy(processor)
+        self._processor.tokenizer = self._tokenizer
+
+    def encode(self, conversation: Conversation) -> EncodedRow:
+        """Return the row for training.
+
+        Raises:
+            RenderingError: the label promise cannot be kept on this row, or it is too long.
+            ImageError: an image cannot be read.
+        """
+        rendering = self._renderer.render(conversation)
+        try:
+            return self._row(rendering, conversation, conversation.images, prompt=False)
+        except RenderingError as error:
+            raise RenderingError(f"{conversation.source}: {error}") from error
+
+    def encode_prompt(self, conversation: Conversation) -> EncodedRow:
+        """Return everything before the last assistant turn, with the generation prompt; no labels.
+
+        Raises:
+            RenderingError, ImageError: as `encode`.
+        """
+        rendering = self._renderer.render_prompt(conversation)
+        turns = prompt_turns(conversation.turns)
+        images = tuple(part for turn in turns for part in turn.parts if isinstance(part, ImageRef))
+        try:
+            return self._row(rendering, conversation, images, prompt=True)
+        except RenderingError as error:
+            raise RenderingError(f"{conversation.source}: {error}") from error
+
+    def _row(
+        self, rendering: Rendering, conversation: Conversation, images: tuple[ImageRef, ...], *, prompt: bool
+    ) -> EncodedRow:
+        self._check_placeholders(rendering, len(images))
+        pictures = [self._picture(image, conversation) for image in images]
+        outputs, tokenized = self._call(rendering, pictures, prompt=prompt)
+        ids = tokenized.input_ids
+        labels = torch.full_like(ids, IGNORE_INDEX)
+        self._check_length(len(ids))
+        self._check_bos(ids, tokenized.text)
+        if not prompt:
+            mask = self._mask(rendering, tokenized)
+            labels[mask] = ids[mask]
+        token_tensors, media = self._sorted(outputs, len(ids))
+        return EncodedRow(
+            input_ids=ids,
+            labels=labels,
+            token_tensors=token_tensors,
+            media=media,
+            text=tokenized.text,
+            source=conversation.source,
+        )
+
+    def _picture(self, image: ImageRef, conversation: Conversation) -> Any:
+        try:
+            return self._load_image(image.source, limits=self._image_limits)
+        except UserError as error:
+            raise type(error)(f"{conversation.source}: {error}") from error
+
+    def _call(self, rendering: Rendering, pictures: list[Any], *, prompt: bool) -> tuple[Mapping[str, Any], Tokenized]:
+        """Call the processor, once."""
+        text = rendering.aided
+        extra: dict[str, Any] = {}
+        if self._style.kind == "prefix_suffix" and not prompt:
+            text, extra["suffix"] = text[:-1], [text[-1]]
+        if self._style.kind == "prefix_suffix" or (self._bos[0] and text.startswith(self._bos[0])):
+            extra["add_special_tokens"] = False  # the rendering has its own bos
+        if pictures:
+            extra["images"] = [pictures]
+        self._tokenizer.expect(rendering.sentinels, rendering.texts)
+        try:
+            if self._style.kind == "prefix_suffix":
+                # PaliGemma's processor makes labels by numpy; from tensors, numpy 2 deprecates that.
+                outputs = BatchFeature(dict(self._processor(text=[text], **extra)), tensor_type="pt")
+            else:
+                outputs = self._processor(text=[text], return_tensors="pt", **extra)
+        except _PROCESSOR_FAULTS as error:
+            raise RenderingError(f"{type(self._processor).__name__} refuses this row: {error}") from error
+        finally:
+            tokenized = self._tokenizer.finish()
+        if tokenized is None or not torch.equal(outputs["input_ids"].reshape(-1), tokenized.input_ids):
+            raise RenderingError(
+                f"{type(self._processor).__name__} does not tokenize the whole rendering in one call, so "
+                "labels cannot be placed on its tokens."
+            )
+        return outputs, tokenized
+
+    def _mask(self, rendering: Rendering, tokenized: Tokenized) -> torch.Tensor:
+        """Return `(T,)` bool, checked."""
+        spans = []
+        for answer in rendering.layout.answers:
+            start, end = tokenized.places[answer.part]
+            span = Span(start=start - len(answer.lead), end=end + len(answer.tail), ended=answer.ended)
+            if tokenized.text[span.start : span.end] != answer.lead + rendering.texts[answer.part] + answer.tail:
+                raise RenderingError(
+                    f"the processor changed the rendering around the answer of turn {answer.turn}: "
+                    f"{tokenized.text[span.start : span.end]!r}."
+                )
+            spans.append(span)
+        mask = supervise(tokenized.offsets, spans)
+        check_mask(
+            input_ids=tokenized.input_ids,
+            mask=mask,
+            offsets=tokenized.offsets,
+            spans=spans,
+            text=tokenized.text,
+            eos_token_ids=self._eos_token_ids,
+            media_token_ids=self._media_token_ids,
+        )
+        return mask
+
+    def _check_placeholders(self, rendering: Rendering, images: int) -> None:
+        written = max(
+            (sum(literal.count(name) for literal in rendering.layout.literals) for name in self._placeholders),
+            default=images,
+        )
+        if written != images:
+            raise RenderingError(
+                f"the row has {images} image(s), the chat template writes {written} placeholder(s). Put "
+                "images into user turns, where the template writes them."
+            )
+
+    def _check_length(self, length: int) -> None:
+        if self._max_length is not None and length > self._max_length:
+            raise RenderingError(
+                f"{length} tokens (images included) are more than the limit of {self._max_length}. Raise "
+                "--max_length, shorten or split the row, or use smaller images; rows are never cut."
+            )
+
+    def _check_bos(self, ids: torch.Tensor, text: str) -> None:
+        name, token_id = self._bos
+        if token_id is None or token_id in self._eos_token_ids:
+            return
+        if len(ids) > 1 and int(ids[0]) == int(ids[1]) == token_id:
+            raise RenderingError(
+                f"the row starts with {name!r} twice: the chat template and the tokenizer both write it."
+            )
+
+    def _sorted(
+        self, outputs: Mapping[str, Any], length: int
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Sort the processor's outputs into per-token tensors and media."""
+        token_tensors: dict[str, torch.Tensor] = {}
+        media: dict[str, torch.Tensor] = {}
+        for name, value in outputs.items():
+            if name in ("input_ids", "attention_mask") or name in self._style.dropped_outputs:
+                continue
+            if not isinstance(value, torch.Tensor):
+                raise RenderingError(
+                    f"{type(self._processor).__name__} returns {name!r} as a {type(value).__name__}, not as a tensor."
+                )
+            per_token = name not in self._media_names and tuple(value.shape) == (1, length)
+            if per_token or name in self._style.token_tensors:
+                token_tensors[name] = value[0]
+            else:
+                media[name] = value
+        return token_tensors, media
+
+
+def _loader(load_image: Callable[..., Any] | None, limits: Any) -> tuple[Callable[..., Any], Any]:
+    """Return the image loader and its limits, the project's own where none is given."""
+    if load_image is not None:
+        return load_image, limits
+    from vlm_lora.data import images
+
+    return images.load_image, images.ImageLimits() if limits is None else limits
+
+
+def _media_tokens(processor: Any, style: RenderingStyle) -> dict[str, int]:
+    """Return the placeholder tokens that the style or the processor names, with their ids."""
+    tokenizer = processor.tokenizer
+    vocabulary = tokenizer.get_vocab()
+    names = [*style.media_tokens]
+    for owner in (processor, tokenizer):
+        for attribute in ("image_token", "video_token", "audio_token", "boi_token", "eoi_token"):
+            named = getattr(owner, attribute, None)
+            names += [named] if isinstance(named, str) else []
+    return {name: vocabulary[name] for name in names if name in vocabulary}
+
+
+def _placeholders(processor: Any, style: RenderingStyle) -> tuple[str, ...]:
+    """Return the strings that may stand for one image in a rendering."""
+    # 4.55's Gemma 3 names the expanded token `image_token` and the one in the template `boi_token`.
+    named = [getattr(processor, name, None) for name in ("image_token", "boi_token")]
+    own = [] if style.image_placeholder is None else [style.image_placeholder.split("{n}")[0]]
+    return tuple(dict.fromkeys([*own, *(name for name in named if isinstance(name, str) and name)]))

@@ -1,0 +1,332 @@
+"""Tokenizing a rendering in which users may have typed control tokens.
+
+A processor expands image placeholders and hands the result to its tokenizer. `SubstitutingTokenizer` stands
+in that place: it receives the expanded rendering with a sentinel for every text, puts the texts back, and
+tokenizes so that only the template's own control tokens become control tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import BatchEncoding
+
+from vlm_lora.batching.sentinels import split_at
+from vlm_lora.errors import ModelError, RenderingError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """One control token of a tokenizer."""
+
+    id: int
+    lstrip: bool
+    """Whether it swallows white space before it."""
+    rstrip: bool
+    """Whether it swallows white space behind it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenized:
+    """The expanded rendering and its tokens."""
+
+    text: str
+    """With a pair (PaliGemma): prefix and suffix joined."""
+    input_ids: torch.Tensor
+    """`(T,)` int64."""
+    offsets: torch.Tensor
+    """`(T, 2)` int64: the characters of `text` that each token stands for."""
+    places: Mapping[int, tuple[int, int]]
+    """Where each text of the conversation stands in `text`."""
+
+
+@dataclass(frozen=True)
+class _Cut:
+    start: int
+    end: int
+    id: int
+
+
+@dataclass(frozen=True)
+class _Filled:
+    """One string with its texts put back, and which stretches the template wrote."""
+
+    text: str
+    owned: tuple[tuple[int, int], ...]
+    places: Mapping[int, tuple[int, int]]
+
+    def position(self, aided: int) -> int:
+        """Return where character `aided` of the string with sentinels stands in `text`."""
+        for start, end in self.owned:
+            if aided < end - start:
+                return start + aided
+            aided -= end - start + 1  # the stretch and the sentinel behind it
+        raise IndexError("the position is a sentinel's or behind the end")
+
+
+class _Encoding(BatchEncoding):
+    """One row's tokens, for processors that ask where a placeholder's characters went (Idefics 3)."""
+
+    filled: _Filled
+    offsets: Sequence[tuple[int, int]]
+
+    def char_to_token(
+        self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
+    ) -> int | None:
+        """Return the token at a character of the string that the processor handed over."""
+        position = self.filled.position(batch_or_char_index if char_index is None else char_index)
+        hits = (number for number, (start, end) in enumerate(self.offsets) if start <= position < end)
+        return next(hits, None)
+
+
+class ControlTokens:
+    """The control tokens of a tokenizer, found in texts and kept out of what users typed.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        names: tokens that count as control tokens beside all special ones (eos, media placeholders).
+
+    Raises:
+        ModelError: the tokenizer has no offsets (a slow one).
+    """
+
+    def __init__(self, tokenizer: Any, names: frozenset[str]) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise ModelError(
+                f"{type(tokenizer).__name__} gives no character offsets, so labels cannot be placed. Save "
+                "the model with its fast tokenizer (a tokenizer.json file beside the model)."
+            )
+        self._tokenizer = tokenizer
+        self._controls = {
+            added.content: Control(id=token_id, lstrip=bool(added.lstrip), rstrip=bool(added.rstrip))
+            for token_id, added in tokenizer.added_tokens_decoder.items()
+            if added.special or added.content in names
+        }
+        longest_first = sorted(self._controls, key=len, reverse=True)
+        # What a tokenizer cannot write becomes <unk>; that is no control token, unless it is the eos as well.
+        roles = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
+        unknown = {tokenizer.unk_token_id} - roles
+        self._ids = {control.id for control in self._controls.values()} - unknown
+        self._longest = max(map(len, self._controls), default=0)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    def typed(self, filled: _Filled) -> list[str]:
+        """Return the control strings in `filled` that the template did not write alone."""
+        return [match.group() for match in self._typed(filled.text, filled.places)]
+
+    def _typed(self, text: str, places: Mapping[int, tuple[int, int]]) -> list[re.Match[str]]:
+        # Only the texts and their edges are searched: an expanded image can be thousands of control tokens.
+        typed = []
+        for start, end in places.values():
+            window = max(0, start - self._longest), min(len(text), end + self._longest)
+            matches = self._pattern.finditer(text, *window)
+            typed += [match for match in matches if match.start() < end and match.end() > start]
+        return typed
+
+    def encode(self, filled: _Filled) -> tuple[list[int], list[tuple[int, int]]]:
+        """Tokenize without special tokens added, typed control strings as plain text.
+
+        The string is cut only at control tokens that the template wrote; the stretches between are encoded
+        with control tokens switched off.
+
+        Raises:
+            RenderingError: this tokenizer tokenizes stretches differently from the whole, or takes a typed
+                string for a control token all the same.
+        """
+        ids, offsets = self._in_stretches(filled.text, self._owned(filled, swallow=True))
+        self._check_whole(filled)
+        owned = [cut.id for cut in self._owned(filled, swallow=False) if cut.id in self._ids]
+        if [token_id for token_id in ids if token_id in self._ids] != owned:
+            raise RenderingError(self._refusal(filled))
+        return ids, offsets
+
+    def _owned(self, filled: _Filled, *, swallow: bool) -> list[_Cut]:
+        cuts: list[_Cut] = []
+        for start, end in filled.owned:
+            for match in self._pattern.finditer(filled.text, start, end):
+                control = self._controls[match.group()]
+                left, right = match.span()
+                if swallow and control.lstrip:
+                    left = len(filled.text[:left].rstrip())
+                if swallow and control.rstrip:
+                    right = len(filled.text) - len(filled.text[right:].lstrip())
+                cuts.append(_Cut(left, right, control.id))
+        return cuts
+
+    def _in_stretches(self, text: str, cuts: Sequence[_Cut]) -> tuple[list[int], list[tuple[int, int]]]:
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        position = 0
+        for cut in [*cuts, None]:
+            stretch = text[position : len(text) if cut is None else cut.start]
+            if stretch:
+                plain = self._tokenizer(
+                    stretch, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+                )
+                ids += plain["input_ids"]
+                offsets += [(start + position, end + position) for start, end in plain["offset_mapping"]]
+            if cut is not None:
+                ids.append(cut.id)
+                offsets.append((cut.start, cut.end))
+                position = max(position, cut.end)
+        return ids, offsets
+
+    def _check_whole(self, filled: _Filled) -> None:
+        """Check on the same string with its typed control strings broken that stretches equal the whole."""
+        broken = _Filled(self._broken(filled), filled.owned, filled.places)
+        whole = self._tokenizer(broken.text, add_special_tokens=False)["input_ids"]
+        if self._in_stretches(broken.text, self._owned(broken, swallow=True))[0] != whole:
+            raise RenderingError(self._refusal(filled))
+
+    def _broken(self, filled: _Filled) -> str:
+        """Return the text with one letter of each typed control string changed, its length unchanged."""
+        text = filled.text
+        while True:
+            typed = self._typed(text, filled.places)
+            if not typed:
+                return text
+            for match in typed:
+                middle = (match.start() + match.end()) // 2
+                text = text[:middle] + ("x" if text[middle] != "x" else "y") + text[middle + 1 :]
+
+    def _refusal(self, filled: _Filled) -> str:
+        typed = ", ".join(repr(name) for name in dict.fromkeys(self.typed(filled)))
+        return (
+            f"the text contains {typed}, a control token of this model, and its tokenizer has no way to keep "
+            "it as text. Write it differently in the data (for example with a space inside)."
+        )
+
+
+class SubstitutingTokenizer:
+    """Takes a tokenizer's place inside a processor for one call at a time.
+
+    Everything but a call goes to the real tokenizer. Between `expect` and `finish`, the call that carries the
+    sentinels is answered with the tokens of the substituted text; other calls go through.
+    """
+
+    def __init__(self, tokenizer: Any, controls: ControlTokens) -> None:
+        self._tokenizer = tokenizer
+        self._controls = controls
+        self._sentinels: Sequence[str] | None = None
+        self._texts: Sequence[str] = ()
+        self._result: Tokenized | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "_tokenizer" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self._tokenizer, name)
+
+    def __len__(self) -> int:
+        return len(self._tokenizer)
+
+    def expect(self, sentinels: Sequence[str], texts: Sequence[str]) -> None:
+        """Prepare for the call that carries `sentinels`, to be replaced by `texts`."""
+        self._sentinels, self._texts, self._result = sentinels, texts, None
+
+    def finish(self) -> Tokenized | None:
+        """Return what was tokenized, None where no call carried the rendering; then only delegate."""
+        result, self._sentinels, self._result = self._result, None, None
+        return result
+
+    def __call__(self, text: Any = None, text_pair: Any = None, **kwargs: Any) -> Any:
+        """Tokenize as the real tokenizer does, texts put back."""
+        if self._sentinels is None or self._result is not None:
+            return self._tokenizer(text, text_pair=text_pair, **kwargs)
+        strings = [_only(text)] + ([] if text_pair is None else [_only(text_pair)])
+        if any(string is None for string in strings):
+            return self._tokenizer(text, text_pair=text_pair, **kwargs)
+        filled = [fill(string, self._sentinels, self._texts) for string in strings if string is not None]
+        found = {part for one in filled for part in one.places}
+        if len(found) != len(self._texts):
+            return self._tokenizer(text, text_pair=text_pair, **kwargs)
+        return self._encode(filled, batched=not isinstance(text, str), **kwargs)
+
+    def _encode(self, filled: Sequence[_Filled], *, batched: bool, **kwargs: Any) -> Any:
+        kwargs.pop("return_tensors", None)  # processors turn lists into tensors themselves
+        pair = {"text_pair": [filled[1].text]} if len(filled) == 2 else {}
+        encoding = self._tokenizer([filled[0].text], **pair, **kwargs, return_offsets_mapping=True)
+        data = {name: values[0] for name, values in encoding.items()}
+        offsets = list(_joined(data.pop("offset_mapping"), encoding.sequence_ids(0), len(filled[0].text)))
+        if any(self._controls.typed(one) for one in filled):
+            data, offsets = self._encode_typed(filled, data, **kwargs)
+        places: dict[int, tuple[int, int]] = {}
+        for shift, one in zip((0, len(filled[0].text)), filled, strict=False):
+            places |= {part: (start + shift, end + shift) for part, (start, end) in one.places.items()}
+        self._result = Tokenized(
+            text="".join(one.text for one in filled),
+            input_ids=torch.tensor(data["input_ids"], dtype=torch.int64),
+            offsets=torch.tensor(offsets, dtype=torch.int64).reshape(-1, 2),
+            places=places,
+        )
+        if batched:
+            data = {name: [values] for name, values in data.items()}
+        answer = _Encoding(data)
+        answer.filled, answer.offsets = filled[0], offsets
+        return answer
+
+    def _encode_typed(
+        self, filled: Sequence[_Filled], whole: Mapping[str, list[int]], **kwargs: Any
+    ) -> tuple[dict[str, list[int]], list[tuple[int, int]]]:
+        """Encode stretch by stretch, with the tensors that the whole call gave."""
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        types: list[int] = []
+        shift = 0
+        for number, one in enumerate(filled):
+            some, places = self._controls.encode(one)
+            ids += some
+            offsets += [(start + shift, end + shift) for start, end in places]
+            types += [number] * len(some)
+            shift += len(one.text)
+        if kwargs.get("add_special_tokens", True):
+            before, after = self._added()
+            ids = [*before, *ids, *after]
+            offsets = [*([(0, 0)] * len(before)), *offsets, *([(shift, shift)] * len(after))]
+            types = [*([0] * len(before)), *types, *([types[-1] if types else 0] * len(after))]
+        known = {"input_ids": ids, "attention_mask": [1] * len(ids), "token_type_ids": types}
+        return {name: known[name] for name in whole}, offsets
+
+    def _added(self) -> tuple[list[int], list[int]]:
+        """Return the ids that the tokenizer itself puts before and behind a text."""
+        inner = self._tokenizer("a", add_special_tokens=False)["input_ids"]
+        outer = self._tokenizer("a")["input_ids"]
+        for start in range(len(outer) - len(inner) + 1):
+            if outer[start : start + len(inner)] == inner:
+                return outer[:start], outer[start + len(inner) :]
+        raise RenderingError("the tokenizer changes a text when it adds its special tokens.")
+
+
+def fill(aided: str, sentinels: Sequence[str], texts: Sequence[str]) -> _Filled:
+    """Put texts back into an expanded rendering and note which stretches are the template's."""
+    literals, order = split_at(aided, sentinels)
+    pieces, owned, places = [literals[0]], [(0, len(literals[0]))], {}
+    position = len(literals[0])
+    for part, literal in zip(order, literals[1:], strict=True):
+        places[part] = (position, position + len(texts[part]))
+        position += len(texts[part])
+        owned.append((position, position + len(literal)))
+        position += len(literal)
+        pieces += (texts[part], literal)
+    return _Filled("".join(pieces), tuple(owned), places)
+
+
+def _only(text: Any) -> str | None:
+    """Return the one string of a call, None where there is another number of them."""
+    if isinstance(text, str):
+        return text
+    if isinstance(text, (list, tuple)) and len(text) == 1 and isinstance(text[0], str):
+        return text[0]
+    return None
+
+
+def _joined(
+    offsets: Sequence[tuple[int, int]], sequences: Sequence[int | None], first_length: int
+) -> Iterator[tuple[int, int]]:
+    """Yield a pair's offsets as offsets into prefix + suffix."""
+    for (start, end), sequence in zip(offsets, sequences, strict=True):
+        shift = first_length if sequence == 1 else 0
+        yield start + shift, end + shift

@@ -1,0 +1,229 @@
+"""The command line: verbs, exit codes, and the only place that turns an error into a message.
+
+Exit codes: 0 done, 1 the user can put it right, 2 wrong usage, 130 interrupted, 203 an error of ours.
+Start-up imports neither torch nor transformers: `vlm-lora --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vlm_lora import __version__
+from vlm_lora.config import RunConfig
+from vlm_lora.config_sources import parse
+from vlm_lora.errors import ConfigError, UserError, plain_message
+
+logger = logging.getLogger(__name__)
+
+EXIT_DONE, EXIT_USER, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_INTERNAL = 0, 1, 2, 130, 203
+
+LOG_LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+    "critical": logging.CRITICAL,
+    "passive": logging.INFO,
+}
+"""transformers' names; `passive` is its default and leaves ours at info."""
+
+USAGE = f"""\
+vlm-lora {__version__}: fine-tune vision-language models, LoRA first
+
+  vlm-lora train    --model_name_or_path MODEL --dataset_name DATA --output_dir DIR
+  vlm-lora eval     --model_name_or_path MODEL_OR_ADAPTER --dataset_name DATA
+  vlm-lora ask      --model_name_or_path MODEL_OR_ADAPTER --image FILE --prompt "QUESTION"
+  vlm-lora preview  --model_name_or_path MODEL --dataset_name DATA [--rows N] [--json]
+  vlm-lora demo     [--output_dir DIR]
+  vlm-lora doctor
+
+Every flag is also a key of a YAML or JSON file: --config FILE, flags win.
+vlm-lora VERB --help lists the flags; --help_all adds the backend's own. --debug shows tracebacks.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return EXIT_DONE if arguments else EXIT_USAGE
+    if arguments[0] in ("--version", "version"):
+        print(__version__)
+        return EXIT_DONE
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        print(f"vlm-lora: no verb '{verb}'; there are {', '.join(VERBS)}.", file=sys.stderr)
+        return EXIT_USAGE
+    if {"-h", "--help", "--help_all", "--help-all"} & set(rest):
+        print(_verb_help(verb, everything=bool({"--help_all", "--help-all"} & set(rest))))
+        return EXIT_DONE
+    return guard(lambda: VERBS[verb](rest), debug=_is_on(rest, "--debug"))
+
+
+def run_script(argv: Sequence[str] | None = None) -> int:
+    """Run `examples/run_lora_vlm.py`: like `train`, but it does only what --do_train and --do_eval say."""
+    rest = list(sys.argv[1:] if argv is None else argv)
+    if not rest or {"-h", "--help", "--help_all", "--help-all"} & set(rest):
+        print(_verb_help("train", everything=bool({"--help_all", "--help-all"} & set(rest))))
+        return EXIT_DONE if rest else EXIT_USAGE
+    return guard(lambda: _train(rest, defaults={}), debug=_is_on(rest, "--debug"))
+
+
+def guard(action: Callable[[], None], *, debug: bool) -> int:
+    """Run `action`; turn what it raises into one message on stderr and an exit code."""
+    try:
+        action()
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {plain_message(error)}", file=sys.stderr)
+        return EXIT_USER
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception as error:  # the last resort: anything that reaches it is a fault of ours
+        traceback.print_exc()
+        print(f"internal error ({type(error).__name__}): please report it with the lines above", file=sys.stderr)
+        return EXIT_INTERNAL
+    return EXIT_DONE
+
+
+def _train(rest: Sequence[str], defaults: Mapping[str, Any] | None = None) -> None:
+    run = _configure(rest, {"do_train": True, "do_eval": True} if defaults is None else defaults)
+    if not run.raw.get("output_dir"):
+        raise ConfigError("--output_dir is missing: the folder that adapter, checkpoints and results go to.")
+    from vlm_lora import pipeline
+
+    results = pipeline.train(run)
+    _report(results)
+
+
+def _eval(rest: Sequence[str]) -> None:
+    run = _configure(rest, {"do_eval": True, "output_dir": "eval_results"})
+    from vlm_lora import pipeline
+
+    _report(pipeline.train(replace(run, raw={**run.raw, "do_train": False})))
+
+
+def _report(results: Mapping[str, Any]) -> None:
+    if _rank() == 0:
+        print(json.dumps(dict(results), indent=2, sort_keys=True))
+
+
+def _ask(rest: Sequence[str]) -> None:
+    parser = _parser("ask")
+    parser.add_argument("--image", action="append", type=Path, default=[])
+    parser.add_argument("--prompt", required=True)
+    own, others = parser.parse_known_args(rest)
+    run = _configure(others, {"output_dir": "unused"}, log_level="warning")
+    from vlm_lora import pipeline
+
+    print(pipeline.ask(run, images=own.image, prompt=own.prompt))
+
+
+def _preview(rest: Sequence[str]) -> None:
+    parser = _parser("preview")
+    parser.add_argument("--rows", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    own, others = parser.parse_known_args(rest)
+    if own.rows < 1:
+        raise ConfigError(f"--rows {own.rows}: must be 1 or more.")
+    run = _configure(others, {}, log_level="warning")
+    from rich.console import Console
+
+    from vlm_lora import pipeline
+    from vlm_lora.report.preview import print_row, row_report
+
+    shown = pipeline.preview(run, rows=own.rows)
+    if own.json:
+        print(json.dumps([row_report(row, tokenizer) for row, tokenizer in shown], ensure_ascii=False, indent=2))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    for row, tokenizer in shown:
+        print_row(row, tokenizer, console)
+
+
+def _demo(rest: Sequence[str]) -> None:
+    parser = _parser("demo")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"))
+    own = parser.parse_args(rest)
+    _set_up_logging("warning")
+    from vlm_lora.demo.run import run_demo
+
+    run_demo(own.output_dir)
+
+
+def _doctor(rest: Sequence[str]) -> None:
+    _parser("doctor").parse_args(rest)
+    from vlm_lora.report.doctor import diagnose
+
+    print(diagnose())
+
+
+VERBS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": _train,
+    "eval": _eval,
+    "ask": _ask,
+    "preview": _preview,
+    "demo": _demo,
+    "doctor": _doctor,
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of exiting, so that every message takes the same road."""
+
+    def error(self, message: str) -> Any:
+        raise ConfigError(f"{self.prog}: {message}.")
+
+
+def _parser(verb: str) -> argparse.ArgumentParser:
+    return _Parser(prog=f"vlm-lora {verb}", allow_abbrev=False, add_help=False)
+
+
+def _configure(rest: Sequence[str], defaults: Mapping[str, Any], log_level: str = "info") -> RunConfig:
+    """Parse the configuration, add the verb's defaults below it, and set up logging."""
+    run = parse(rest, environ=os.environ)
+    _set_up_logging(str(run.raw.get("log_level", log_level)))
+    return replace(run, raw={**defaults, **run.raw})
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+
+
+def _set_up_logging(level: str) -> None:
+    """Log to stderr, on rank 0 at the level asked for, on other ranks errors only."""
+    if level.lower() not in LOG_LEVELS:
+        raise ConfigError(f"--log_level {level}: allowed are {', '.join(LOG_LEVELS)}.")
+    shown = LOG_LEVELS[level.lower()] if _rank() == 0 else logging.ERROR
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    # peft 0.21 reads an old name of transformers 5.23's; nothing that a user could act on.
+    warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)
+    for root in ("vlm_lora", "vlm_lora_cuda", "vlm_lora_habana"):
+        logging.getLogger(root).setLevel(shown)
+
+
+def _is_on(rest: Sequence[str], flag: str) -> bool:
+    return flag in rest or f"{flag}=true" in rest
+
+
+def _verb_help(verb: str, *, everything: bool) -> str:
+    from vlm_lora.config_help import help_text
+
+    return help_text(verb, everything=everything)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Names by which columns, turns and parts are known: the tables that detection and conversion share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from vlm_lora.data.conversation import Role
+
+ColumnRole = Literal["image", "prompt", "response", "messages"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnNames:
+    """How columns of one role are usually called, and the flag that settles it."""
+
+    flag: str
+    usual: tuple[str, ...]
+    fallback: tuple[str, ...] = ()
+    """Names that count only where no usual one is there, because they often mean something else."""
+
+
+COLUMN_NAMES: Mapping[ColumnRole, ColumnNames] = {
+    "image": ColumnNames(
+        flag="--image_column",
+        usual=(
+            *("image", "images", "image_path", "image_paths", "image_file", "image_files", "img", "img_path"),
+            *("picture", "pictures", "image_url", "image_urls", "image_bytes", "image_base64"),
+        ),
+        fallback=("file_name", "file_names", "filename"),
+    ),
+    "prompt": ColumnNames(
+        flag="--prompt_column",
+        usual=("query", "question", "prompt", "instruction", "problem", "user_prompt"),
+        fallback=("input", "text_input"),
+    ),
+    "response": ColumnNames(
+        flag="--response_column",
+        usual=("label", "labels", "answer", "answers", "response", "output", "completion", "target"),
+        fallback=("caption", "solution", "ground_truth", "text_output"),
+    ),
+    "messages": ColumnNames(
+        flag="--messages_column",
+        usual=("messages", "conversations", "conversation", "chat", "dialog", "dialogue"),
+    ),
+}
+
+CONTEXT_OF_PROMPT: Mapping[str, str] = {"instruction": "input"}
+"""Alpaca: the column that continues a prompt, where it is not empty."""
+
+TURN_KEYS: tuple[tuple[str, str], ...] = (("role", "content"), ("from", "value"))
+"""Keys of a turn: OpenAI's, and ShareGPT's, whose user texts mark pictures by `<image>`."""
+
+ROLES: Mapping[str, Role] = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+}
+"""What a turn's (case-folded) role is called in the data."""
+
+TEXT_PARTS: Mapping[str, tuple[str, ...]] = {
+    "text": ("text", "value", "content"),
+    "input_text": ("text",),
+}
+"""Type of a text part to the keys that may hold its text; the first that is not null counts."""
+
+IMAGE_PARTS: Mapping[str, tuple[str, ...]] = {
+    "image": ("image", "path", "url", "bytes", "image_url", "value", "base64"),
+    "image_url": ("image_url", "url", "value", "image"),
+    "input_image": ("image_url",),
+}
+"""Type of an image part to the keys that may hold its picture; with all of them null it takes the next
+picture of the image column."""
+
+PLACEHOLDER = "<image>"
+"""Marks a picture's place in ShareGPT-style user text."""

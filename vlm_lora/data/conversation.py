@@ -1,0 +1,73 @@
+"""The one value that every data layout becomes before anything else sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from PIL.Image import Image
+
+Role = Literal["system", "user", "assistant"]
+
+ImageSource: TypeAlias = "Path | bytes | Image"
+"""Where an image's pixels come from: a file under the image root, encoded bytes, or a decoded picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """A stretch of text exactly as the row holds it; it is never interpreted as control tokens."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRef:
+    """An image at its place in a turn, not decoded yet."""
+
+    source: ImageSource
+
+
+Part: TypeAlias = Text | ImageRef
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One turn of a conversation."""
+
+    role: Role
+    parts: tuple[Part, ...]
+
+    @property
+    def text(self) -> str:
+        """The turn's text parts joined without a separator."""
+        return "".join(part.text for part in self.parts if isinstance(part, Text))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSource:
+    """Where a row came from, for messages: `str()` gives `train.jsonl row 17` (rows count from 0)."""
+
+    file: str
+    row: int
+
+    def __str__(self) -> str:
+        return f"{self.file} row {self.row}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """Turns in order, where they came from, and every answer that scoring accepts.
+
+    `accepted_answers` is empty where the data names no alternatives; then the last assistant
+    turn's text is the only right answer.
+    """
+
+    turns: tuple[Turn, ...]
+    source: RowSource
+    accepted_answers: tuple[str, ...] = ()
+
+    @property
+    def images(self) -> tuple[ImageRef, ...]:
+        """All images in reading order."""
+        return tuple(p for turn in self.turns for p in turn.parts if isinstance(p, ImageRef))

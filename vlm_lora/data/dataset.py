@@ -1,0 +1,220 @@
+"""Rows by number as conversations, and the one call that turns a configuration into them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlm_lora.config import DataConfig
+from vlm_lora.data.conversation import Conversation, RowSource
+from vlm_lora.data.image_values import ImagePlace
+from vlm_lora.data.layouts import build_conversation
+from vlm_lora.data.rows import Rows
+from vlm_lora.data.schema import Schema, detect_schema
+from vlm_lora.data.sources import Source, open_source
+from vlm_lora.data.splits import Part, hold_out, limit, pick_split, pick_train, whole
+from vlm_lora.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+
+class ConversationDataset:
+    """Conversations by number. Nothing is read before it is asked for; picklable for loader workers."""
+
+    def __init__(self, part: Part, schema: Schema, config: DataConfig) -> None:
+        self.name = part.name
+        """The split as the log names it."""
+        self.schema = schema
+        self.rows = part.rows
+        self._indices = part.indices
+        self._image_root = _open_image_root(config.image_root)
+        self._system_prompt = config.system_prompt
+        self._hub_roots = _hub_roots(part.rows)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Conversation:
+        """Return one conversation; its images are references, not decoded yet.
+
+        Raises:
+            DataError: The row cannot be used; the message begins with file and row.
+            IndexError: Outside -len .. len - 1.
+        """
+        position = self._indices[index]
+        origin = self.rows.origin(position)
+        source = self.rows.source(position)
+        folder = self._image_root or origin.folder
+        place = ImagePlace(folder=folder, roots=(folder,) if folder else self._hub_roots)
+        return build_conversation(
+            self.rows[position], self.schema, source=source, place=place, system_prompt=self._system_prompt
+        )
+
+    def source(self, index: int) -> RowSource:
+        """Return file and row of a conversation without reading it."""
+        return self.rows.source(self._indices[index])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """What a run trains on and what it is measured on; None where it was not asked for."""
+
+    train: ConversationDataset | None
+    validation: ConversationDataset | None
+    explanation: str
+    """Which splits, rows and columns were taken, and why; several lines of text."""
+
+
+def load_splits(config: DataConfig, *, need_train: bool, need_validation: bool) -> Splits:
+    """Open the data a run needs, detect its columns, and divide it.
+
+    Args:
+        config: What the user asked for.
+        need_train: Whether a training split is needed.
+        need_validation: Whether a validation split is needed; without one in the data, a seeded share of the
+            training rows is held out (and is not in `train`).
+
+    Raises:
+        DataError: No data named, nothing usable there, an empty split, or columns that cannot be told apart.
+    """
+    notes: list[str] = []
+    train: Part | None = None
+    validation: Part | None = None
+    source = None
+    if config.dataset_name is not None and (need_train or config.validation_name is None):
+        source = open_source(config.dataset_name, config_name=config.dataset_config_name)
+    elif config.validation_name is None or need_train:
+        raise DataError("No data is named. Type --dataset_name with a Hub id, file, folder or glob.")
+    if need_validation:
+        validation = _take_validation(config, source, need_train, notes)
+    if need_train and source is not None:
+        train, validation = _take_train(config, source, validation, need_validation, notes)
+    elif need_validation and validation is None and source is not None:
+        validation = _hold_out_for_evaluation(config, source, notes)
+    trained = _finish(train, config, config.max_train_samples, notes)
+    measured = _finish(validation, config, config.max_eval_samples, notes, trained)
+    explanation = "\n".join(notes)
+    logger.info("Data:\n%s", explanation)
+    return Splits(train=trained, validation=measured, explanation=explanation)
+
+
+def _take_validation(
+    config: DataConfig, source: Source | None, need_train: bool, notes: list[str]
+) -> Part | None:
+    """Return the validation split that the data names, or None where one must be held out."""
+    if config.validation_name is not None:
+        named = open_source(
+            config.validation_name, config_name=config.dataset_config_name, flag="validation_name"
+        )
+        if len(named.splits) == 1:
+            name, rows = next(iter(named.splits.items()))
+        else:
+            picked = pick_split(named.splits, "validation", where=named.name)
+            if picked is None:
+                raise DataError(
+                    f"--validation_name {named.name} has the splits {_listed(named)} and none is a "
+                    "validation split. "
+                    "Name the one to use as a file or folder."
+                )
+            name, rows = picked
+        notes.append(f"validation: '{name}' of {named.name}, named by --validation_name")
+        return whole(f"{named.name} [{name}]", rows)
+    assert source is not None  # load_splits has refused the other case
+    picked = pick_split(source.splits, "validation", where=source.name)
+    if picked is None and not need_train and pick_train(source.splits, where=source.name) is None:
+        # Only a test split: evaluating on it is what was asked for.
+        picked = pick_split(source.splits, "test", where=source.name)
+    if picked is None:
+        return None
+    notes.append(f"validation: the split '{picked[0]}' of {source.name}")
+    return whole(picked[0], picked[1])
+
+
+def _take_train(
+    config: DataConfig, source: Source, validation: Part | None, need_validation: bool, notes: list[str]
+) -> tuple[Part, Part | None]:
+    picked = pick_train(source.splits, where=source.name)
+    if picked is None:
+        raise DataError(
+            f"--dataset_name {source.name} has no split to train on; it has {_listed(source)}. Validation "
+            "and test "
+            "splits are never trained on: name other data, or rename the file if its name misleads."
+        )
+    name, rows = picked
+    if pick_split(source.splits, "test", where=source.name) is not None:
+        notes.append("test: not used, neither for training nor for validation")
+    if validation is None and need_validation:
+        train, validation = hold_out(name, rows, fraction=config.validation_fraction, seed=config.split_seed)
+        notes.append(
+            f"train: the split '{name}' of {source.name} without the {len(validation.indices)} rows held "
+            "out\n"
+            f"validation: {len(validation.indices)} of its {len(rows)} rows ({config.validation_fraction:g}, "
+            f"seed {config.split_seed}), because the data names no validation split"
+        )
+        return train, validation
+    notes.append(f"train: the split '{name}' of {source.name}, all of it")
+    return whole(name, rows), validation
+
+
+def _hold_out_for_evaluation(config: DataConfig, source: Source, notes: list[str]) -> Part:
+    """Hold out the same rows that training with the same data, fraction and seed holds out."""
+    picked = pick_train(source.splits, where=source.name)
+    if picked is None:
+        raise DataError(
+            f"--dataset_name {source.name} has no split to evaluate on; it has {_listed(source)}."
+        )
+    name, rows = picked
+    _, held = hold_out(name, rows, fraction=config.validation_fraction, seed=config.split_seed)
+    notes.append(
+        f"validation: the {len(held.indices)} of {len(rows)} rows that training on {source.name} holds out "
+        f"({config.validation_fraction:g}, seed {config.split_seed}), because the data names no "
+        "validation split. "
+        "Name the file with --validation_name to evaluate on all of it"
+    )
+    return held
+
+
+def _finish(
+    part: Part | None,
+    config: DataConfig,
+    count: int | None,
+    notes: list[str],
+    sibling: ConversationDataset | None = None,
+) -> ConversationDataset | None:
+    """Detect a part's columns, or take over those of a data set of the same rows."""
+    if part is None:
+        return None
+    if not len(part.rows) or not len(part.indices):
+        raise DataError(f"The split '{part.name}' ({', '.join(part.rows.files)}) has no rows.")
+    kept = limit(part, count)
+    shared = sibling is not None and sibling.rows is part.rows
+    schema = sibling.schema if sibling is not None and shared else detect_schema(part.rows, config)
+    fewer = f" (the first of {len(part.indices)})" if len(kept.indices) < len(part.indices) else ""
+    lines = ["columns as above"] if shared else schema.explain().splitlines()
+    indented = "\n".join(f"  {line}" for line in lines)
+    notes.append(f"{part.name}: {len(kept.indices)} rows{fewer}\n{indented}")
+    return ConversationDataset(kept, schema, config)
+
+
+def _open_image_root(name: str | None) -> Path | None:
+    if name is None:
+        return None
+    root = Path(name).expanduser()
+    if not root.is_dir():
+        raise DataError(f"--image_root {name}: no such folder (looked at {root.absolute()}).")
+    return root.resolve()
+
+
+def _hub_roots(rows: Rows) -> tuple[Path, ...]:
+    """Return where a Hub data set's own files lie; only its rows have no folder of their own."""
+    if all(rows.origin(i).folder is not None for i in range(min(1, len(rows)))):
+        return ()
+    import datasets
+    import huggingface_hub
+
+    return (Path(huggingface_hub.constants.HF_HUB_CACHE), Path(datasets.config.HF_DATASETS_CACHE))
+
+
+def _listed(source: Source) -> str:
+    return ", ".join(f"'{name}'" for name in source.splits)

@@ -1,0 +1,220 @@
+"""JSON and JSON Lines files as rows that stay on disk.
+
+A file is read once, each row is parsed once (so malformed input is found before training, with its
+line), and only each row's place in the file is kept. Memory does not grow with the data, a row is
+parsed again when it is asked for, and nothing is written to a cache that could go stale.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlm_lora.errors import DataError
+
+_BLANK = re.compile(r"[ \t\n\r]*")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_DECODER = json.JSONDecoder()
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonFile:
+    """Rows of one JSON or JSON Lines file, by their byte ranges. Cheap to pickle, safe across processes."""
+
+    path: Path
+    columns: tuple[str, ...]
+    """Every key that any row has, in order of first appearance."""
+    starts: array[int] = field(repr=False)
+    lengths: array[int] = field(repr=False)
+    stamp: tuple[int, int]
+    """Size and modification time when the byte ranges were found."""
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        """Return one row. Raises DataError where the file was changed meanwhile."""
+        with self.path.open("rb") as stream:
+            if _stamp(stream.fileno()) != self.stamp:
+                raise DataError(f"{self.path} was changed while it was in use. Start again.")
+            stream.seek(self.starts[index])
+            return json.loads(stream.read(self.lengths[index]).decode("utf-8"))
+
+
+class _RowIndex:
+    """Collects byte ranges and keys while a file is scanned."""
+
+    def __init__(self, path: Path, stamp: tuple[int, int]) -> None:
+        self.path = path
+        self.stamp = stamp
+        self.starts = array("Q")
+        self.lengths = array("Q")
+        self.columns: dict[str, None] = {}
+
+    def add(self, row: object, start: int, length: int, line: int) -> None:
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{self.path} line {line}: a row must be an object like "
+                f'{{"image": ..., "query": ..., "label": ...}}, and this one is {_kind(row)}.'
+            )
+        self.starts.append(start)
+        self.lengths.append(length)
+        self.columns.update(dict.fromkeys(row))
+
+    def finish(self) -> JsonFile:
+        return JsonFile(
+            path=self.path,
+            columns=tuple(self.columns),
+            starts=self.starts,
+            lengths=self.lengths,
+            stamp=self.stamp,
+        )
+
+
+def read_json_lines(path: Path) -> JsonFile:
+    """Read a file of one JSON object a line; blank lines are passed over.
+
+    Raises:
+        DataError: A line that is not a JSON object, with file and line (lines count from 1).
+    """
+    with path.open("rb") as stream:
+        index = _RowIndex(path, _stamp(stream.fileno()))
+        start = 0
+        for number, line in enumerate(stream, start=1):
+            skipped = len(_BYTE_ORDER_MARK) if number == 1 and line.startswith(_BYTE_ORDER_MARK) else 0
+            content = line[skipped:]
+            if content.strip():
+                index.add(_parse_line(path, number, content), start + skipped, len(content), number)
+            start += len(line)
+    return index.finish()
+
+
+def read_json(path: Path) -> JsonFile:
+    """Read a list of objects, an object with a `data` list, or (as many tools write) one object a line.
+
+    Raises:
+        DataError: Malformed JSON, with file and line, or another shape.
+    """
+    with path.open("rb") as stream:
+        stamp = _stamp(stream.fileno())
+        raw = stream.read()
+    skipped = len(_BYTE_ORDER_MARK) if raw.startswith(_BYTE_ORDER_MARK) else 0
+    try:
+        text = raw[skipped:].decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, skipped + error.start) + 1
+        raise DataError(f"{path} line {line}: not UTF-8 text ({error.reason}). Save it as UTF-8.") from error
+    del raw
+    try:
+        return _read_document(path, text, skipped, stamp)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} line {error.lineno}: not JSON: {error.msg}.") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not usable as JSON: {error}.") from error
+
+
+def _read_document(path: Path, text: str, skipped: int, stamp: tuple[int, int]) -> JsonFile:
+    first = _skip_blank(text, 0)
+    opening = text[first : first + 1]
+    if opening == "[":
+        return _read_list(path, text, first, skipped, stamp)
+    if opening == "{":
+        document, end = _DECODER.raw_decode(text, first)
+        if _skip_blank(text, end) < len(text):
+            return read_json_lines(path)
+        data_list = _find_data_list(text, first)
+        if data_list is not None:
+            return _read_list(path, text, data_list, skipped, stamp, inner=True)
+        raise DataError(
+            f"{path}: an object with the keys {', '.join(map(repr, document)) or '(none)'}. Rows are read "
+            "from a "
+            "list of objects, from an object with a `data` list, or from one object a line (.jsonl)."
+        )
+    if not opening:
+        return _RowIndex(path, stamp).finish()
+    raise DataError(f"{path} line 1: rows are read from a list of objects or an object with a `data` list.")
+
+
+def _read_list(
+    path: Path, text: str, opening: int, skipped: int, stamp: tuple[int, int], inner: bool = False
+) -> JsonFile:
+    """Walk the list that opens at a character position, keeping each element's byte range."""
+    index = _RowIndex(path, stamp)
+    ascii_only = text.isascii()
+    known_char, known_byte, known_line, line_char = 0, skipped, 1, 0
+    position = _skip_blank(text, opening + 1)
+    while text[position : position + 1] != "]":
+        row, end = _DECODER.raw_decode(text, position)
+        known_line += text.count("\n", line_char, position)
+        line_char = position
+        if ascii_only:
+            start_byte, length = skipped + position, end - position
+        else:
+            start_byte = known_byte + len(text[known_char:position].encode())
+            length = len(text[position:end].encode())
+        known_char, known_byte = end, start_byte + length
+        index.add(row, start_byte, length, known_line)
+        position = _skip_blank(text, end)
+        separator = text[position : position + 1]
+        if separator == ",":
+            position = _skip_blank(text, position + 1)
+            if text[position : position + 1] == "]":
+                raise json.JSONDecodeError("a comma before the closing ]", text, position)
+        elif separator != "]":
+            raise json.JSONDecodeError("expected , or ] after a row", text, position)
+    rest = _skip_blank(text, position + 1)
+    if not inner and rest < len(text):
+        raise json.JSONDecodeError("text after the closing ]", text, rest)
+    return index.finish()
+
+
+def _find_data_list(text: str, opening: int) -> int | None:
+    """Return where the list under the key `data` opens in the (well-formed) object at `opening`."""
+    position = _skip_blank(text, opening + 1)
+    while text[position] != "}":
+        key, end = _DECODER.raw_decode(text, position)
+        value = _skip_blank(text, _skip_blank(text, end) + 1)
+        if key == "data" and text[value] == "[":
+            return value
+        _, end = _DECODER.raw_decode(text, value)
+        position = _skip_blank(text, end)
+        if text[position] == ",":
+            position = _skip_blank(text, position + 1)
+    return None
+
+
+def _parse_line(path: Path, number: int, line: bytes) -> object:
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} line {number}: not UTF-8 text ({error.reason}). Save it as UTF-8."
+        ) from error
+    except json.JSONDecodeError as error:
+        hint = " Is the file cut off?" if error.pos >= len(error.doc.rstrip()) else ""
+        raise DataError(
+            f"{path} line {number}: not JSON: {error.msg} (column {error.colno}).{hint}"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} line {number}: not usable as JSON: {error}.") from error
+
+
+def _skip_blank(text: str, position: int) -> int:
+    match = _BLANK.match(text, position)
+    return match.end() if match else position
+
+
+def _stamp(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_size, status.st_mtime_ns
+
+
+def _kind(value: object) -> str:
+    names = {list: "a list", str: "a string", type(None): "null", bool: "true or false"}
+    return names.get(type(value), "a number")

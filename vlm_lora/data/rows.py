@@ -1,0 +1,87 @@
+"""Rows of one split, wherever they are stored, each with the place it came from."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from vlm_lora.data.conversation import RowSource
+
+
+class Table(Protocol):
+    """Rows by position, with the names of all columns any row has."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a stretch of rows came from."""
+
+    file: str
+    """How messages name it."""
+    folder: Path | None
+    """Where relative image paths start; None for a Hub data set."""
+    first: int
+    """Position of its first row among all rows."""
+
+
+class Rows:
+    """Tables one after the other. Picklable as far as its tables are; rows are read when asked for."""
+
+    def __init__(self, tables: Sequence[Table], origins: Sequence[Origin]) -> None:
+        self._tables = tuple(tables)
+        self._starts: list[int] = []
+        total = 0
+        for table in self._tables:
+            self._starts.append(total)
+            total += len(table)
+        self._length = total
+        self._origins = tuple(origins)
+        self._origin_starts = [origin.first for origin in self._origins]
+        self.columns: tuple[str, ...] = tuple(
+            dict.fromkeys(c for table in self._tables for c in table.columns)
+        )
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        """Return row `index`, with 0 <= index < len."""
+        if not 0 <= index < self._length:
+            raise IndexError(f"row {index} of {self._length}")
+        table = bisect_right(self._starts, index) - 1
+        return self._tables[table][index - self._starts[table]]
+
+    def origin(self, index: int) -> Origin:
+        """Return the file that row `index` lies in."""
+        return self._origins[bisect_right(self._origin_starts, index) - 1]
+
+    def source(self, index: int) -> RowSource:
+        """Return file and row (counting from 0 within the file) for messages."""
+        origin = self.origin(index)
+        return RowSource(file=origin.file, row=index - origin.first)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files the rows come from, in order."""
+        return tuple(origin.file for origin in self._origins)
+
+
+def join_files(files: Sequence[tuple[str, Path, Table]]) -> Rows:
+    """Put the tables of several files one after the other, each from its own folder."""
+    origins = []
+    first = 0
+    for name, folder, table in files:
+        origins.append(Origin(file=name, folder=folder, first=first))
+        first += len(table)
+    return Rows([table for _, _, table in files], origins)

@@ -1,0 +1,338 @@
+"""Which columns are the picture, the question, the answer, the chat: detected from the first rows.
+
+An explicit mapping wins. One candidate for a role is taken, several are an error that names the flag to
+type, none is an error that lists what was seen and what is accepted. Detection never decodes a picture.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vlm_lora.config import DataConfig
+from vlm_lora.data.columns import (
+    COLUMN_NAMES,
+    CONTEXT_OF_PROMPT,
+    IMAGE_PARTS,
+    PLACEHOLDER,
+    ROLES,
+    TURN_KEYS,
+    ColumnRole,
+)
+from vlm_lora.data.image_values import is_missing, looks_like_image
+from vlm_lora.data.rows import Rows
+from vlm_lora.errors import DataError, nearest
+
+logger = logging.getLogger(__name__)
+
+SAMPLE = 100
+"""Rows that detection looks at."""
+
+Layout = Literal["question_answer", "messages", "prompt_completion"]
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schema:
+    """What each column is taken as. Columns that a layout does not use are None."""
+
+    layout: Layout
+    """One question and answer, one chat, or a chat prompt with a chat completion."""
+    image: str | None = None
+    prompt: str | None = None
+    context: str | None = None
+    """Alpaca's `input`: continues the prompt on a new line where it is not empty."""
+    response: str | None = None
+    messages: str | None = None
+    placeholders: bool = False
+    """Whether `<image>` in a user's text marks a picture's place; otherwise it is text like any other."""
+    reasons: tuple[str, ...] = ()
+
+    def explain(self) -> str:
+        """Say in lines of text what was taken as what, and why."""
+        return "\n".join((f"layout: {self.layout}", *self.reasons))
+
+
+def parse_turns(value: Any) -> list[Mapping[str, Any]] | None:
+    """Return a value as a list of turns (also from JSON text), or None where it is no chat."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return None
+    if not isinstance(value, list | tuple) or not value:
+        return None
+    is_chat = all(
+        isinstance(turn, Mapping) and any(role in turn and text in turn for role, text in TURN_KEYS)
+        for turn in value
+    )
+    return list(value) if is_chat else None
+
+
+def detect_schema(rows: Rows, config: DataConfig) -> Schema:
+    """Find out what the columns mean.
+
+    Raises:
+        DataError: A mapped column that is not there, several candidates for a role, or none.
+    """
+    sample = [rows[i] for i in range(min(len(rows), SAMPLE))]
+    search = _Search(columns=rows.columns, sample=sample, where=_where(rows))
+    mapped = _read_mapping(search, config)
+    image, why_image = _find_image(search, mapped.get("image"))
+    if "messages" in mapped:
+        return _chat_schema(search, mapped["messages"], "named by --messages_column", image, why_image)
+    if "prompt" in mapped or "response" in mapped:
+        return _pair_schema(search, mapped, image, why_image)
+    chats = [c for c in rows.columns if search.has_chat(c)]
+    prompts = search.named("prompt")
+    responses = search.named("response")
+    separate = [c for c in chats if c not in prompts and c not in responses]
+    if separate and len(prompts) == 1 and len(responses) == 1:
+        raise DataError(
+            f"{search.where} has a chat column ({_listed(separate)}) and a question with an answer "
+            f"('{prompts[0]}', '{responses[0]}'). Type --messages_column {separate[0]}, or "
+            f"--prompt_column {prompts[0]} --response_column {responses[0]}."
+        )
+    if separate or (chats and not (prompts and responses)):
+        column = search.single("messages", separate or chats)
+        return _chat_schema(search, column, "its values are lists of turns", image, why_image)
+    return _pair_schema(search, mapped, image, why_image)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Search:
+    """The columns and first rows of one split, and questions about them."""
+
+    columns: tuple[str, ...]
+    sample: Sequence[Row]
+    where: str
+
+    def values(self, column: str) -> list[Any]:
+        return [row[column] for row in self.sample if row.get(column) is not None]
+
+    def holds(self, column: str, test: Callable[[Any], bool]) -> bool:
+        """Tell whether a column has values and all that say anything pass a test."""
+        telling = [value for value in self.values(column) if not is_missing(value)]
+        return bool(telling) and all(test(value) for value in telling)
+
+    def has_chat(self, column: str) -> bool:
+        """Tell whether any value is a chat: one odd row must not hide what the column is."""
+        return any(parse_turns(value) is not None for value in self.values(column))
+
+    def named(self, role: ColumnRole) -> list[str]:
+        """Return the columns that are called as a role usually is; fallback names only where no other is."""
+        names = COLUMN_NAMES[role]
+        usual = [column for column in self.columns if column.casefold() in names.usual]
+        return usual or [column for column in self.columns if column.casefold() in names.fallback]
+
+    def single(self, role: ColumnRole, candidates: Sequence[str]) -> str:
+        """Return the only candidate. Raises DataError where there are several or none."""
+        names = COLUMN_NAMES[role]
+        if len(candidates) > 1:
+            raise DataError(
+                f"{self.where} has {len(candidates)} columns that could be the {role}: "
+                f"{_listed(candidates)}. "
+                f"Type {names.flag} with the one you mean, for example {names.flag} {candidates[0]}."
+            )
+        if not candidates:
+            raise DataError(
+                f"{self.where}: no column could be taken as the {role}. It has {_listed(self.columns)}. "
+                "Known names "
+                f"are {', '.join(names.usual + names.fallback)}, or a chat in one column "
+                f"({', '.join(COLUMN_NAMES['messages'].usual)}). Type {names.flag} COLUMN."
+            )
+        return candidates[0]
+
+
+def _read_mapping(search: _Search, config: DataConfig) -> dict[ColumnRole, str]:
+    """Return the explicit mapping after checking that its columns are there."""
+    given: dict[ColumnRole, str | None] = {
+        "image": config.image_column,
+        "prompt": config.prompt_column,
+        "response": config.response_column,
+        "messages": config.messages_column,
+    }
+    mapped = {role: column for role, column in given.items() if column is not None}
+    for role, column in mapped.items():
+        if column not in search.columns:
+            raise DataError(
+                f"{COLUMN_NAMES[role].flag} {column}: {search.where} has no such "
+                f"column.{nearest(column, search.columns)} "
+                f"It has {_listed(search.columns)}."
+            )
+    if "messages" in mapped and ("prompt" in mapped or "response" in mapped):
+        raise DataError(
+            "--messages_column names whole conversations, so it does not go with --prompt_column or "
+            "--response_column. Leave one of them out."
+        )
+    return mapped
+
+
+def _find_image(search: _Search, mapped: str | None) -> tuple[str | None, str]:
+    if mapped is not None:
+        return mapped, f"image: column '{mapped}', named by --image_column"
+    # A column of another meaning may carry a usual name: a chat is never a picture, nor is a number.
+    named = [c for c in search.named("image") if search.holds(c, _may_be_image) or not _tells(search, c)]
+    if named:
+        column = search.single("image", named)
+        return column, f"image: column '{column}', by its name"
+    by_value = [c for c in search.columns if search.holds(c, looks_like_image)]
+    if by_value:
+        column = search.single("image", by_value)
+        return column, f"image: column '{column}', because its values are pictures or names of picture files"
+    return None, "image: no column"
+
+
+def _tells(search: _Search, column: str) -> bool:
+    return any(not is_missing(value) for value in search.values(column))
+
+
+def _may_be_image(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_may_be_image(item) for item in value)
+    if isinstance(value, Mapping):
+        return "bytes" in value or "path" in value
+    return not isinstance(value, int | float)
+
+
+def _chat_schema(search: _Search, column: str, why: str, image: str | None, why_image: str) -> Schema:
+    if image == column:
+        raise DataError(f"{search.where}: '{column}' cannot be both the image and the chat.")
+    chats = [(row, turns) for row in search.sample if (turns := parse_turns(row.get(column))) is not None]
+    if not chats:
+        example = next(iter(search.values(column)), None)
+        raise DataError(
+            f"{search.where}: column '{column}' holds no chat. A chat is a list of turns, each with "
+            f'"role" and "content" or with "from" and "value"; the first value is {_short(example)}.'
+        )
+    marks, why_marks = _read_placeholder_style(chats, image)
+    embedded = any(_has_own_images(turn) for _, turns in chats for turn in turns)
+    return Schema(
+        layout="messages",
+        image=image,
+        messages=column,
+        placeholders=marks,
+        reasons=(
+            f"messages: column '{column}', {why}",
+            why_image
+            + ("; the chat's parts bring their own" if embedded else _warn_of_text_only(search, image)),
+            why_marks,
+        ),
+    )
+
+
+def _read_placeholder_style(
+    chats: Sequence[tuple[Row, list[Mapping[str, Any]]]], image: str | None
+) -> tuple[bool, str]:
+    """Decide whether `<image>` in user text marks a picture's place.
+
+    In ShareGPT chats it does. In OpenAI-style chats it is text, as typed, unless the sampled rows leave no
+    doubt: every row with pictures has as many marks in its plain user texts, and one begins or ends a text.
+    """
+    if any("from" in turn and "value" in turn for _, turns in chats for turn in turns):
+        return True, f"{PLACEHOLDER} in user turns marks a picture's place (ShareGPT turns)"
+    texts = [(row, _plain_user_texts(turns)) for row, turns in chats]
+    if not any(PLACEHOLDER in text for _, found in texts for text in found):
+        return False, f"{PLACEHOLDER} in a text stays text (pictures have parts of their own or go first)"
+    pictured = [(row, found) for row, found in texts if image is not None and not is_missing(row.get(image))]
+    certain = bool(pictured) and all(
+        sum(text.count(PLACEHOLDER) for text in found) == _count(row[str(image)])
+        and any(t.strip().startswith(PLACEHOLDER) or t.strip().endswith(PLACEHOLDER) for t in found)
+        for row, found in pictured
+    )
+    if certain:
+        return True, (
+            f"{PLACEHOLDER} in user turns marks a picture's place: each of the {len(pictured)} sampled "
+            "rows with "
+            "pictures has as many marks as pictures, at a turn's start or end"
+        )
+    return (
+        False,
+        f"{PLACEHOLDER} is typed in some user turns and stays text there: its count is not the pictures'",
+    )
+
+
+def _plain_user_texts(turns: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [
+        turn["content"]
+        for turn in turns
+        if ROLES.get(str(turn.get("role")).casefold()) == "user" and isinstance(turn.get("content"), str)
+    ]
+
+
+def _count(value: Any) -> int:
+    return len(value) if isinstance(value, list | tuple) else 1
+
+
+def _has_own_images(turn: Mapping[str, Any]) -> bool:
+    parts = turn.get("content")
+    return isinstance(parts, list | tuple) and any(
+        isinstance(part, Mapping)
+        and any(part.get(key) for key in IMAGE_PARTS.get(str(part.get("type", "image")), ()))
+        for part in parts
+    )
+
+
+def _pair_schema(
+    search: _Search, mapped: Mapping[ColumnRole, str], image: str | None, why_image: str
+) -> Schema:
+    columns: dict[ColumnRole, str] = {}
+    reasons = []
+    for role in ("prompt", "response"):
+        taken = {image, *mapped.values(), *columns.values()}
+        given = mapped.get(role)
+        candidates = [c for c in search.named(role) if c not in taken]
+        columns[role] = given if given is not None else search.single(role, candidates)
+        why = f"named by {COLUMN_NAMES[role].flag}" if given is not None else "by its name"
+        reasons.append(f"{role}: column '{columns[role]}', {why}")
+    prompt, response = columns["prompt"], columns["response"]
+    chat = [c for c in (prompt, response) if search.has_chat(c)]
+    known = CONTEXT_OF_PROMPT.get(prompt.casefold())
+    context = next(
+        (c for c in search.columns if c.casefold() == known and c not in (image, prompt, response)), None
+    )
+    if context is not None:
+        reasons.append(
+            f"context: column '{context}' continues '{prompt}' on a new line where it is not empty"
+        )
+    if any(PLACEHOLDER in value for value in search.values(prompt) if isinstance(value, str)):
+        reasons.append(f"{PLACEHOLDER} in '{prompt}' stays text; pictures go before the question")
+    if response == image or prompt == response:
+        raise DataError(f"{search.where}: '{response}' cannot be the response and something else at once.")
+    return Schema(
+        layout="prompt_completion" if chat else "question_answer",
+        image=image,
+        prompt=prompt,
+        context=context,
+        response=response,
+        reasons=(why_image + _warn_of_text_only(search, image), *reasons),
+    )
+
+
+def _warn_of_text_only(search: _Search, image: str | None) -> str:
+    if image is not None:
+        return ""
+    logger.warning(
+        "%s: no image column among %s: the rows are text only. If there are pictures, type --image_column.",
+        search.where,
+        _listed(search.columns),
+    )
+    return f" among {_listed(search.columns)}: the rows are text only"
+
+
+def _where(rows: Rows) -> str:
+    files = rows.files
+    more = f" (and {len(files) - 1} more)" if len(files) > 1 else ""
+    return f"{files[0] if files else 'the data'}{more}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "no columns"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

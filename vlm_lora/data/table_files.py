@@ -1,0 +1,165 @@
+"""CSV, Parquet and Arrow files as rows of an Arrow table that nothing ever decodes.
+
+Small Parquet and CSV files are held in memory, Arrow files are memory-mapped. Pictures stay the bytes
+or paths that the file holds.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlm_lora.errors import DataError
+
+LARGEST_FIELD = 2**30
+"""Longest CSV field in characters; Python's own default (131072) refuses pictures written as base64."""
+
+
+class ArrowTable:
+    """Rows of one file through an Arrow table; pickled by path, opened again where it is used."""
+
+    def __init__(self, path: Path, opener: Callable[[Path], Any]) -> None:
+        self.path = path
+        self._opener = opener
+        self._table: Any = opener(path)
+        self.columns: tuple[str, ...] = tuple(self._table.column_names)
+        self._length: int = self._table.num_rows
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        """Return one row as Python values."""
+        if self._table is None:
+            self._table = self._opener(self.path)
+        return self._table.slice(index, 1).to_pylist()[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_table": None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOpen:
+    """Rows of a `datasets.Dataset`, read through Arrow so that no feature decodes anything."""
+
+    dataset: Any
+    columns: tuple[str, ...]
+
+    @classmethod
+    def of(cls, dataset: Any) -> HeldOpen:
+        """Take a `datasets.Dataset` whatever its format is."""
+        return cls(dataset=dataset.with_format("arrow"), columns=tuple(dataset.column_names))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        """Return one row as Python values."""
+        return self.dataset[index : index + 1].to_pylist()[0]
+
+
+def read_csv(path: Path) -> ArrowTable:
+    """Read a CSV (or `.tsv`) file: every value is text, exactly as written.
+
+    Raises:
+        DataError: Malformed input, with file and line.
+    """
+    return ArrowTable(path, _open_csv)
+
+
+def read_parquet(path: Path) -> ArrowTable:
+    """Read a Parquet file into memory."""
+    return ArrowTable(path, _open_parquet)
+
+
+def read_arrow(path: Path) -> ArrowTable:
+    """Memory-map an Arrow file: the streaming format (as `datasets` writes) or the file format (Feather)."""
+    return ArrowTable(path, _open_arrow)
+
+
+def count_parquet_rows(path: Path) -> int:
+    """Return a Parquet file's number of rows from its footer."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_metadata(path).num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a readable Parquet file: {error}") from error
+
+
+def _open_csv(path: Path) -> Any:
+    import pyarrow as pa
+
+    rows = _parse_csv(path)
+    header = next(rows, None)
+    if header is None:
+        raise DataError(f"{path} is empty: the first line must name the columns.")
+    doubled = sorted({name for name in header if header.count(name) > 1})
+    if doubled:
+        raise DataError(f"{path} line 1: two columns are called '{doubled[0]}'. Rename one.")
+    columns: list[list[str]] = [[] for _ in header]
+    for row in rows:
+        for column, value in zip(columns, row, strict=True):
+            column.append(value)
+    # large_string: a column of base64 pictures can pass the 2 GiB of Arrow's plain strings.
+    return pa.table([pa.array(column, type=pa.large_string()) for column in columns], names=header)
+
+
+def _parse_csv(path: Path) -> Iterator[list[str]]:
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    previous = csv.field_size_limit(LARGEST_FIELD)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream, delimiter=delimiter, strict=True)
+            width: int | None = None
+            try:
+                for row in reader:
+                    if not row:
+                        continue
+                    width = len(row) if width is None else width
+                    if len(row) != width:
+                        raise DataError(
+                            f"{path} line {reader.line_num}: {len(row)} values, and the header names "
+                            f"{width} columns. "
+                            "A value that holds a comma, quote or line break must stand in double quotes "
+                            '("...").'
+                        )
+                    yield row
+            except csv.Error as error:
+                raise DataError(f"{path} line {reader.line_num}: not CSV: {error}.") from error
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path} after line {reader.line_num}: not UTF-8 text ({error.reason}). Save it as UTF-8."
+                ) from error
+    finally:
+        csv.field_size_limit(previous)
+
+
+def _open_parquet(path: Path) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(path).read()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a readable Parquet file: {error}") from error
+
+
+def _open_arrow(path: Path) -> Any:
+    import pyarrow as pa
+
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty.")
+    source = pa.memory_map(str(path))
+    try:
+        return pa.ipc.open_stream(source).read_all()
+    except pa.ArrowInvalid:
+        source.seek(0)
+    try:
+        return pa.ipc.open_file(source).read_all()
+    except pa.ArrowException as error:
+        raise DataError(f"{path}: not an Arrow file (neither stream nor file format): {error}") from error

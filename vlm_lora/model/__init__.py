@@ -1,0 +1,1 @@
+"""Families, loading, LoRA, and the objective."""

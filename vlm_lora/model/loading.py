@@ -1,0 +1,328 @@
+"""Loading configuration, processor, weights and adapters, with one clear message for each fault."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vlm_lora.config import ModelConfig
+from vlm_lora.errors import ConfigError, ModelError
+from vlm_lora.model.families import FAMILIES, Family, family_of
+from vlm_lora.stack import TRANSFORMERS, image_backend, known_model_types, load_image_processor
+
+logger = logging.getLogger(__name__)
+
+ADAPTER_FILE = "adapter_config.json"
+_EXAMPLE = "Qwen/Qwen2.5-VL-3B-Instruct"
+_VISION_KEYS = ("vision", "visual", "img_processor", "image", "mm_vision", "vit")
+
+
+def adapter_folder(config: ModelConfig) -> Path | None:
+    """Return the folder that `--model_name_or_path` names if it holds a LoRA adapter, else None."""
+    folder = Path(str(config.model_name_or_path)).expanduser()
+    return folder if (folder / ADAPTER_FILE).is_file() else None
+
+
+def base_config(config: ModelConfig) -> ModelConfig:
+    """Return the configuration of the base model: for an adapter folder the model that it was trained on.
+
+    Raises:
+        ModelError: the adapter does not say which model it belongs to.
+    """
+    folder = adapter_folder(config)
+    if folder is None:
+        return config
+    settings = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+    base = settings.get("base_model_name_or_path")
+    if not base:
+        raise ModelError(
+            f"{folder}: its {ADAPTER_FILE} names no base model. Set base_model_name_or_path there to the "
+            "Hub id or "
+            "folder of the model that the adapter was trained on."
+        )
+    revision = settings.get("revision") or "main"
+    return replace(config, model_name_or_path=base, model_revision=revision)
+
+
+def load_config(config: ModelConfig) -> Any:
+    """Load the configuration of the model (of the base model, for an adapter folder).
+
+    Raises:
+        ConfigError: no model was named.
+        ModelError: no such folder, not a model, not reachable, or not a vision-language model.
+    """
+    from transformers import AutoConfig
+
+    base = _checked(config)
+    with _translated(config, base):
+        loaded = AutoConfig.from_pretrained(base.model_name_or_path, **_access(base))
+    _refuse_text_only(base, loaded)
+    return loaded
+
+
+def load_processor(config: ModelConfig) -> Any:
+    """Load the processor, with the image backend that was asked for and right padding.
+
+    For an adapter folder that holds a processor, that one is used: it is what the adapter was trained with.
+
+    Raises:
+        ModelError: there is no processor or no chat template, or a package that it needs is missing.
+    """
+    from transformers import AutoProcessor
+
+    base = _checked(config)
+    family = family_of(load_config(config))
+    folder = adapter_folder(config)
+    place = str(folder) if folder is not None and _has_processor(folder) else str(base.model_name_or_path)
+    access = _access(base)
+    with _translated(config, base):
+        processor = AutoProcessor.from_pretrained(place, **access)
+    if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
+        raise ModelError(
+            f"{place}: it has a {type(processor).__name__} but no processor for pictures. Use a "
+            "vision-language model, "
+            f"for example {_EXAMPLE}, or copy preprocessor_config.json from the original model."
+        )
+    with _translated(config, base):
+        _set_image_backend(processor, place, config.image_backend, access)
+    _prepare_tokenizer(processor.tokenizer)
+    if not processor.chat_template:
+        # Some processors lose the template on the way (Phi-4 multimodal); their tokenizer still has it.
+        processor.chat_template = processor.tokenizer.chat_template
+    if not processor.chat_template and family.rendering.kind == "chat":
+        raise ModelError(
+            f"{place}: it has no chat template, so conversations cannot be rendered as the model expects "
+            "them. Use the "
+            "instruction-tuned model (names ending in -it, -Instruct, -Chat, -hf), or put its "
+            "chat_template.jinja "
+            "into the folder."
+        )
+    return processor
+
+
+def load_model(config: ModelConfig, *, model_kwargs: Mapping[str, Any]) -> Any:
+    """Load the weights; for an adapter folder its base model with the adapter on top.
+
+    Args:
+        config: names the model.
+        model_kwargs: the backend's `torch_dtype`, `attn_implementation` and the like.
+
+    Returns:
+        A `PreTrainedModel`, or a `PeftModel` for an adapter folder.
+
+    Raises:
+        ModelError: weights are missing or of another shape. Random weights are never trained silently.
+    """
+    import transformers
+
+    base = _checked(config)
+    loaded = load_config(config)
+    family = family_of(loaded)
+    keywords = {**_access(base), **_supported_attention(family, model_kwargs)}
+    automatic = getattr(transformers, family.auto_class)
+    with _translated(config, base):
+        model, report = automatic.from_pretrained(
+            base.model_name_or_path, config=loaded, output_loading_info=True, **keywords
+        )
+    _check_weights(str(base.model_name_or_path), model, report)
+    folder = adapter_folder(config)
+    return model if folder is None else load_adapter(model, folder)
+
+
+def load_adapter(model: Any, folder: Path) -> Any:
+    """Put a saved adapter on its base model with plain PEFT, and check that every tensor found its place.
+
+    Raises:
+        ModelError: the adapter does not fit this model.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    try:
+        with warnings.catch_warnings():
+            # PEFT only warns about tensors that it does not find; below that is an error.
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")
+            tuned = PeftModel.from_pretrained(model, str(folder))
+    except (ValueError, RuntimeError, OSError) as error:
+        raise ModelError(
+            f"{folder}: the adapter does not fit {type(model).__name__} ({_first_line(error)}). Give the "
+            "model that it "
+            f"was trained on as base_model_name_or_path in {folder / ADAPTER_FILE}."
+        ) from error
+    saved = set(load_peft_weights(str(folder), device="cpu"))
+    expected = set(get_peft_model_state_dict(tuned))
+    if saved != expected:
+        missing, strange = sorted(expected - saved), sorted(saved - expected)
+        raise ModelError(
+            f"{folder}: {len(missing)} adapter tensors of this model are not in the file ({_few(missing)}) "
+            "and "
+            f"{len(strange)} in the file have no place ({_few(strange)}). Vision towers are laid out "
+            "differently by "
+            "transformers 4.55 and 5.x: load the adapter with the version that trained it."
+        )
+    return tuned
+
+
+def _checked(config: ModelConfig) -> ModelConfig:
+    """Return the base's configuration after looking at the folder, if it is one."""
+    if not config.model_name_or_path:
+        raise ConfigError(f"--model_name_or_path is missing: a Hub id such as {_EXAMPLE}, or a folder.")
+    base = base_config(config)
+    name = str(base.model_name_or_path)
+    folder = Path(name).expanduser()
+    whose = f" (the base model of the adapter {config.model_name_or_path})" if base is not config else ""
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            inside = sorted(entry.name for entry in folder.iterdir())
+            raise ModelError(
+                f"{name}{whose}: not a model folder, it has no config.json. It holds: {_few(inside, 10)}. "
+                "Give the "
+                "folder that holds config.json and the weights, or a Hub id."
+            )
+        return replace(base, model_name_or_path=str(folder))
+    looks_like_path = name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name or folder.is_file()
+    if looks_like_path:
+        raise ModelError(f"{name}{whose}: no such folder. Give an existing folder, or a Hub id such as {_EXAMPLE}.")
+    return base
+
+
+def _access(config: ModelConfig) -> dict[str, Any]:
+    """Keywords that every `from_pretrained` takes."""
+    return {
+        "revision": config.model_revision,
+        "token": config.token,
+        "cache_dir": config.cache_dir,
+        # False, not None: None asks on the terminal, which a batch job has not got.
+        "trust_remote_code": config.trust_remote_code,
+    }
+
+
+@contextmanager
+def _translated(config: ModelConfig, base: ModelConfig) -> Iterator[None]:
+    """Turn what transformers raises into one message that says what to type."""
+    name = base.model_name_or_path
+    try:
+        yield
+    except OSError as error:
+        if Path(str(name)).is_dir():
+            raise ModelError(f"{name}: {_first_line(error)}. Copy the whole model folder again.") from error
+        raise ModelError(
+            f"{name}: not a folder here, and it could not be fetched from the Hub ({_first_line(error)}). "
+            "Check the "
+            f"name; for a gated model type `hf auth login`; without a network type `hf download {name}` "
+            "where there is "
+            "one and give the folder."
+        ) from error
+    except ImportError as error:
+        raise ModelError(f"{name}: this model needs a package that is missing: {_first_line(error)}") from error
+    except ValueError as error:
+        text = str(error)
+        if "trust_remote_code" in text and not config.trust_remote_code:
+            raise ModelError(
+                f"{name}: this model brings its own Python code. Read it, and if you trust it type "
+                "--trust_remote_code true."
+            ) from error
+        if "does not recognize this architecture" in text or "Unrecognized model" in text:
+            raise ModelError(f"{name}: {_unknown_architecture(str(name))}") from error
+        raise ModelError(f"{name}: {_first_line(error)}") from error
+    except RuntimeError as error:
+        if "size mismatch" in str(error) or "mismatched" in str(error):
+            raise ModelError(
+                f"{name}: weights and config.json do not belong together ({_first_line(error)}). Copy the "
+                "whole model "
+                "folder again."
+            ) from error
+        raise
+
+
+def _unknown_architecture(name: str) -> str:
+    settings = Path(name) / "config.json"
+    kind = json.loads(settings.read_text(encoding="utf-8")).get("model_type") if settings.is_file() else None
+    installed = ".".join(map(str, TRANSFORMERS))
+    family = FAMILIES.get(str(kind))
+    if family is not None and kind not in known_model_types():
+        return f"model_type {kind!r} needs transformers {family.since} or newer; {installed} is installed."
+    return (
+        f"the installed transformers {installed} does not know model_type {kind!r}. Update transformers, "
+        "or type "
+        "--trust_remote_code true if the model brings its own code and you have read it."
+    )
+
+
+def _refuse_text_only(base: ModelConfig, loaded: Any) -> None:
+    if loaded.model_type in FAMILIES:
+        return
+    keys = loaded.to_dict()
+    if not any(word in key.lower() for key in keys for word in _VISION_KEYS):
+        raise ModelError(
+            f"{base.model_name_or_path}: model_type {loaded.model_type!r} is a text-only model, its "
+            "configuration says "
+            f"nothing about pictures. Use a vision-language model, for example {_EXAMPLE}."
+        )
+
+
+def _supported_attention(family: Family, model_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    keywords = dict(model_kwargs)
+    if str(keywords.get("attn_implementation", "")).startswith("flash") and not family.flash_attention:
+        logger.warning("%s does not support flash attention; sdpa is used instead.", family.model_type)
+        keywords["attn_implementation"] = "sdpa"
+    return keywords
+
+
+def _check_weights(name: str, model: Any, report: Mapping[str, Any]) -> None:
+    everything = dict(model.named_parameters(remove_duplicate=False))
+    missing = set(report.get("missing_keys", ()))
+    there = {id(tensor) for key, tensor in everything.items() if key not in missing}
+    # A tied tensor is in the file under another name.
+    lost = sorted(key for key in missing if key not in everything or id(everything[key]) not in there)
+    mismatched = sorted(str(entry[0]) for entry in report.get("mismatched_keys", ()))
+    if lost or mismatched:
+        raise ModelError(
+            f"{name}: {len(lost)} weights are missing ({_few(lost)}) and {len(mismatched)} have another "
+            "shape "
+            f"({_few(mismatched)}), so they would start at random. Copy the whole model folder again, or "
+            "use the "
+            "transformers version that the model was saved with."
+        )
+    unexpected = sorted(report.get("unexpected_keys", ()))
+    if unexpected:
+        logger.warning("%s: %d weights in the file are not used (%s).", name, len(unexpected), _few(unexpected))
+
+
+def _has_processor(folder: Path) -> bool:
+    names = ("processor_config.json", "preprocessor_config.json")
+    return any((folder / name).is_file() for name in names) and (folder / "tokenizer_config.json").is_file()
+
+
+def _set_image_backend(processor: Any, place: str, wanted: str, access: Mapping[str, Any]) -> None:
+    found = image_backend(processor.image_processor)
+    if found not in (wanted, "own"):
+        processor.image_processor = load_image_processor(place, wanted, **access)
+        found = image_backend(processor.image_processor)
+    name = type(processor.image_processor).__name__
+    if found == wanted:
+        logger.info("Image processor: %s (%s).", name, found)
+    else:
+        logger.warning("--image_backend %s: this model has only %s (%s), which is used.", wanted, name, found)
+
+
+def _prepare_tokenizer(tokenizer: Any) -> None:
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+        logger.info("The tokenizer has no padding token; %s pads, masked out.", tokenizer.eos_token)
+
+
+def _few(names: list[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "") if names else "none"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__

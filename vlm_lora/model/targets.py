@@ -1,0 +1,212 @@
+"""From what the user asked for to the exact modules that get LoRA, and from those to one compact regex.
+
+PEFT matches plain names such as `q_proj` anywhere in a model, so they hit the vision tower as well.
+Here every choice is resolved to full module names first; the regex that goes into `adapter_config.json`
+selects exactly those, so plain PEFT reloads the adapter anywhere.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import nn
+
+from vlm_lora.errors import ConfigError
+from vlm_lora.model.parts import Parts
+
+logger = logging.getLogger(__name__)
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "language": ("language",),
+    "projector": ("projector",),
+    "vision": ("vision",),
+    "all": ("language", "projector", "vision"),
+    "all-linear": ("language", "projector", "vision"),
+}
+"""Words that name parts; `all-linear` is PEFT's own."""
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_NAME = re.compile(r"[\w.]+")
+_NEVER = ("head", "embeddings")
+
+
+def resolve_targets(model: nn.Module, parts: Parts, wanted: str) -> list[str]:
+    """Return the full names of the modules that get LoRA, in the model's order.
+
+    Args:
+        model: without PEFT around it.
+        parts: from `find_parts`.
+        wanted: `language`, `projector`, `vision`, `all`, or several joined by commas; or a regular
+            expression that must match a whole module name; or module names joined by commas, each a full
+            name or its end. A bare name such as `q_proj` means the language model where that has it.
+
+    Raises:
+        ConfigError: nothing is selected; the message shows the nearest names there are.
+    """
+    words = [word.strip() for word in wanted.strip("[]() ").split(",") if word.strip(" '\"")]
+    words = [word.strip("'\"") for word in words]
+    supported = _supported(model, parts)
+    if words and all(word in GROUPS for word in words):
+        chosen = _by_group(model, parts, supported, words)
+    elif words and all(_NAME.fullmatch(word) for word in words):
+        chosen = _by_name(parts, supported, words)
+    else:
+        chosen = _by_pattern(supported, wanted)
+    unused = [name for name in supported if name in chosen and not parts.carries_lora(name)]
+    if unused:
+        logger.info("LoRA leaves out %d modules whose output the model never reads, %s first.", len(unused), unused[0])
+    names = [name for name in supported if name in chosen and parts.carries_lora(name)]
+    if not names:
+        raise ConfigError(
+            f"--lora_targets {wanted}: the only modules it selects are never used by this model, such as "
+            f"{unused[0]}. Type --lora_targets language."
+            if unused
+            else _nothing(model, parts, supported, wanted, words)
+        )
+    return names
+
+
+def compact_regex(model: nn.Module, names: Sequence[str]) -> str:
+    """Return a short regular expression that matches exactly `names`, as whole names, among the modules."""
+    modules = [name for name, _ in model.named_modules() if name]
+    wanted = set(names)
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        groups[re.sub(r"(?<=\.)\d+(?=\.|$)", "#", name)].append(name)
+    leaves: dict[str, list[str]] = defaultdict(list)
+    for shape, members in groups.items():
+        parent, _, leaf = shape.rpartition(".")
+        prefix = _numbered(parent, leaf, members, modules, wanted)
+        leaves[prefix].append(re.escape(leaf) if leaf != "#" else _numbers(members, -1))
+    pattern = "|".join(
+        (prefix + r"\." if prefix else "") + (ends[0] if len(ends) == 1 else f"(?:{'|'.join(ends)})")
+        for prefix, ends in leaves.items()
+    )
+    selected = {name for name in modules if re.fullmatch(pattern, name)}
+    if selected != wanted:
+        # A shape that numbers alone cannot tell apart: spell every name out.
+        pattern = "|".join(re.escape(name) for name in names)
+    return pattern
+
+
+def _numbers(members: Iterable[str], position: int) -> str:
+    found = sorted({int(name.split(".")[position]) for name in members})
+    return str(found[0]) if len(found) == 1 else f"(?:{'|'.join(map(str, found))})"
+
+
+def _numbered(parent: str, leaf: str, members: Sequence[str], modules: Sequence[str], wanted: set[str]) -> str:
+    r"""Return the regex of a parent path, with `\d+` for its numbers unless that is too wide."""
+    steps = parent.split(".") if parent else []
+    wide = r"\.".join(r"\d+" if step == "#" else re.escape(step) for step in steps)
+    if leaf != "#":
+        full = re.compile((wide + r"\." if wide else "") + re.escape(leaf))
+        if all(name in wanted for name in modules if full.fullmatch(name)):
+            return wide
+    return r"\.".join(_numbers(members, index) if step == "#" else re.escape(step) for index, step in enumerate(steps))
+
+
+def _supported(model: nn.Module, parts: Parts) -> dict[str, nn.Module]:
+    """Every module that may carry LoRA: linear layers and convolutions outside head and embeddings."""
+    found: dict[str, nn.Module] = {}
+    inside_attention: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            # It reads its projections' weights without calling them: LoRA there would change nothing.
+            inside_attention.append(name + ".")
+        elif name.startswith(tuple(inside_attention)):
+            continue
+        elif isinstance(module, (nn.Linear, *CONVOLUTIONS)) and parts.part_of(name) not in _NEVER:
+            found[name] = module
+    return found
+
+
+def _by_group(model: nn.Module, parts: Parts, supported: Mapping[str, nn.Module], words: Sequence[str]) -> set[str]:
+    wanted = {part for word in words for part in GROUPS[word]}
+    inside = {name: module for name, module in supported.items() if parts.part_of(name) in wanted}
+    convolutions = [name for name, module in inside.items() if isinstance(module, CONVOLUTIONS)]
+    if convolutions:
+        logger.info(
+            "LoRA leaves out %d convolutions, such as %s; name them in --lora_targets to tune them.",
+            len(convolutions),
+            convolutions[0],
+        )
+    chosen = set(inside) - set(convolutions)
+    for part in sorted(wanted):
+        if not any(parts.part_of(name) == part for name in chosen):
+            paths = ", ".join(getattr(parts, part)) or "nothing"
+            logger.warning("--lora_targets %s: the %s (%s) has no linear layers.", ",".join(words), part, paths)
+    return chosen
+
+
+def _by_name(parts: Parts, supported: Mapping[str, nn.Module], words: Sequence[str]) -> set[str]:
+    chosen: set[str] = set()
+    for word in words:
+        hits = {name for name in supported if name == word or name.endswith("." + word)}
+        language = {name for name in hits if parts.part_of(name) == "language"}
+        if "." not in word and language and language != hits:
+            logger.info(
+                "--lora_targets %s: taken in the language model only; %d modules of that name elsewhere, "
+                "such as %s, "
+                "are left out. Give a longer name to tune those.",
+                word,
+                len(hits - language),
+                min(hits - language),
+            )
+            hits = language
+        if not hits:
+            raise ConfigError(_missing_name(supported, word))
+        chosen |= hits
+    return chosen
+
+
+def _by_pattern(supported: Mapping[str, nn.Module], pattern: str) -> set[str]:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(
+            f"--lora_targets {pattern}: not a regular expression ({error}). Allowed are language, "
+            "projector, vision, "
+            "all, a regular expression, or module names joined by commas."
+        ) from None
+    return {name for name in supported if compiled.fullmatch(name)}
+
+
+def _examples(supported: Mapping[str, nn.Module]) -> str:
+    """One example of each kind of module name, its numbers left as they are."""
+    shapes: dict[str, str] = {}
+    for name in supported:
+        shapes.setdefault(re.sub(r"\d+", "#", name), name)
+    return ", ".join(list(shapes.values())[:12])
+
+
+def _missing_name(supported: Mapping[str, nn.Module], word: str) -> str:
+    ends = sorted({name.rpartition(".")[2] for name in supported})
+    near = difflib.get_close_matches(word, [*ends, *supported], n=4, cutoff=0.5)
+    hint = f" Nearest: {', '.join(near)}." if near else ""
+    return (
+        f"--lora_targets: no module is called {word!r}.{hint} Allowed are language, projector, vision, "
+        "all, a regular "
+        f"expression, or names such as {', '.join(ends[:12])}. Embeddings and head carry no LoRA."
+    )
+
+
+def _nothing(
+    model: nn.Module, parts: Parts, supported: Mapping[str, nn.Module], wanted: str, words: Sequence[str]
+) -> str:
+    if words and all(word in GROUPS for word in words):
+        return (
+            f"--lora_targets {wanted}: that part of this model has no linear layers. Use a regular "
+            "expression for its "
+            f"convolutions; module names look like {_examples(supported)}."
+        )
+    everything = [name for name, _ in model.named_modules() if name]
+    near = difflib.get_close_matches(wanted.replace("\\", "").replace(".*", "."), everything, n=3, cutoff=0.4)
+    hint = f" Nearest: {', '.join(near)}." if near else ""
+    return (
+        f"--lora_targets {wanted}: matches no module that can carry LoRA. A regular expression must match "
+        "the whole "
+        f"name, for example .*language_model.*q_proj.{hint} Module names look like {_examples(supported)}."
+    )

@@ -1,0 +1,105 @@
+"""Which weights are trained: LoRA on exactly the chosen modules, or full weights part by part."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+from torch import nn
+
+from vlm_lora.config import TuningConfig
+from vlm_lora.errors import ConfigError, ModelError
+from vlm_lora.model.audit import log_trainable
+from vlm_lora.model.families import Family
+from vlm_lora.model.parts import Parts, find_parts
+from vlm_lora.model.targets import compact_regex, resolve_targets
+
+logger = logging.getLogger(__name__)
+
+
+def apply_tuning(model: Any, family: Family, tuning: TuningConfig) -> Any:
+    """Attach LoRA, or freeze the parts that stay as they are, and log what is trained.
+
+    LoRA weights are float32 even on a bfloat16 model (PEFT's default), so small updates are not lost.
+
+    Args:
+        model: a loaded model without an adapter.
+        family: its family; one outside the table is found out by looking.
+        tuning: what the user asked for.
+
+    Returns:
+        A `PeftModel` for `lora`, the model itself for `none`.
+
+    Raises:
+        ConfigError: the targets select nothing, or nothing is left to train.
+        ModelError: the model carries an adapter already.
+    """
+    if hasattr(model, "peft_config"):
+        raise ModelError(
+            "--model_name_or_path names a LoRA adapter; training starts from a base model. Give its base, "
+            f"{_base_name(model)}, instead, or continue a run with --resume_from_checkpoint."
+        )
+    parts = find_parts(model, family)
+    tuned = _attach_lora(model, parts, tuning) if tuning.peft_method == "lora" else _freeze(model, parts, tuning)
+    log_trainable(tuned, parts)
+    return tuned
+
+
+def _attach_lora(model: Any, parts: Parts, tuning: TuningConfig) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    names = resolve_targets(model, parts, tuning.lora_targets)
+    config = LoraConfig(
+        r=tuning.lora_rank,
+        lora_alpha=tuning.lora_alpha,
+        lora_dropout=tuning.lora_dropout,
+        target_modules=compact_regex(model, names),
+        use_rslora=tuning.use_rslora,
+        use_dora=tuning.use_dora,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    tuned = get_peft_model(model, config)
+    adapted = {name.removeprefix("base_model.model.") for name, m in tuned.named_modules() if hasattr(m, "lora_A")}
+    if adapted != set(names):
+        stray = sorted(adapted ^ set(names))
+        raise ModelError(
+            f"PEFT attached LoRA to {len(adapted)} modules instead of the {len(names)} chosen; they differ "
+            "in "
+            f"{', '.join(stray[:3])}. Give --lora_targets as a list of full module names, and please "
+            "report the model."
+        )
+    logger.info("LoRA of rank %d on %d modules: %s", tuning.lora_rank, len(names), config.target_modules)
+    return tuned
+
+
+def _freeze(model: nn.Module, parts: Parts, tuning: TuningConfig) -> nn.Module:
+    """Full weights: train language model (with embeddings and head), projector, tower as asked."""
+    train_language = not tuning.freeze_language
+    trained = {
+        "language": train_language,
+        "embeddings": train_language,
+        "head": train_language,
+        "projector": not tuning.freeze_projector,
+        "vision": not tuning.freeze_vision,
+        # Audio towers and the like never run on pictures and text.
+        "other": False,
+    }
+    unused = []
+    for name, parameter in model.named_parameters():
+        wanted = trained[parts.part_of(name)]
+        if wanted and parts.is_never_used(name):
+            unused.append(name)
+            wanted = False
+        parameter.requires_grad_(wanted and parameter.is_floating_point())
+    if unused:
+        logger.info("%d parameters stay frozen: the model never reads them (%s, ...).", len(unused), unused[0])
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError("--peft_method none: every part is frozen. Leave out one of the --freeze_* flags.")
+    return model
+
+
+def _base_name(model: Any) -> str:
+    names = {config.base_model_name_or_path for config in model.peft_config.values()}
+    return re.sub(r"^None$", "named in adapter_config.json", str(names.pop()))

@@ -1,0 +1,257 @@
+"""The table of contents: configuration -> data -> batches -> model -> training -> evaluation -> report.
+
+Each function is one verb of the command line. Order matters: the backend is prepared before any model
+exists, and everything that can be wrong without weights is found before they are loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlm_lora.backend import Backend, select
+from vlm_lora.batching.collator import Collator
+from vlm_lora.batching.encoded import EncodedRow
+from vlm_lora.batching.encoding import RowEncoder
+from vlm_lora.config import RunConfig
+from vlm_lora.config_aliases import canonical_name
+from vlm_lora.config_resolution import resolve, write_resolved
+from vlm_lora.data.conversation import Conversation, ImageRef, Part, RowSource, Text, Turn
+from vlm_lora.data.dataset import Splits, load_splits
+from vlm_lora.data.images import ImageLimits
+from vlm_lora.errors import ConfigError
+from vlm_lora.evaluation.generation import Answerer, exact_match, write_answers
+from vlm_lora.model.audit import GradientAudit
+from vlm_lora.model.checkpointing import enable_checkpointing
+from vlm_lora.model.families import Family, family_of
+from vlm_lora.model.loading import load_config, load_model, load_processor
+from vlm_lora.model.terminators import eos_token_ids
+from vlm_lora.model.tuning import apply_tuning
+from vlm_lora.report.model_card import write_model_card
+from vlm_lora.training.arguments import CHECKPOINTING, DEFAULT_ARGUMENTS, FORCED_ARGUMENTS, check_arguments
+from vlm_lora.training.outputs import claim_output_dir, save_processor, write_results
+from vlm_lora.training.trainer import build_trainer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Configuration checked against the backend that will run it."""
+
+    run: RunConfig
+    backend: Backend
+    arguments: Any
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tools:
+    """What turns rows into batches. Needs the model's folder, not its weights."""
+
+    config: Any
+    family: Family
+    processor: Any
+    tokenizer: Any
+    encoder: RowEncoder
+    collator: Collator
+
+
+def open_stage(run: RunConfig) -> Stage:
+    """Choose the backend, check every key against it, and let it prepare the process."""
+    backend, probe = select(run.backend)
+    logger.info("Backend: %s on %s.", backend.name, probe.device)
+    # Before the arguments class, whose import reads the environment on some hardware, and again once resolved.
+    os.environ.update(run.environment)
+    run, values = resolve(run, backend.arguments_class())
+    os.environ.update(run.environment)
+    backend.prepare(run)
+    passed = {name: value for name, value in values.items() if canonical_name(name) not in CHECKPOINTING}
+    arguments = backend.build_arguments(run, {**DEFAULT_ARGUMENTS, **passed, **FORCED_ARGUMENTS})
+    check_arguments(arguments)
+    return Stage(run=run, backend=backend, values=values, arguments=arguments)
+
+
+def open_tools(run: RunConfig) -> Tools:
+    """Open the model's configuration and processor, and build encoder and collator from them."""
+    if run.model.model_name_or_path is None:
+        raise ConfigError("--model_name_or_path is missing: a Hub id such as google/gemma-3-4b-it, or a folder.")
+    config = load_config(run.model)
+    if run.model.model_type not in (None, config.model_type):
+        raise ConfigError(f"--model_type {run.model.model_type}: the model's configuration says {config.model_type}.")
+    family = family_of(config)
+    processor = load_processor(run.model)
+    tokenizer = processor.tokenizer
+    encoder = RowEncoder(
+        processor,
+        family.rendering,
+        eos_token_ids=eos_token_ids(run.model, config, tokenizer),
+        max_length=run.batching.max_length or config.get_text_config().max_position_embeddings,
+        image_limits=ImageLimits.of(run.data),
+    )
+    collator = Collator(encoder, family.rendering, pad_token_id=tokenizer.pad_token_id)
+    return Tools(
+        config=config,
+        family=family,
+        processor=processor,
+        tokenizer=tokenizer,
+        encoder=encoder,
+        collator=collator,
+    )
+
+
+def train(run: RunConfig) -> dict[str, Any]:
+    """Train, evaluate and write everything to `output_dir`; return the figures of `all_results.json`."""
+    stage = open_stage(run)
+    run, arguments = stage.run, stage.arguments
+    if not (arguments.do_train or arguments.do_eval):
+        raise ConfigError("Nothing to do: type --do_train, --do_eval, or both.")
+    folder = Path(arguments.output_dir)
+    resume = arguments.resume_from_checkpoint
+    claim_output_dir(folder, overwrite=run.overwrite_output_dir or not arguments.do_train, resume=bool(resume))
+    splits = load_splits(run.data, need_train=arguments.do_train, need_validation=arguments.do_eval)
+    tools = open_tools(run)
+    _check_first_rows(tools, splits)
+    model = _load_for_training(stage, tools) if arguments.do_train else _load_for_answers(stage, tools)
+    trainer = _build(stage, tools, splits, model)
+    if trainer.is_world_process_zero():
+        write_resolved(folder / "run_config.yaml", run, stage.values)
+    results: dict[str, Any] = {}
+    if arguments.do_train:
+        metrics = trainer.train(resume_from_checkpoint=_checkpoint(folder, resume)).metrics
+        metrics |= {f"train_{name}": value for name, value in stage.backend.memory().items()}
+        metrics["train_samples"] = len(splits.train) if splits.train is not None else 0
+        results |= _start_metrics(trainer) | metrics
+        trainer.save_model(str(folder))
+        trainer.save_state()
+        write_results(folder, "train", results)
+    if arguments.do_eval:
+        metrics = _evaluate(stage, tools, splits, trainer)
+        results |= metrics
+        write_results(folder, "eval", metrics)
+    if arguments.do_train and trainer.is_world_process_zero():
+        save_processor(tools.processor, folder)
+        write_model_card(folder, run, arguments, results, steps=trainer.state.global_step)
+    return results
+
+
+def ask(run: RunConfig, *, images: list[Path], prompt: str) -> str:
+    """Answer one question about the given pictures with a model or adapter folder."""
+    stage = open_stage(run)
+    tools = open_tools(stage.run)
+    parts: tuple[Part, ...] = (*(ImageRef(source=path) for path in images), Text(text=prompt))
+    question = Conversation(
+        turns=(Turn(role="user", parts=parts), Turn(role="assistant", parts=(Text(text=""),))),
+        source=RowSource(file="--prompt", row=0),
+    )
+    model = _load_for_answers(stage, tools).to(stage.backend.device())
+    return _answerer(stage, tools, model).answer([question])[0]
+
+
+def preview(run: RunConfig, *, rows: int) -> list[tuple[EncodedRow, Any]]:
+    """Encode the first rows of the data as training would; return each with the tokenizer that decodes it."""
+    run, _ = resolve(run, select(run.backend)[0].arguments_class())
+    data = load_splits(run.data, need_train=True, need_validation=False).train
+    tools = open_tools(run)
+    shown = range(min(rows, len(data))) if data is not None else range(0)
+    return [(tools.encoder.encode(data[index]), tools.tokenizer) for index in shown if data is not None]
+
+
+def _check_first_rows(tools: Tools, splits: Splits) -> None:
+    """Encode the first row of each split, so that a wrong column or template stops before weights load."""
+    for rows in (splits.train, splits.validation):
+        if rows is not None:
+            tools.encoder.encode(rows[0])
+
+
+def _load_for_training(stage: Stage, tools: Tools) -> Any:
+    """Load the base, let the backend adapt it, and attach LoRA or freeze parts."""
+    from transformers import set_seed
+
+    # The trainer seeds itself, but LoRA's A matrices are drawn before it exists.
+    set_seed(stage.arguments.seed)
+    model = apply_tuning(_load_base(stage, tools), tools.family, stage.run.tuning)
+    if stage.run.raw.get("gradient_checkpointing"):
+        enable_checkpointing(model, tools.family)
+    return model
+
+
+def _load_for_answers(stage: Stage, tools: Tools) -> Any:
+    """Load a model, with its adapter where the folder is one, for evaluation and questions."""
+    return _load_base(stage, tools).eval()
+
+
+def _load_base(stage: Stage, tools: Tools) -> Any:
+    kwargs = stage.backend.model_kwargs(stage.run, tools.config, stage.arguments)
+    return stage.backend.adapt_model(load_model(stage.run.model, model_kwargs=kwargs))
+
+
+def _build(stage: Stage, tools: Tools, splits: Splits, model: Any) -> Any:
+    kwargs = {
+        "args": stage.arguments,
+        "data_collator": tools.collator,
+        "train_dataset": splits.train,
+        "eval_dataset": splits.validation,
+        "processing_class": tools.processor,
+        "callbacks": [GradientAudit(model, tools.family)] if stage.arguments.do_train else [],
+        **stage.backend.trainer_kwargs(stage.run),
+    }
+    return build_trainer(stage.backend.trainer_class(), model=model, kwargs=kwargs)
+
+
+def _evaluate(stage: Stage, tools: Tools, splits: Splits, trainer: Any) -> dict[str, Any]:
+    metrics = dict(trainer.evaluate())
+    if splits.validation is not None:
+        metrics["eval_samples"] = len(splits.validation)
+        if stage.run.generation.predict_with_generate:
+            answers = _answerer(stage, tools, trainer.model).answer_all(
+                splits.validation, batch_size=stage.arguments.per_device_eval_batch_size
+            )
+            score = exact_match(answers)
+            low, high = score.interval
+            metrics |= {
+                "eval_exact_match": score.share,
+                "eval_exact_match_low_95": low,
+                "eval_exact_match_high_95": high,
+            }
+            write_answers(Path(stage.arguments.output_dir) / "predictions.jsonl", answers)
+    return metrics
+
+
+def _answerer(stage: Stage, tools: Tools, model: Any) -> Answerer:
+    return Answerer(
+        model=model,
+        collator=tools.collator,
+        tokenizer=tools.tokenizer,
+        max_new_tokens=stage.run.generation.max_new_tokens,
+        generation_kwargs=stage.backend.generation_kwargs(),
+    )
+
+
+def _start_metrics(trainer: Any) -> dict[str, Any]:
+    """Return the evaluation before the first step (`--eval_on_start`) as `eval_start_*` figures."""
+    for entry in trainer.state.log_history:
+        if entry.get("step") == 0 and "eval_perplexity" in entry:
+            wanted = ("eval_loss", "eval_perplexity", "eval_supervised_tokens")
+            return {name.replace("eval_", "eval_start_", 1): entry[name] for name in wanted}
+    return {}
+
+
+def _checkpoint(folder: Path, resume: str | bool | None) -> str | None:
+    """Turn `--resume_from_checkpoint` (true, or a folder) into the checkpoint's path."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    if resume is None or str(resume).lower() in ("false", ""):
+        return None
+    if str(resume).lower() != "true":
+        if not Path(str(resume)).is_dir():
+            raise ConfigError(f"--resume_from_checkpoint {resume}: no such folder.")
+        return str(resume)
+    last: str | None = get_last_checkpoint(str(folder))
+    if last is None:
+        raise ConfigError(f"--resume_from_checkpoint true: {folder} holds no checkpoint-N folder.")
+    return last

@@ -1,0 +1,1 @@
+"""What people read: previews, model cards, the doctor."""

@@ -1,0 +1,84 @@
+"""The README.md beside the weights: what was trained on what, how to load it, what it scored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+
+from vlm_lora import __version__
+from vlm_lora.config import RunConfig
+
+TEMPLATE = """\
+---
+base_model: {{ run.model.model_name_or_path }}
+library_name: {{ "peft" if lora else "transformers" }}
+pipeline_tag: image-text-to-text
+tags: [vlm-lora{{ ", lora" if lora else "" }}]
+---
+# {{ name }}
+
+{{ "A LoRA adapter for" if lora else "All weights of" }} `{{ run.model.model_name_or_path }}`,
+fine-tuned on `{{ run.data.dataset_name }}` with vlm-lora {{ version }}.
+
+## Use
+
+```python
+from transformers import AutoModelForImageTextToText, AutoProcessor
+{%- if lora %}
+from peft import PeftModel
+
+base = AutoModelForImageTextToText.from_pretrained("{{ run.model.model_name_or_path }}")
+model = PeftModel.from_pretrained(base, "{{ name }}")
+{%- else %}
+
+model = AutoModelForImageTextToText.from_pretrained("{{ name }}")
+{%- endif %}
+processor = AutoProcessor.from_pretrained("{{ name }}")
+```
+
+or `vlm-lora ask --model_name_or_path {{ name }} --image PICTURE --prompt "QUESTION"`.
+
+## Results
+
+| Figure | Value |
+|---|---|
+{%- for key, value in metrics.items() %}
+| {{ key }} | {{ value }} |
+{%- endfor %}
+
+Perplexity counts supervised tokens only: the assistant's text and the token that ends its turn.
+
+## Training
+
+{% if lora -%}
+LoRA rank {{ run.tuning.lora_rank }}, alpha {{ run.tuning.lora_alpha }},
+dropout {{ run.tuning.lora_dropout }}, targets `{{ run.tuning.lora_targets }}`
+{{- ", rank-stabilised" if run.tuning.use_rslora }}{{ ", DoRA" if run.tuning.use_dora }}.
+{%- else -%}
+Full weights.
+{%- endif %}
+Learning rate {{ arguments.learning_rate }}, {{ steps }} steps of {{ batch_size }} rows, seed {{ arguments.seed }}.
+`run_config.yaml` holds every setting: `vlm-lora train --config run_config.yaml` repeats the run.
+"""
+
+
+def write_model_card(folder: Path, run: RunConfig, arguments: Any, metrics: Mapping[str, Any], *, steps: int) -> None:
+    """Write `README.md`. Figures are those of this run; nothing is filled in by hand."""
+    batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    shown = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in sorted(metrics.items())}
+    # No escaping: this is Markdown, not HTML.
+    card = Environment(autoescape=False).from_string(TEMPLATE)
+    text = card.render(
+        run=run,
+        arguments=arguments,
+        metrics=shown,
+        name=folder.name,
+        lora=run.tuning.peft_method == "lora",
+        version=__version__,
+        batch_size=batch,
+        steps=steps,
+    )
+    (folder / "README.md").write_text(text + "\n", encoding="utf-8")

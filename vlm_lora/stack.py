@@ -1,0 +1,52 @@
+"""The one place that knows where transformers 4.55 (Gaudi's stack) and 5.x differ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformers
+
+TRANSFORMERS = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+"""Major and minor version of the installed transformers."""
+IS_5 = TRANSFORMERS >= (5, 0)
+
+KV_SHARING_NEEDS_CACHE = not IS_5
+"""Gemma3n's last layers borrow keys and values of earlier ones: in 4.55 only through the cache, which
+training does not use, so their own projections train; in 5.x always, so their own are never used."""
+
+
+def known_model_types() -> frozenset[str]:
+    """Return the `model_type` of every configuration that the installed transformers has."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return frozenset(CONFIG_MAPPING_NAMES)
+
+
+def load_image_processor(place: str, backend: str, **keywords: Any) -> Any:
+    """Load the image processor of a model with the Pillow (`pil`) or `torchvision` implementation.
+
+    Returns:
+        The image processor, of the other implementation where the model has only that one: ask
+        `image_backend`.
+    """
+    from transformers import AutoImageProcessor
+
+    if IS_5:
+        return AutoImageProcessor.from_pretrained(place, backend=backend, **keywords)
+    slow = backend == "pil"
+    try:
+        return AutoImageProcessor.from_pretrained(place, use_fast=not slow, **keywords)
+    except ValueError:
+        # 4.55 raises where 5.x takes the other one (Phi-4 multimodal has no Pillow implementation).
+        return AutoImageProcessor.from_pretrained(place, use_fast=slow, **keywords)
+
+
+def image_backend(image_processor: Any) -> str:
+    """Return `pil`, `torchvision`, or `own` for an image processor that a model folder brings along."""
+    kind = type(image_processor)
+    if not kind.__module__.startswith("transformers."):
+        # Its own code for `transformers_modules.*`: neither of the two.
+        return "own"
+    if IS_5:
+        return "pil" if kind.__name__.endswith("Pil") else "torchvision"
+    return "torchvision" if kind.__name__.endswith("Fast") else "pil"

@@ -1,0 +1,60 @@
+"""What a run leaves behind, and the folder it may write into."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlm_lora.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+RESULT_FILES = ("trainer_state.json", "all_results.json", "adapter_config.json", "model.safetensors")
+"""Any of these in a folder means that a run has been there."""
+
+
+def claim_output_dir(path: Path, *, overwrite: bool, resume: bool) -> None:
+    """Make sure that the run may write into `path`, before anything expensive happens.
+
+    Raises:
+        ConfigError: the path is a file, cannot be created, or holds another run's results.
+    """
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"--output_dir {path} is a file; name a folder.")
+    taken = [name for name in RESULT_FILES if (path / name).exists()]
+    taken += sorted(child.name for child in path.glob("checkpoint-*"))
+    if taken and not overwrite and not resume:
+        raise ConfigError(
+            f"--output_dir {path} already holds a run ({', '.join(taken[:4])}). Type another folder, "
+            "--overwrite_output_dir to write over it, or --resume_from_checkpoint true to go on with it."
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output_dir {path} cannot be created: {error.strerror}.") from error
+
+
+def save_processor(processor: Any, folder: Path) -> None:
+    """Save processor, tokenizer and chat template, readable by transformers 4.55 and 5.x alike.
+
+    5.x writes the image processor into processor_config.json only; 4.55 wants preprocessor_config.json.
+    """
+    processor.save_pretrained(folder)
+    image_processor = getattr(processor, "image_processor", None)
+    if image_processor is not None and not (folder / "preprocessor_config.json").exists():
+        image_processor.to_json_file(folder / "preprocessor_config.json")
+
+
+def write_results(folder: Path, split: str, metrics: Mapping[str, Any]) -> None:
+    """Write `{split}_results.json` and merge the same figures into `all_results.json`."""
+    _write_json(folder / f"{split}_results.json", metrics)
+    everything = folder / "all_results.json"
+    earlier = json.loads(everything.read_text(encoding="utf-8")) if everything.exists() else {}
+    _write_json(everything, {**earlier, **metrics})
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(dict(values), indent=2, sort_keys=True) + "\n", encoding="utf-8")

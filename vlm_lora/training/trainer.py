@@ -1,0 +1,103 @@
+"""The trainer: the backend's own class, composed with the little that a constructor cannot take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from vlm_lora.errors import ModelError
+from vlm_lora.model.objective import SupervisedHead, gather_targets, row_sums, token_losses
+
+
+class VlmTrainerMixin:
+    """Loss on supervised positions, and evaluation that sums instead of averaging averages.
+
+    Set `head` right after construction. The loss is the sum of the negative log-likelihoods divided by the
+    number of supervised tokens of the whole global batch (all accumulation steps, all ranks), so batch 8x1,
+    2x4 and 1x8 give one gradient.
+    """
+
+    head: SupervisedHead
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Run the model, its head on the supervised positions; the base class calls `supervised_loss`."""
+        positions = inputs.pop("supervised_positions")
+        # The base class drops the labels before it calls the loss function: hand over what it needs instead.
+        inputs["labels"] = gather_targets(inputs["labels"], positions)
+        with self.head.on(positions):
+            return super().compute_loss(  # type: ignore[misc]
+                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+            )
+
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor, None, None]:
+        """Add the batch's row sums to the evaluation's totals, without rows repeated to fill a last batch."""
+        inputs = self._prepare_inputs(inputs)  # type: ignore[attr-defined]
+        positions = inputs.pop("supervised_positions")
+        targets = gather_targets(inputs.pop("labels"), positions)
+        with torch.no_grad(), self.compute_loss_context_manager(), self.head.on(positions):  # type: ignore[attr-defined]
+            outputs = model(**inputs)
+        sums = row_sums(outputs.logits, targets)
+        self._row_sums.append(self.accelerator.gather_for_metrics(sums).cpu())  # type: ignore[attr-defined]
+        return sums[:, 0].sum() / sums[:, 1].sum(), None, None
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Replace the base class's mean of batch means by one division at the end, and add the perplexity."""
+        self._row_sums: list[torch.Tensor] = []
+        output = super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        output.metrics.update(perplexity_metrics(torch.cat(self._row_sums), prefix))
+        return output
+
+
+def perplexity_metrics(sums: torch.Tensor, prefix: str) -> dict[str, float]:
+    """Return loss, perplexity and token count from `(N, 2)` row sums.
+
+    Perplexity is `exp(total negative log-likelihood / total supervised tokens)` (Jurafsky and Martin,
+    Speech and Language Processing, section 3.3, on supervised tokens only).
+    """
+    nll, tokens = sums.double().sum(dim=0).tolist()
+    loss = nll / tokens
+    perplexity = math.exp(loss) if loss < 709 else math.inf
+    return {
+        f"{prefix}_loss": loss,
+        f"{prefix}_perplexity": perplexity,
+        f"{prefix}_supervised_tokens": int(tokens),
+    }
+
+
+def supervised_loss(
+    outputs: Any, targets: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """Sum the token losses and divide by the global batch's supervised tokens (a `compute_loss_func`)."""
+    if num_items_in_batch is None:
+        raise ModelError(
+            "The trainer did not count the global batch's supervised tokens: the loss cannot be normalised."
+        )
+    return token_losses(outputs.logits, targets).sum() / num_items_in_batch
+
+
+def compose_trainer(base: type) -> type:
+    """Return `Vlm<base>`: the mixin over the backend's trainer class."""
+    return type(f"Vlm{base.__name__}", (VlmTrainerMixin, base), {})
+
+
+def build_trainer(base: type, *, model: torch.nn.Module, kwargs: Mapping[str, Any]) -> Any:
+    """Construct the composed trainer with the project's loss and the model's supervised head."""
+    trainer = compose_trainer(base)(model=model, compute_loss_func=supervised_loss, **kwargs)
+    trainer.head = SupervisedHead(model)
+    return trainer
