@@ -128,12 +128,7 @@ class TuningConfig:
         _check_positive("lora_alpha", self.lora_alpha)
         if not 0 <= self.lora_dropout < 1:
             raise ConfigError(f"--lora_dropout {self.lora_dropout}: must be at least 0 and below 1.")
-        if (
-            self.peft_method == "none"
-            and self.freeze_language
-            and self.freeze_vision
-            and self.freeze_projector
-        ):
+        if self.peft_method == "none" and self.freeze_language and self.freeze_vision and self.freeze_projector:
             raise ConfigError(
                 "--freeze_language --freeze_vision --freeze_projector with --peft_method none: nothing is "
                 "left to train. Leave one of them out."

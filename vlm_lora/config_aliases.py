@@ -120,9 +120,7 @@ _ROWS: tuple[Alias, ...] = (
         push_to_hub_token="hub_token",
     ),
     _switch(_TRANSFORMERS, "adafactor", "optim", true="adafactor", false=None),
-    _switch(
-        _TRANSFORMERS, "group_by_length", "train_sampling_strategy", true="group_by_length", false="random"
-    ),
+    _switch(_TRANSFORMERS, "group_by_length", "train_sampling_strategy", true="group_by_length", false="random"),
     _switch(_TRANSFORMERS, "include_inputs_for_metrics", "include_for_metrics", true=["inputs"], false=None),
     *(
         Alias(
@@ -164,21 +162,15 @@ DROPPED: Mapping[str, Dropped] = {
         hint=bool, harmless=(True,), cure="this transformers writes safetensors only; leave the key out"
     ),
     "use_mps_device": Dropped(hint=bool, harmless=(), cure=""),
-    "jit_mode_eval": Dropped(
-        hint=bool, harmless=(False,), cure="evaluation by torch.jit is gone; use --torch_compile"
-    ),
+    "jit_mode_eval": Dropped(hint=bool, harmless=(False,), cure="evaluation by torch.jit is gone; use --torch_compile"),
     "use_ipex": Dropped(
         hint=bool, harmless=(False,), cure="its optimizations are part of PyTorch now; leave the key out"
     ),
     "use_legacy_prediction_loop": Dropped(
         hint=bool, harmless=(False,), cure="there is one evaluation loop now; leave the key out"
     ),
-    "tpu_metrics_debug": Dropped(
-        hint=bool, harmless=(False,), cure="there is no TPU backend; leave the key out"
-    ),
-    "tpu_num_cores": Dropped(
-        hint=int | None, harmless=(None,), cure="there is no TPU backend; leave the key out"
-    ),
+    "tpu_metrics_debug": Dropped(hint=bool, harmless=(False,), cure="there is no TPU backend; leave the key out"),
+    "tpu_num_cores": Dropped(hint=int | None, harmless=(None,), cure="there is no TPU backend; leave the key out"),
     "past_index": Dropped(
         hint=int,
         harmless=(-1,),
@@ -252,9 +244,7 @@ HABANA_KEYS = frozenset(
 )
 """Keys of optimum-habana's GaudiTrainingArguments (1.21) that transformers' own class does not have."""
 
-LAUNCHER_KEYS = frozenset(
-    {"world_size", "use_mpi", "use_deepspeed", "hostfile", "master_port", "use_env", "map_by"}
-)
+LAUNCHER_KEYS = frozenset({"world_size", "use_mpi", "use_deepspeed", "hostfile", "master_port", "use_env", "map_by"})
 """Flags of gaudi_spawn.py, which stand before the script's name."""
 
 
@@ -273,8 +263,7 @@ def describe_aliases() -> list[tuple[str, str, str]]:
     described = [(row.name, _meaning(row), row.users) for row in ALIASES.values()]
     described += [(name, text, f"{_TRANSFORMERS} 4") for name, (_, text) in RESTATED.items()]
     described += [
-        (name, f"accepted without effect: {', '.join(sorted(keys))}", _CONFIG_DRIVEN)
-        for name, keys in IGNORED.items()
+        (name, f"accepted without effect: {', '.join(sorted(keys))}", _CONFIG_DRIVEN) for name, keys in IGNORED.items()
     ]
     described += [(name, _loss(row), f"{_TRANSFORMERS} 4") for name, row in DROPPED.items()]
     return described
@@ -282,9 +271,7 @@ def describe_aliases() -> list[tuple[str, str, str]]:
 
 def _meaning(row: Alias) -> str:
     if row.values is None:
-        implied = [
-            f"; {key} = {value} unless given" for source, key, value in IMPLIED if source == row.canonical
-        ]
+        implied = [f"; {key} = {value} unless given" for source, key, value in IMPLIED if source == row.canonical]
         return "".join([row.canonical, *implied])
     parts = {
         spell(switch): "not set" if meaning is None else f"{row.canonical} = {spell(meaning)}"

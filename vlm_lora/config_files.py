@@ -64,9 +64,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     content = _read_yaml(path, text) if path.suffix.lower() in YAML_SUFFIXES else _read_json(path, text)
     if not isinstance(content, dict):
         found = "is empty" if content is None else f"holds a {type(content).__name__}"
-        raise ConfigError(
-            f"{path}: {found}; a configuration file is a mapping of keys to values, such as seed: 42."
-        )
+        raise ConfigError(f"{path}: {found}; a configuration file is a mapping of keys to values, such as seed: 42.")
     strange = [key for key in content if not isinstance(key, str)]
     if strange:
         raise ConfigError(f"{path}: the key {strange[0]!r} is not text; put quotes around it or correct it.")

@@ -79,9 +79,7 @@ def help_text(verb: str = "train", *, everything: bool = False, arguments_class:
     names = " ".join(f"--{key}" for key in COMMON_KEYS)
     parts.append(
         "The backend's keys\n"
-        + _wrapped(
-            f"The most used: {names}. vlm-lora {verb} --help_all lists and explains all of them.", "  "
-        )
+        + _wrapped(f"The most used: {names}. vlm-lora {verb} --help_all lists and explains all of them.", "  ")
     )
     if everything:
         parts.append(_backend_help(arguments_class))

@@ -122,9 +122,7 @@ def to_mapping(run: RunConfig, arguments: Mapping[str, Any]) -> dict[str, Any]:
             value = {key: text for key, text in value.items() if not _SECRET_VARIABLE.search(key)}
         if value is not None and value != {} and name not in SECRETS:
             content[name] = _plain(value)
-    content |= {
-        name: _plain(value) for name, value in arguments.items() if canonical_name(name) not in SECRETS
-    }
+    content |= {name: _plain(value) for name, value in arguments.items() if canonical_name(name) not in SECRETS}
     return content
 
 
@@ -195,9 +193,7 @@ def _restate_logging_dir(draft: _Draft, key: str, value: Any) -> None:
     name = RESTATED[key][0].removeprefix("environment.")
     before = draft.environment.get(name)
     if before is not None and folder is not None and before != folder:
-        raise ConfigError(
-            f"--{key} {folder} and {name}={before} contradict each other. Leave one of them out."
-        )
+        raise ConfigError(f"--{key} {folder} and {name}={before} contradict each other. Leave one of them out.")
     if folder is not None:
         draft.environment[name] = folder
 

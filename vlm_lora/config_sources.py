@@ -109,15 +109,11 @@ def _pair(name: str, texts: list[str]) -> _Pair:
         own = own_fields().get(base if alias is None else alias.canonical)
         is_switch = (alias is not None and alias.values is not None) or own is None or own.hint is bool
         if not is_switch:
-            raise ConfigError(
-                f"--{name}: --{base} is not a switch, so it has no --no_ form; give it another value."
-            )
+            raise ConfigError(f"--{name}: --{base} is not a switch, so it has no --no_ form; give it another value.")
         if not texts:
             return _Pair(name=base, value=False, file=None)
         if own is not None:
-            raise ConfigError(
-                f"--{name} {' '.join(texts)}: takes no value; type --{name} alone, or --{base} false."
-            )
+            raise ConfigError(f"--{name} {' '.join(texts)}: takes no value; type --{name} alone, or --{base} false.")
     if not texts:
         return _Pair(name=name, value=True, file=None)
     return _Pair(name=name, value=texts[0] if len(texts) == 1 else texts, file=None)
@@ -132,9 +128,7 @@ def _config_path(positional: list[str], named: list[_Pair], environ: Mapping[str
             f"and at most one configuration file ({', '.join(SUFFIXES)}) before them."
         )
     if len(named) + len(positional) > 1:
-        raise ConfigError(
-            "More than one configuration file is given. Leave --config out, or all but one of them."
-        )
+        raise ConfigError("More than one configuration file is given. Leave --config out, or all but one of them.")
     if named:
         if not isinstance(named[0].value, str) or not named[0].value:
             raise ConfigError("--config: needs one file, for example --config run.yaml.")
@@ -153,9 +147,7 @@ def _read_file(path: Path) -> Iterator[_Pair]:
         if key == "config":
             raise ConfigError(f"{path}: a configuration file cannot name another (config: {spell(value)}).")
         if key in (*SECTIONS, "raw"):
-            raise ConfigError(
-                f"{path}: '{name}' is not a key. The keys are flat: write seed: 42, without sections."
-            )
+            raise ConfigError(f"{path}: '{name}' is not a key. The keys are flat: write seed: 42, without sections.")
         yield _Pair(name=key, value=value, file=path)
 
 
@@ -166,9 +158,7 @@ def _settle(pairs: Iterable[_Pair]) -> dict[str, _Given]:
         for name, given in _interpret(pair):
             before = settled.get(name)
             if before is not None and not _same(before.value, given.value):
-                raise ConfigError(
-                    f"{before.written} and {given.written} contradict each other. Leave one of them out."
-                )
+                raise ConfigError(f"{before.written} and {given.written} contradict each other. Leave one of them out.")
             settled[name] = given
     return settled
 

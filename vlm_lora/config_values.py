@@ -169,9 +169,7 @@ def _to_sequence(value: Any, hint: Any) -> list[Any] | tuple[Any, ...]:
         try:
             value = json.loads(value)
         except json.JSONDecodeError as error:
-            raise MismatchError(
-                f"a list, or its JSON text ({error.msg} at character {error.pos + 1})"
-            ) from error
+            raise MismatchError(f"a list, or its JSON text ({error.msg} at character {error.pos + 1})") from error
     items = list(value) if isinstance(value, (list, tuple)) else [value]
     arguments = get_args(hint)
     converted = [_convert(item, arguments[0] if arguments else Any) for item in items]

@@ -19,7 +19,7 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 70, 210), 
 _CHARTQA_FEATURES = {
     "image": {"_type": "Image"},
     "query": {"dtype": "string", "_type": "Value"},
-    "label": {"feature": {"dtype": "string", "_type": "Value"}, "_type": "List"},
+    "label": {"feature": {"dtype": "string", "_type": "Value"}, "_type": "Sequence"},
     "human_or_machine": {"names": ["human", "machine"], "_type": "ClassLabel"},
 }
 

@@ -20,7 +20,6 @@ class Collator:
         encoder: makes the rows.
         style: says how media tensors are batched.
         pad_token_id: what pads `input_ids`.
-        pad_to_multiple_of: round T up to a multiple of this; None for the longest row's length.
 
     Example: two rows of 5 and 3 tokens, the answers `[8, 2]` and `[7, 2]` (2 is eos), pad token 0.
 
@@ -41,12 +40,10 @@ class Collator:
         style: RenderingStyle,
         *,
         pad_token_id: int,
-        pad_to_multiple_of: int | None = None,
     ) -> None:
         self._encoder = encoder
         self._style = style
         self._pad_token_id = pad_token_id
-        self._multiple = pad_to_multiple_of or 1
 
     def __call__(self, rows: Sequence[Conversation]) -> dict[str, torch.Tensor]:
         """Encode and pad rows for training.
@@ -82,8 +79,7 @@ class Collator:
         return batch
 
     def _padded(self, rows: Sequence[EncodedRow], *, left: bool) -> dict[str, torch.Tensor]:
-        longest = max(len(row.input_ids) for row in rows)
-        length = -(-longest // self._multiple) * self._multiple
+        length = max(len(row.input_ids) for row in rows)
         ones = [torch.ones_like(row.input_ids) for row in rows]
         ids = [row.input_ids for row in rows]
         batch = {

@@ -22,7 +22,7 @@ from vlm_lora.batching.prefix_suffix import PrefixSuffix
 from vlm_lora.batching.rendering import ChatTemplate, Rendering
 from vlm_lora.batching.sentinels import prompt_turns
 from vlm_lora.batching.style import RenderingStyle
-from vlm_lora.batching.tokenization import ControlTokens, SubstitutingTokenizer, Tokenized
+from vlm_lora.batching.tokenization import ControlTokens, SubstitutingTokenizer, Tokenized, assemble
 from vlm_lora.data.conversation import Conversation, ImageRef
 from vlm_lora.errors import ModelError, RenderingError, UserError
 
@@ -155,11 +155,12 @@ class RowEncoder:
         except _PROCESSOR_FAULTS as error:
             raise RenderingError(f"{type(self._processor).__name__} refuses this row: {error}") from error
         finally:
-            tokenized = self._tokenizer.finish()
-        if tokenized is None or not torch.equal(outputs["input_ids"].reshape(-1), tokenized.input_ids):
+            pieces = self._tokenizer.finish()
+        tokenized = assemble(pieces, outputs["input_ids"].reshape(-1), len(rendering.texts))
+        if tokenized is None:
             raise RenderingError(
-                f"{type(self._processor).__name__} does not tokenize the whole rendering in one call, so "
-                "labels cannot be placed on its tokens."
+                f"{type(self._processor).__name__} changes ids after tokenizing, so labels cannot be "
+                "placed on its tokens."
             )
         return outputs, tokenized
 

@@ -114,9 +114,8 @@ def decode_between(ids: Sequence[int], start: int, end: int, tokenizer: Any) -> 
     """Decode `ids[start:end]` as a stretch of the whole: SentencePiece would drop its leading space alone."""
 
     def decode(first: int, last: int) -> str:
-        decoded: str = tokenizer.decode(
-            list(ids[first:last]), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+        known = [token_id for token_id in ids[first:last] if token_id >= 0]  # Phi-3-Vision's placeholders are not
+        decoded: str = tokenizer.decode(known, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return decoded
 
     anchor = max(start - 1, 0)

@@ -204,8 +204,8 @@ class ControlTokens:
 class SubstitutingTokenizer:
     """Takes a tokenizer's place inside a processor for one call at a time.
 
-    Everything but a call goes to the real tokenizer. Between `expect` and `finish`, the call that carries the
-    sentinels is answered with the tokens of the substituted text; other calls go through.
+    Everything but a call goes to the real tokenizer. Between `expect` and `finish`, calls with one string are
+    answered with the tokens of the substituted text and remembered; other calls go through.
     """
 
     def __init__(self, tokenizer: Any, controls: ControlTokens) -> None:
@@ -213,7 +213,7 @@ class SubstitutingTokenizer:
         self._controls = controls
         self._sentinels: Sequence[str] | None = None
         self._texts: Sequence[str] = ()
-        self._result: Tokenized | None = None
+        self._pieces: list[Tokenized] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "_tokenizer" not in self.__dict__:
@@ -225,28 +225,25 @@ class SubstitutingTokenizer:
 
     def expect(self, sentinels: Sequence[str], texts: Sequence[str]) -> None:
         """Prepare for the call that carries `sentinels`, to be replaced by `texts`."""
-        self._sentinels, self._texts, self._result = sentinels, texts, None
+        self._sentinels, self._texts, self._pieces = sentinels, texts, []
 
-    def finish(self) -> Tokenized | None:
-        """Return what was tokenized, None where no call carried the rendering; then only delegate."""
-        result, self._sentinels, self._result = self._result, None, None
-        return result
+    def finish(self) -> list[Tokenized]:
+        """Return what was tokenized since `expect`, call by call; from now on only delegate."""
+        self._sentinels = None
+        return self._pieces
 
     def __call__(self, text: Any = None, text_pair: Any = None, **kwargs: Any) -> Any:
         """Tokenize as the real tokenizer does, texts put back."""
-        if self._sentinels is None or self._result is not None:
+        if self._sentinels is None:
             return self._tokenizer(text, text_pair=text_pair, **kwargs)
         strings = [_only(text)] + ([] if text_pair is None else [_only(text_pair)])
         if any(string is None for string in strings):
             return self._tokenizer(text, text_pair=text_pair, **kwargs)
         filled = [fill(string, self._sentinels, self._texts) for string in strings if string is not None]
-        found = {part for one in filled for part in one.places}
-        if len(found) != len(self._texts):
-            return self._tokenizer(text, text_pair=text_pair, **kwargs)
         return self._encode(filled, batched=not isinstance(text, str), **kwargs)
 
     def _encode(self, filled: Sequence[_Filled], *, batched: bool, **kwargs: Any) -> Any:
-        kwargs.pop("return_tensors", None)  # processors turn lists into tensors themselves
+        tensors = kwargs.pop("return_tensors", None)
         pair = {"text_pair": [filled[1].text]} if len(filled) == 2 else {}
         encoding = self._tokenizer([filled[0].text], **pair, **kwargs, return_offsets_mapping=True)
         data = {name: values[0] for name, values in encoding.items()}
@@ -256,15 +253,16 @@ class SubstitutingTokenizer:
         places: dict[int, tuple[int, int]] = {}
         for shift, one in zip((0, len(filled[0].text)), filled, strict=False):
             places |= {part: (start + shift, end + shift) for part, (start, end) in one.places.items()}
-        self._result = Tokenized(
+        tokenized = Tokenized(
             text="".join(one.text for one in filled),
             input_ids=torch.tensor(data["input_ids"], dtype=torch.int64),
             offsets=torch.tensor(offsets, dtype=torch.int64).reshape(-1, 2),
             places=places,
         )
-        if batched:
+        self._pieces.append(tokenized)
+        if batched or tensors is not None:
             data = {name: [values] for name, values in data.items()}
-        answer = _Encoding(data)
+        answer = _Encoding(data, tensor_type=tensors)
         answer.filled, answer.offsets = filled[0], offsets
         return answer
 
@@ -298,6 +296,41 @@ class SubstitutingTokenizer:
             if outer[start : start + len(inner)] == inner:
                 return outer[:start], outer[start + len(inner) :]
         raise RenderingError("the tokenizer changes a text when it adds its special tokens.")
+
+
+def assemble(pieces: Sequence[Tokenized], input_ids: torch.Tensor, parts: int) -> Tokenized | None:
+    """Return the tokens of the whole rendering, None where the pieces are not what the processor returned.
+
+    Most processors tokenize the rendering in one call. Phi-3-Vision's tokenizes what stands between images and
+    puts negative ids, its placeholders, there: those stand for no characters.
+
+    Args:
+        pieces: what was tokenized, call by call.
+        input_ids: `(T,)` int64, what the processor returned.
+        parts: how many texts the conversation has.
+    """
+    whole = [one for one in pieces if len(one.places) == parts and torch.equal(one.input_ids, input_ids)]
+    if whole:
+        return whole[0]
+    ids = input_ids.tolist()
+    text, position = "", 0
+    offsets: list[tuple[int, int]] = []
+    places: dict[int, tuple[int, int]] = {}
+    for piece in [*pieces, None]:
+        while position < len(ids) and ids[position] < 0:
+            offsets.append((len(text), len(text)))
+            position += 1
+        if piece is None:
+            break
+        if ids[position : position + len(piece.input_ids)] != piece.input_ids.tolist():
+            return None
+        offsets += [(start + len(text), end + len(text)) for start, end in piece.offsets.tolist()]
+        places |= {part: (start + len(text), end + len(text)) for part, (start, end) in piece.places.items()}
+        text += piece.text
+        position += len(piece.input_ids)
+    if position != len(ids) or len(places) != parts:
+        return None
+    return Tokenized(text=text, input_ids=input_ids, offsets=torch.tensor(offsets, dtype=torch.int64), places=places)
 
 
 def fill(aided: str, sentinels: Sequence[str], texts: Sequence[str]) -> _Filled:

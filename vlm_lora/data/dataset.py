@@ -99,14 +99,10 @@ def load_splits(config: DataConfig, *, need_train: bool, need_validation: bool) 
     return Splits(train=trained, validation=measured, explanation=explanation)
 
 
-def _take_validation(
-    config: DataConfig, source: Source | None, need_train: bool, notes: list[str]
-) -> Part | None:
+def _take_validation(config: DataConfig, source: Source | None, need_train: bool, notes: list[str]) -> Part | None:
     """Return the validation split that the data names, or None where one must be held out."""
     if config.validation_name is not None:
-        named = open_source(
-            config.validation_name, config_name=config.dataset_config_name, flag="validation_name"
-        )
+        named = open_source(config.validation_name, config_name=config.dataset_config_name, flag="validation_name")
         if len(named.splits) == 1:
             name, rows = next(iter(named.splits.items()))
         else:
@@ -161,9 +157,7 @@ def _hold_out_for_evaluation(config: DataConfig, source: Source, notes: list[str
     """Hold out the same rows that training with the same data, fraction and seed holds out."""
     picked = pick_train(source.splits, where=source.name)
     if picked is None:
-        raise DataError(
-            f"--dataset_name {source.name} has no split to evaluate on; it has {_listed(source)}."
-        )
+        raise DataError(f"--dataset_name {source.name} has no split to evaluate on; it has {_listed(source)}.")
     name, rows = picked
     _, held = hold_out(name, rows, fraction=config.validation_fraction, seed=config.split_seed)
     notes.append(

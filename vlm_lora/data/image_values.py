@@ -56,7 +56,7 @@ def read_image_value(value: Any, place: ImagePlace) -> ImageRef:
         return _read_text(value, place)
     if isinstance(value, Mapping):
         return _read_struct(value, place)
-    kind = "a list of numbers or lists" if isinstance(value, Sequence) else f"a {type(value).__name__}"
+    kind = "a list of numbers or lists" if isinstance(value, Sequence) else f"a value of type {type(value).__name__}"
     raise ImageError(
         f"An image is given as {kind}. Accepted are a path, encoded bytes, base64, a data URI and "
         '{"bytes": ..., "path": ...}.'
@@ -174,11 +174,7 @@ def _read_text(text: str, place: ImagePlace) -> ImageRef:
 def _is_image_text(text: str) -> bool:
     suffixes = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
     one_line = "\n" not in text and len(text) < 1024
-    return (
-        text.startswith("data:image/")
-        or (one_line and text.lower().endswith(suffixes))
-        or _is_base64_image(text)
-    )
+    return text.startswith("data:image/") or (one_line and text.lower().endswith(suffixes)) or _is_base64_image(text)
 
 
 def _is_base64_image(text: str) -> bool:
@@ -201,9 +197,7 @@ def _decode_base64(text: str) -> bytes:
 def _decode_data_uri(text: str, uri: re.Match[str]) -> bytes:
     kind, options = uri.group(1).lower(), uri.group(2).lower()
     if ";base64" not in options:
-        raise ImageError(
-            f"The data URI ({_short(text)}) is not base64; pictures are read as data:image/png;base64,..."
-        )
+        raise ImageError(f"The data URI ({_short(text)}) is not base64; pictures are read as data:image/png;base64,...")
     if kind and not kind.startswith("image/"):
         raise ImageError(f"The data URI ({_short(text)}) holds {kind}, not a picture.")
     encoded = _decode_base64(unquote(text[uri.end() :]))

@@ -119,9 +119,7 @@ def load_image(source: ImageSource, *, limits: ImageLimits) -> Image.Image:
         try:
             picture = Image.open(BytesIO(encoded), formats=FORMATS)
         except Image.DecompressionBombError as error:
-            raise ImageError(
-                f"{name}: more pixels than Pillow ever decodes: {error} Make it smaller."
-            ) from error
+            raise ImageError(f"{name}: more pixels than Pillow ever decodes: {error} Make it smaller.") from error
         except MemoryError:
             raise
         except Exception as error:  # decoders let all kinds of errors through on broken headers
@@ -160,8 +158,7 @@ def _decode(picture: Image.Image, name: str, limits: ImageLimits) -> Image.Image
         raise
     except Exception as error:  # decoders let all kinds of errors through on broken files
         raise ImageError(
-            f"{name}: the {picture.format or 'picture'} data is broken or cut off ({error}). Replace the "
-            "file."
+            f"{name}: the {picture.format or 'picture'} data is broken or cut off ({error}). Replace the file."
         ) from error
     turn = _TURNS.get(_orientation(picture, name))
     upright = pixels if turn is None else pixels.transpose(turn)
@@ -182,7 +179,7 @@ def _check_header(picture: Image.Image, name: str, limits: ImageLimits) -> None:
     ratio = max(width, height) / min(width, height)
     if ratio > limits.max_aspect_ratio:
         raise ImageError(
-            f"{name}: {width}x{height} is {ratio:.0f} times longer than wide; at most "
+            f"{name}: {width}x{height} has sides of 1 to {ratio:.1f}; at most 1 to "
             f"{limits.max_aspect_ratio:g} "
             "is allowed. Crop it."
         )
@@ -251,13 +248,10 @@ def _explain_unreadable(name: str, encoded: bytes) -> str:
     if kind is None and encoded[4:8] == b"ftyp":
         kind = "HEIC, AVIF or video"
     what = f"this is {kind}" if kind else "this is none of them, or its header is broken"
-    return (
-        f"{name}: not a readable image: formats are {', '.join(FORMATS)}; {what}. Convert it to PNG or JPEG."
-    )
+    return f"{name}: not a readable image: formats are {', '.join(FORMATS)}; {what}. Convert it to PNG or JPEG."
 
 
 def _too_many_bytes(name: str, size: int, limits: ImageLimits) -> ImageError:
     return ImageError(
-        f"{name}: {size} bytes, more than the {limits.max_bytes} allowed. Make it smaller, or raise "
-        "--max_image_bytes."
+        f"{name}: {size} bytes, more than the {limits.max_bytes} allowed. Make it smaller, or raise --max_image_bytes."
     )

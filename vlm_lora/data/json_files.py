@@ -193,14 +193,10 @@ def _parse_line(path: Path, number: int, line: bytes) -> object:
     try:
         return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} line {number}: not UTF-8 text ({error.reason}). Save it as UTF-8."
-        ) from error
+        raise DataError(f"{path} line {number}: not UTF-8 text ({error.reason}). Save it as UTF-8.") from error
     except json.JSONDecodeError as error:
         hint = " Is the file cut off?" if error.pos >= len(error.doc.rstrip()) else ""
-        raise DataError(
-            f"{path} line {number}: not JSON: {error.msg} (column {error.colno}).{hint}"
-        ) from error
+        raise DataError(f"{path} line {number}: not JSON: {error.msg} (column {error.colno}).{hint}") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} line {number}: not usable as JSON: {error}.") from error
 

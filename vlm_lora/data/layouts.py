@@ -150,7 +150,7 @@ def _split_marks(text: str) -> Iterator[Part | _NextImage]:
 def _read_part(part: Any, place: ImagePlace) -> Part | _NextImage:
     """Read one part; keys that are null say nothing (Arrow fills them in)."""
     if not isinstance(part, Mapping):
-        raise DataError(f"A part is given as a {type(part).__name__}; a part is an object with a `type`.")
+        raise DataError(f"A part is given as a value of type {type(part).__name__}; a part is an object with a `type`.")
     given = {key: value for key, value in part.items() if value is not None}
     kind = given.get("type") or (
         "text" if "text" in given else "image" if given.keys() & {"image", "image_url"} else ""
@@ -211,8 +211,7 @@ def _check_turns(turns: Sequence[Turn]) -> None:
     last = turns[-1]
     if last.role != "assistant":
         raise DataError(
-            f"The last turn is the {last.role}'s ({last.text[:40]!r}) and has no answer. Remove it or "
-            "answer it."
+            f"The last turn is the {last.role}'s ({last.text[:40]!r}) and has no answer. Remove it or answer it."
         )
     for number, turn in enumerate(turns, start=1):
         if turn.role == "assistant" and any(isinstance(part, ImageRef) for part in turn.parts):
@@ -228,7 +227,7 @@ def _read_text(value: Any, what: str) -> str:
         raise DataError(f'There is no value for {what}. An empty text is written as "".')
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    kind = "true or false" if isinstance(value, bool) else f"a {type(value).__name__}"
+    kind = "true or false" if isinstance(value, bool) else f"of type {type(value).__name__}"
     raise DataError(f"The value of {what} is {kind}. It must be text or a number.")
 
 
@@ -239,7 +238,5 @@ def _read_answers(value: Any, column: str) -> tuple[str, tuple[str, ...]]:
         return _read_text(value, what), ()
     if not value:
         raise DataError(f"The list of accepted answers in '{column}' is empty.")
-    accepted = tuple(
-        _read_text(item.get("answer") if isinstance(item, Mapping) else item, what) for item in value
-    )
+    accepted = tuple(_read_text(item.get("answer") if isinstance(item, Mapping) else item, what) for item in value)
     return accepted[0], accepted

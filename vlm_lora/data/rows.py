@@ -48,9 +48,7 @@ class Rows:
         self._length = total
         self._origins = tuple(origins)
         self._origin_starts = [origin.first for origin in self._origins]
-        self.columns: tuple[str, ...] = tuple(
-            dict.fromkeys(c for table in self._tables for c in table.columns)
-        )
+        self.columns: tuple[str, ...] = tuple(dict.fromkeys(c for table in self._tables for c in table.columns))
 
     def __len__(self) -> int:
         return self._length

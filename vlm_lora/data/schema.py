@@ -66,8 +66,7 @@ def parse_turns(value: Any) -> list[Mapping[str, Any]] | None:
     if not isinstance(value, list | tuple) or not value:
         return None
     is_chat = all(
-        isinstance(turn, Mapping) and any(role in turn and text in turn for role, text in TURN_KEYS)
-        for turn in value
+        isinstance(turn, Mapping) and any(role in turn and text in turn for role, text in TURN_KEYS) for turn in value
     )
     return list(value) if is_chat else None
 
@@ -217,8 +216,7 @@ def _chat_schema(search: _Search, column: str, why: str, image: str | None, why_
         placeholders=marks,
         reasons=(
             f"messages: column '{column}', {why}",
-            why_image
-            + ("; the chat's parts bring their own" if embedded else _warn_of_text_only(search, image)),
+            why_image + ("; the chat's parts bring their own" if embedded else _warn_of_text_only(search, image)),
             why_marks,
         ),
     )
@@ -270,15 +268,12 @@ def _count(value: Any) -> int:
 def _has_own_images(turn: Mapping[str, Any]) -> bool:
     parts = turn.get("content")
     return isinstance(parts, list | tuple) and any(
-        isinstance(part, Mapping)
-        and any(part.get(key) for key in IMAGE_PARTS.get(str(part.get("type", "image")), ()))
+        isinstance(part, Mapping) and any(part.get(key) for key in IMAGE_PARTS.get(str(part.get("type", "image")), ()))
         for part in parts
     )
 
 
-def _pair_schema(
-    search: _Search, mapped: Mapping[ColumnRole, str], image: str | None, why_image: str
-) -> Schema:
+def _pair_schema(search: _Search, mapped: Mapping[ColumnRole, str], image: str | None, why_image: str) -> Schema:
     columns: dict[ColumnRole, str] = {}
     reasons = []
     for role in ("prompt", "response"):
@@ -291,13 +286,9 @@ def _pair_schema(
     prompt, response = columns["prompt"], columns["response"]
     chat = [c for c in (prompt, response) if search.has_chat(c)]
     known = CONTEXT_OF_PROMPT.get(prompt.casefold())
-    context = next(
-        (c for c in search.columns if c.casefold() == known and c not in (image, prompt, response)), None
-    )
+    context = next((c for c in search.columns if c.casefold() == known and c not in (image, prompt, response)), None)
     if context is not None:
-        reasons.append(
-            f"context: column '{context}' continues '{prompt}' on a new line where it is not empty"
-        )
+        reasons.append(f"context: column '{context}' continues '{prompt}' on a new line where it is not empty")
     if any(PLACEHOLDER in value for value in search.values(prompt) if isinstance(value, str)):
         reasons.append(f"{PLACEHOLDER} in '{prompt}' stays text; pictures go before the question")
     if response == image or prompt == response:

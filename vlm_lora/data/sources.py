@@ -124,9 +124,7 @@ def _open_saved(folder: Path) -> dict[str, Rows]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder}: not a complete save_to_disk folder: {error}") from error
     if isinstance(loaded, datasets.DatasetDict):
-        return {
-            str(split): _from_dataset(data, f"{folder}/{split}", folder) for split, data in loaded.items()
-        }
+        return {str(split): _from_dataset(data, f"{folder}/{split}", folder) for split, data in loaded.items()}
     return {str(loaded.split or "train"): _from_dataset(loaded, str(folder), folder)}
 
 
@@ -230,9 +228,7 @@ def _open_large_parquet(paths: Sequence[Path]) -> Rows:
         origins.append(Origin(file=str(path), folder=path.parent, first=first))
         first += count_parquet_rows(path)
     try:
-        loaded = datasets.load_dataset(
-            "parquet", data_files=[str(p.absolute()) for p in paths], split="train"
-        )
+        loaded = datasets.load_dataset("parquet", data_files=[str(p.absolute()) for p in paths], split="train")
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"{_listed(paths)} cannot be read: {error.__cause__ or error}") from error
     return Rows([HeldOpen.of(loaded)], origins)

@@ -69,9 +69,7 @@ def build_config(tokenizer: GemmaTokenizer) -> Gemma3Config:
 
 def build_processor(tokenizer: GemmaTokenizer) -> Gemma3Processor:
     """The processor; its image processor is the Pillow one, so torchvision is not needed."""
-    images = Gemma3ImageProcessorPil(
-        size={"height": SIZE, "width": SIZE}, do_pan_and_scan=False, do_convert_rgb=True
-    )
+    images = Gemma3ImageProcessorPil(size={"height": SIZE, "width": SIZE}, do_pan_and_scan=False, do_convert_rgb=True)
     template = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
     return Gemma3Processor(
         image_processor=images,

@@ -12,9 +12,7 @@ from vlm_lora.demo.scenes import SIZE, Item, Scene, apart, text_height, text_wid
 from vlm_lora.demo.words import random_number, random_word
 
 
-def random_scene(
-    rng: random.Random, words: tuple[str, ...], *, easy: float = 0.0, layout: str | None = None
-) -> Scene:
+def random_scene(rng: random.Random, words: tuple[str, ...], *, easy: float = 0.0, layout: str | None = None) -> Scene:
     """A random scene; ``easy`` in [0, 1] is the share of plain single texts and short lists."""
     if layout is None:
         layout = rng.choice(("single", "list") if rng.random() < easy else _LAYOUTS)
@@ -64,9 +62,7 @@ def _scatter(rng: random.Random, words: tuple[str, ...]) -> tuple[Item, ...]:
     return tuple(items)
 
 
-def _distinct(
-    rng: random.Random, words: tuple[str, ...], size: float, width: int, kind: str, count: int
-) -> list[str]:
+def _distinct(rng: random.Random, words: tuple[str, ...], size: float, width: int, kind: str, count: int) -> list[str]:
     found: list[str] = []
     while len(found) < count:
         text = _text(rng, words, size, width, kind)
@@ -122,8 +118,7 @@ def _rows(rng: random.Random, words: tuple[str, ...]) -> tuple[Item, ...]:
 def _mirrored(items: list[Item]) -> tuple[Item, ...]:
     """The same picture with the numbers on the left of the names."""
     return tuple(
-        Item(text=i.text, x=max(0, SIZE - i.x - i.width), y=i.y, font_size=i.font_size, group=i.group)
-        for i in items
+        Item(text=i.text, x=max(0, SIZE - i.x - i.width), y=i.y, font_size=i.font_size, group=i.group) for i in items
     )
 
 

@@ -149,9 +149,7 @@ def _employment() -> Iterator[Group]:
 def _ohlc() -> Iterator[Group]:
     """A share's four prices on one day."""
     for row in load_table("ohlc.json"):
-        pairs = [
-            (key.capitalize(), as_text(row[key], decimals=2)) for key in ("open", "high", "low", "close")
-        ]
+        pairs = [(key.capitalize(), as_text(row[key], decimals=2)) for key in ("open", "high", "low", "close")]
         yield _group("ohlc", str(row["date"]), pairs)
 
 

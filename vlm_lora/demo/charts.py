@@ -1,8 +1,9 @@
-"""Writes the demo's data set: bar charts of real numbers, a question about each, one exact answer.
+"""Writes the demo's data set: bar charts of real numbers, questions about them, exact answers.
 
-The folder holds ``train.jsonl`` and ``validation.jsonl`` with the columns ``image`` (a path
-relative to the folder), ``question`` and ``answer``, and the pictures as small PNG files. Which
-rows of the tables may appear in which split is decided in :mod:`vlm_lora.demo.chart_tables`.
+``train.jsonl`` holds chats, several questions about one chart in a row, so that each picture is worth
+more than one answer; ``validation.jsonl`` holds one ``question`` and ``answer`` a chart. Pictures are
+small PNG files named relative to the folder. Which rows of the tables may appear in which split is
+decided in :mod:`vlm_lora.demo.chart_tables`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from PIL import Image
 
 from vlm_lora.demo.chart_drawing import Bar, draw_chart, fits_sideways, fits_upright
 from vlm_lora.demo.chart_tables import Group, all_groups
+from vlm_lora.demo.scenes import Exchange
 
 _QUESTIONS = ("value",) * 5 + ("highest", "lowest") * 2 + ("highest value",)
 _ENOUGH_GROUPS = 30
+QUESTIONS_PER_CHART = 4
+"""Of a chart that is trained on; two bars allow five different ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +32,20 @@ class Chart:
     """One row of the data set, with its picture (96 x 96 pixels, RGB)."""
 
     image: Image.Image
-    question: str
-    answer: str
+    exchanges: tuple[Exchange, ...]
+    """Different questions with their answers: several to train on, one where held out."""
     table: str
     bars: tuple[Bar, ...]
+
+    @property
+    def question(self) -> str:
+        """The first question."""
+        return self.exchanges[0].question
+
+    @property
+    def answer(self) -> str:
+        """The answer to the first question."""
+        return self.exchanges[0].answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +93,7 @@ def make_charts(count: int, *, held_out: bool, seed: int) -> list[Chart]:
     charts: list[Chart] = []
     while len(charts) < count:
         table = rng.choices(tables, weights)[0]
-        chart = _make_chart(rng.choice(by_table[table]), rng)
+        chart = _make_chart(rng.choice(by_table[table]), rng, questions=1 if held_out else QUESTIONS_PER_CHART)
         if chart is not None and not (held_out and _drawable_in_training(chart)):
             charts.append(chart)
     return charts
@@ -100,7 +114,7 @@ def _training_cells(table: str) -> tuple[frozenset[tuple[str, str]], ...]:
     )
 
 
-def _make_chart(group: Group, rng: random.Random) -> Chart | None:
+def _make_chart(group: Group, rng: random.Random, *, questions: int) -> Chart | None:
     """A chart of some bars of a group, or None where no drawing of them would be readable."""
     count = min(rng.choice((2, 3, 3, 4)), len(group.names))
     chosen = rng.sample(range(len(group.names)), count)
@@ -109,25 +123,28 @@ def _make_chart(group: Group, rng: random.Random) -> Chart | None:
     distinct = len({bar.number for bar in bars}) == len(bars)
     if not distinct or not (fits_upright(bars, font_size) or fits_sideways(bars, font_size)):
         return None
-    question, answer = _question(bars, rng)
+    exchanges: dict[str, Exchange] = {}
+    while len(exchanges) < questions:
+        exchange = _exchange(bars, rng)
+        exchanges.setdefault(exchange.question, exchange)
     return Chart(
         image=draw_chart(bars, rng, font_size=font_size),
-        question=question,
-        answer=answer,
+        exchanges=tuple(exchanges.values()),
         table=group.table,
         bars=bars,
     )
 
 
-def _question(bars: tuple[Bar, ...], rng: random.Random) -> tuple[str, str]:
+def _exchange(bars: tuple[Bar, ...], rng: random.Random) -> Exchange:
     kind = rng.choice(_QUESTIONS)
     if kind == "value":
         bar = rng.choice(bars)
-        return f"What is the value of {bar.name}?", bar.value
+        return Exchange(question=f"What is the value of {bar.name}?", answer=bar.value)
     if kind == "highest value":
-        return "What is the highest value?", max(bars, key=lambda bar: bar.number).value
+        best = max(bars, key=lambda bar: bar.number)
+        return Exchange(question="What is the highest value?", answer=best.value)
     best = (max if kind == "highest" else min)(bars, key=lambda bar: bar.number)
-    return f"Which bar is the {kind}?", best.name
+    return Exchange(question=f"Which bar is the {kind}?", answer=best.name)
 
 
 def _write_split(folder: Path, split: str, charts: list[Chart]) -> None:
@@ -137,9 +154,18 @@ def _write_split(folder: Path, split: str, charts: list[Chart]) -> None:
         name = f"{split}/{number:05d}.png"
         # Level 1: the pictures are tiny either way, and writing them is most of the work.
         chart.image.save(folder / name, compress_level=1)
-        row = {"image": name, "question": chart.question, "answer": chart.answer}
-        lines.append(json.dumps(row) + "\n")
+        lines.append(json.dumps({"image": name, **_columns(chart)}) + "\n")
     (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def _columns(chart: Chart) -> dict[str, object]:
+    if len(chart.exchanges) == 1:
+        return {"question": chart.question, "answer": chart.answer}
+    messages: list[dict[str, str]] = []
+    for exchange in chart.exchanges:
+        messages.append({"role": "user", "content": exchange.question})
+        messages.append({"role": "assistant", "content": exchange.answer})
+    return {"messages": messages}
 
 
 def _kind(question: str) -> str:
@@ -149,7 +175,8 @@ def _kind(question: str) -> str:
 def _guess_accuracy(train: list[Chart], validation: list[Chart]) -> float:
     answers: dict[str, Counter[str]] = {}
     for chart in train:
-        answers.setdefault(_kind(chart.question), Counter())[chart.answer] += 1
+        for exchange in chart.exchanges:
+            answers.setdefault(_kind(exchange.question), Counter())[exchange.answer] += 1
     best = {kind: counter.most_common(1)[0][0] for kind, counter in answers.items()}
     right = sum(best.get(_kind(chart.question)) == chart.answer for chart in validation)
     return right / len(validation)

@@ -223,7 +223,7 @@ def pretrain(output: Path, options: PretrainingOptions, *, start: Path | None = 
         batch = next(questions) if reading else next(letters)
         answer_loss, character_loss = losses(model, head, batch, packer, reading=reading)
         loss = answer_loss + (options.character_weight if reading else 1.0) * character_loss
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         apply_gradients(model, head, optimizers)
         step += 1
         pictures += len(batch.input_ids)

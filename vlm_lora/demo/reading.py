@@ -91,9 +91,7 @@ def answer_questions(
     return answers
 
 
-def score_scenes(
-    model: Any, processor: Any, scenes: Sequence[Scene], *, device: torch.device | str
-) -> ReadingScore:
+def score_scenes(model: Any, processor: Any, scenes: Sequence[Scene], *, device: torch.device | str) -> ReadingScore:
     """Exact match on the first question of every scene; the model is put in evaluation mode."""
     was_training = model.training
     model.eval()

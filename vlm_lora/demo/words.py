@@ -41,12 +41,7 @@ def english_words() -> list[str]:
 
 def table_words() -> list[str]:
     """Single words of the text columns of the tables, as spelt there, sorted."""
-    parts = {
-        part
-        for text in text_values()
-        for part in re.split(r"[^A-Za-z]+", text)
-        if 2 <= len(part) <= MAX_LETTERS
-    }
+    parts = {part for text in text_values() for part in re.split(r"[^A-Za-z]+", text) if 2 <= len(part) <= MAX_LETTERS}
     return sorted(parts)
 
 

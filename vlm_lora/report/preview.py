@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from vlm_lora.batching.encoded import IGNORE_INDEX, EncodedRow
+from vlm_lora.batching.masks import decode_between
 
 
 def runs(row: EncodedRow) -> Iterator[tuple[int, int, bool]]:
@@ -32,7 +33,7 @@ def row_report(row: EncodedRow, tokenizer: Any) -> dict[str, Any]:
         "tokens": len(ids),
         "supervised_tokens": int(row.labels.ne(IGNORE_INDEX).sum()),
         "supervised": [
-            {"start": start, "end": end, "text": tokenizer.decode(ids[start:end])}
+            {"start": start, "end": end, "text": decode_between(ids, start, end, tokenizer)}
             for start, end, supervised in runs(row)
             if supervised
         ],
@@ -45,26 +46,25 @@ def print_row(row: EncodedRow, tokenizer: Any, console: Console) -> None:
     report = row_report(row, tokenizer)
     console.rule(f"{report['source']}: {report['tokens']} tokens, {report['supervised_tokens']} supervised")
     for start, end, supervised in runs(row):
-        text = decode_folded(row.input_ids[start:end].tolist(), tokenizer)
+        text = decode_folded(row.input_ids.tolist(), start, end, tokenizer)
         console.print(Text(text, style="bold green" if supervised else "dim"), end="")
     console.print()
     for name, shape in report["tensors"].items():
         console.print(f"  {name}: {tuple(shape)}", style="dim", markup=False, highlight=False)
 
 
-def decode_folded(ids: list[int], tokenizer: Any) -> str:
-    """Decode ids, writing a token that repeats four times or more once with its count."""
+def decode_folded(ids: Sequence[int], start: int, end: int, tokenizer: Any) -> str:
+    """Decode `ids[start:end]`, writing a token that repeats four times or more once with its count."""
     pieces: list[str] = []
-    pending: list[int] = []
-    position = 0
-    while position < len(ids):
-        end = position
-        while end < len(ids) and ids[end] == ids[position]:
-            end += 1
-        if end - position >= 4:
-            pieces.append(tokenizer.decode(pending) + f"{tokenizer.decode([ids[position]])}×{end - position}")
-            pending = []
-        else:
-            pending += ids[position:end]
-        position = end
-    return "".join(pieces) + tokenizer.decode(pending)
+    pending = position = start
+    while position < end:
+        last = position
+        while last < end and ids[last] == ids[position]:
+            last += 1
+        if last - position >= 4:
+            # Phi-3-Vision's placeholders are negative ids, which no tokenizer names.
+            name = decode_between(ids, position, position + 1, tokenizer) or f"[{ids[position]}]"
+            pieces += (decode_between(ids, pending, position, tokenizer), f"{name}×{last - position}")
+            pending = last
+        position = last
+    return "".join([*pieces, decode_between(ids, pending, end, tokenizer)])

@@ -1,4 +1,4 @@
-"""One tiny configuration per family: the real architecture at hidden size 32 and two layers."""
+"""One tiny configuration per family: the real architecture at hidden size 32 and two or three layers."""
 
 from __future__ import annotations
 
@@ -7,171 +7,13 @@ from typing import Any
 
 import transformers
 
+from support.tiny import gemma_configurations
+from support.tiny.configuration_settings import HIDDEN, text_settings, token_ids, vision_settings
 from support.tiny.processors import PINPOINTS, SIDE
-
-HIDDEN = 32
-
-
-def _ids(tokenizer: Any, **names: str) -> dict[str, int]:
-    return {key: tokenizer.convert_tokens_to_ids(token) for key, token in names.items()}
-
-
-def _text(tokenizer: Any, **settings: Any) -> dict[str, Any]:
-    """What every decoder's configuration has."""
-    return {
-        "vocab_size": len(tokenizer),
-        "hidden_size": HIDDEN,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 2048,
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        **settings,
-    }
-
-
-def _vision(**settings: Any) -> dict[str, Any]:
-    """What every vision tower's configuration has."""
-    return {
-        "hidden_size": HIDDEN,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "image_size": SIDE,
-        "patch_size": 8,
-        **settings,
-    }
-
-
-def _gemma_text(tokenizer: Any, **settings: Any) -> dict[str, Any]:
-    return _text(tokenizer, head_dim=8, tie_word_embeddings=True, **settings)
-
-
-_LAYERS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 64}
-# The last layer borrows the keys and values of the one before it.
-_SHARED = {
-    "num_hidden_layers": 3,
-    "layer_types": ["sliding_attention", "full_attention", "full_attention"],
-    "sliding_window": 64,
-    "num_kv_shared_layers": 1,
-}
-
-
-def _gemma3(tokenizer: Any) -> Any:
-    return transformers.Gemma3Config(
-        text_config=_gemma_text(tokenizer, query_pre_attn_scalar=8, model_type="gemma3_text", **_LAYERS),
-        vision_config=_vision(model_type="siglip_vision_model", patch_size=4, vision_use_head=False),
-        mm_tokens_per_image=16,
-        **_ids(
-            tokenizer,
-            image_token_index="<image_soft_token>",
-            boi_token_index="<start_of_image>",
-            eoi_token_index="<end_of_image>",
-        ),
-    )
-
-
-def _gemma3n(tokenizer: Any) -> Any:
-    from timm.models._efficientnet_builder import decode_arch_def
-
-    blocks = decode_arch_def([["er_r1_k3_s2_e2_c16"], ["uir_r1_a3_k5_s2_e2_c32", "uir_r1_a0_k0_s1_e1_c32"]])
-    text = _gemma_text(
-        tokenizer,
-        vocab_size_per_layer_input=len(tokenizer),
-        hidden_size_per_layer_input=8,
-        laurel_rank=4,
-        altup_num_inputs=2,
-        activation_sparsity_pattern=[0.0, 0.0, 0.0],
-        **_SHARED,
-    )
-    vision = {
-        "model_type": "gemma3n_vision",
-        "architecture": "mobilenetv5_300m_enc",
-        "hidden_size": 2048,
-        "vocab_size": 8,
-        "vocab_offset": len(tokenizer),
-        "model_args": {"block_args": blocks, "stem_size": 16, "msfa_output_resolution": 4},
-    }
-    audio = {
-        "vocab_size": 8,
-        "vocab_offset": len(tokenizer) + 8,
-        "hidden_size": 16,
-        "conf_num_hidden_layers": 1,
-        "conf_num_attention_heads": 2,
-        "sscp_conv_channel_size": [4, 4],
-    }
-    return transformers.Gemma3nConfig(
-        text_config=text,
-        vision_config=vision,
-        audio_config=audio,
-        vision_soft_tokens_per_image=16,
-        audio_soft_tokens_per_image=4,
-        **_ids(
-            tokenizer,
-            boi_token_id="<start_of_image>",
-            eoi_token_id="<end_of_image>",
-            image_token_id="<image_soft_token>",
-            boa_token_id="<start_of_audio>",
-            eoa_token_id="<end_of_audio>",
-            audio_token_id="<audio_soft_token>",
-        ),
-    )
-
-
-def _gemma4(tokenizer: Any) -> Any:
-    text = _gemma_text(
-        tokenizer,
-        vocab_size_per_layer_input=len(tokenizer),
-        hidden_size_per_layer_input=8,
-        global_head_dim=8,
-        use_bidirectional_attention="vision",
-        **_SHARED,
-    )
-    vision = {
-        "model_type": "gemma4_vision",
-        "hidden_size": HIDDEN,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "head_dim": 8,
-        "patch_size": 4,
-        "pooling_kernel_size": 3,
-        "position_embedding_size": 1024,
-    }
-    return transformers.Gemma4Config(
-        text_config=text,
-        vision_config=vision,
-        audio_config=None,
-        **_ids(
-            tokenizer,
-            boi_token_id="<|image>",
-            eoi_token_id="<image|>",
-            image_token_id="<|image|>",
-            video_token_id="<|video|>",
-            boa_token_id="<|audio>",
-            eoa_token_index="<audio|>",
-            audio_token_id="<|audio|>",
-        ),
-    )
-
-
-def _paligemma(tokenizer: Any) -> Any:
-    return transformers.PaliGemmaConfig(
-        text_config=_gemma_text(tokenizer, model_type="gemma"),
-        vision_config=_vision(model_type="siglip_vision_model", vision_use_head=False, projection_dim=HIDDEN),
-        projection_dim=HIDDEN,
-        hidden_size=HIDDEN,
-        vocab_size=len(tokenizer),
-        **_ids(tokenizer, image_token_index="<image>"),
-    )
 
 
 def _qwen_ids(tokenizer: Any) -> dict[str, int]:
-    return _ids(
+    return token_ids(
         tokenizer,
         image_token_id="<|image_pad|>",
         video_token_id="<|video_pad|>",
@@ -193,7 +35,7 @@ def _qwen2_vl(tokenizer: Any) -> Any:
         "patch_size": 8,
     }
     return transformers.Qwen2VLConfig(
-        text_config=_text(tokenizer, **_MROPE), vision_config=vision, **_qwen_ids(tokenizer)
+        text_config=text_settings(tokenizer, **_MROPE), vision_config=vision, **_qwen_ids(tokenizer)
     )
 
 
@@ -209,7 +51,7 @@ def _qwen2_5_vl(tokenizer: Any) -> Any:
         "fullatt_block_indexes": [1],
     }
     return transformers.Qwen2_5_VLConfig(
-        text_config=_text(tokenizer, **_MROPE), vision_config=vision, **_qwen_ids(tokenizer)
+        text_config=text_settings(tokenizer, **_MROPE), vision_config=vision, **_qwen_ids(tokenizer)
     )
 
 
@@ -228,7 +70,7 @@ def _qwen3_vision() -> dict[str, Any]:
 def _qwen3_vl(tokenizer: Any) -> Any:
     rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "mrope_interleaved": True, "rope_theta": 1e4}
     return transformers.Qwen3VLConfig(
-        text_config=_text(tokenizer, head_dim=8, rope_parameters=rope),
+        text_config=text_settings(tokenizer, head_dim=8, rope_parameters=rope),
         vision_config={**_qwen3_vision(), "deepstack_visual_indexes": [0]},
         **_qwen_ids(tokenizer),
     )
@@ -242,7 +84,7 @@ def _qwen3_5(tokenizer: Any) -> Any:
         "rope_theta": 1e4,
         "partial_rotary_factor": 0.5,
     }
-    text = _text(
+    text = text_settings(
         tokenizer,
         head_dim=16,
         layer_types=["linear_attention", "full_attention"],
@@ -257,28 +99,28 @@ def _qwen3_5(tokenizer: Any) -> Any:
 
 def _llava(tokenizer: Any) -> Any:
     return transformers.LlavaConfig(
-        text_config=_text(tokenizer, model_type="llama"),
-        vision_config=_vision(model_type="clip_vision_model", num_hidden_layers=3, projection_dim=HIDDEN),
+        text_config=text_settings(tokenizer, model_type="llama"),
+        vision_config=vision_settings(model_type="clip_vision_model", num_hidden_layers=3, projection_dim=HIDDEN),
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
-        **_ids(tokenizer, image_token_index="<image>"),
+        **token_ids(tokenizer, image_token_index="<image>"),
     )
 
 
 def _llava_next(tokenizer: Any) -> Any:
     return transformers.LlavaNextConfig(
-        text_config=_text(tokenizer, model_type="mistral", head_dim=8),
-        vision_config=_vision(model_type="clip_vision_model", num_hidden_layers=3, projection_dim=HIDDEN),
+        text_config=text_settings(tokenizer, model_type="mistral", head_dim=8),
+        vision_config=vision_settings(model_type="clip_vision_model", num_hidden_layers=3, projection_dim=HIDDEN),
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
         image_grid_pinpoints=PINPOINTS,
-        **_ids(tokenizer, image_token_index="<image>"),
+        **token_ids(tokenizer, image_token_index="<image>"),
     )
 
 
 def _granite(tokenizer: Any) -> Any:
     return transformers.LlavaNextConfig(
-        text_config=_text(
+        text_config=text_settings(
             tokenizer,
             model_type="granite",
             tie_word_embeddings=True,
@@ -287,64 +129,64 @@ def _granite(tokenizer: Any) -> Any:
             logits_scaling=2.0,
             residual_multiplier=0.9,
         ),
-        vision_config=_vision(model_type="siglip_vision_model"),
+        vision_config=vision_settings(model_type="siglip_vision_model"),
         vision_feature_layer=[-2, -1],
         vision_feature_select_strategy="full",
         image_grid_pinpoints=PINPOINTS,
         tie_word_embeddings=True,
-        **_ids(tokenizer, image_token_index="<image>"),
+        **token_ids(tokenizer, image_token_index="<image>"),
     )
 
 
 def _llava_onevision(tokenizer: Any) -> Any:
     return transformers.LlavaOnevisionConfig(
-        text_config=_text(tokenizer, model_type="qwen2"),
-        vision_config=_vision(model_type="siglip_vision_model", vision_use_head=False),
+        text_config=text_settings(tokenizer, model_type="qwen2"),
+        vision_config=vision_settings(model_type="siglip_vision_model", vision_use_head=False),
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         image_grid_pinpoints=PINPOINTS,
-        **_ids(tokenizer, image_token_index="<image>", video_token_index="<video>"),
+        **token_ids(tokenizer, image_token_index="<image>", video_token_index="<video>"),
     )
 
 
 def _llava_pixtral(tokenizer: Any) -> Any:
     return transformers.LlavaConfig(
-        text_config=_text(tokenizer, model_type="mistral", head_dim=8),
-        vision_config=_vision(model_type="pixtral"),
+        text_config=text_settings(tokenizer, model_type="mistral", head_dim=8),
+        vision_config=vision_settings(model_type="pixtral"),
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
-        **_ids(tokenizer, image_token_index="[IMG]"),
+        **token_ids(tokenizer, image_token_index="[IMG]"),
     )
 
 
 def _mistral3(tokenizer: Any) -> Any:
     return transformers.Mistral3Config(
-        text_config=_text(tokenizer, model_type="mistral", head_dim=8),
-        vision_config=_vision(model_type="pixtral", patch_size=4),
+        text_config=text_settings(tokenizer, model_type="mistral", head_dim=8),
+        vision_config=vision_settings(model_type="pixtral", patch_size=4),
         spatial_merge_size=2,
         vision_feature_layer=-1,
         tie_word_embeddings=False,
-        **_ids(tokenizer, image_token_index="[IMG]"),
+        **token_ids(tokenizer, image_token_index="[IMG]"),
     )
 
 
 def _idefics3(tokenizer: Any) -> Any:
     return transformers.Idefics3Config(
-        text_config=_text(tokenizer, model_type="llama"),
-        vision_config=_vision(patch_size=4),
+        text_config=text_settings(tokenizer, model_type="llama"),
+        vision_config=vision_settings(patch_size=4),
         scale_factor=2,
         pad_token_id=tokenizer.pad_token_id,
-        **_ids(tokenizer, image_token_id="<image>"),
+        **token_ids(tokenizer, image_token_id="<image>"),
     )
 
 
 def _smolvlm(tokenizer: Any) -> Any:
     return transformers.SmolVLMConfig(
-        text_config=_text(tokenizer, model_type="llama"),
-        vision_config=_vision(patch_size=4),
+        text_config=text_settings(tokenizer, model_type="llama"),
+        vision_config=vision_settings(patch_size=4),
         scale_factor=4,
         pad_token_id=tokenizer.pad_token_id,
-        **_ids(tokenizer, image_token_id="<image>"),
+        **token_ids(tokenizer, image_token_id="<image>"),
     )
 
 
@@ -369,7 +211,7 @@ def _mllama(tokenizer: Any) -> Any:
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 256,
     }
-    text = _text(
+    text = text_settings(
         tokenizer,
         vocab_size=len(tokenizer) - 1,
         num_hidden_layers=3,
@@ -377,42 +219,42 @@ def _mllama(tokenizer: Any) -> Any:
         rope_scaling=rope,
     )
     return transformers.MllamaConfig(
-        text_config=text, vision_config=vision, **_ids(tokenizer, image_token_index="<|image|>")
+        text_config=text, vision_config=vision, **token_ids(tokenizer, image_token_index="<|image|>")
     )
 
 
 def _internvl(tokenizer: Any) -> Any:
-    vision = _vision(image_size=[SIDE, SIDE], patch_size=[4, 4])
+    vision = vision_settings(image_size=[SIDE, SIDE], patch_size=[4, 4])
     return transformers.InternVLConfig(
-        text_config=_text(tokenizer, model_type="qwen2"),
+        text_config=text_settings(tokenizer, model_type="qwen2"),
         vision_config=vision,
         image_seq_length=16,
         downsample_ratio=0.5,
         tie_word_embeddings=False,
-        **_ids(tokenizer, image_token_id="<IMG_CONTEXT>"),
+        **token_ids(tokenizer, image_token_id="<IMG_CONTEXT>"),
     )
 
 
 def _lfm2_vl(tokenizer: Any) -> Any:
-    text = _text(
+    text = text_settings(
         tokenizer,
         model_type="lfm2",
         layer_types=["conv", "full_attention"],
         block_auto_adjust_ff_dim=False,
         tie_word_embeddings=True,
     )
-    vision = {key: value for key, value in _vision(num_patches=64).items() if key != "image_size"}
+    vision = {key: value for key, value in vision_settings(num_patches=64).items() if key != "image_size"}
     return transformers.Lfm2VlConfig(
         text_config=text,
         vision_config={**vision, "model_type": "siglip2_vision_model", "vision_use_head": False},
         projector_hidden_size=64,
         downsample_factor=2,
-        **_ids(tokenizer, image_token_id="<image>"),
+        **token_ids(tokenizer, image_token_id="<image>"),
     )
 
 
 def _phi4_multimodal(tokenizer: Any) -> Any:
-    vision = _vision(image_size=448, patch_size=14, crop_size=448, feature_layer=-2)
+    vision = vision_settings(image_size=448, patch_size=14, crop_size=448, feature_layer=-2)
     audio = {
         "hidden_size": 16,
         "intermediate_size": 32,
@@ -424,17 +266,17 @@ def _phi4_multimodal(tokenizer: Any) -> Any:
         "feature_layer": -1,
     }
     return transformers.Phi4MultimodalConfig(
-        **_text(tokenizer, original_max_position_embeddings=2048, tie_word_embeddings=True),
-        vision_config={**vision, **_ids(tokenizer, image_token_id="<|image|>")},
-        audio_config={**audio, **_ids(tokenizer, audio_token_id="<|audio|>")},
+        **text_settings(tokenizer, original_max_position_embeddings=2048, tie_word_embeddings=True),
+        vision_config={**vision, **token_ids(tokenizer, image_token_id="<|image|>")},
+        audio_config={**audio, **token_ids(tokenizer, audio_token_id="<|audio|>")},
     )
 
 
 CONFIGURATIONS: Mapping[str, Callable[[Any], Any]] = {
-    "gemma3": _gemma3,
-    "gemma3n": _gemma3n,
-    "gemma4": _gemma4,
-    "paligemma": _paligemma,
+    "gemma3": gemma_configurations.gemma3,
+    "gemma3n": gemma_configurations.gemma3n,
+    "gemma4": gemma_configurations.gemma4,
+    "paligemma": gemma_configurations.paligemma,
     "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,

@@ -31,9 +31,9 @@ SIZES = ((32, 32), (64, 32), (32, 64), (48, 40))
 TWO_IMAGES = (("user", (IMAGE, "Compare ", IMAGE)), ("assistant", ("equal",)))
 
 
-def collator_of(family: str, **settings: Any) -> Collator:
+def collator_of(family: str) -> Collator:
     pad = processor_of(family).tokenizer.pad_token_id
-    return Collator(encoder_of(family), style_of(family), pad_token_id=pad, **settings)
+    return Collator(encoder_of(family), style_of(family), pad_token_id=pad)
 
 
 def rows_of(family: str) -> list[Conversation]:
@@ -69,10 +69,12 @@ def test_each_row_of_a_batch_equals_the_row_alone(family: str) -> None:
     assert all(position[name] == len(batch[name]) for name in batch if name != "supervised_positions")
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "paligemma"])
-def test_a_batch_equals_the_processors_own(family: str) -> None:
-    rows = rows_of(family)
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"paligemma", "phi3_v"}))  # these take one text
+def test_a_batch_equals_the_processors_own(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # LLaVA-OneVision's own batches take a wrong image's size behind a row of several (transformers 4.55).
+    rows = [row for row in rows_of(family) if family != "llava_onevision" or len(row.images) == 1]
     processor = processor_of(family)
+    monkeypatch.setattr(processor.tokenizer, "padding_side", "right")
     inputs = [direct_inputs(family, row) for row in rows]
     bos = processor.tokenizer.bos_token
     extra = {"add_special_tokens": False} if bos and inputs[0][0].startswith(bos) else {}
@@ -80,7 +82,6 @@ def test_a_batch_equals_the_processors_own(family: str) -> None:
         text=[text for text, _ in inputs],
         images=[pictures for _, pictures in inputs],
         padding=True,
-        padding_side="right",
         return_tensors="pt",
         **extra,
     )
@@ -149,16 +150,6 @@ def test_supervised_positions_give_back_every_label() -> None:
     for labels, positions in zip(batch["labels"], batch["supervised_positions"], strict=True):
         kept = positions[positions >= 0]
         assert torch.equal(labels[kept + 1], labels[labels.ne(IGNORE_INDEX)])
-
-
-def test_length_can_be_rounded_up() -> None:
-    rows = rows_of("gemma3")
-    plain, rounded = collator_of("gemma3")(rows), collator_of("gemma3", pad_to_multiple_of=64)(rows)
-    length = plain["input_ids"].shape[1]
-    assert rounded["input_ids"].shape[1] % 64 == 0
-    assert torch.equal(rounded["labels"][:, :length], plain["labels"])
-    assert not rounded["attention_mask"][:, length:].any()
-    assert not rounded["token_type_ids"][:, length:].any()
 
 
 def test_media_are_joined_as_the_style_says() -> None:

@@ -62,19 +62,29 @@ def test_a_template_that_drops_the_image_is_refused() -> None:
         new_encoder("qwen2_5_vl", with_template(dropping)).encode(case_of("qwen2_5_vl", "single"))
 
 
-@pytest.mark.parametrize(
-    "answer", ["<think>\nIt is red.\n</think>\n\na bus", "</think>yes"], ids=["reasoning", "stray tag"]
-)
-def test_reasoning_that_the_template_rewrites_is_refused(answer: str) -> None:
-    row = conversation((("user", (IMAGE, "What?")), ("assistant", (answer,))))
-    with pytest.raises(RenderingError, match=r"rewrites the text of turn 1 \(assistant\)"):
-        encoder_of("qwen3_5-think").encode(row)
+REASONING = TEMPLATE.replace("{{ content['text'] }}", "{{ content['text'].split('</think>')[-1] | trim }}")
+"""Like the templates of reasoning models, which write an answer without its thoughts."""
 
 
-def test_reasoning_that_the_template_drops_from_earlier_turns_is_refused() -> None:
-    turns = (("user", ("a?",)), ("assistant", ("<think>x</think>b",)), ("user", ("c?",)), ("assistant", ("d",)))
-    with pytest.raises(RenderingError, match=r"rewrites the text of turn 1"):
-        encoder_of("lfm2_vl").encode(conversation(turns))  # type: ignore[arg-type]
+@pytest.mark.parametrize("turn", [1, 3])
+def test_reasoning_that_the_template_drops_is_refused(turn: int) -> None:
+    turns = [("user", (IMAGE, "a?")), ("assistant", ("b",)), ("user", ("c?",)), ("assistant", ("d",))]
+    turns[turn] = ("assistant", ("<think>\nIt is red.\n</think>\n\nbus",))
+    with pytest.raises(RenderingError, match=rf"rewrites the text of turn {turn} \(assistant\)"):
+        new_encoder("qwen2_5_vl", with_template(REASONING)).encode(conversation(turns))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("template", ["qwen3_5_think", "qwen3_5_nothink", "lfm2_2_5_vl"])
+def test_reasoning_that_a_published_template_rewrites_is_refused(template: str) -> None:
+    turns = (
+        ("user", ("a?",)),
+        ("assistant", ("<think>x</think>b",)),
+        ("user", ("c?",)),
+        ("assistant", ("d",)),
+    )
+    encoder = new_encoder("qwen2_5_vl", with_template(trl_template(template)))
+    with pytest.raises(RenderingError, match="rewrites the text of turn 1"):
+        encoder.encode(conversation(turns))  # type: ignore[arg-type]
 
 
 def test_a_prompt_that_contradicts_the_finished_turn_is_refused() -> None:

@@ -8,10 +8,13 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, pre_tokenizers
 
-from support.mask_cases import IMAGE, conversation, direct_ids, encoder_of, processor_of
+from support.mask_cases import IMAGE, conversation, direct_ids, encoder_of, new_encoder, processor_of
+from support.tiny.processors import build_processor
 from vlm_lora.batching.encoded import IGNORE_INDEX
 from vlm_lora.batching.masks import supervised_text
+from vlm_lora.errors import RenderingError
 
 FAMILIES = ("qwen2_5_vl", "gemma3", "llava", "mllama", "idefics3")
 ORDINARY = st.text(
@@ -86,3 +89,38 @@ def test_text_without_control_strings_gives_the_processors_own_ids(family: str) 
         assert encoder_of(family).encode(row).input_ids.tolist() == direct_ids(family, row)
 
     holds()
+
+
+def test_a_tokenizer_that_cannot_keep_typed_control_strings_as_text_refuses_those_rows_only() -> None:
+    """With Metaspace's prepend_scheme "first", a stretch starts otherwise alone than inside the whole."""
+    processor = build_processor("llava_next")
+    backend = processor.tokenizer.backend_tokenizer
+    backend.normalizer = None
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
+    encoder = new_encoder("llava_next", processor)
+
+    row = encoder.encode(conversation((("user", (IMAGE, "Plain")), ("assistant", ("text",)))))
+    assert row.text == "[INST] " + "<image>" * 36 + "\nPlain [/INST] text</s> "
+    with pytest.raises(RenderingError, match=r"rows\.jsonl row 3: the text contains '</s>', a control token"):
+        encoder.encode(conversation((("user", (IMAGE, "Say </s>")), ("assistant", ("text",)))))
+
+
+def test_control_tokens_that_swallow_white_space_do_so_in_rows_with_typed_ones() -> None:
+    processor = build_processor("qwen2_5_vl")
+    tokenizer = processor.tokenizer
+    swallowing = [AddedToken("<|note|>", special=True, rstrip=True), AddedToken("<|tail|>", special=True, lstrip=True)]
+    tokenizer.add_special_tokens({"additional_special_tokens": swallowing})
+    processor.chat_template = processor.chat_template.replace(
+        "<|im_start|>{{ message['role'] }}\n", "<|im_start|>{{ message['role'] }} <|tail|><|note|>\n"
+    ).replace("<|im_start|>assistant\n", "<|im_start|>assistant <|tail|><|note|>\n")
+    encoder = new_encoder("qwen2_5_vl", processor)
+
+    plain, typed = (
+        encoder.encode(conversation((("user", (IMAGE, "q")), ("assistant", (answer,))))) for answer in ("a", "<|note|>")
+    )
+    names = tokenizer.convert_ids_to_tokens(typed.input_ids.tolist())
+    assert names.count("<|note|>") == 2  # in the headers of user and assistant
+    assert supervised_text(plain, tokenizer) == ["a<|im_end|>"]
+    assert supervised_text(typed, tokenizer) == ["<|note|><|im_end|>"]
+    header = plain.labels.ne(IGNORE_INDEX).int().argmax()
+    assert typed.input_ids[:header].tolist() == plain.input_ids[:header].tolist()

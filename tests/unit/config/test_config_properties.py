@@ -14,9 +14,7 @@ from vlm_lora.config_fields import own_fields
 from vlm_lora.config_files import read_mapping, write_mapping
 from vlm_lora.config_sources import parse
 
-TEXT = st.text(
-    st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp"), exclude_characters="\ufeff"), min_size=1
-)
+TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp"), exclude_characters="\ufeff"), min_size=1)
 WORDS = TEXT.filter(lambda text: text.strip() != "")
 POSITIVE = st.integers(1, 10**9)
 BY_NAME: dict[str, st.SearchStrategy[Any]] = {
@@ -41,10 +39,7 @@ BY_HINT: dict[Any, st.SearchStrategy[Any]] = {
 }
 CHOICES = st.fixed_dictionaries(
     {},
-    optional={
-        name: BY_NAME[name] if name in BY_NAME else BY_HINT[field.hint]
-        for name, field in own_fields().items()
-    }
+    optional={name: BY_NAME[name] if name in BY_NAME else BY_HINT[field.hint] for name, field in own_fields().items()}
     | {"learning_rate": st.just("0.5"), "run_name": WORDS},
 )
 
@@ -66,9 +61,7 @@ def run_of(words: list[str], content: dict[str, Any], suffix: str) -> RunConfig:
 
 @settings(max_examples=60, deadline=None)
 @given(CHOICES, st.booleans(), st.booleans(), st.randoms(use_true_random=False))
-def test_flags_and_files_give_the_same_run(
-    chosen: dict[str, Any], dashes: bool, bare: bool, random: Any
-) -> None:
+def test_flags_and_files_give_the_same_run(chosen: dict[str, Any], dashes: bool, bare: bool, random: Any) -> None:
     words = {name: as_flag(name, value, dashes=dashes, bare=bare) for name, value in chosen.items()}
     from_flags = parse(list(words.values()), environ={})
     assert run_of([], chosen, ".json") == from_flags
@@ -83,11 +76,7 @@ def test_flags_and_files_give_the_same_run(
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.dictionaries(
-        WORDS, st.one_of(TEXT, st.floats(allow_nan=False), st.integers(), st.booleans(), st.none())
-    )
-)
+@given(st.dictionaries(WORDS, st.one_of(TEXT, st.floats(allow_nan=False), st.integers(), st.booleans(), st.none())))
 def test_what_is_written_reads_back(content: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "record.yaml"

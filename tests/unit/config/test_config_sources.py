@@ -64,9 +64,7 @@ def test_no_form(word: str) -> None:
 
 
 def test_keys_that_are_not_ours_wait_as_text() -> None:
-    run = flags(
-        "--learning_rate", "1e-4", "--bf16", "--no_tf32", "--report_to", "a", "b", "--max_steps", "-1"
-    )
+    run = flags("--learning_rate", "1e-4", "--bf16", "--no_tf32", "--report_to", "a", "b", "--max_steps", "-1")
     assert run.raw == {
         "learning_rate": "1e-4",
         "bf16": True,
@@ -115,12 +113,8 @@ def test_debug_is_ours_or_the_backends(words: tuple[str, ...], ours: bool, raw: 
 @pytest.mark.parametrize("suffix", [".json", ".yaml", ".yml"])
 def test_a_file_is_found_in_each_way(tmp_path: Path, style: str, suffix: str) -> None:
     file = tmp_path / f"run{suffix}"
-    file.write_text(
-        json.dumps({"lora-rank": 4, "learning_rate": 0.1, "gradient_checkpointing_kwargs": {"a": False}})
-    )
-    words = {"flag": ["--config", str(file)], "equals": [f"--config={file}"], "positional": [str(file)]}.get(
-        style, []
-    )
+    file.write_text(json.dumps({"lora-rank": 4, "learning_rate": 0.1, "gradient_checkpointing_kwargs": {"a": False}}))
+    words = {"flag": ["--config", str(file)], "equals": [f"--config={file}"], "positional": [str(file)]}.get(style, [])
     environ = {
         "environment": {"VLM_LORA_CONFIG": str(file)},
         "other_environment": {"SFT_TRAINER_CONFIG_JSON_PATH": str(file)},
@@ -147,9 +141,7 @@ def test_the_file_named_by_flag_wins_over_the_environment(tmp_path: Path) -> Non
 
 def test_yaml_numbers_without_a_dot_are_numbers(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text(
-        "learning_rate: 1e-4\nlora_alpha: 1E1\nrun_name: '1e-4'\nlr_scheduler_kwargs: {min_lr: 1e-5}\n"
-    )
+    file.write_text("learning_rate: 1e-4\nlora_alpha: 1E1\nrun_name: '1e-4'\nlr_scheduler_kwargs: {min_lr: 1e-5}\n")
     run = flags(str(file))
     assert run.tuning.lora_alpha == 10.0
     assert run.raw == {"learning_rate": 1e-4, "run_name": "1e-4", "lr_scheduler_kwargs": {"min_lr": 1e-5}}
@@ -232,9 +224,7 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
         (("--",), ("--:", "not a flag")),
     ],
 )
-def test_a_refusal_names_flag_value_and_what_is_allowed(
-    words: tuple[str, ...], parts: tuple[str, ...]
-) -> None:
+def test_a_refusal_names_flag_value_and_what_is_allowed(words: tuple[str, ...], parts: tuple[str, ...]) -> None:
     text = refused(*words)
     assert [part for part in parts if part not in text] == []
 
@@ -250,9 +240,7 @@ def test_contradictions_in_one_source_name_both(tmp_path: Path) -> None:
 
 
 def test_saying_the_same_twice_is_no_contradiction() -> None:
-    run = flags(
-        "--num_epochs", "3", "--num_train_epochs", "3.0", "--lora_r", "8", "--r", "8", "--bf16", "--bf16=true"
-    )
+    run = flags("--num_epochs", "3", "--num_train_epochs", "3.0", "--lora_r", "8", "--r", "8", "--bf16", "--bf16=true")
     assert run.tuning.lora_rank == 8
     assert float(run.raw["num_train_epochs"]) == 3
 

@@ -158,7 +158,7 @@ def test_urls_are_refused_with_the_reason(url: str, place: ImagePlace) -> None:
         ("data:image/png;base64,", "empty"),
         (TEXT[:-3], "broken"),
         ([[0, 255], [255, 0]], "list of numbers"),
-        (7, "a int"),
+        (7, "of type int"),
         ({"url": "x"}, "`bytes` or `path`"),
     ],
 )

@@ -258,7 +258,7 @@ def test_chats_as_json_text_and_with_null_filled_turns() -> None:
             r"Turn 1 \(user\).*'video'",
         ),
         (openai(("user", [{"type": "text", "text": None}]), ("assistant", "a")), "A text part has no text"),
-        (openai(("user", [7]), ("assistant", "a")), "given as a int"),
+        (openai(("user", [7]), ("assistant", "a")), "given as a value of type int"),
         (openai(("user", "q"), ("assistant", [{"type": "image", "image": ONE}])), "answer with text only"),
         (openai(("assistant", "a")), "1 images and no user turn"),
         ([], "is empty"),

@@ -13,7 +13,7 @@ from vlm_lora.demo.chart_tables import all_groups, as_text
 from vlm_lora.demo.charts import Chart, make_charts, write_chart_dataset
 
 
-def answer_from_bars(chart: Chart) -> str:
+def answer_from_bars(chart: Chart, question: str | None = None) -> str:
     """The right answer, worked out from the bars alone (the reference for what is written)."""
     by_value = sorted(chart.bars, key=lambda bar: float(bar.value))
     fixed = {
@@ -21,9 +21,10 @@ def answer_from_bars(chart: Chart) -> str:
         "Which bar is the lowest?": by_value[0].name,
         "What is the highest value?": by_value[-1].value,
     }
-    if chart.question in fixed:
-        return fixed[chart.question]
-    name = chart.question.removeprefix("What is the value of ").removesuffix("?")
+    question = question or chart.question
+    if question in fixed:
+        return fixed[question]
+    name = question.removeprefix("What is the value of ").removesuffix("?")
     return {bar.name: bar.value for bar in chart.bars}[name]
 
 
@@ -37,6 +38,13 @@ def test_every_answer_follows_from_the_bars(held_out_charts: list[Chart]) -> Non
         assert chart.answer == answer_from_bars(chart)
         assert 2 <= len(chart.bars) <= 4
         assert len({bar.number for bar in chart.bars}) == len(chart.bars)
+
+
+def test_a_training_chart_asks_several_different_questions() -> None:
+    for chart in make_charts(50, held_out=False, seed=1):
+        questions = [exchange.question for exchange in chart.exchanges]
+        assert len(set(questions)) == 4
+        assert [exchange.answer for exchange in chart.exchanges] == [answer_from_bars(chart, q) for q in questions]
 
 
 def test_all_kinds_of_question_are_asked(held_out_charts: list[Chart]) -> None:
@@ -73,8 +81,7 @@ def test_the_picture_is_needed(held_out_charts: list[Chart]) -> None:
     for chart, other in zip(held_out_charts, others, strict=True):
         swapped = Chart(
             image=other.image,
-            question=chart.question,
-            answer=chart.answer,
+            exchanges=chart.exchanges,
             table=other.table,
             bars=other.bars,
         )

@@ -177,7 +177,7 @@ def test_muon_moves_by_an_orthogonal_matrix_and_lowers_a_loss() -> None:
     first = weight.square().sum().item()
     for _ in range(10):
         loss = weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     assert weight.square().sum().item() < 0.5 * first

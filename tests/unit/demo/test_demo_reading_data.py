@@ -24,12 +24,7 @@ def test_held_out_words_are_never_trained_on() -> None:
 
 
 def test_held_out_scenes_show_only_held_out_words() -> None:
-    words = [
-        item.text
-        for scene in held_out_scenes(samples=80, seed=0)
-        for item in scene.items
-        if not item.is_number
-    ]
+    words = [item.text for scene in held_out_scenes(samples=80, seed=0) for item in scene.items if not item.is_number]
     assert len(words) > 20
     assert all(is_held_out(word) for word in words)
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+
 from support.tiny import available
 from support.tiny.batches import build_batch, load_plainly, next_token_loss
-
 from vlm_lora.config import TuningConfig
 from vlm_lora.errors import ModelError
 from vlm_lora.model.audit import GradientAudit, describe_trainable
@@ -72,7 +72,7 @@ def test_a_detached_part_fails(targets: str, model_folder: Callable[[str], Path]
     audit = GradientAudit(model)
     audit.start()
     _step(model, build_batch(processor))
-    with pytest.raises(ModelError, match="trainable tensors of the .* part got no gradient in the first step"):
+    with pytest.raises(ModelError, match=r"trainable tensors of the .* part got no gradient in the first step"):
         audit.check()
 
 
@@ -99,7 +99,7 @@ def test_a_frozen_tensor_with_a_gradient_fails(model_folder: Callable[[str], Pat
     _step(model, build_batch(processor))
     frozen = next(p for p in model.parameters() if not p.requires_grad)
     frozen.grad = torch.zeros_like(frozen)
-    with pytest.raises(ModelError, match="frozen tensors got a gradient"):
+    with pytest.raises(ModelError, match=r"frozen tensors got a gradient"):
         audit.check()
 
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+
 from support.tiny import available
 from support.tiny.batches import build_batch, load_plainly
-
 from vlm_lora.config import ModelConfig, TuningConfig
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.families import family_of
@@ -81,7 +81,7 @@ def test_no_model_is_named() -> None:
 
 @pytest.mark.parametrize("place", ["/nowhere/model", "./model", "a/b/c"])
 def test_a_folder_that_does_not_exist(place: str) -> None:
-    with pytest.raises(ModelError, match="no such folder. Give an existing folder, or a Hub id"):
+    with pytest.raises(ModelError, match=r"no such folder. Give an existing folder, or a Hub id"):
         load_config(_config(place))
 
 
@@ -110,7 +110,7 @@ def test_an_unknown_architecture(copied: Callable[[str], Path]) -> None:
 
 
 def test_remote_code_is_not_run_unasked(model_folder: Callable[[str], Path]) -> None:
-    with pytest.raises(ModelError, match="brings its own Python code.*--trust_remote_code true"):
+    with pytest.raises(ModelError, match=r"brings its own Python code.*--trust_remote_code true"):
         load_config(_config(model_folder("phi3_v"), trust_remote_code=False))
 
 
@@ -119,7 +119,7 @@ def test_weights_that_are_missing(copied: Callable[[str], Path]) -> None:
     weights = load_file(folder / "model.safetensors")
     gone = [key for key in weights if "multi_modal_projector" in key]
     save_file({k: v for k, v in weights.items() if k not in gone}, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelError, match=f"{len(gone)} weights are missing .*multi_modal_projector"):
+    with pytest.raises(ModelError, match=rf"{len(gone)} weights are missing .*multi_modal_projector"):
         load_model(_config(folder), model_kwargs=PLAIN)
 
 
@@ -143,7 +143,7 @@ def test_no_weights_at_all(copied: Callable[[str], Path]) -> None:
 def test_no_chat_template(copied: Callable[[str], Path]) -> None:
     folder = copied("llava")
     (folder / "chat_template.jinja").unlink()
-    with pytest.raises(ModelError, match="no chat template.*instruction-tuned"):
+    with pytest.raises(ModelError, match=r"no chat template.*instruction-tuned"):
         load_processor(_config(folder))
 
 

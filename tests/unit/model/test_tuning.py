@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from support.tiny import available
-from support.tiny.batches import build_batch, load_plainly, next_token_loss
 from torch import nn
 
+from support.tiny import available
+from support.tiny.batches import build_batch, load_plainly, next_token_loss
 from vlm_lora.config import TuningConfig
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.families import family_of
@@ -188,5 +188,5 @@ def test_full_weights_freeze_part_by_part(name: str, model_folder: Callable[[str
 def test_an_adapter_is_no_base_to_train_from(model_folder: Callable[[str], Path]) -> None:
     _, model = load_plainly(model_folder("qwen2_vl"))
     tuned = _tune(model)
-    with pytest.raises(ModelError, match="Give its base, .*qwen2_vl"):
+    with pytest.raises(ModelError, match=r"Give its base, .*qwen2_vl"):
         apply_tuning(tuned, family_of(model.config), TuningConfig())

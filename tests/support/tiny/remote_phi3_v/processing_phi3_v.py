@@ -42,7 +42,7 @@ class Phi3VImageProcessor(BaseImageProcessor):
 
 
 class Phi3VProcessor(ProcessorMixin):
-    attributes = ["image_processor", "tokenizer"]
+    attributes = ("image_processor", "tokenizer")
     image_processor_class = "BaseImageProcessor"
     tokenizer_class = ("LlamaTokenizer", "LlamaTokenizerFast", "PreTrainedTokenizerFast")
 
@@ -72,7 +72,7 @@ class Phi3VProcessor(ProcessorMixin):
         if sorted(set(tags)) != list(range(1, len(flat) + 1)):
             raise ValueError("Image tags must be numbered from 1, one for each image.")
         ids = list(chunks[0])
-        for tag, chunk in zip(tags, chunks[1:]):
+        for tag, chunk in zip(tags, chunks[1:], strict=True):
             ids += [-tag] * counts[tag - 1] + chunk
         input_ids = torch.tensor([ids])
         return BatchFeature(data={"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **processed})
