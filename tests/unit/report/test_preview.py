@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.rows import write_uneven_rows
 
+from support.rows import write_uneven_rows
 from vlm_lora import pipeline
 from vlm_lora.config_sources import parse
 from vlm_lora.report.preview import decode_folded, row_report, runs
