@@ -4,7 +4,7 @@ VENV := .venv/main
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check fix clean
+.PHONY: demo test check docs fix clean
 
 demo: $(STAMP)
 	$(BIN)/vlm-lora demo --output_dir runs/demo
@@ -18,6 +18,10 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/architecture
+
+# The pages that tests make and check; one process, because they write the same files.
+docs: $(STAMP)
+	UPDATE_DOCS=1 $(BIN)/python -m pytest -q tests/golden tests/integration/test_families.py
 
 fix: $(STAMP)
 	$(BIN)/ruff format .

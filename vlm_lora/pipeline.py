@@ -33,7 +33,7 @@ from vlm_lora.model.terminators import eos_token_ids
 from vlm_lora.model.tuning import apply_tuning
 from vlm_lora.report.model_card import write_model_card
 from vlm_lora.training.arguments import CHECKPOINTING, DEFAULT_ARGUMENTS, FORCED_ARGUMENTS, check_arguments
-from vlm_lora.training.outputs import claim_output_dir, save_processor, write_results
+from vlm_lora.training.outputs import claim_output_dir, find_checkpoint, save_processor, write_results
 from vlm_lora.training.trainer import build_trainer
 
 logger = logging.getLogger(__name__)
@@ -111,9 +111,14 @@ def train(run: RunConfig) -> dict[str, Any]:
     if not (arguments.do_train or arguments.do_eval):
         raise ConfigError("Nothing to do: type --do_train, --do_eval, or both.")
     folder = Path(arguments.output_dir)
-    resume = arguments.resume_from_checkpoint
-    claim_output_dir(folder, overwrite=run.overwrite_output_dir or not arguments.do_train, resume=bool(resume))
-    splits = load_splits(run.data, need_train=arguments.do_train, need_validation=arguments.do_eval)
+    claim_output_dir(
+        folder,
+        overwrite=run.overwrite_output_dir or not arguments.do_train,
+        resume=arguments.resume_from_checkpoint is not None,
+    )
+    checkpoint = find_checkpoint(folder, arguments.resume_from_checkpoint)
+    measured = arguments.do_eval or arguments.eval_on_start
+    splits = load_splits(run.data, need_train=arguments.do_train, need_validation=measured)
     tools = open_tools(run)
     _check_first_rows(tools, splits)
     model = _load_for_training(stage, tools) if arguments.do_train else _load_for_answers(stage, tools)
@@ -122,17 +127,9 @@ def train(run: RunConfig) -> dict[str, Any]:
         write_resolved(folder / "run_config.yaml", run, stage.values)
     results: dict[str, Any] = {}
     if arguments.do_train:
-        metrics = trainer.train(resume_from_checkpoint=_checkpoint(folder, resume)).metrics
-        metrics |= {f"train_{name}": value for name, value in stage.backend.memory().items()}
-        metrics["train_samples"] = len(splits.train) if splits.train is not None else 0
-        results |= _start_metrics(trainer) | metrics
-        trainer.save_model(str(folder))
-        trainer.save_state()
-        write_results(folder, "train", results)
+        results |= _recorded(folder, "train", _fit(stage, splits, trainer, checkpoint), trainer)
     if arguments.do_eval:
-        metrics = _evaluate(stage, tools, splits, trainer)
-        results |= metrics
-        write_results(folder, "eval", metrics)
+        results |= _recorded(folder, "eval", _evaluate(stage, tools, splits, trainer), trainer)
     if arguments.do_train and trainer.is_world_process_zero():
         save_processor(tools.processor, folder)
         write_model_card(folder, run, arguments, results, steps=trainer.state.global_step)
@@ -203,23 +200,44 @@ def _build(stage: Stage, tools: Tools, splits: Splits, model: Any) -> Any:
     return build_trainer(stage.backend.trainer_class(), model=model, kwargs=kwargs)
 
 
+def _fit(stage: Stage, splits: Splits, trainer: Any, checkpoint: str | None) -> dict[str, Any]:
+    """Train, save the weights and the trainer's state, and return the figures."""
+    metrics: dict[str, Any] = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    trainer.save_model(stage.arguments.output_dir)
+    trainer.save_state()
+    memory = {f"train_{name}": value for name, value in stage.backend.memory().items()}
+    samples = len(splits.train) if splits.train is not None else 0
+    return {**_start_metrics(trainer), **metrics, **memory, "train_samples": samples}
+
+
 def _evaluate(stage: Stage, tools: Tools, splits: Splits, trainer: Any) -> dict[str, Any]:
-    metrics = dict(trainer.evaluate())
-    if splits.validation is not None:
-        metrics["eval_samples"] = len(splits.validation)
-        if stage.run.generation.predict_with_generate:
-            answers = _answerer(stage, tools, trainer.model).answer_all(
-                splits.validation, batch_size=stage.arguments.per_device_eval_batch_size
-            )
-            score = exact_match(answers)
-            low, high = score.interval
-            metrics |= {
-                "eval_exact_match": score.share,
-                "eval_exact_match_low_95": low,
-                "eval_exact_match_high_95": high,
-            }
-            write_answers(Path(stage.arguments.output_dir) / "predictions.jsonl", answers)
-    return metrics
+    """Measure perplexity on the validation rows, and exact match where that was asked for."""
+    metrics: dict[str, Any] = dict(trainer.evaluate())
+    if splits.validation is None:
+        return metrics
+    metrics["eval_samples"] = len(splits.validation)
+    if not stage.run.generation.predict_with_generate:
+        return metrics
+    answers = _answerer(stage, tools, trainer.model).answer_all(
+        splits.validation, batch_size=stage.arguments.per_device_eval_batch_size
+    )
+    if trainer.is_world_process_zero():
+        write_answers(Path(stage.arguments.output_dir) / "predictions.jsonl", answers)
+    score = exact_match(answers)
+    low, high = score.interval
+    return {
+        **metrics,
+        "eval_exact_match": score.share,
+        "eval_exact_match_low_95": low,
+        "eval_exact_match_high_95": high,
+    }
+
+
+def _recorded(folder: Path, split: str, figures: dict[str, Any], trainer: Any) -> dict[str, Any]:
+    """Write the figures on rank 0 as soon as they are there, and return them."""
+    if trainer.is_world_process_zero():
+        write_results(folder, split, figures)
+    return figures
 
 
 def _answerer(stage: Stage, tools: Tools, model: Any) -> Answerer:
@@ -239,19 +257,3 @@ def _start_metrics(trainer: Any) -> dict[str, Any]:
             wanted = ("eval_loss", "eval_perplexity", "eval_supervised_tokens")
             return {name.replace("eval_", "eval_start_", 1): entry[name] for name in wanted}
     return {}
-
-
-def _checkpoint(folder: Path, resume: str | bool | None) -> str | None:
-    """Turn `--resume_from_checkpoint` (true, or a folder) into the checkpoint's path."""
-    from transformers.trainer_utils import get_last_checkpoint
-
-    if resume is None or str(resume).lower() in ("false", ""):
-        return None
-    if str(resume).lower() != "true":
-        if not Path(str(resume)).is_dir():
-            raise ConfigError(f"--resume_from_checkpoint {resume}: no such folder.")
-        return str(resume)
-    last: str | None = get_last_checkpoint(str(folder))
-    if last is None:
-        raise ConfigError(f"--resume_from_checkpoint true: {folder} holds no checkpoint-N folder.")
-    return last

@@ -1,6 +1,6 @@
 """docs/configuration.md lists every setting and every accepted name, made from the code itself.
 
-`UPDATE_DOCS=1 make test` writes it again.
+`make docs` writes it again.
 """
 
 import os

@@ -1,6 +1,6 @@
 """README's map has one line per product file: the first sentence of its own docstring.
 
-`UPDATE_DOCS=1 make test` writes it again.
+`make docs` writes it again.
 """
 
 import ast

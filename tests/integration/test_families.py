@@ -1,7 +1,7 @@
 """Every family in the table: three steps through the command line, and a reload by plain PEFT.
 
 The list comes from the table, filtered by what the installed transformers can build. Each family's row
-in docs/families.md is made here; `UPDATE_DOCS=1 make test` writes the rows that changed.
+in docs/families.md is made here; `make docs` writes the rows that changed.
 """
 
 from __future__ import annotations

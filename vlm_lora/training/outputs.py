@@ -37,6 +37,26 @@ def claim_output_dir(path: Path, *, overwrite: bool, resume: bool) -> None:
         raise ConfigError(f"--output_dir {path} cannot be created: {error.strerror}.") from error
 
 
+def find_checkpoint(folder: Path, resume: str | bool | None) -> str | None:
+    """Turn `--resume_from_checkpoint` (true, or a folder) into the checkpoint's path; None starts afresh.
+
+    Raises:
+        ConfigError: there is no such checkpoint.
+    """
+    from transformers.trainer_utils import get_last_checkpoint
+
+    if resume is None or str(resume).lower() in ("false", ""):
+        return None
+    if str(resume).lower() != "true":
+        if not Path(str(resume)).is_dir():
+            raise ConfigError(f"--resume_from_checkpoint {resume}: no such folder.")
+        return str(resume)
+    last: str | None = get_last_checkpoint(str(folder))
+    if last is None:
+        raise ConfigError(f"--resume_from_checkpoint true: {folder} holds no checkpoint-N folder.")
+    return last
+
+
 def save_processor(processor: Any, folder: Path) -> None:
     """Save processor, tokenizer and chat template, readable by transformers 4.55 and 5.x alike.
 

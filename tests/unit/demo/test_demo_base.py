@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,13 +17,11 @@ from vlm_lora.demo.words import load_vocabulary
 
 BASE = Path(vlm_lora.demo.__file__).parent / "base"
 
-pytestmark = pytest.mark.skipif(
-    not (BASE / "PRETRAINING.json").exists(), reason="the base model is not in this checkout"
-)
+Loaded = tuple[Any, Any]
 
 
 @pytest.fixture(scope="module")
-def loaded():  # type: ignore[no-untyped-def]
+def loaded() -> Loaded:
     model = AutoModelForImageTextToText.from_pretrained(BASE, dtype=torch.float32).eval()
     return model, AutoProcessor.from_pretrained(BASE)
 
@@ -33,18 +32,18 @@ def test_it_is_small_and_says_where_it_comes_from() -> None:
     assert {"arguments", "seconds", "answer_loss", "held_out_reading"} <= set(record)
 
 
-def test_the_script_would_train_the_same_tokenizer(loaded) -> None:  # type: ignore[no-untyped-def]
+def test_the_script_would_train_the_same_tokenizer(loaded: Loaded) -> None:
     trained = train_tokenizer(load_vocabulary().training)
     assert loaded[1].tokenizer.get_vocab() == trained.get_vocab()
 
 
-def test_pixels_of_pretraining_are_those_of_its_processor(loaded) -> None:  # type: ignore[no-untyped-def]
+def test_pixels_of_pretraining_are_those_of_its_processor(loaded: Loaded) -> None:
     picture = draw_scene(held_out_scenes(samples=1, seed=2)[0])
     pixels = loaded[1].image_processor(picture, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(pixels, to_pixel_values([picture]), rtol=0, atol=1e-6)
 
 
-def test_it_reads_unseen_texts_but_not_blank_pictures(loaded) -> None:  # type: ignore[no-untyped-def]
+def test_it_reads_unseen_texts_but_not_blank_pictures(loaded: Loaded) -> None:
     model, processor = loaded
     scenes = held_out_scenes(samples=60, seed=7)
     blank = [Scene(items=(), exchanges=s.exchanges, style_seed=s.style_seed) for s in scenes]
