@@ -7,6 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same examples in every run: a property that fails fails for everybody.
+settings.register_profile("repeatable", derandomize=True, database=None)
+settings.load_profile("repeatable")
 
 # No test may reach a network: what is not in the tree is not there.
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if {"-h", "--help", "--help_all", "--help-all"} & set(rest):
         print(_verb_help(verb, everything=bool({"--help_all", "--help-all"} & set(rest))))
         return EXIT_DONE
-    return guard(lambda: VERBS[verb](rest), debug=_is_on(rest, "--debug"))
+    return guard(lambda: VERBS[verb](rest), debug=wants_debug(rest))
 
 
 def run_script(argv: Sequence[str] | None = None) -> int:
@@ -77,7 +77,7 @@ def run_script(argv: Sequence[str] | None = None) -> int:
     if not rest or {"-h", "--help", "--help_all", "--help-all"} & set(rest):
         print(_verb_help("train", everything=bool({"--help_all", "--help-all"} & set(rest))))
         return EXIT_DONE if rest else EXIT_USAGE
-    return guard(lambda: _train(rest, defaults={}), debug=_is_on(rest, "--debug"))
+    return guard(lambda: _train(rest, defaults={}), debug=wants_debug(rest))
 
 
 def guard(action: Callable[[], None], *, debug: bool) -> int:
@@ -215,8 +215,12 @@ def _set_up_logging(level: str) -> None:
         logging.getLogger(root).setLevel(shown)
 
 
-def _is_on(rest: Sequence[str], flag: str) -> bool:
-    return flag in rest or f"{flag}=true" in rest
+def wants_debug(words: Sequence[str]) -> bool:
+    """Say whether flags or configuration file ask for tracebacks; a mistake in them does not hide its own."""
+    try:
+        return parse(words, environ=os.environ).debug
+    except UserError:
+        return "--debug" in words
 
 
 def _verb_help(verb: str, *, everything: bool) -> str:

@@ -47,7 +47,7 @@ class DataConfig:
     system_prompt: str | None = None
     """System turn put before every conversation that has none."""
     validation_fraction: float = 0.05
-    """Share of the training rows held out, by seed, when the data names no validation split."""
+    """Share of the training rows held out, by seed, when the data names no validation split; 0 trains on all."""
     split_seed: int = 42
     """Seed of that hold-out."""
     max_train_samples: int | None = None
@@ -60,9 +60,9 @@ class DataConfig:
     """Image files with more bytes are refused before they are decoded."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.validation_fraction < 1:
+        if not 0 <= self.validation_fraction < 1:
             raise ConfigError(
-                f"--validation_fraction {self.validation_fraction}: must lie between 0 and 1, such as 0.05."
+                f"--validation_fraction {self.validation_fraction}: must be at least 0 and below 1, such as 0.05."
             )
         for flag in ("max_train_samples", "max_eval_samples", "max_image_pixels", "max_image_bytes"):
             _check_positive(flag, getattr(self, flag))
@@ -132,6 +132,24 @@ class TuningConfig:
             raise ConfigError(
                 "--freeze_language --freeze_vision --freeze_projector with --peft_method none: nothing is "
                 "left to train. Leave one of them out."
+            )
+
+    def refuse_what_has_no_effect(self) -> None:
+        """Before training: refuse a setting of the other method, which would be ignored.
+
+        Raises:
+            ConfigError: names the settings and what to type instead.
+        """
+        if self.peft_method == "lora":
+            if (self.freeze_language, self.freeze_vision, self.freeze_projector) != (False, True, False):
+                raise ConfigError(
+                    "--freeze_* and --train_vision are for --peft_method none. With LoRA type "
+                    "--lora_targets language,vision (or projector, all) to choose the parts."
+                )
+        elif self.lora_targets != "language" or self.use_dora or self.use_rslora:
+            raise ConfigError(
+                "--lora_targets, --use_dora and --use_rslora are for --peft_method lora. With full weights choose "
+                "the parts by --freeze_language, --freeze_vision and --freeze_projector."
             )
 
 

@@ -128,7 +128,7 @@ def to_mapping(run: RunConfig, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_resolved(path: Path, run: RunConfig, values: Mapping[str, Any]) -> None:
     """Write `to_mapping(run, values)` as YAML; `vlm-lora train --config PATH` repeats the run."""
-    heading = f"vlm-lora {__version__}: every setting of this run. Secrets are left out."
+    heading = f"vlm-lora {__version__}: our settings, and the backend's that were given. Secrets are left out."
     write_mapping(path, to_mapping(run, values), heading=heading)
 
 

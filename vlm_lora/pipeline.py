@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,13 @@ def open_stage(run: RunConfig) -> Stage:
     run, values = resolve(run, backend.arguments_class())
     os.environ.update(run.environment)
     backend.prepare(run)
+    check_arguments(values)
+    if run.accelerate_launch_args:
+        logger.warning(
+            "accelerate_launch_args are for the launcher and have no effect here: %s", run.accelerate_launch_args
+        )
     passed = {name: value for name, value in values.items() if canonical_name(name) not in CHECKPOINTING}
     arguments = backend.build_arguments(run, {**DEFAULT_ARGUMENTS, **passed, **FORCED_ARGUMENTS})
-    check_arguments(arguments)
     return Stage(run=run, backend=backend, values=values, arguments=arguments)
 
 
@@ -90,7 +94,7 @@ def open_tools(run: RunConfig) -> Tools:
         processor,
         family.rendering,
         eos_token_ids=eos_token_ids(run.model, config, tokenizer),
-        max_length=run.batching.max_length or config.get_text_config().max_position_embeddings,
+        max_length=run.batching.max_length or getattr(config.get_text_config(), "max_position_embeddings", None),
         image_limits=ImageLimits.of(run.data),
     )
     collator = Collator(encoder, family.rendering, pad_token_id=tokenizer.pad_token_id)
@@ -111,12 +115,11 @@ def train(run: RunConfig) -> dict[str, Any]:
     if not (arguments.do_train or arguments.do_eval):
         raise ConfigError("Nothing to do: type --do_train, --do_eval, or both.")
     folder = Path(arguments.output_dir)
-    claim_output_dir(
-        folder,
-        overwrite=run.overwrite_output_dir or not arguments.do_train,
-        resume=arguments.resume_from_checkpoint is not None,
-    )
     checkpoint = find_checkpoint(folder, arguments.resume_from_checkpoint)
+    if arguments.do_train:
+        run.tuning.refuse_what_has_no_effect()
+        with arguments.main_process_first():
+            claim_output_dir(folder, overwrite=run.overwrite_output_dir, checkpoint=checkpoint)
     measured = arguments.do_eval or arguments.eval_on_start
     splits = load_splits(run.data, need_train=arguments.do_train, need_validation=measured)
     tools = open_tools(run)
@@ -124,7 +127,8 @@ def train(run: RunConfig) -> dict[str, Any]:
     model = _load_for_training(stage, tools) if arguments.do_train else _load_for_answers(stage, tools)
     trainer = _build(stage, tools, splits, model)
     if trainer.is_world_process_zero():
-        write_resolved(folder / "run_config.yaml", run, stage.values)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_resolved(folder / ("run_config.yaml" if arguments.do_train else "eval_config.yaml"), run, stage.values)
     results: dict[str, Any] = {}
     if arguments.do_train:
         results |= _recorded(folder, "train", _fit(stage, splits, trainer, checkpoint), trainer)
@@ -132,7 +136,7 @@ def train(run: RunConfig) -> dict[str, Any]:
         results |= _recorded(folder, "eval", _evaluate(stage, tools, splits, trainer), trainer)
     if arguments.do_train and trainer.is_world_process_zero():
         save_processor(tools.processor, folder)
-        write_model_card(folder, run, arguments, results, steps=trainer.state.global_step)
+        write_model_card(folder, run, arguments, results, family=tools.family, steps=trainer.state.global_step)
     return results
 
 
@@ -141,10 +145,13 @@ def ask(run: RunConfig, *, images: list[Path], prompt: str) -> str:
     stage = open_stage(run)
     tools = open_tools(stage.run)
     parts: tuple[Part, ...] = (*(ImageRef(source=path) for path in images), Text(text=prompt))
+    said = run.data.system_prompt
+    system = (Turn(role="system", parts=(Text(text=said),)),) if said else ()
     question = Conversation(
-        turns=(Turn(role="user", parts=parts), Turn(role="assistant", parts=(Text(text=""),))),
+        turns=(*system, Turn(role="user", parts=parts), Turn(role="assistant", parts=(Text(text=""),))),
         source=RowSource(file="--prompt", row=0),
     )
+    tools.encoder.encode_prompt(question)  # a bad picture is found before the weights load
     model = _load_for_answers(stage, tools).to(stage.backend.device())
     return _answerer(stage, tools, model).answer([question])[0]
 
@@ -152,7 +159,8 @@ def ask(run: RunConfig, *, images: list[Path], prompt: str) -> str:
 def preview(run: RunConfig, *, rows: int) -> list[tuple[EncodedRow, Any]]:
     """Encode the first rows of the data as training would; return each with the tokenizer that decodes it."""
     run, _ = resolve(run, select(run.backend)[0].arguments_class())
-    data = load_splits(run.data, need_train=True, need_validation=False).train
+    everything = replace(run.data, validation_fraction=0.0)
+    data = load_splits(everything, need_train=True, need_validation=False).train
     tools = open_tools(run)
     shown = range(min(rows, len(data))) if data is not None else range(0)
     return [(tools.encoder.encode(data[index]), tools.tokenizer) for index in shown if data is not None]
@@ -184,7 +192,7 @@ def _load_for_answers(stage: Stage, tools: Tools) -> Any:
 
 def _load_base(stage: Stage, tools: Tools) -> Any:
     kwargs = stage.backend.model_kwargs(stage.run, tools.config, stage.arguments)
-    return stage.backend.adapt_model(load_model(stage.run.model, model_kwargs=kwargs))
+    return load_model(stage.run.model, model_kwargs=kwargs, adapt=stage.backend.adapt_model)
 
 
 def _build(stage: Stage, tools: Tools, splits: Splits, model: Any) -> Any:
@@ -197,7 +205,19 @@ def _build(stage: Stage, tools: Tools, splits: Splits, model: Any) -> Any:
         "callbacks": [GradientAudit(model, tools.family)] if stage.arguments.do_train else [],
         **stage.backend.trainer_kwargs(stage.run),
     }
-    return build_trainer(stage.backend.trainer_class(), model=model, kwargs=kwargs)
+    trainer = build_trainer(stage.backend.trainer_class(), model=model, kwargs=kwargs)
+    _refuse_other_engine(stage.arguments, trainer)
+    return trainer
+
+
+def _refuse_other_engine(arguments: Any, trainer: Any) -> None:
+    """Stop where FSDP or DeepSpeed was asked for and plain data parallelism would run."""
+    for flag, active in (("fsdp", trainer.is_fsdp_enabled), ("deepspeed", trainer.is_deepspeed_enabled)):
+        if getattr(arguments, flag) and not active:
+            raise ConfigError(
+                f"--{flag} was asked for and is not what would run: this device or launcher does not offer it. "
+                "Leave it out, or start with accelerate launch on GPUs."
+            )
 
 
 def _fit(stage: Stage, splits: Splits, trainer: Any, checkpoint: str | None) -> dict[str, Any]:

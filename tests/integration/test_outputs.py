@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from support.rows import write_uneven_rows
 from support.runs import capture_trainer, logged, run
 from vlm_lora.cli import main, run_script
+from vlm_lora.training.trainer import VlmTrainerMixin
 
 
 @pytest.fixture
@@ -77,7 +80,22 @@ def test_full_weights_are_saved_and_reload(model_folder: Callable[[str], Path], 
     assert reloaded["eval_perplexity"] == pytest.approx(trained["eval_perplexity"], rel=1e-5)
 
 
-def test_resume_goes_on_bitwise(model_folder: Callable[[str], Path], data: Path, tmp_path: Path) -> None:
+def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that grows by one with each training step."""
+    steps: list[int] = []
+    step = VlmTrainerMixin.compute_loss
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        steps.append(1)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(VlmTrainerMixin, "compute_loss", counted)
+    return steps
+
+
+def test_resume_goes_on_bitwise(
+    model_folder: Callable[[str], Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flags = {
         "do_train": True,
         "max_steps": 4,
@@ -87,11 +105,17 @@ def test_resume_goes_on_bitwise(model_folder: Callable[[str], Path], data: Path,
     }
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run(model_folder("gemma3"), data, whole, **flags)
-    run(model_folder("gemma3"), data, parts, **{**flags, "max_steps": 4})
-    (parts / "adapter_model.safetensors").unlink()
-    run(model_folder("gemma3"), data, parts, **flags, resume_from_checkpoint=parts / "checkpoint-2")
+    run(model_folder("gemma3"), data, parts, **flags)
+    shutil.rmtree(parts / "checkpoint-4")
+    trained = count_steps(monkeypatch)
+    run(model_folder("gemma3"), data, parts, **flags, resume_from_checkpoint="true")
     name = "adapter_model.safetensors"
+    assert len(trained) == 2, "two of four steps were left"
     assert (parts / name).read_bytes() == (whole / name).read_bytes()
+    (parts / "checkpoint-2" / "optimizer.pt").unlink()
+    shutil.rmtree(parts / "checkpoint-4")
+    run(model_folder("gemma3"), data, parts, **flags, resume_from_checkpoint="true")
+    assert (parts / name).read_bytes() != (whole / name).read_bytes(), "without the optimizer's state it must differ"
 
 
 def test_tensorboard_when_asked(
@@ -161,3 +185,34 @@ def test_preview_shows_what_is_supervised(
     assert [row["supervised"][0]["text"] for row in rows] == [f"{answer}<end_of_turn>" for answer in answers[:2]]
     assert main([*command, "--rows", "1"]) == 0
     assert "What is in picture 0?" in capsys.readouterr().out
+
+
+def test_a_dropped_last_batch_is_evaluated_all_the_same(
+    model_folder: Callable[[str], Path], data: Path, tmp_path: Path
+) -> None:
+    flags = {"do_eval": True, "per_device_eval_batch_size": 2}
+    kept = run(model_folder("gemma3"), data, tmp_path / "kept", **flags)
+    dropped = run(model_folder("gemma3"), data, tmp_path / "dropped", **flags, dataloader_drop_last=True)
+    assert dropped["eval_supervised_tokens"] == kept["eval_supervised_tokens"]
+    assert dropped["eval_perplexity"] == pytest.approx(kept["eval_perplexity"], rel=1e-6)
+
+
+def test_overwriting_leaves_nothing_of_the_earlier_run(
+    model_folder: Callable[[str], Path], data: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    flags = {"do_train": True, "save_strategy": "steps", "save_steps": 1}
+    run(model_folder("gemma3"), data, output, **flags, max_steps=2, do_eval=True)
+    results = run(model_folder("gemma3"), data, output, **flags, max_steps=1, overwrite_output_dir=True)
+    assert sorted(path.name for path in output.glob("checkpoint-*")) == ["checkpoint-1"]
+    assert "eval_perplexity" not in results
+
+
+def test_evaluation_into_a_training_folder_keeps_its_configuration(
+    model_folder: Callable[[str], Path], data: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    run(model_folder("gemma3"), data, output, do_train=True, max_steps=1)
+    before = (output / "run_config.yaml").read_bytes()
+    run(output, data, output, do_eval=True)
+    assert (output / "run_config.yaml").read_bytes() == before

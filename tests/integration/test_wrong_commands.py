@@ -82,7 +82,7 @@ WRONG_FLAGS: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
     "missing data": ({"dataset_name": "no/such/folder/train.jsonl"}, ("no/such/folder",)),
     "missing model folder": ({"model_name_or_path": "./no_such_model"}, ("no_such_model",)),
     "model folder without a model": ({"model_name_or_path": "DATA"}, ("config.json",)),
-    "too long row": ({"max_length": 5}, ("row 0", "max_length")),
+    "too long row": ({"max_length": 5}, ("train.jsonl row ", "max_length")),
     "rank 0": ({"lora_rank": 0}, ("--lora_rank 0", "1 or more")),
     "rank not a number": ({"lora_rank": "many"}, ("lora_rank", "many")),
     "fp16 on the CPU": ({"fp16": True}, ("--fp16", "CUDA")),
@@ -99,6 +99,13 @@ WRONG_FLAGS: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
     ),
     "Gaudi key without Gaudi": ({"use_lazy_mode": True}, ("use_lazy_mode", "--use_habana")),
     "no checkpoint to go on from": ({"resume_from_checkpoint": "true"}, ("checkpoint-N",)),
+    "batch size 0": ({"per_device_train_batch_size": 0}, ("per_device_train_batch_size 0", "1 or more")),
+    "negative learning rate": ({"learning_rate": -1}, ("learning_rate", "-1")),
+    "optimizer that is not installed": ({"optim": "adamw_bnb_8bit"}, ("adamw_bnb_8bit",)),
+    "schedule without its settings": ({"lr_scheduler_type": "cosine_with_min_lr"}, ("cosine_with_min_lr", "min_lr")),
+    "FSDP on one CPU process": ({"fsdp": "full_shard"}, ("fsdp",)),
+    "freezing with LoRA": ({"freeze_vision": False}, ("--peft_method none", "--lora_targets")),
+    "means of ranks": ({"average_tokens_across_devices": False}, ("average_tokens_across_devices",)),
     "label smoothing": ({"label_smoothing_factor": 0.1}, ("label_smoothing_factor", "0.1")),
     "grouping by length": ({"group_by_length": True}, ("group_by_length", "lengths")),
     "another model type": ({"model_type": "llava"}, ("llava", "gemma3")),
@@ -148,6 +155,7 @@ def test_error_in_a_loader_worker_is_as_short(
         do_train=True,
         num_train_epochs=1,
         dataloader_num_workers=1,
+        validation_fraction=0,
     )
     check_refusal(lambda: run_script(command), ("broken.png",), capsys)
 

@@ -35,7 +35,7 @@ def first_step(model: Path, data: Path, folder: Path, batch: int, accumulation: 
 def test_split_does_not_change_loss_or_gradient(
     model_type: str, model_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    data = write_uneven_rows(tmp_path / "data", rows=8)
+    data = write_uneven_rows(tmp_path / "data", rows=8, validation=2)
     figures = [first_step(model_folder(model_type), data, tmp_path, *split) for split in SPLITS]
     for loss, norm in figures[1:]:
         assert loss == pytest.approx(figures[0][0], rel=1e-5)
@@ -46,7 +46,7 @@ def test_mean_of_means_would_change_them(
     model_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control: what peers do, the mean of each micro-batch divided by the accumulation steps, differs."""
-    data = write_uneven_rows(tmp_path / "data", rows=8)
+    data = write_uneven_rows(tmp_path / "data", rows=8, validation=2)
     accumulation = {"steps": 1}
 
     def mean_of_means(outputs: object, targets: torch.Tensor, num_items_in_batch: object = None) -> torch.Tensor:
@@ -68,7 +68,7 @@ def test_supervised_rows_equal_full_logits(
     model_type: str, model_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The head on supervised positions gives the loss and the gradients of the head on all positions."""
-    data = write_uneven_rows(tmp_path / "data", rows=4)
+    data = write_uneven_rows(tmp_path / "data", rows=4, validation=2)
     trainers = capture_trainer(monkeypatch)
     run(
         model_folder(model_type),

@@ -140,17 +140,37 @@ def _take_train(
     name, rows = picked
     if pick_split(source.splits, "test", where=source.name) is not None:
         notes.append("test: not used, neither for training nor for validation")
-    if validation is None and need_validation:
-        train, validation = hold_out(name, rows, fraction=config.validation_fraction, seed=config.split_seed)
+    if _must_hold_out(config, source, validation, rows, need_validation):
+        train, held = hold_out(name, rows, fraction=config.validation_fraction, seed=config.split_seed)
         notes.append(
-            f"train: the split '{name}' of {source.name} without the {len(validation.indices)} rows held "
-            "out\n"
-            f"validation: {len(validation.indices)} of its {len(rows)} rows ({config.validation_fraction:g}, "
+            f"train: the split '{name}' of {source.name} without the {len(held.indices)} rows held out\n"
+            f"validation: {len(held.indices)} of its {len(rows)} rows ({config.validation_fraction:g}, "
             f"seed {config.split_seed}), because the data names no validation split"
         )
-        return train, validation
+        return train, held if need_validation else None
     notes.append(f"train: the split '{name}' of {source.name}, all of it")
     return whole(name, rows), validation
+
+
+def _must_hold_out(
+    config: DataConfig, source: Source, validation: Part | None, rows: Rows, need_validation: bool
+) -> bool:
+    """Say whether rows are held out: also when this run measures nothing, so that a later evaluation may.
+
+    Raises:
+        DataError: a validation split is needed, there is none, and none may be held out.
+    """
+    if validation is not None or config.validation_name is not None:
+        return False
+    if not need_validation:
+        named = pick_split(source.splits, "validation", where=source.name) is not None
+        return not named and config.validation_fraction > 0 and len(rows) > 1
+    if config.validation_fraction == 0:
+        raise DataError(
+            f"{source.name} names no validation split and --validation_fraction 0 holds none out. Type "
+            "--validation_name with data to evaluate on, or a share such as --validation_fraction 0.05."
+        )
+    return True
 
 
 def _hold_out_for_evaluation(config: DataConfig, source: Source, notes: list[str]) -> Part:
@@ -159,6 +179,7 @@ def _hold_out_for_evaluation(config: DataConfig, source: Source, notes: list[str
     if picked is None:
         raise DataError(f"--dataset_name {source.name} has no split to evaluate on; it has {_listed(source)}.")
     name, rows = picked
+    _must_hold_out(config, source, None, rows, True)
     _, held = hold_out(name, rows, fraction=config.validation_fraction, seed=config.split_seed)
     notes.append(
         f"validation: the {len(held.indices)} of {len(rows)} rows that training on {source.name} holds out "

@@ -116,7 +116,7 @@ def _training_cells(table: str) -> tuple[frozenset[tuple[str, str]], ...]:
 
 def _make_chart(group: Group, rng: random.Random, *, questions: int) -> Chart | None:
     """A chart of some bars of a group, or None where no drawing of them would be readable."""
-    count = min(rng.choice((2, 3, 3, 4)), len(group.names))
+    count = min(rng.choice((2, 3)), len(group.names))
     chosen = rng.sample(range(len(group.names)), count)
     bars = tuple(Bar(name=group.names[index], value=group.values[index]) for index in chosen)
     font_size = rng.choice((9.0, 9.5, 10.0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +46,7 @@ def base_config(config: ModelConfig) -> ModelConfig:
             "Hub id or "
             "folder of the model that the adapter was trained on."
         )
-    revision = settings.get("revision") or "main"
+    revision = settings.get("revision") or config.model_revision
     return replace(config, model_name_or_path=base, model_revision=revision)
 
 
@@ -106,12 +106,15 @@ def load_processor(config: ModelConfig) -> Any:
     return processor
 
 
-def load_model(config: ModelConfig, *, model_kwargs: Mapping[str, Any]) -> Any:
+def load_model(
+    config: ModelConfig, *, model_kwargs: Mapping[str, Any], adapt: Callable[[Any], Any] | None = None
+) -> Any:
     """Load the weights; for an adapter folder its base model with the adapter on top.
 
     Args:
         config: names the model.
         model_kwargs: the backend's `torch_dtype`, `attn_implementation` and the like.
+        adapt: what the backend does to the base model, before an adapter is put on it.
 
     Returns:
         A `PreTrainedModel`, or a `PeftModel` for an adapter folder.
@@ -131,6 +134,8 @@ def load_model(config: ModelConfig, *, model_kwargs: Mapping[str, Any]) -> Any:
             base.model_name_or_path, config=loaded, output_loading_info=True, **keywords
         )
     _check_weights(str(base.model_name_or_path), model, report)
+    if adapt is not None:
+        model = adapt(model)
     folder = adapter_folder(config)
     return model if folder is None else load_adapter(model, folder)
 

@@ -10,6 +10,7 @@ from jinja2 import Environment
 
 from vlm_lora import __version__
 from vlm_lora.config import RunConfig
+from vlm_lora.model.families import Family
 
 TEMPLATE = """\
 ---
@@ -26,17 +27,17 @@ fine-tuned on `{{ run.data.dataset_name }}` with vlm-lora {{ version }}.
 ## Use
 
 ```python
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import {{ auto_class }}, AutoProcessor
 {%- if lora %}
 from peft import PeftModel
 
-base = AutoModelForImageTextToText.from_pretrained("{{ run.model.model_name_or_path }}")
+base = {{ auto_class }}.from_pretrained("{{ run.model.model_name_or_path }}"{{ options }})
 model = PeftModel.from_pretrained(base, "{{ name }}")
 {%- else %}
 
-model = AutoModelForImageTextToText.from_pretrained("{{ name }}")
+model = {{ auto_class }}.from_pretrained("{{ name }}"{{ code }})
 {%- endif %}
-processor = AutoProcessor.from_pretrained("{{ name }}")
+processor = AutoProcessor.from_pretrained("{{ name }}"{{ code }})
 ```
 
 or `vlm-lora ask --model_name_or_path {{ name }} --image PICTURE --prompt "QUESTION"`.
@@ -61,16 +62,20 @@ dropout {{ run.tuning.lora_dropout }}, targets `{{ run.tuning.lora_targets }}`
 Full weights.
 {%- endif %}
 Learning rate {{ arguments.learning_rate }}, {{ steps }} steps of {{ batch_size }} rows, seed {{ arguments.seed }}.
-`run_config.yaml` holds every setting: `vlm-lora train --config run_config.yaml` repeats the run.
+`run_config.yaml` holds every setting that was given: `vlm-lora train --config run_config.yaml` repeats the run.
 """
 
 
-def write_model_card(folder: Path, run: RunConfig, arguments: Any, metrics: Mapping[str, Any], *, steps: int) -> None:
+def write_model_card(
+    folder: Path, run: RunConfig, arguments: Any, metrics: Mapping[str, Any], *, family: Family, steps: int
+) -> None:
     """Write `README.md`. Figures are those of this run; nothing is filled in by hand."""
     batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     shown = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in sorted(metrics.items())}
     # No escaping: this is Markdown, not HTML.
     card = Environment(autoescape=False).from_string(TEMPLATE)
+    code = ", trust_remote_code=True" if run.model.trust_remote_code else ""
+    revision = run.model.model_revision
     text = card.render(
         run=run,
         arguments=arguments,
@@ -80,5 +85,8 @@ def write_model_card(folder: Path, run: RunConfig, arguments: Any, metrics: Mapp
         version=__version__,
         batch_size=batch,
         steps=steps,
+        auto_class=family.auto_class,
+        code=code,
+        options=code + (f', revision="{revision}"' if revision != "main" else ""),
     )
     (folder / "README.md").write_text(text + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from vlm_lora.errors import ConfigError
@@ -18,6 +19,7 @@ FORCED_ARGUMENTS = {
     # The collator takes conversations and makes every column itself.
     "remove_unused_columns": False,
     "label_names": ["labels"],
+    "average_tokens_across_devices": True,
 }
 """What the project's collator and loss stand on, whatever was typed."""
 
@@ -29,19 +31,33 @@ UNSUPPORTED = {
     "train_sampling_strategy": (("random", "sequential"), "row lengths are not known before training"),
     "group_by_length": ((False,), "row lengths are not known before training"),
     "do_predict": ((False,), "type --do_eval --predict_with_generate for generated answers"),
+    "gradient_checkpointing_kwargs": (
+        (None, {"use_reentrant": False}),
+        "checkpointing is non-reentrant, as frozen parts need it",
+    ),
+    "activation_checkpointing_kwargs": ((None, {"use_reentrant": False}), "checkpointing is non-reentrant"),
+    "average_tokens_across_devices": ((True,), "the loss is normalised over all processes"),
     "use_liger_kernel": ((False,), "its fused loss would replace the loss on supervised positions"),
 }
 """Fields that would be ignored or would fail later: the values that are fine, and why no other is."""
 
 
-def check_arguments(arguments: Any) -> None:
-    """Refuse a field that training would ignore.
+LEAST = {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1}
+"""Fields that transformers takes at any value and that fail later below these."""
+
+
+def check_arguments(values: Mapping[str, Any]) -> None:
+    """Refuse a value that training would ignore or fail on, before the arguments are built from it.
 
     Raises:
         ConfigError: names the field, its value, the reason and what is allowed.
     """
+    for name, least in LEAST.items():
+        if values.get(name, least) < least:
+            raise ConfigError(f"--{name} {values[name]}: must be {least} or more.")
+    if (values.get("learning_rate") or 0) < 0:
+        raise ConfigError(f"--learning_rate {values['learning_rate']}: must be 0 or more, for example 1e-4.")
     for name, (allowed, reason) in UNSUPPORTED.items():
-        value = getattr(arguments, name, allowed[0])
+        value = values.get(name, allowed[0])
         if value not in allowed:
-            choices = " or ".join(str(choice).lower() for choice in dict.fromkeys(allowed))
-            raise ConfigError(f"--{name} {value} cannot be used: {reason}. Leave it out ({choices}).")
+            raise ConfigError(f"--{name} {value} cannot be used: {reason}. Leave it out, or give {allowed[-1]}.")

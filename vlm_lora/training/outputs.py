@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ RESULT_FILES = ("trainer_state.json", "all_results.json", "adapter_config.json",
 """Any of these in a folder means that a run has been there."""
 
 
-def claim_output_dir(path: Path, *, overwrite: bool, resume: bool) -> None:
+def claim_output_dir(path: Path, *, overwrite: bool, checkpoint: str | None) -> None:
     """Make sure that the run may write into `path`, before anything expensive happens.
+
+    Overwriting removes the other run's checkpoints and results, so that the two never mix; going on from a
+    checkpoint in this folder keeps them.
 
     Raises:
         ConfigError: the path is a file, cannot be created, or holds another run's results.
@@ -26,7 +30,10 @@ def claim_output_dir(path: Path, *, overwrite: bool, resume: bool) -> None:
         raise ConfigError(f"--output_dir {path} is a file; name a folder.")
     taken = [name for name in RESULT_FILES if (path / name).exists()]
     taken += sorted(child.name for child in path.glob("checkpoint-*"))
-    if taken and not overwrite and not resume:
+    resumes_here = checkpoint is not None and Path(checkpoint).resolve().parent == path.resolve()
+    if taken and overwrite and not resumes_here:
+        _remove_earlier_run(path)
+    elif taken and not resumes_here:
         raise ConfigError(
             f"--output_dir {path} already holds a run ({', '.join(taken[:4])}). Type another folder, "
             "--overwrite_output_dir to write over it, or --resume_from_checkpoint true to go on with it."
@@ -35,6 +42,16 @@ def claim_output_dir(path: Path, *, overwrite: bool, resume: bool) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--output_dir {path} cannot be created: {error.strerror}.") from error
+
+
+def _remove_earlier_run(path: Path) -> None:
+    for checkpoint in path.glob("checkpoint-*"):
+        if checkpoint.is_dir():
+            shutil.rmtree(checkpoint)
+    for pattern in ("*_results.json", "predictions.jsonl", "trainer_state.json"):
+        for file in path.glob(pattern):
+            file.unlink()
+    logger.info("--overwrite_output_dir: checkpoints and results of the run in %s were removed.", path)
 
 
 def find_checkpoint(folder: Path, resume: str | bool | None) -> str | None:
@@ -51,7 +68,7 @@ def find_checkpoint(folder: Path, resume: str | bool | None) -> str | None:
         if not Path(str(resume)).is_dir():
             raise ConfigError(f"--resume_from_checkpoint {resume}: no such folder.")
         return str(resume)
-    last: str | None = get_last_checkpoint(str(folder))
+    last: str | None = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     if last is None:
         raise ConfigError(f"--resume_from_checkpoint true: {folder} holds no checkpoint-N folder.")
     return last

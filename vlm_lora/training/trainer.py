@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vlm_lora.errors import ModelError
+from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.objective import SupervisedHead, gather_targets, row_sums, token_losses
 
 
@@ -37,6 +37,31 @@ class VlmTrainerMixin:
             return super().compute_loss(  # type: ignore[misc]
                 model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
             )
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Build the optimizer; what the user typed for it can be wrong."""
+        try:
+            return super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
+        except (ValueError, ImportError, TypeError) as error:
+            kind = str(getattr(self.args.optim, "value", self.args.optim))  # type: ignore[attr-defined]
+            raise ConfigError(f"--optim {kind} cannot be built: {error}") from error
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """Build the schedule; what the user typed for it can be wrong."""
+        try:
+            return super().create_scheduler(*args, **kwargs)  # type: ignore[misc]
+        except (ValueError, TypeError) as error:
+            kind = str(getattr(self.args.lr_scheduler_type, "value", ""))  # type: ignore[attr-defined]
+            raise ConfigError(f"--lr_scheduler_type {kind} cannot be built: {error}") from error
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate every row, also where `dataloader_drop_last` drops training's last batch."""
+        arguments = self.args  # type: ignore[attr-defined]
+        drops, arguments.dataloader_drop_last = arguments.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            arguments.dataloader_drop_last = drops
 
     def prediction_step(
         self,
@@ -98,6 +123,9 @@ def compose_trainer(base: type) -> type:
 
 def build_trainer(base: type, *, model: torch.nn.Module, kwargs: Mapping[str, Any]) -> Any:
     """Construct the composed trainer with the project's loss and the model's supervised head."""
-    trainer = compose_trainer(base)(model=model, compute_loss_func=supervised_loss, **kwargs)
+    try:
+        trainer = compose_trainer(base)(model=model, compute_loss_func=supervised_loss, **kwargs)
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise ConfigError(f"The trainer refuses these settings: {error}") from error
     trainer.head = SupervisedHead(model)
     return trainer

@@ -5,7 +5,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -54,8 +53,10 @@ def as_flag(name: str, value: Any, *, dashes: bool, bare: bool) -> str:
 def run_of(words: list[str], content: dict[str, Any], suffix: str) -> RunConfig:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"run{suffix}"
-        text = json.dumps(content) if suffix == ".json" else yaml.safe_dump(content, allow_unicode=True)
-        file.write_text(text, encoding="utf-8")
+        if suffix == ".json":
+            file.write_text(json.dumps(content), encoding="utf-8")
+        else:
+            write_mapping(file, content, heading="settings")
         return parse([*words, "--config", str(file)], environ={})
 
 

@@ -129,11 +129,20 @@ def test_separate_validation_data_goes_first_and_is_used_whole(tmp_path: Path) -
         load(train=False, validation_name=str(tmp_path / "e"))
 
 
-def test_training_alone_uses_all_rows(tmp_path: Path) -> None:
+def test_training_alone_holds_out_what_a_later_evaluation_measures(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", rows(40))
+    trained = load(validation=False, dataset_name=str(path))
+    measured = load(train=False, dataset_name=str(path))
+    assert trained.validation is None
+    assert sorted(answers(trained.train) + answers(measured.validation)) == sorted(f"a{i}" for i in range(40))
+
+
+def test_training_alone_uses_all_rows_when_told_to_hold_out_none(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", rows(4))
-    splits = load(validation=False, dataset_name=str(path))
-    assert splits.validation is None
-    assert len(answers(splits.train)) == 4
+    assert len(answers(load(validation=False, dataset_name=str(path), validation_fraction=0).train)) == 4
+    for train in (True, False):
+        with pytest.raises(DataError, match="--validation_fraction 0"):
+            load(train=train, dataset_name=str(path), validation_fraction=0)
 
 
 def test_sample_limits_take_the_first_rows_and_leave_the_hold_out_as_it_is(tmp_path: Path) -> None:
@@ -184,7 +193,7 @@ def test_image_paths_start_from_the_data_file_or_the_image_root(tmp_path: Path) 
 def test_errors_in_a_row_name_its_file_and_its_row_in_that_file(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "train-1.jsonl", rows(2))
     second = write_jsonl(tmp_path / "train-2.jsonl", [*rows(1), {"query": "q", "label": None}])
-    data = load(validation=False, dataset_name=str(tmp_path)).train
+    data = load(validation=False, dataset_name=str(tmp_path), validation_fraction=0).train
     assert data is not None
     assert str(data.source(3)) == f"{second} row 1"
     with pytest.raises(DataError, match=rf"^{second} row 1: .*'label'"):
