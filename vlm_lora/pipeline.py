@@ -179,7 +179,8 @@ def _load_for_training(stage: Stage, tools: Tools) -> Any:
 
     # The trainer seeds itself, but LoRA's A matrices are drawn before it exists.
     set_seed(stage.arguments.seed)
-    model = apply_tuning(_load_base(stage, tools), tools.family, stage.run.tuning)
+    revision = stage.run.model.model_revision
+    model = apply_tuning(_load_base(stage, tools), tools.family, stage.run.tuning, revision=revision)
     if stage.run.raw.get("gradient_checkpointing"):
         enable_checkpointing(model, tools.family)
     return model

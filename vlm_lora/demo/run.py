@@ -23,17 +23,17 @@ from vlm_lora.demo.reading import reading_accuracy
 from vlm_lora.evaluation.generation import ExactMatch
 
 BASE = Path(__file__).parent / "base"
-TRAIN_CHARTS, HELD_OUT_CHARTS, SEED = 6000, 600, 0
+TRAIN_CHARTS, HELD_OUT_CHARTS, SEED = 5760, 600, 0
 
 RECIPE = {
     "lora_rank": 32,
     "lora_alpha": 64,
-    "learning_rate": 2e-3,
+    "learning_rate": 4e-3,
     "lr_scheduler_type": "cosine",
-    "warmup_steps": 40,
-    "per_device_train_batch_size": 32,
-    "max_steps": 640,
-    "logging_steps": 80,
+    "warmup_steps": 0.05,
+    "per_device_train_batch_size": 16,
+    "max_steps": 360,
+    "logging_steps": 40,
     "save_strategy": "no",
     "seed": SEED,
 }

@@ -58,8 +58,6 @@ class Family:
     """Key of the text configuration that counts the last layers that borrow keys and values."""
     media_only_layers: str | None = None
     """Key of the text configuration that lists decoder layers which run only where there is a picture."""
-    needs_token_type_ids: bool = False
-    """True: image tokens attend in both directions, so training without `token_type_ids` is wrong."""
     flash_attention: bool = True
     """Whether flash attention works."""
     rendering: RenderingStyle = CHAT
@@ -93,7 +91,7 @@ _GEMMA: Mapping[str, Any] = {"projector": ("model.embed_vision",), "kv_shared": 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     dict(
         [
-            _family("gemma3", published=("google/gemma-3-4b-it",), needs_token_type_ids=True),
+            _family("gemma3", published=("google/gemma-3-4b-it",)),
             _family(
                 "gemma3n",
                 published=("google/gemma-3n-E2B-it",),
@@ -101,7 +99,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 **_GEMMA,
             ),
             _family("gemma4", published=("google/gemma-4-E2B-it",), since="5.5", **_GEMMA),
-            _family("paligemma", published=("google/paligemma2-3b-pt-224",), needs_token_type_ids=True),
+            _family("paligemma", published=("google/paligemma2-3b-pt-224",)),
             _family("qwen2_vl", published=("Qwen/Qwen2-VL-2B-Instruct",), **_QWEN),
             _family("qwen2_5_vl", published=("Qwen/Qwen2.5-VL-3B-Instruct",), **_QWEN),
             _family("qwen3_vl", published=("Qwen/Qwen3-VL-2B-Instruct",), since="4.57", **_QWEN),

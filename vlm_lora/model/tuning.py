@@ -18,7 +18,7 @@ from vlm_lora.model.targets import compact_regex, resolve_targets
 logger = logging.getLogger(__name__)
 
 
-def apply_tuning(model: Any, family: Family, tuning: TuningConfig) -> Any:
+def apply_tuning(model: Any, family: Family, tuning: TuningConfig, *, revision: str | None = None) -> Any:
     """Attach LoRA, or freeze the parts that stay as they are, and log what is trained.
 
     LoRA weights are float32 even on a bfloat16 model (PEFT's default), so small updates are not lost.
@@ -27,6 +27,7 @@ def apply_tuning(model: Any, family: Family, tuning: TuningConfig) -> Any:
         model: a loaded model without an adapter.
         family: its family; one outside the table is found out by looking.
         tuning: what the user asked for.
+        revision: of the base model; the adapter remembers it, so that it is loaded on the same weights.
 
     Returns:
         A `PeftModel` for `lora`, the model itself for `none`.
@@ -41,12 +42,14 @@ def apply_tuning(model: Any, family: Family, tuning: TuningConfig) -> Any:
             f"{_base_name(model)}, instead, or continue a run with --resume_from_checkpoint."
         )
     parts = find_parts(model, family)
-    tuned = _attach_lora(model, parts, tuning) if tuning.peft_method == "lora" else _freeze(model, parts, tuning)
+    tuned = (
+        _attach_lora(model, parts, tuning, revision) if tuning.peft_method == "lora" else _freeze(model, parts, tuning)
+    )
     log_trainable(tuned, parts)
     return tuned
 
 
-def _attach_lora(model: Any, parts: Parts, tuning: TuningConfig) -> Any:
+def _attach_lora(model: Any, parts: Parts, tuning: TuningConfig, revision: str | None) -> Any:
     from peft import LoraConfig, get_peft_model
 
     names = resolve_targets(model, parts, tuning.lora_targets)
@@ -59,6 +62,7 @@ def _attach_lora(model: Any, parts: Parts, tuning: TuningConfig) -> Any:
         use_dora=tuning.use_dora,
         bias="none",
         task_type="CAUSAL_LM",
+        revision=revision,
     )
     tuned = get_peft_model(model, config)
     adapted = {name.removeprefix("base_model.model.") for name, m in tuned.named_modules() if hasattr(m, "lora_A")}

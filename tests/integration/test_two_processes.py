@@ -1,0 +1,44 @@
+"""Two processes over gloo: the same update and the same perplexity as one process at the same global batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.rows import write_uneven_rows
+from support.runs import logged, run, script_flags
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_two_processes_equal_one(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """Six rows as 2 x 3 and 1 x 6; five validation rows, so that the last batch is uneven."""
+    data = write_uneven_rows(tmp_path / "data", rows=6, validation=5)
+    flags = {"do_train": True, "do_eval": True, "max_steps": 1, "per_device_eval_batch_size": 2}
+    one = run(model_folder("gemma3"), data, tmp_path / "one", **flags, per_device_train_batch_size=6)
+    words = script_flags(
+        model_folder("gemma3"), data, tmp_path / "two", **flags, per_device_train_batch_size=3, ddp_backend="gloo"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launcher, "--standalone", "run_lora_vlm.py", *words],
+        cwd=EXAMPLES,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    two = json.loads((tmp_path / "two" / "all_results.json").read_text(encoding="utf-8"))
+    assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-5)
+    assert logged(tmp_path / "two", "grad_norm") == pytest.approx(logged(tmp_path / "one", "grad_norm"), rel=1e-5)
+    assert two["eval_supervised_tokens"] == one["eval_supervised_tokens"]
+    assert two["eval_perplexity"] == pytest.approx(one["eval_perplexity"], rel=1e-5)
+    smaller = run(model_folder("gemma3"), data, tmp_path / "half", **flags, per_device_train_batch_size=3)
+    assert smaller["train_loss"] != pytest.approx(one["train_loss"], rel=1e-3), "three rows are another batch"
