@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,22 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _logging_and_environment_as_they_were() -> Iterator[None]:
+    """The command line sets up logging and the environment of its process; here many commands share one."""
+    names = ("vlm_lora", "vlm_lora_cuda", "vlm_lora_habana")
+    levels = {name: logging.getLogger(name).level for name in names}
+    handlers, environment = list(logging.root.handlers), dict(os.environ)
+    yield
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    logging.root.handlers[:] = handlers
+    # pytest itself keeps the name of the running test there.
+    for name in set(os.environ) - set(environment) - {"PYTEST_CURRENT_TEST"}:
+        del os.environ[name]
+    os.environ.update(environment)
 
 
 @pytest.fixture(scope="session")

@@ -89,6 +89,9 @@ def guard(action: Callable[[], None], *, debug: bool) -> int:
             traceback.print_exc()
         print(f"error: {plain_message(error)}", file=sys.stderr)
         return EXIT_USER
+    except BrokenPipeError:  # `vlm-lora preview ... | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -123,13 +126,16 @@ def _report(results: Mapping[str, Any]) -> None:
 
 def _ask(rest: Sequence[str]) -> None:
     parser = _parser("ask")
-    parser.add_argument("--image", action="append", type=Path, default=[])
+    parser.add_argument("--image", action="extend", nargs="+", default=[])
     parser.add_argument("--prompt", required=True)
     own, others = parser.parse_known_args(rest)
+    links = [name for name in own.image if "://" in name]
+    if links:
+        raise ConfigError(f"--image {links[0]}: URLs are not fetched; download the picture and give its path.")
     run = _configure(others, {"output_dir": "unused"}, log_level="warning")
     from vlm_lora import pipeline
 
-    print(pipeline.ask(run, images=own.image, prompt=own.prompt))
+    print(pipeline.ask(run, images=[Path(name) for name in own.image], prompt=own.prompt))
 
 
 def _preview(rest: Sequence[str]) -> None:

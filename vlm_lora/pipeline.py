@@ -32,8 +32,20 @@ from vlm_lora.model.loading import load_config, load_model, load_processor
 from vlm_lora.model.terminators import eos_token_ids
 from vlm_lora.model.tuning import apply_tuning
 from vlm_lora.report.model_card import write_model_card
-from vlm_lora.training.arguments import CHECKPOINTING, DEFAULT_ARGUMENTS, FORCED_ARGUMENTS, check_arguments
-from vlm_lora.training.outputs import claim_output_dir, find_checkpoint, save_processor, write_results
+from vlm_lora.training.arguments import (
+    CHECKPOINTING,
+    DEFAULT_ARGUMENTS,
+    FORCED_ARGUMENTS,
+    LORA_ARGUMENTS,
+    check_arguments,
+)
+from vlm_lora.training.outputs import (
+    check_adapter_settings,
+    claim_output_dir,
+    find_checkpoint,
+    save_processor,
+    write_results,
+)
 from vlm_lora.training.trainer import build_trainer
 
 logger = logging.getLogger(__name__)
@@ -76,7 +88,8 @@ def open_stage(run: RunConfig) -> Stage:
             "accelerate_launch_args are for the launcher and have no effect here: %s", run.accelerate_launch_args
         )
     passed = {name: value for name, value in values.items() if canonical_name(name) not in CHECKPOINTING}
-    arguments = backend.build_arguments(run, {**DEFAULT_ARGUMENTS, **passed, **FORCED_ARGUMENTS})
+    defaults = DEFAULT_ARGUMENTS | (LORA_ARGUMENTS if run.tuning.peft_method == "lora" else {})
+    arguments = backend.build_arguments(run, {**defaults, **passed, **FORCED_ARGUMENTS})
     return Stage(run=run, backend=backend, values=values, arguments=arguments)
 
 
@@ -118,6 +131,8 @@ def train(run: RunConfig) -> dict[str, Any]:
     checkpoint = find_checkpoint(folder, arguments.resume_from_checkpoint)
     if arguments.do_train:
         run.tuning.refuse_what_has_no_effect()
+        if folder.resolve() == Path(str(run.model.model_name_or_path)).resolve():
+            raise ConfigError(f"--output_dir {folder} is the model's own folder; name another one.")
         with arguments.main_process_first():
             claim_output_dir(folder, overwrite=run.overwrite_output_dir, checkpoint=checkpoint)
     measured = arguments.do_eval or arguments.eval_on_start
@@ -223,6 +238,8 @@ def _refuse_other_engine(arguments: Any, trainer: Any) -> None:
 
 def _fit(stage: Stage, splits: Splits, trainer: Any, checkpoint: str | None) -> dict[str, Any]:
     """Train, save the weights and the trainer's state, and return the figures."""
+    if checkpoint is not None:
+        check_adapter_settings(checkpoint, trainer.model)
     metrics: dict[str, Any] = trainer.train(resume_from_checkpoint=checkpoint).metrics
     trainer.save_model(stage.arguments.output_dir)
     trainer.save_state()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from support.rows import write_uneven_rows
 from support.runs import logged, run, script_flags
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,6 +100,8 @@ WRONG_FLAGS: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
     ),
     "Gaudi key without Gaudi": ({"use_lazy_mode": True}, ("use_lazy_mode", "--use_habana")),
     "no checkpoint to go on from": ({"resume_from_checkpoint": "true"}, ("checkpoint-N",)),
+    "negative seed": ({"seed": -1}, ("--seed -1", "0 or more")),
+    "best model by an unknown metric": ({"metric_for_best_model": "accuracy"}, ("accuracy", "perplexity")),
     "batch size 0": ({"per_device_train_batch_size": 0}, ("per_device_train_batch_size 0", "1 or more")),
     "negative learning rate": ({"learning_rate": -1}, ("learning_rate", "-1")),
     "optimizer that is not installed": ({"optim": "adamw_bnb_8bit"}, ("adamw_bnb_8bit",)),
@@ -141,6 +144,57 @@ def test_output_folder_of_another_run_is_kept(
     command = script_flags(model_folder("gemma3"), data, output, do_train=True, max_steps=1)
     check_refusal(lambda: run_script(command), ("trainer_state.json", "--overwrite_output_dir"), capsys)
     assert (output / "trainer_state.json").read_text(encoding="utf-8") == "{}"
+
+
+def test_a_readme_that_is_no_model_card_is_kept(
+    model_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "README.md").write_text("# My project", encoding="utf-8")
+    data = write_uneven_rows(tmp_path / "data", rows=2)
+    command = script_flags(model_folder("gemma3"), data, output, do_train=True, max_steps=1, overwrite_output_dir=True)
+    check_refusal(lambda: run_script(command), ("README.md",), capsys)
+    assert (output / "README.md").read_text(encoding="utf-8") == "# My project"
+
+
+def test_resuming_with_another_rank_names_both(
+    model_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_uneven_rows(tmp_path / "data", rows=4, validation=1)
+    flags = {"do_train": True, "save_strategy": "steps", "save_steps": 1}
+    first = script_flags(model_folder("gemma3"), data, tmp_path / "out", **flags, max_steps=1, lora_rank=4)
+    assert run_script(first) == 0
+    capsys.readouterr()
+    second = script_flags(
+        model_folder("gemma3"), data, tmp_path / "out", **flags, max_steps=2, lora_rank=8, resume_from_checkpoint=True
+    )
+    check_refusal(lambda: run_script(second), ("--lora_rank 4 in the checkpoint, 8 now",), capsys)
+
+
+def test_training_into_the_models_own_folder(
+    model_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = model_folder("gemma3")
+    command = script_flags(model, write_uneven_rows(tmp_path / "d", rows=2), model, do_train=True)
+    check_refusal(lambda: run_script(command), ("the model's own folder",), capsys)
+
+
+def test_cut_off_weights(
+    model_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(model_folder("gemma3"), model)
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:20_000])
+    check_refusal(
+        lambda: main(["ask", "--model_name_or_path", str(model), "--prompt", "Hi", "--use_cpu"]), ("cut off",), capsys
+    )
+
+
+def test_asking_about_a_link(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["ask", "--model_name_or_path", "x", "--prompt", "Hi", "--image", "a.png", "https://x.org/b.png"]
+    check_refusal(lambda: main(command), ("https://x.org/b.png", "URLs"), capsys)
 
 
 def test_error_in_a_loader_worker_is_as_short(

@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from vlm_lora.config import ModelConfig
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.families import FAMILIES, Family, family_of
@@ -223,6 +225,10 @@ def _translated(config: ModelConfig, base: ModelConfig) -> Iterator[None]:
             f"name; for a gated model type `hf auth login`; without a network type `hf download {name}` "
             "where there is "
             "one and give the folder."
+        ) from error
+    except SafetensorError as error:
+        raise ModelError(
+            f"{name}: a weight file is cut off or damaged ({_first_line(error)}). Download or copy it again."
         ) from error
     except ImportError as error:
         raise ModelError(f"{name}: this model needs a package that is missing: {_first_line(error)}") from error

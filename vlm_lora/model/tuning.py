@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -65,6 +66,9 @@ def _attach_lora(model: Any, parts: Parts, tuning: TuningConfig, revision: str |
         revision=revision,
     )
     tuned = get_peft_model(model, config)
+    base = Path(str(config.base_model_name_or_path))
+    if base.is_dir():  # a relative path would find its base from one working directory only
+        config.base_model_name_or_path = str(base.resolve())
     adapted = {name.removeprefix("base_model.model.") for name, m in tuned.named_modules() if hasattr(m, "lora_A")}
     if adapted != set(names):
         stray = sorted(adapted ^ set(names))

@@ -62,7 +62,8 @@ dropout {{ run.tuning.lora_dropout }}, targets `{{ run.tuning.lora_targets }}`
 Full weights.
 {%- endif %}
 Learning rate {{ arguments.learning_rate }}, {{ steps }} steps of {{ batch_size }} rows, seed {{ arguments.seed }}.
-`run_config.yaml` holds every setting that was given: `vlm-lora train --config run_config.yaml` repeats the run.
+`run_config.yaml` holds every setting that was given: `vlm-lora train --config run_config.yaml --output_dir NEW`
+repeats the run.
 """
 
 

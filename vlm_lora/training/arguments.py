@@ -12,8 +12,13 @@ DEFAULT_ARGUMENTS = {
     "report_to": "none",
     # A NaN must be seen, not smoothed over.
     "logging_nan_inf_filter": False,
+    # transformers' 500 shows nothing of a short run.
+    "logging_steps": 10,
 }
 """Where the project's default differs from transformers'; a flag wins."""
+
+LORA_ARGUMENTS = {"learning_rate": 1e-4}
+"""LoRA wants about ten times the learning rate of full weights (Schulman 2025, "LoRA Without Regret")."""
 
 FORCED_ARGUMENTS = {
     # The collator takes conversations and makes every column itself.
@@ -37,12 +42,23 @@ UNSUPPORTED = {
     ),
     "activation_checkpointing_kwargs": ((None, {"use_reentrant": False}), "checkpointing is non-reentrant"),
     "average_tokens_across_devices": ((True,), "the loss is normalised over all processes"),
+    "metric_for_best_model": (
+        (None, "eval_loss", "eval_perplexity", "perplexity", "loss"),
+        "evaluation during training measures loss and perplexity",
+    ),
     "use_liger_kernel": ((False,), "its fused loss would replace the loss on supervised positions"),
 }
 """Fields that would be ignored or would fail later: the values that are fine, and why no other is."""
 
 
-LEAST = {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1}
+LEAST = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "seed": 0,
+    "data_seed": 0,
+    "dataloader_num_workers": 0,
+}
 """Fields that transformers takes at any value and that fail later below these."""
 
 
@@ -53,8 +69,9 @@ def check_arguments(values: Mapping[str, Any]) -> None:
         ConfigError: names the field, its value, the reason and what is allowed.
     """
     for name, least in LEAST.items():
-        if values.get(name, least) < least:
-            raise ConfigError(f"--{name} {values[name]}: must be {least} or more.")
+        value = values.get(name)
+        if value is not None and value < least:
+            raise ConfigError(f"--{name} {value}: must be {least} or more.")
     if (values.get("learning_rate") or 0) < 0:
         raise ConfigError(f"--learning_rate {values['learning_rate']}: must be 0 or more, for example 1e-4.")
     for name, (allowed, reason) in UNSUPPORTED.items():

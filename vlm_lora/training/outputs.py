@@ -17,6 +17,16 @@ RESULT_FILES = ("trainer_state.json", "all_results.json", "adapter_config.json",
 """Any of these in a folder means that a run has been there."""
 
 
+ADAPTER_SETTINGS = {
+    "r": "--lora_rank",
+    "lora_alpha": "--lora_alpha",
+    "target_modules": "--lora_targets",
+    "use_rslora": "--use_rslora",
+    "use_dora": "--use_dora",
+}
+"""What a checkpoint's adapter_config.json must agree on, and the flag for it."""
+
+
 def claim_output_dir(path: Path, *, overwrite: bool, checkpoint: str | None) -> None:
     """Make sure that the run may write into `path`, before anything expensive happens.
 
@@ -28,6 +38,12 @@ def claim_output_dir(path: Path, *, overwrite: bool, checkpoint: str | None) -> 
     """
     if path.exists() and not path.is_dir():
         raise ConfigError(f"--output_dir {path} is a file; name a folder.")
+    readme = path / "README.md"
+    if readme.exists() and not _is_model_card(readme):
+        raise ConfigError(
+            f"--output_dir {path} holds a README.md that is not a model card: it would be overwritten. "
+            "Type another folder."
+        )
     taken = [name for name in RESULT_FILES if (path / name).exists()]
     taken += sorted(child.name for child in path.glob("checkpoint-*"))
     resumes_here = checkpoint is not None and Path(checkpoint).resolve().parent == path.resolve()
@@ -42,6 +58,34 @@ def claim_output_dir(path: Path, *, overwrite: bool, checkpoint: str | None) -> 
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--output_dir {path} cannot be created: {error.strerror}.") from error
+
+
+def _is_model_card(readme: Path) -> bool:
+    text = readme.read_text(encoding="utf-8", errors="replace")
+    return any(mark in text for mark in ("tags: [vlm-lora", "library_name: peft"))
+
+
+def check_adapter_settings(checkpoint: str, model: Any) -> None:
+    """Refuse to go on from a checkpoint whose LoRA differs from the one that was asked for.
+
+    Raises:
+        ConfigError: names each setting with both values.
+    """
+    saved_file = Path(checkpoint) / "adapter_config.json"
+    if not saved_file.exists() or not hasattr(model, "peft_config"):
+        return
+    saved = json.loads(saved_file.read_text(encoding="utf-8"))
+    asked = model.peft_config["default"]
+    different = [
+        f"{flag} {saved.get(name)} in the checkpoint, {getattr(asked, name)} now"
+        for name, flag in ADAPTER_SETTINGS.items()
+        if saved.get(name) != getattr(asked, name)
+    ]
+    if different:
+        raise ConfigError(
+            f"--resume_from_checkpoint {checkpoint}: {'; '.join(different)}. Give the checkpoint's settings, "
+            "or start afresh in another --output_dir."
+        )
 
 
 def _remove_earlier_run(path: Path) -> None:
