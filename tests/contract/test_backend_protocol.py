@@ -3,6 +3,7 @@
 import inspect
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from vlm_lora import backend as backends
 from vlm_lora.backend import Backend, installed, select
 from vlm_lora.config import RunConfig
 from vlm_lora.errors import BackendError
+from vlm_lora_cuda.backend import keep_to_one_gpu
 
 PAGE = Path(__file__).parents[2] / "docs" / "backends.md"
 METHODS = [name for name, _ in inspect.getmembers(Backend, inspect.isfunction) if not name.startswith("_")]
@@ -54,3 +56,12 @@ def test_cpu_arguments_say_what_was_chosen(tmp_path: Path) -> None:
     assert not arguments.bf16
     assert not arguments.dataloader_pin_memory
     assert backend.memory()["memory_peak_bytes"] > 0
+
+
+@pytest.mark.parametrize(("found", "kept"), [(0, 0), (1, 1), (4, 1)])
+def test_one_process_keeps_to_one_gpu(found: int, kept: int, caplog: pytest.LogCaptureFixture) -> None:
+    """More than one would make transformers wrap the model in DataParallel."""
+    arguments = SimpleNamespace(n_gpu=found, _n_gpu=found)
+    keep_to_one_gpu(arguments)
+    assert arguments._n_gpu == kept
+    assert ("accelerate launch" in caplog.text) == (found > 1)

@@ -3,9 +3,9 @@
 `make docs` writes it again.
 """
 
-import os
 from pathlib import Path
 
+from support.made_pages import check_made
 from vlm_lora.config_aliases import describe_aliases
 from vlm_lora.config_fields import own_fields
 from vlm_lora.config_help import field_docs
@@ -28,10 +28,4 @@ def tables() -> str:
 
 
 def test_page_lists_what_the_code_accepts() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    head, rest = text.split(BEGIN)
-    made, tail = rest.split(END)
-    if os.environ.get("UPDATE_DOCS") == "1":
-        PAGE.write_text(f"{head}{BEGIN}\n{tables()}\n{END}{tail}", encoding="utf-8")
-        return
-    assert made.strip() == tables().strip()
+    check_made(PAGE, BEGIN, END, tables())

@@ -4,8 +4,9 @@
 """
 
 import ast
-import os
 from pathlib import Path
+
+from support.made_pages import check_made
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -28,10 +29,4 @@ def file_map() -> str:
 
 
 def test_map_is_current() -> None:
-    text = README.read_text(encoding="utf-8")
-    head, rest = text.split(BEGIN)
-    made, tail = rest.split(END)
-    if os.environ.get("UPDATE_DOCS") == "1":
-        README.write_text(f"{head}{BEGIN}\n{file_map()}\n{END}{tail}", encoding="utf-8")
-        return
-    assert made.strip() == file_map().strip()
+    check_made(README, BEGIN, END, file_map())

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from vlm_lora.config import DataConfig
-from vlm_lora.data.conversation import Conversation, ImageSource
+from vlm_lora.data.conversation import ImageSource
 from vlm_lora.errors import ImageError
 
 logger = logging.getLogger(__name__)
@@ -75,21 +75,6 @@ class ImageLimits:
     def of(cls, config: DataConfig) -> ImageLimits:
         """Return the limits a run asks for."""
         return cls(max_pixels=config.max_image_pixels, max_bytes=config.max_image_bytes)
-
-
-def load_images(conversation: Conversation, *, limits: ImageLimits) -> tuple[Image.Image, ...]:
-    """Load a conversation's images in reading order.
-
-    Raises:
-        ImageError: With the row's file and number before the reason.
-    """
-    loaded = []
-    for ref in conversation.images:
-        try:
-            loaded.append(load_image(ref.source, limits=limits))
-        except ImageError as error:
-            raise ImageError(f"{conversation.source}: {error}") from error
-    return tuple(loaded)
 
 
 def load_image(source: ImageSource, *, limits: ImageLimits) -> Image.Image:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -246,8 +247,6 @@ def pretrain(output: Path, options: PretrainingOptions, *, start: Path | None = 
             _say(f"checkpoint: reads {score.correct} of {score.total}")
     trained_seconds = clock.elapsed()
     save_base(model, processor, output)
-    single = reading_accuracy(model, processor, samples=500, seed=0, device="cpu")
-    mixed = score_scenes(model, processor, held_out_scenes(samples=500, seed=0, layout=None), device="cpu")
     return {
         "arguments": asdict(options),
         "steps": step,
@@ -255,11 +254,20 @@ def pretrain(output: Path, options: PretrainingOptions, *, start: Path | None = 
         "answer_tokens": answer_tokens,
         "seconds": round(trained_seconds, 1),
         "answer_loss": round(loss_average, 4),
-        "held_out_reading": asdict(single) | {"accuracy": round(single.accuracy, 4)},
-        "held_out_questions_all_layouts": asdict(mixed) | {"accuracy": round(mixed.accuracy, 4)},
+        **measure_reading(model, processor),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "torch": torch.__version__,
         "history": history[:: max(1, len(history) // 40)],
+    }
+
+
+def measure_reading(model: Gemma3ForConditionalGeneration, processor: Any) -> dict[str, object]:
+    """What the finished model reads of 500 held-out single texts and of 500 scenes of every layout."""
+    single = reading_accuracy(model, processor, samples=500, seed=0, device="cpu")
+    mixed = score_scenes(model, processor, held_out_scenes(samples=500, seed=0, layout=None), device="cpu")
+    return {
+        "held_out_reading": asdict(single) | {"accuracy": round(single.accuracy, 4)},
+        "held_out_questions_all_layouts": asdict(mixed) | {"accuracy": round(mixed.accuracy, 4)},
     }
 
 

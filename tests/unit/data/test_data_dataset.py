@@ -23,7 +23,7 @@ from support.datasets import (
 from vlm_lora.config import DataConfig
 from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
 from vlm_lora.data.dataset import ConversationDataset, Splits, load_splits
-from vlm_lora.data.images import ImageLimits, load_images
+from vlm_lora.data.images import ImageLimits, load_image
 from vlm_lora.errors import DataError
 
 
@@ -60,7 +60,7 @@ def test_chartqa_from_folder_to_conversation(tmp_path: Path, write: Any) -> None
         source=RowSource(file=str(folder / place), row=1),
         accepted_answers=(answer,),
     )
-    assert load_images(splits.train[1], limits=ImageLimits())[0].tobytes() == picture.tobytes()
+    assert load_image(splits.train[1].images[0].source, limits=ImageLimits()).tobytes() == picture.tobytes()
     assert splits.validation is not None
     assert len(splits.validation) == 2
     assert splits.validation[0].images == (ImageRef(source=encode_png(draw_chart(140_000)[0])),)

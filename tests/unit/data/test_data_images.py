@@ -20,8 +20,7 @@ from skimage import data as pictures
 
 from support.datasets import draw_chart, encode_png
 from vlm_lora.config import DataConfig
-from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Turn
-from vlm_lora.data.images import ImageLimits, load_image, load_images
+from vlm_lora.data.images import ImageLimits, load_image
 from vlm_lora.errors import ImageError
 
 LIMITS = ImageLimits()
@@ -302,16 +301,6 @@ def test_missing_and_irregular_files_are_named(tmp_path: Path) -> None:
     for path in (tmp_path, pipe):
         with pytest.raises(ImageError, match="not a regular file"):
             load_image(path, limits=LIMITS)
-
-
-def test_errors_of_a_conversation_name_its_row() -> None:
-    good = ImageRef(source=encode_png(draw_chart(1)[0]))
-    source = RowSource(file="train.jsonl", row=17)
-    whole = Conversation(turns=(Turn(role="user", parts=(good, good)),), source=source)
-    assert [picture.size for picture in load_images(whole, limits=LIMITS)] == [(96, 64)] * 2
-    broken = Conversation(turns=(Turn(role="user", parts=(good, ImageRef(source=b"?"))),), source=source)
-    with pytest.raises(ImageError, match=r"^train\.jsonl row 17: "):
-        load_images(broken, limits=LIMITS)
 
 
 SEEDS = [
