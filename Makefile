@@ -4,13 +4,23 @@ VENV := .venv/main
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check docs fix clean
+# The Gaudi stack cannot share an environment with transformers 5: here it runs over a simulated device.
+GAUDI := .venv/gaudi
+GAUDI_STAMP := $(GAUDI)/.installed
+SIMULATOR := $(shell find tests/support/hpu_simulator -type f -not -path '*/__pycache__/*')
+
+.PHONY: demo test test-main test-gaudi check docs fix clean
 
 demo: $(STAMP)
 	$(BIN)/vlm-lora demo --output_dir runs/demo
 
-test: $(STAMP)
+test: test-main test-gaudi
+
+test-main: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+test-gaudi: $(STAMP) $(GAUDI_STAMP)
+	PATH="$(CURDIR)/$(GAUDI)/bin:$$PATH" $(GAUDI)/bin/python -m pytest -n 2 --dist loadgroup
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -31,12 +41,29 @@ clean:
 	rm -rf .venv runs
 
 # torch first and alone: another package asking for "torch" would fetch the newest CUDA build.
-# torchvision without dependencies, because it pins the CUDA build of another torch.
+# torchvision without dependencies, because it pins the CUDA build of another torch; trl, because it pins another
+# transformers than the Gaudi stack has (only its chat templates are used).
+PIP_FLAGS := -q --disable-pip-version-check
+LOCAL := --no-deps --no-build-isolation
+
 $(STAMP): pyproject.toml constraints-main.txt requirements-test.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints-main.txt torch
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints-main.txt -r requirements-test.txt hatchling editables
-	$(BIN)/pip install -q --disable-pip-version-check --no-deps -c constraints-main.txt torchvision timm
-	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation tests/support/torchvision_cpu
-	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/pip install $(PIP_FLAGS) -c constraints-main.txt torch
+	$(BIN)/pip install $(PIP_FLAGS) -c constraints-main.txt -r requirements-test.txt hatchling editables
+	$(BIN)/pip install $(PIP_FLAGS) --no-deps -c constraints-main.txt torchvision timm
+	$(BIN)/pip install $(PIP_FLAGS) $(LOCAL) tests/support/torchvision_cpu
+	$(BIN)/pip install $(PIP_FLAGS) $(LOCAL) -e .
 	touch $(STAMP)
+
+$(GAUDI_STAMP): pyproject.toml constraints-gaudi.txt requirements-test-gaudi.txt $(SIMULATOR)
+	$(PYTHON) -m venv $(GAUDI)
+	$(GAUDI)/bin/pip install $(PIP_FLAGS) -c constraints-gaudi.txt torch
+	$(GAUDI)/bin/pip install $(PIP_FLAGS) -c constraints-gaudi.txt -r requirements-test-gaudi.txt \
+	  hatchling editables setuptools wheel ninja
+	$(GAUDI)/bin/pip install $(PIP_FLAGS) --no-deps -c constraints-gaudi.txt torchvision timm trl
+	DS_BUILD_OPS=0 $(GAUDI)/bin/pip install $(PIP_FLAGS) --no-build-isolation -c constraints-gaudi.txt deepspeed
+	$(GAUDI)/bin/pip install $(PIP_FLAGS) $(LOCAL) tests/support/torchvision_cpu
+	$(GAUDI)/bin/pip install $(PIP_FLAGS) $(LOCAL) --force-reinstall tests/support/hpu_simulator
+	$(GAUDI)/bin/pip install $(PIP_FLAGS) $(LOCAL) -e .
+	$(GAUDI)/bin/python -c "import torch; torch.ones(1, device='hpu')"
+	touch $(GAUDI_STAMP)

@@ -6,6 +6,7 @@ group `vlm_lora.backends`; `docs/backends.md` shows one on a page.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -27,6 +28,8 @@ class Traits:
 
     static_shapes: bool
     """True where every new tensor shape costs a compilation."""
+    serves_cpu: bool = False
+    """True for the backend that runs on the CPU, with `--use_cpu` or where there is nothing else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,12 @@ class Backend(Protocol):
 
     def probe(self) -> Probe:
         """Say whether this backend is usable. Never raises."""
+
+    def environment(self, run: RunConfig) -> Mapping[str, str]:
+        """Return variables that must be set before torch is imported; import nothing heavy here.
+
+        Raises ConfigError where what was typed contradicts the environment.
+        """
 
     def arguments_class(self) -> type[TrainingArguments]:
         """Return the class whose fields are this backend's flags and configuration keys."""
@@ -87,8 +96,24 @@ def installed() -> dict[str, Backend]:
     return {point.name: point.load()() for point in entry_points(group=GROUP)}
 
 
-def select(name: str) -> tuple[Backend, Probe]:
+def set_environment(run: RunConfig) -> None:
+    """Set the run's variables and those of the backends it may use. Call it before torch is imported.
+
+    Raises:
+        ConfigError: what was typed contradicts the environment.
+    """
+    os.environ.update(run.environment)
+    for name, backend in installed().items():
+        if run.backend in ("auto", name):
+            os.environ.update(backend.environment(run))
+
+
+def select(name: str, *, on_cpu: bool = False) -> tuple[Backend, Probe]:
     """Return the backend called `name`, or for `auto` the usable one of highest priority.
+
+    Args:
+        name: `auto` or a backend's name.
+        on_cpu: `auto` takes only a backend that serves the CPU (`--use_cpu`).
 
     Raises:
         BackendError: no such backend, or it is not usable here. Another device is never taken instead.
@@ -102,7 +127,8 @@ def select(name: str) -> tuple[Backend, Probe]:
         if not probe.usable:
             raise BackendError(f"Backend '{name}' is not usable on this machine: {probe.reason}")
         return backends[name], probe
-    probes = [(backend.probe(), backend) for backend in backends.values()]
+    allowed = [backend for backend in backends.values() if backend.traits.serves_cpu or not on_cpu]
+    probes = [(backend.probe(), backend) for backend in allowed]
     usable = [(probe, backend) for probe, backend in probes if probe.usable]
     if not usable:
         reasons = "; ".join(f"{backend.name}: {probe.reason}" for probe, backend in probes) or "none is installed"

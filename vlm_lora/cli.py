@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora import __version__
+from vlm_lora.backend import set_environment
 from vlm_lora.config import RunConfig
 from vlm_lora.config_sources import parse
 from vlm_lora.errors import ConfigError, UserError, plain_message
@@ -202,6 +203,8 @@ def _configure(rest: Sequence[str], defaults: Mapping[str, Any], log_level: str 
     """Parse the configuration, add the verb's defaults below it, and set up logging."""
     run = parse(rest, environ=os.environ)
     _set_up_logging(str(run.raw.get("log_level", log_level)))
+    # Before the pipeline, and with it torch, is imported: some hardware reads its variables then.
+    set_environment(run)
     return replace(run, raw={**defaults, **run.raw})
 
 

@@ -161,9 +161,14 @@ class BatchingConfig:
     """Longest row in tokens, image tokens included; by default what the model's positions allow."""
     on_overflow: str = "error"
     """What happens to a longer row: error (stop, naming the row)."""
+    static_shapes: bool | None = None
+    """Pad batches to a few shapes planned from the data; by default where the hardware compiles each new shape."""
+    max_shapes: int | None = None
+    """At most so many planned shapes; by default 4, or 16 where a picture's size changes its number of tokens."""
 
     def __post_init__(self) -> None:
-        _check_positive("max_length", self.max_length)
+        for flag in ("max_length", "max_shapes"):
+            _check_positive(flag, getattr(self, flag))
         _check_choice("on_overflow", self.on_overflow, ("error",))
 
 

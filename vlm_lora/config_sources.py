@@ -20,7 +20,7 @@ from vlm_lora.config import RunConfig
 from vlm_lora.config_aliases import ALIASES, CONFIG_VARIABLES, IGNORED, IMPLIED, shown
 from vlm_lora.config_fields import SECTIONS, assemble, own_fields
 from vlm_lora.config_files import SUFFIXES, read_mapping
-from vlm_lora.config_values import MismatchError, convert, expected, spell
+from vlm_lora.config_values import SWITCHES, MismatchError, convert, expected, spell
 from vlm_lora.errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z0-9_]+)?")
@@ -107,7 +107,7 @@ def _pair(name: str, texts: list[str]) -> _Pair:
     if base != name and not known:
         alias = ALIASES.get(base)
         own = own_fields().get(base if alias is None else alias.canonical)
-        is_switch = (alias is not None and alias.values is not None) or own is None or own.hint is bool
+        is_switch = (alias is not None and alias.values is not None) or own is None or own.hint in SWITCHES
         if not is_switch:
             raise ConfigError(f"--{name}: --{base} is not a switch, so it has no --no_ form; give it another value.")
         if not texts:
@@ -195,7 +195,7 @@ def _own_value(pair: _Pair, name: str, value: Any) -> Any:
     field = own_fields()[name]
     if isinstance(value, str) and not value.strip():
         raise ConfigError(f"{pair.written('')}: is empty. Give a value, or leave the key out.")
-    if field.hint is not bool:
+    if field.hint not in SWITCHES:
         _need_value(pair, value, field.hint)
     try:
         return field.typed(value)

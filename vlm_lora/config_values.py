@@ -17,6 +17,9 @@ TRUE_WORDS = ("true", "yes", "1", "t", "y", "on")
 FALSE_WORDS = ("false", "no", "0", "f", "n", "off")
 NONE_WORDS = ("none", "null")
 
+SWITCHES = (bool, bool | None)
+"""Types of fields that are flags without a value: `--key` and `--no_key`."""
+
 
 class MismatchError(ValueError):
     """A value that does not fit its declared type; the message says what would."""
@@ -37,6 +40,14 @@ def convert(value: Any, hint: Any, choices: Iterable[Any] | None = None) -> Any:
     if choices is not None and converted is not None and converted not in (allowed := list(choices)):
         raise MismatchError(f"one of {', '.join(map(str, allowed))}")
     return converted
+
+
+def is_true(value: Any) -> bool:
+    """Say whether an unchecked value reads as true; one that is no truth value reads as false."""
+    try:
+        return bool(convert(value, bool)) if value is not None else False
+    except MismatchError:
+        return False
 
 
 def expected(hint: Any) -> str:

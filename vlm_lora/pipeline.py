@@ -7,19 +7,21 @@ exists, and everything that can be wrong without weights is found before they ar
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlm_lora.backend import Backend, select
+from vlm_lora.backend import Backend, Probe, select, set_environment
 from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.encoded import EncodedRow
 from vlm_lora.batching.encoding import RowEncoder
+from vlm_lora.batching.order import FillableRows
+from vlm_lora.batching.survey import survey_rows
 from vlm_lora.config import RunConfig
 from vlm_lora.config_aliases import canonical_name
 from vlm_lora.config_resolution import resolve, write_resolved
+from vlm_lora.config_values import is_true
 from vlm_lora.data.conversation import Conversation, ImageRef, Part, RowSource, Text, Turn
 from vlm_lora.data.dataset import Splits, load_splits
 from vlm_lora.data.images import ImageLimits
@@ -46,6 +48,7 @@ from vlm_lora.training.outputs import (
     save_processor,
     write_results,
 )
+from vlm_lora.training.planning import announce, shared_survey
 from vlm_lora.training.trainer import build_trainer
 
 logger = logging.getLogger(__name__)
@@ -71,16 +74,19 @@ class Tools:
     tokenizer: Any
     encoder: RowEncoder
     collator: Collator
+    longest: int | None
+    """Longest row in tokens."""
 
 
 def open_stage(run: RunConfig) -> Stage:
     """Choose the backend, check every key against it, and let it prepare the process."""
-    backend, probe = select(run.backend)
-    logger.info("Backend: %s on %s.", backend.name, probe.device)
     # Before the arguments class, whose import reads the environment on some hardware, and again once resolved.
-    os.environ.update(run.environment)
+    # The command line has done so already, before torch was imported.
+    set_environment(run)
+    backend, probe = _select(run)
+    logger.info("Backend: %s on %s.", backend.name, probe.device)
     run, values = resolve(run, backend.arguments_class())
-    os.environ.update(run.environment)
+    set_environment(run)
     backend.prepare(run)
     check_arguments(values)
     if run.accelerate_launch_args:
@@ -93,6 +99,10 @@ def open_stage(run: RunConfig) -> Stage:
     return Stage(run=run, backend=backend, values=values, arguments=arguments)
 
 
+def _select(run: RunConfig) -> tuple[Backend, Probe]:
+    return select(run.backend, on_cpu=is_true(run.raw.get("use_cpu")))
+
+
 def open_tools(run: RunConfig) -> Tools:
     """Open the model's configuration and processor, and build encoder and collator from them."""
     if run.model.model_name_or_path is None:
@@ -103,11 +113,12 @@ def open_tools(run: RunConfig) -> Tools:
     family = family_of(config)
     processor = load_processor(run.model)
     tokenizer = processor.tokenizer
+    longest = run.batching.max_length or getattr(config.get_text_config(), "max_position_embeddings", None)
     encoder = RowEncoder(
         processor,
         family.rendering,
         eos_token_ids=eos_token_ids(run.model, config, tokenizer),
-        max_length=run.batching.max_length or getattr(config.get_text_config(), "max_position_embeddings", None),
+        max_length=longest,
         image_limits=ImageLimits.of(run.data),
     )
     collator = Collator(encoder, family.rendering, pad_token_id=tokenizer.pad_token_id)
@@ -118,6 +129,7 @@ def open_tools(run: RunConfig) -> Tools:
         tokenizer=tokenizer,
         encoder=encoder,
         collator=collator,
+        longest=longest,
     )
 
 
@@ -139,8 +151,9 @@ def train(run: RunConfig) -> dict[str, Any]:
     splits = load_splits(run.data, need_train=arguments.do_train, need_validation=measured)
     tools = open_tools(run)
     _check_first_rows(tools, splits)
+    tools, groups = _plan_shapes(stage, tools, splits)
     model = _load_for_training(stage, tools) if arguments.do_train else _load_for_answers(stage, tools)
-    trainer = _build(stage, tools, splits, model)
+    trainer = _build(stage, tools, splits, model, groups)
     if trainer.is_world_process_zero():
         folder.mkdir(parents=True, exist_ok=True)
         write_resolved(folder / ("run_config.yaml" if arguments.do_train else "eval_config.yaml"), run, stage.values)
@@ -173,7 +186,7 @@ def ask(run: RunConfig, *, images: list[Path], prompt: str) -> str:
 
 def preview(run: RunConfig, *, rows: int) -> list[tuple[EncodedRow, Any]]:
     """Encode the first rows of the data as training would; return each with the tokenizer that decodes it."""
-    run, _ = resolve(run, select(run.backend)[0].arguments_class())
+    run, _ = resolve(run, _select(run)[0].arguments_class())
     everything = replace(run.data, validation_fraction=0.0)
     data = load_splits(everything, need_train=True, need_validation=False).train
     tools = open_tools(run)
@@ -186,6 +199,30 @@ def _check_first_rows(tools: Tools, splits: Splits) -> None:
     for rows in (splits.train, splits.validation):
         if rows is not None:
             tools.encoder.encode(rows[0])
+
+
+def _plan_shapes(stage: Stage, tools: Tools, splits: Splits) -> tuple[Tools, Mapping[str, Any]]:
+    """Where shapes are to be static, plan them; return tools that keep to the plan, and the rows of each shape."""
+    wanted = stage.run.batching.static_shapes
+    if not (stage.backend.traits.static_shapes if wanted is None else wanted):
+        return tools, {}
+    given = {"train": splits.train, "validation": splits.validation}
+    survey = shared_survey(
+        Path(stage.arguments.output_dir),
+        stage.arguments,
+        lambda: survey_rows(
+            tools.encoder,
+            {name: rows for name, rows in given.items() if rows is not None},
+            max_shapes=stage.run.batching.max_shapes,
+            longest=tools.longest,
+            workers=stage.arguments.dataloader_num_workers,
+            show_progress=not stage.arguments.disable_tqdm,
+        ),
+    )
+    announce(survey, stage.arguments)
+    encoder = tools.encoder.with_canvases(survey.canvases)
+    collator = Collator(encoder, tools.family.rendering, pad_token_id=tools.tokenizer.pad_token_id, plan=survey.plan)
+    return replace(tools, encoder=encoder, collator=collator), survey.groups
 
 
 def _load_for_training(stage: Stage, tools: Tools) -> Any:
@@ -211,17 +248,17 @@ def _load_base(stage: Stage, tools: Tools) -> Any:
     return load_model(stage.run.model, model_kwargs=kwargs, adapt=stage.backend.adapt_model)
 
 
-def _build(stage: Stage, tools: Tools, splits: Splits, model: Any) -> Any:
+def _build(stage: Stage, tools: Tools, splits: Splits, model: Any, groups: Mapping[str, Any]) -> Any:
     kwargs = {
         "args": stage.arguments,
         "data_collator": tools.collator,
-        "train_dataset": splits.train,
-        "eval_dataset": splits.validation,
+        "train_dataset": None if splits.train is None else FillableRows(splits.train),
+        "eval_dataset": None if splits.validation is None else FillableRows(splits.validation),
         "processing_class": tools.processor,
         "callbacks": [GradientAudit(model, tools.family)] if stage.arguments.do_train else [],
         **stage.backend.trainer_kwargs(stage.run),
     }
-    trainer = build_trainer(stage.backend.trainer_class(), model=model, kwargs=kwargs)
+    trainer = build_trainer(stage.backend.trainer_class(), model=model, kwargs=kwargs, row_groups=groups)
     _refuse_other_engine(stage.arguments, trainer)
     return trainer
 

@@ -23,7 +23,7 @@ class CudaBackend:
     """CUDA where torch sees a GPU (unless `--use_cpu`), else the CPU, said aloud."""
 
     name: ClassVar[str] = "cuda"
-    traits: ClassVar[Traits] = Traits(static_shapes=False)
+    traits: ClassVar[Traits] = Traits(static_shapes=False, serves_cpu=True)
 
     def __init__(self) -> None:
         self._arguments: TrainingArguments | None = None
@@ -39,6 +39,10 @@ class CudaBackend:
             device = f"{torch.cuda.device_count()} x {properties.name} ({properties.total_memory / 2**30:.0f} GiB)"
             return Probe(usable=True, device=device, priority=10)
         return Probe(usable=True, device=f"CPU ({os.cpu_count()} cores)")
+
+    def environment(self, run: RunConfig) -> Mapping[str, str]:
+        """Return nothing: torch reads no variable of ours at import."""
+        return {}
 
     def arguments_class(self) -> type[TrainingArguments]:
         """Return transformers' own class."""

@@ -1,4 +1,4 @@
-"""The adapter for Intel Gaudi. This version probes the machine; training on Gaudi is not in it yet."""
+"""The adapter for Intel Gaudi, over optimum-habana."""
 
 from vlm_lora_habana.backend import HabanaBackend
 

@@ -1,44 +1,197 @@
-"""Says what a machine lacks for Gaudi. The rest of the Backend protocol comes with the Gaudi release."""
+"""The Backend protocol for Intel Gaudi, over optimum-habana's trainer."""
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
-from typing import ClassVar
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlm_lora.backend import Probe, Traits
+from vlm_lora.config import RunConfig
+from vlm_lora.config_values import is_true
+from vlm_lora.errors import BackendError, ConfigError
+from vlm_lora_habana.configuration import autocast_variables, read_configuration
+from vlm_lora_habana.host_reads import ON_HOST, explicit_masks, keep_reads_on_host
+from vlm_lora_habana.models import FUSED, check_plain, plain_models
+from vlm_lora_habana.modes import Mode, choose_mode, mode_variables
+from vlm_lora_habana.probe import is_installed, probe_gaudi
+from vlm_lora_habana.trainer import gaudi_trainer_class
 
-INSTALL = {
-    "habana_frameworks": "Habana's PyTorch (habana_frameworks is not installed): run inside a Gaudi container or "
-    "install the Gaudi software",
-    "optimum.habana": "optimum-habana: pip install -r requirements-hpu.txt",
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+ATTENTION = ("sdpa", "eager", FUSED)
+
+REFUSED: Mapping[str, str] = {
+    "use_cpu": "it asks for the CPU: leave --use_habana out (--backend cuda serves the CPU)",
+    "fp16": "Gaudi trains in bf16: type --bf16 instead of --fp16",
+    "tf32": "tf32 is a mode of NVIDIA GPUs: leave --tf32 out",
+    "use_hpu_graphs_for_training": "captured training graphs would keep the first batch's supervised positions: leave "
+    "--use_hpu_graphs_for_training out",
+    "fp8": "fp8 replaces the layers that LoRA is attached to: leave --fp8 out",
 }
+"""Switches that cannot be honoured, and what to type instead."""
 
 
 class HabanaBackend:
-    """Found by `--use_habana`; never usable in this version, and its probe says why."""
+    """Gaudi, alone or many cards; never anything else."""
 
     name: ClassVar[str] = "habana"
     traits: ClassVar[Traits] = Traits(static_shapes=True)
 
+    def __init__(self) -> None:
+        self._arguments: TrainingArguments | None = None
+        self._mode: Mode | None = None
+        self._configuration: dict[str, Any] = {}
+        self._hpu_graphs = False
+
     def probe(self) -> Probe:
-        """Name everything that is missing, software first. Never raises."""
-        missing = [cure for module, cure in INSTALL.items() if not _installed(module)]
-        if shutil.which("hl-smi") is None:
-            missing.append("a Gaudi driver (hl-smi is not on the PATH)")
-        if missing:
-            reason = f"missing are {'; '.join(missing)}. Without --use_habana this command runs on CUDA or the CPU."
-        else:
-            reason = (
-                "Gaudi is there, but this version of vlm-lora cannot train on it yet (see docs/gaudi.md). "
-                "Without --use_habana this command runs on the CPU."
+        """Say what is there, or everything that is missing."""
+        return probe_gaudi()
+
+    def environment(self, run: RunConfig) -> Mapping[str, str]:
+        """Return the mode's and the autocast lists' variables, which the bridge reads when torch is imported."""
+        if not is_installed("habana_frameworks") or (run.backend != self.name and is_true(run.raw.get("use_cpu"))):
+            return {}
+        typed = {**os.environ, **run.environment}
+        mode = choose_mode(run.raw, typed)
+        configuration = read_configuration(run.raw.get("gaudi_config_name"), token=run.model.token)
+        # optimum-habana runs `pip list` at import and needs this environment's.
+        path = os.pathsep.join([str(Path(sys.executable).parent), typed.get("PATH", os.defpath)])
+        return {**mode_variables(mode), **autocast_variables(configuration), "PATH": path}
+
+    def arguments_class(self) -> type[TrainingArguments]:
+        """Return optimum-habana's class."""
+        from optimum.habana import GaudiTrainingArguments
+
+        return GaudiTrainingArguments
+
+    def prepare(self, run: RunConfig) -> None:
+        """Settle mode and configuration, and quieten tokenizers in loader workers."""
+        # The variables are set by now, and an environment that was typed wins over an untyped default.
+        self._mode = choose_mode(run.raw, os.environ)
+        self._configuration = read_configuration(run.raw.get("gaudi_config_name"), token=run.model.token)
+        logger.info("Gaudi mode: %s.", self._mode.value)
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+    def build_arguments(self, run: RunConfig, values: Mapping[str, Any]) -> TrainingArguments:
+        """Fill in what the hardware decides and refuse what it cannot do; no model may exist yet."""
+        for flag, cure in REFUSED.items():
+            if values.get(flag):
+                raise ConfigError(f"--{flag} cannot be used on Gaudi: {cure}.")
+        given = dict(values)
+        self._hpu_graphs = bool(given.pop("use_hpu_graphs_for_inference", False) or given.pop("use_hpu_graphs", False))
+        chosen = {
+            **self._precision(given),
+            "dataloader_pin_memory": False,
+            "dataloader_num_workers": default_workers(),
+            "throughput_warmup_steps": 3,
+            **given,
+            **self._mode_arguments(given),
+            "use_habana": True,
+            "attn_implementation": self._attention(run),
+            # Read here already: the vendor's class would fetch it a second time.
+            "gaudi_config_name": None,
+        }
+        try:
+            with plain_models():
+                self._arguments = self.arguments_class()(**chosen)
+                self._arguments.device  # noqa: B018 - sets up the process group, before any model
+                explicit_masks()
+        except (ValueError, ImportError, AssertionError) as error:
+            raise ConfigError(f"The training arguments do not go together: {error}") from error
+        return self._arguments
+
+    def device(self) -> torch.device:
+        """Return this process's card."""
+        if self._arguments is None:
+            raise RuntimeError("device() before build_arguments()")
+        return self._arguments.device
+
+    def model_kwargs(self, run: RunConfig, config: PretrainedConfig, arguments: TrainingArguments) -> Mapping[str, Any]:
+        """Return dtype and attention implementation, each logged with its reason."""
+        if self._hpu_graphs and config.model_type in ON_HOST:
+            raise ConfigError(
+                f"--use_hpu_graphs_for_inference cannot be used with {config.model_type}: its pictures' sizes are part "
+                "of the captured graph and would be replayed for other pictures. Leave it out."
             )
-        return Probe(usable=False, device="", reason=reason)
+        return {"torch_dtype": self._dtype(run, arguments), "attn_implementation": self._attention(run)}
+
+    def trainer_class(self) -> type[Trainer]:
+        """Return optimum-habana's trainer."""
+        return gaudi_trainer_class(hpu_graphs=self._hpu_graphs)
+
+    def trainer_kwargs(self, run: RunConfig) -> Mapping[str, Any]:
+        """Return the Gaudi configuration; the trainer writes it beside the weights."""
+        from optimum.habana import GaudiConfig
+
+        return {"gaudi_config": GaudiConfig(**self._configuration)}
+
+    def adapt_model(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Check that the model has transformers' own classes, and keep them from reading the card in every step."""
+        check_plain(model)
+        keep_reads_on_host(model)
+        return model
+
+    def generation_kwargs(self) -> Mapping[str, Any]:
+        """Return a cache of fixed size: one that grows would compile anew at every token."""
+        return {"cache_implementation": "static"}
+
+    def memory(self) -> Mapping[str, int]:
+        """Return the card's figures in bytes."""
+        import habana_frameworks.torch.hpu as hpu
+
+        figures = hpu.memory_stats()
+        return {"memory_allocated_bytes": figures["InUse"], "memory_peak_bytes": figures["MaxInUse"]}
+
+    def _precision(self, values: Mapping[str, Any]) -> dict[str, bool]:
+        if values.get("bf16") is not None:
+            if values["bf16"] is False and self._configuration.pop("use_torch_autocast", False):
+                logger.info(
+                    "Precision: fp32, because --bf16 false wins over use_torch_autocast in the Gaudi configuration."
+                )
+            return {}
+        logger.info("Precision: bf16 autocast, because Gaudi computes in bf16 (--bf16 false for fp32).")
+        return {"bf16": True}
+
+    def _mode_arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        if self._mode is Mode.COMPILE:
+            backend = values.get("torch_compile_backend") or "hpu_backend"
+            return {"use_lazy_mode": False, "torch_compile": True, "torch_compile_backend": backend}
+        return {"use_lazy_mode": self._mode is Mode.LAZY}
+
+    def _attention(self, run: RunConfig) -> str:
+        asked = run.model.attn_implementation
+        if asked == "auto":
+            return "sdpa"
+        if asked not in ATTENTION:
+            raise BackendError(
+                f"--attn_implementation {asked} is not there on Gaudi; allowed are auto, {', '.join(ATTENTION)}."
+            )
+        return asked
+
+    def _dtype(self, run: RunConfig, arguments: TrainingArguments) -> torch.dtype:
+        import torch
+
+        if run.model.dtype != "auto":
+            dtype: torch.dtype = getattr(torch, run.model.dtype)
+            logger.info("Weights: %s, because --dtype says so.", run.model.dtype)
+            return dtype
+        # GaudiTrainer takes --bf16 out of the arguments later, so this reads them before it exists.
+        if arguments.bf16 and run.tuning.peft_method == "lora":
+            logger.info("Weights: bfloat16, because the frozen base needs no more; LoRA matrices stay float32.")
+            return torch.bfloat16
+        logger.info("Weights: float32.")
+        return torch.float32
 
 
-def _installed(module: str) -> bool:
-    # find_spec imports the parents of a dotted name, and raises when one is not there.
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
+def default_workers() -> int:
+    """Return how many loader workers to start: this process's share of the cores but one, at most 4."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1")))
+    return min(4, max(0, len(os.sched_getaffinity(0)) // processes - 1))

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch.nn.functional import pad
 
 from vlm_lora.batching.encoded import IGNORE_INDEX, EncodedRow
 from vlm_lora.batching.encoding import RowEncoder
+from vlm_lora.batching.order import Filler
+from vlm_lora.batching.shapes import RowShape, ShapePlan
 from vlm_lora.batching.style import MediaBatching, RenderingStyle
 from vlm_lora.data.conversation import Conversation
+
+PROMPT_STEP = 64
+"""With a plan, prompts are padded to multiples of this many tokens."""
 
 
 class Collator:
@@ -20,6 +26,7 @@ class Collator:
         encoder: makes the rows.
         style: says how media tensors are batched.
         pad_token_id: what pads `input_ids`.
+        plan: pads every batch to one of its shapes; None pads to the longest row.
 
     Example: two rows of 5 and 3 tokens, the answers `[8, 2]` and `[7, 2]` (2 is eos), pad token 0.
 
@@ -40,24 +47,26 @@ class Collator:
         style: RenderingStyle,
         *,
         pad_token_id: int,
+        plan: ShapePlan | None = None,
     ) -> None:
         self._encoder = encoder
         self._style = style
         self._pad_token_id = pad_token_id
+        self._plan = plan
 
-    def __call__(self, rows: Sequence[Conversation]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[Conversation | Filler]) -> dict[str, torch.Tensor]:
         """Encode and pad rows for training.
 
         Returns:
             `input_ids`, `attention_mask`, `labels`: `(B, T)` int64, padded on the right;
             `supervised_positions`: `(B, K)` int64, the positions whose *next* token is supervised, K the
-            most in this batch, padded with -1; the rows' per-token tensors `(B, T, ...)` padded with 0; their
-            media tensors, joined as the style says.
+            most in this batch (or its planned shape), padded with -1; the rows' per-token tensors `(B, T, ...)`
+            padded with 0; their media tensors, joined as the style says.
 
         Raises:
             RenderingError, ImageError: a row cannot be encoded.
         """
-        return self.collate([self._encoder.encode(row) for row in rows])
+        return self.collate([self._encoded(row) for row in rows])
 
     def prompt_batch(self, rows: Sequence[Conversation]) -> dict[str, torch.Tensor]:
         """Encode and pad prompts for generation, on the left so that answers start in one column.
@@ -68,18 +77,32 @@ class Collator:
         Raises:
             RenderingError, ImageError: a row cannot be encoded.
         """
-        batch = self._padded([self._encoder.encode_prompt(row) for row in rows], left=True)
+        encoded = [self._encoder.encode_prompt(row) for row in rows]
+        length = max(len(row.input_ids) for row in encoded)
+        if self._plan is not None:
+            length = -(-length // PROMPT_STEP) * PROMPT_STEP
+        batch = self._padded(encoded, length, left=True)
         del batch["labels"]
         return batch
 
     def collate(self, rows: Sequence[EncodedRow]) -> dict[str, torch.Tensor]:
         """Pad rows that are already encoded, as `__call__`."""
-        batch = self._padded(rows, left=False)
-        batch["supervised_positions"] = supervised_positions(batch["labels"])
+        if self._plan is None:
+            length, supervised = max(len(row.input_ids) for row in rows), 1
+        else:
+            shape = self._plan.cover([RowShape.of(row) for row in rows])
+            length, supervised = shape.length, shape.supervised
+        batch = self._padded(rows, length, left=False)
+        batch["supervised_positions"] = supervised_positions(batch["labels"], least=supervised)
         return batch
 
-    def _padded(self, rows: Sequence[EncodedRow], *, left: bool) -> dict[str, torch.Tensor]:
-        length = max(len(row.input_ids) for row in rows)
+    def _encoded(self, row: Conversation | Filler) -> EncodedRow:
+        if isinstance(row, Conversation):
+            return self._encoder.encode(row)
+        encoded = self._encoder.encode(row.row)
+        return replace(encoded, labels=torch.full_like(encoded.labels, IGNORE_INDEX))
+
+    def _padded(self, rows: Sequence[EncodedRow], length: int, *, left: bool) -> dict[str, torch.Tensor]:
         ones = [torch.ones_like(row.input_ids) for row in rows]
         ids = [row.input_ids for row in rows]
         batch = {
@@ -94,18 +117,19 @@ class Collator:
         return batch
 
 
-def supervised_positions(labels: torch.Tensor) -> torch.Tensor:
+def supervised_positions(labels: torch.Tensor, *, least: int = 1) -> torch.Tensor:
     """Return `(B, K)` int64: the positions t where `labels[:, t + 1]` is supervised, padded with -1.
 
     Args:
         labels: `(B, T)` int64.
+        least: K is at least this.
 
     >>> supervised_positions(torch.tensor([[-100, 4, 5], [-100, -100, 6]]))
     tensor([[ 0,  1],
             [ 1, -1]])
     """
     rows = [row[1:].ne(IGNORE_INDEX).nonzero().flatten() for row in labels]
-    return _stacked(rows, max(len(row) for row in rows), -1, left=False)
+    return _stacked(rows, max(least, *(len(row) for row in rows)), -1, left=False)
 
 
 def join_media(tensors: Sequence[torch.Tensor | None], batching: MediaBatching) -> torch.Tensor:

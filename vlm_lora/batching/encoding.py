@@ -10,12 +10,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from transformers import BatchFeature
 
+from vlm_lora.batching.canvases import Size, fit
 from vlm_lora.batching.encoded import IGNORE_INDEX, EncodedRow
 from vlm_lora.batching.masks import Span, check_mask, supervise
 from vlm_lora.batching.prefix_suffix import PrefixSuffix
@@ -60,6 +61,7 @@ class RowEncoder:
         self._style = style
         self._eos_token_ids = eos_token_ids
         self._max_length = max_length
+        self._canvases: tuple[Size, ...] = ()
         self._load_image, self._image_limits = _loader(load_image, image_limits)
         self._bos = (tokenizer.bos_token, tokenizer.bos_token_id)
         ends = {tokenizer.convert_ids_to_tokens(token_id): token_id for token_id in sorted(eos_token_ids)}
@@ -106,11 +108,27 @@ class RowEncoder:
         except RenderingError as error:
             raise RenderingError(f"{conversation.source}: {error}") from error
 
+    def with_canvases(self, canvases: Sequence[Size]) -> RowEncoder:
+        """Return an encoder that resizes each row's pictures to the nearest of these sizes (width, height)."""
+        other = copy.copy(self)
+        other._canvases = tuple(canvases)
+        return other
+
+    def picture_sizes(self, conversation: Conversation) -> list[Size]:
+        """Return width and height of each picture of a row, as `encode` would load it.
+
+        Raises:
+            ImageError: a picture cannot be read.
+        """
+        return [self._picture(image, conversation).size for image in conversation.images]
+
     def _row(
         self, rendering: Rendering, conversation: Conversation, images: tuple[ImageRef, ...], *, prompt: bool
     ) -> EncodedRow:
         self._check_placeholders(rendering, len(images))
         pictures = [self._picture(image, conversation) for image in images]
+        if self._canvases:
+            pictures = fit(pictures, self._canvases)
         outputs, tokenized = self._call(rendering, pictures, prompt=prompt)
         ids = tokenized.input_ids
         labels = torch.full_like(ids, IGNORE_INDEX)

@@ -79,6 +79,24 @@ class SupervisedHead:
             )
 
 
+class ScoredModel(nn.Module):
+    """A model with its supervised head as one module: everything that its output depends on is an input.
+
+    Hardware that captures a module's graph and replays it needs that.
+    """
+
+    def __init__(self, model: nn.Module, head: SupervisedHead) -> None:
+        super().__init__()
+        self.model = model
+        self._head = head
+
+    def forward(self, inputs: dict[str, Any], targets: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Return the row sums `(B, 2)` of `row_sums` for targets and positions `(B, K)`."""
+        with self._head.on(positions):
+            outputs = self.model(**inputs)
+        return row_sums(outputs.logits, targets)
+
+
 def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the negative log-likelihood in nats of each target, in fp32; 0 where ignored.
 

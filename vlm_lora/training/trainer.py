@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from vlm_lora.batching.order import BatchOrder
 from vlm_lora.errors import ConfigError, ModelError
-from vlm_lora.model.objective import SupervisedHead, gather_targets, row_sums, token_losses
+from vlm_lora.model.objective import ScoredModel, SupervisedHead, gather_targets, token_losses
 
 
 class VlmTrainerMixin:
-    """Loss on supervised positions, and evaluation that sums instead of averaging averages.
+    """Loss on supervised positions, rows in the project's order, evaluation that sums instead of averaging averages.
 
-    Set `head` right after construction. The loss is the sum of the negative log-likelihoods divided by the
-    number of supervised tokens of the whole global batch (all accumulation steps, all ranks), so batch 8x1,
-    2x4 and 1x8 give one gradient.
+    Set `head` and `row_groups` right after construction. The loss is the sum of the negative log-likelihoods
+    divided by the number of supervised tokens of the whole global batch (all accumulation steps, all ranks),
+    so batch 8x1, 2x4 and 1x8 give one gradient.
     """
 
     head: SupervisedHead
+    row_groups: Mapping[str, Sequence[Sequence[int]]]
+    """By split (`train`, `validation`): row indices that may share a batch; empty where any may."""
+    _scored: ScoredModel | None = None
 
     def compute_loss(
         self,
@@ -54,14 +58,34 @@ class VlmTrainerMixin:
             kind = str(getattr(self.args.lr_scheduler_type, "value", ""))  # type: ignore[attr-defined]
             raise ConfigError(f"--lr_scheduler_type {kind} cannot be built: {error}") from error
 
-    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate every row, also where `dataloader_drop_last` drops training's last batch."""
+    def _get_train_sampler(self, train_dataset: Any = None) -> BatchOrder:
+        """Order the training rows by seed and epoch, the same on every stack."""
         arguments = self.args  # type: ignore[attr-defined]
-        drops, arguments.dataloader_drop_last = arguments.dataloader_drop_last, False
-        try:
-            return super().get_eval_dataloader(*args, **kwargs)  # type: ignore[misc]
-        finally:
-            arguments.dataloader_drop_last = drops
+        in_order = str(getattr(arguments, "train_sampling_strategy", "")) == "sequential"
+        seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
+        return BatchOrder(
+            self.row_groups.get("train") or [range(len(self.train_dataset))],  # type: ignore[attr-defined]
+            batch_size=self._train_batch_size,  # type: ignore[attr-defined]
+            processes=arguments.world_size,
+            seed=None if in_order else seed,
+            drop_last=arguments.dataloader_drop_last,
+        )
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> BatchOrder:
+        """Evaluate every row once, in order, also where `dataloader_drop_last` drops training's last batch."""
+        arguments = self.args  # type: ignore[attr-defined]
+        return BatchOrder(
+            self.row_groups.get("validation") or [range(len(eval_dataset))],
+            batch_size=arguments.eval_batch_size,
+            processes=arguments.world_size,
+            seed=None,
+        )
+
+    def scored(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Return the module that scores a batch; a backend may capture its graph."""
+        if self._scored is None or self._scored.model is not model:
+            self._scored = ScoredModel(model, self.head)
+        return self._scored
 
     def prediction_step(
         self,
@@ -69,16 +93,16 @@ class VlmTrainerMixin:
         inputs: dict[str, Any],
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
-    ) -> tuple[torch.Tensor, None, None]:
-        """Add the batch's row sums to the evaluation's totals, without rows repeated to fill a last batch."""
+    ) -> tuple[None, None, None]:
+        """Add the batch's row sums to the evaluation's totals; fillers have none."""
         inputs = self._prepare_inputs(inputs)  # type: ignore[attr-defined]
         positions = inputs.pop("supervised_positions")
         targets = gather_targets(inputs.pop("labels"), positions)
-        with torch.no_grad(), self.compute_loss_context_manager(), self.head.on(positions):  # type: ignore[attr-defined]
-            outputs = model(**inputs)
-        sums = row_sums(outputs.logits, targets)
-        self._row_sums.append(self.accelerator.gather_for_metrics(sums).cpu())  # type: ignore[attr-defined]
-        return sums[:, 0].sum() / sums[:, 1].sum(), None, None
+        with torch.no_grad(), self.compute_loss_context_manager():  # type: ignore[attr-defined]
+            sums = self.scored(model)(inputs, targets, positions)
+        # They stay on the device: reading them here would wait for every batch.
+        self._row_sums.append(self.accelerator.gather(sums))  # type: ignore[attr-defined]
+        return None, None, None
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Replace the base class's mean of batch means by one division at the end, and add the perplexity."""
@@ -95,7 +119,7 @@ def perplexity_metrics(sums: torch.Tensor, prefix: str) -> dict[str, float]:
     Perplexity is `exp(total negative log-likelihood / total supervised tokens)` (Jurafsky and Martin,
     Speech and Language Processing, section 3.3, on supervised tokens only).
     """
-    nll, tokens = sums.double().sum(dim=0).tolist()
+    nll, tokens = sums.cpu().double().sum(dim=0).tolist()
     loss = nll / tokens
     perplexity = math.exp(loss) if loss < 709 else math.inf
     return {
@@ -121,11 +145,18 @@ def compose_trainer(base: type) -> type:
     return type(f"Vlm{base.__name__}", (VlmTrainerMixin, base), {})
 
 
-def build_trainer(base: type, *, model: torch.nn.Module, kwargs: Mapping[str, Any]) -> Any:
-    """Construct the composed trainer with the project's loss and the model's supervised head."""
+def build_trainer(
+    base: type,
+    *,
+    model: torch.nn.Module,
+    kwargs: Mapping[str, Any],
+    row_groups: Mapping[str, Sequence[Sequence[int]]],
+) -> Any:
+    """Construct the composed trainer with the project's loss, order of rows, and the model's supervised head."""
     try:
         trainer = compose_trainer(base)(model=model, compute_loss_func=supervised_loss, **kwargs)
     except (ValueError, ImportError, RuntimeError) as error:
         raise ConfigError(f"The trainer refuses these settings: {error}") from error
     trainer.head = SupervisedHead(model)
+    trainer.row_groups = row_groups
     return trainer

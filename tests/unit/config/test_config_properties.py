@@ -35,6 +35,7 @@ BY_HINT: dict[Any, st.SearchStrategy[Any]] = {
     int: POSITIVE,
     int | None: POSITIVE,
     bool: st.booleans(),
+    bool | None: st.booleans(),
 }
 CHOICES = st.fixed_dictionaries(
     {},

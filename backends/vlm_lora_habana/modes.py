@@ -1,0 +1,79 @@
+"""Lazy, eager or torch.compile: decided once, before torch is imported, from what was typed and the environment.
+
+The Gaudi bridge reads PT_HPU_LAZY_MODE when it is loaded, which `import torch` does, and the vendor's
+libraries disagree on what an unset variable means: so it is always set here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+from vlm_lora.config_values import MismatchError, convert
+from vlm_lora.errors import ConfigError
+
+LAZY, COMPILE = "PT_HPU_LAZY_MODE", "PT_HPU_TC_MODE"
+
+
+class Mode(Enum):
+    """How operators reach the card."""
+
+    LAZY = "lazy"
+    """Recorded until `mark_step`, then compiled and run as one graph."""
+    EAGER = "eager"
+    """Each by itself."""
+    COMPILE = "compile"
+    """Graphs captured by torch.compile, the rest eager."""
+
+
+def choose_mode(raw: Mapping[str, Any], environ: Mapping[str, str]) -> Mode:
+    """Return the mode; what was typed and the environment must agree, an untyped default never contradicts.
+
+    Args:
+        raw: the keys that were typed (`use_lazy_mode`, `torch_compile`).
+        environ: `PT_HPU_LAZY_MODE` and `PT_HPU_TC_MODE`, each 0, 1 or not set.
+
+    Raises:
+        ConfigError: two of them contradict each other; says which and how to choose.
+    """
+    lazy, compiled = _variable(environ, LAZY), _variable(environ, COMPILE)
+    typed_lazy, typed_compile = _flag(raw, "use_lazy_mode"), _flag(raw, "torch_compile")
+    if typed_compile is None and raw.get("torch_compile_backend"):
+        typed_compile = True
+    wants = {
+        "lazy": [f"{LAZY}=1"] * bool(lazy) + ["--use_lazy_mode"] * bool(typed_lazy),
+        "not lazy": [f"{LAZY}=0"] * (lazy is False) + ["--use_lazy_mode false"] * (typed_lazy is False),
+        "compile": [f"{COMPILE}=1"] * bool(compiled) + ["--torch_compile"] * bool(typed_compile),
+        "not compile": [f"{COMPILE}=0"] * (compiled is False) + ["--torch_compile false"] * (typed_compile is False),
+    }
+    for one, other in (("lazy", "not lazy"), ("lazy", "compile"), ("compile", "not compile")):
+        if wants[one] and wants[other]:
+            raise ConfigError(
+                f"{wants[one][0]} and {wants[other][0]} contradict each other. Lazy mode: {LAZY}=1. Eager mode: "
+                f"{LAZY}=0, without --use_lazy_mode. torch.compile: {LAZY}=0 {COMPILE}=1."
+            )
+    if wants["compile"]:
+        return Mode.COMPILE
+    return Mode.EAGER if wants["not lazy"] else Mode.LAZY
+
+
+def mode_variables(mode: Mode) -> dict[str, str]:
+    """Return the variables that the bridge and the libraries read for `mode`."""
+    return {LAZY: "1" if mode is Mode.LAZY else "0"}
+
+
+def _variable(environ: Mapping[str, str], name: str) -> bool | None:
+    value = environ.get(name)
+    if value not in (None, "0", "1"):
+        raise ConfigError(f"{name}={value}: allowed are 0 and 1.")
+    return None if value is None else value == "1"
+
+
+def _flag(raw: Mapping[str, Any], name: str) -> bool | None:
+    if raw.get(name) is None:
+        return None
+    try:
+        return bool(convert(raw[name], bool))
+    except MismatchError as error:
+        raise ConfigError(f"--{name} {raw[name]}: must be {error}.") from error

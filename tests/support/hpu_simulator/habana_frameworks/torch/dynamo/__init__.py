@@ -1,0 +1,11 @@
+"""`torch.compile(backend="hpu_backend")`: runs the captured graph as it is. Found by torch's entry point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def hpu_backend(graph: Any, inputs: Sequence[Any], **options: Any) -> Callable[..., Any]:
+    """Compile nothing."""
+    return graph.forward

@@ -1,0 +1,139 @@
+"""The order of the rows: every row once an epoch, in full batches, whatever the number of processes.
+
+Batches that would be too small are filled up with rows whose labels are masked. Such fillers add nothing
+to the loss, its token count or a perplexity, so nothing is dropped and nothing counts twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch.utils.data import Sampler
+
+from vlm_lora.data.conversation import Conversation
+
+
+class Rows(Protocol):
+    """Anything with a length that gives conversations by index."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+
+    def __getitem__(self, index: int) -> Conversation:
+        """Return row `index`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filler:
+    """A row that only fills a batch: it is encoded like any other and its labels are masked."""
+
+    row: Conversation
+
+
+class FillableRows:
+    """`rows`, with index `len(rows) + i` standing for row i as a filler.
+
+    Args:
+        rows: what a data set gives by index.
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        """Return the number of rows, fillers not counted."""
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Conversation | Filler:
+        """Return a row, or a filler for an index beyond the rows."""
+        count = len(self._rows)
+        return self._rows[index] if index < count else Filler(row=self._rows[index - count])
+
+
+class BatchOrder(Sampler[int]):
+    """Indices for `FillableRows`: each consecutive `batch_size` of them are one batch of one group.
+
+    The order depends on seed and epoch alone, so a resumed epoch goes on as it was, on every stack alike.
+
+    Args:
+        groups: row indices that may share a batch (rows of one shape; one group where shapes do not matter).
+        batch_size: rows of one batch on one process.
+        processes: the number of batches is a multiple of this.
+        seed: shuffles rows within groups, then batches; None keeps the rows' order.
+        drop_last: drop batches that are too small instead of filling them.
+
+    Example: rows 0-4 in batches of two for two processes, in order; 5 + i is row i as a filler.
+
+        >>> list(BatchOrder([range(5)], batch_size=2, processes=2, seed=None))
+        [0, 1, 2, 3, 4, 5, 5, 6]
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Sequence[int]],
+        *,
+        batch_size: int,
+        processes: int,
+        seed: int | None,
+        drop_last: bool = False,
+    ) -> None:
+        self._groups = groups
+        self._rows = sum(len(group) for group in groups)
+        self._batch_size = batch_size
+        self._processes = processes
+        self._seed = seed
+        self._drop_last = drop_last
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch's order; the data loader calls it."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        """Return the number of indices, fillers included."""
+        size = self._batch_size
+        if self._drop_last:
+            batches = sum(len(group) // size for group in self._groups) // self._processes * self._processes
+        else:
+            batches = sum(math.ceil(len(group) / size) for group in self._groups)
+            batches = math.ceil(batches / self._processes) * self._processes
+        return batches * size
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the epoch's indices."""
+        generator = torch.Generator()
+        if self._seed is not None:
+            # Any two (seed, epoch) pairs below 2^32 give different streams.
+            generator.manual_seed(self._seed * 2**32 + self._epoch)
+        batches = [batch for group in self._groups for batch in self._batches(self._shuffled(group, generator))]
+        batches = self._shuffled(batches, generator)
+        missing = -len(batches) % self._processes
+        if self._drop_last:
+            batches = batches[: len(batches) - len(batches) % self._processes]
+        elif missing:
+            spare = [[self._filler(index) for index in batch] for batch in batches]
+            batches += [spare[place % len(spare)] for place in range(missing)]
+        for batch in batches:
+            yield from batch
+
+    def _shuffled(self, items: Sequence, generator: torch.Generator) -> list:
+        if self._seed is None:
+            return list(items)
+        return [items[place] for place in torch.randperm(len(items), generator=generator).tolist()]
+
+    def _batches(self, group: list[int]) -> list[list[int]]:
+        size = self._batch_size
+        batches = [group[start : start + size] for start in range(0, len(group), size)]
+        if batches and len(batches[-1]) < size:
+            if self._drop_last:
+                return batches[:-1]
+            short = batches[-1]
+            short += [self._filler(group[place % len(group)]) for place in range(size - len(short))]
+        return batches
+
+    def _filler(self, index: int) -> int:
+        return index if index >= self._rows else index + self._rows

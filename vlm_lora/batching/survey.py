@@ -1,0 +1,169 @@
+"""Measure every row before training: what its batch shape will be, and whether pictures need canvases."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from vlm_lora.batching.canvases import Size, choose_canvases, stretch
+from vlm_lora.batching.encoding import RowEncoder
+from vlm_lora.batching.order import Rows
+from vlm_lora.batching.shapes import RowShape, ShapePlan, plan_shapes
+from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
+
+logger = logging.getLogger(__name__)
+
+FEW, MANY = 4, 16
+"""Default number of shapes: where pictures always take the same number of tokens, and where they do not."""
+
+_CHUNK = 16
+"""Rows that a worker measures at a time."""
+
+_ASPECT_WARNING = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """The plan, and what it says about each split's rows."""
+
+    plan: ShapePlan
+    canvases: tuple[Size, ...]
+    """Picture sizes in pixels, empty where every size takes the same tokens."""
+    groups: Mapping[str, Sequence[Sequence[int]]]
+    """By split: indices of the rows that share a shape."""
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return the survey as JSON values."""
+        return {"plan": self.plan.to_mapping(), "canvases": self.canvases, "groups": self.groups}
+
+    @classmethod
+    def from_mapping(cls, content: Mapping[str, Any]) -> Survey:
+        """Return the survey that `to_mapping` wrote."""
+        return cls(
+            plan=ShapePlan.from_mapping(content["plan"]),
+            canvases=tuple((width, height) for width, height in content["canvases"]),
+            groups=content["groups"],
+        )
+
+
+def survey_rows(
+    encoder: RowEncoder,
+    splits: Mapping[str, Rows],
+    *,
+    max_shapes: int | None,
+    longest: int | None,
+    workers: int,
+    show_progress: bool,
+) -> Survey:
+    """Encode every row once and plan the shapes of all splits together.
+
+    Args:
+        encoder: makes the rows.
+        splits: the rows by split.
+        max_shapes: at most so many batch shapes; None for the default.
+        longest: no shape is longer than this many tokens.
+        workers: loader processes.
+        show_progress: on one rank only.
+
+    Raises:
+        RenderingError, ImageError: a row cannot be encoded; the message names its file and row.
+    """
+    canvases: tuple[Size, ...] = ()
+    matters = pictures_vary(encoder)
+    budget = max_shapes or (MANY if matters else FEW)
+    measure = _Measured(workers=workers, show_progress=show_progress)
+    if matters:
+        counted = [
+            row for rows in splits.values() for row in measure.each(rows, encoder.picture_sizes, "Picture sizes")
+        ]
+        kinds = len({len(sizes) for sizes in counted if sizes})
+        sizes = [size for row in counted for size in row]
+        if sizes:
+            # Half of the budget: each canvas may then have two lengths of text.
+            canvases = choose_canvases(sizes, max(1, budget // (2 * max(1, kinds))))
+            _report_canvases(sizes, canvases)
+            encoder = encoder.with_canvases(canvases)
+    shapes = {name: measure.each(rows, _RowShapes(encoder), "Planning shapes") for name, rows in splits.items()}
+    plan = plan_shapes([row for rows in shapes.values() for row in rows], max_shapes=budget, longest=longest)
+    if len(plan.shapes) > budget:
+        logger.warning(
+            "The rows need %d batch shapes, more than %d: they have that many different counts or sizes of pictures.",
+            len(plan.shapes),
+            budget,
+        )
+    return Survey(plan=plan, canvases=canvases, groups={name: plan.groups(rows) for name, rows in shapes.items()})
+
+
+def pictures_vary(encoder: RowEncoder) -> bool:
+    """Say whether this model's tensors depend on a picture's size, by trying two sizes."""
+    shapes = [RowShape.of(encoder.encode(_conversation(Image.new("RGB", size)))) for size in ((448, 448), (896, 448))]
+    return shapes[0] != shapes[1]
+
+
+def _conversation(picture: Image.Image) -> Conversation:
+    question = Turn(role="user", parts=(ImageRef(source=picture), Text(text="?")))
+    answer = Turn(role="assistant", parts=(Text(text="!"),))
+    return Conversation(turns=(question, answer), source=RowSource(file="a trial picture", row=0))
+
+
+def _report_canvases(sizes: Sequence[Size], canvases: Sequence[Size]) -> None:
+    if set(sizes) <= set(canvases):
+        return
+    change = stretch(sizes, canvases)
+    say = logger.warning if change > _ASPECT_WARNING else logger.info
+    say(
+        "Pictures of %d sizes are resized to %d canvases (%s); the largest change of an aspect ratio is %.0f %%. "
+        "--max_shapes N allows more canvases, --static_shapes false keeps every size.",
+        len(set(sizes)),
+        len(canvases),
+        ", ".join(f"{width}x{height}" for width, height in canvases),
+        change * 100,
+    )
+
+
+class _RowShapes:
+    """Encodes a row and keeps its shape; can be pickled into loader workers."""
+
+    def __init__(self, encoder: RowEncoder) -> None:
+        self._encoder = encoder
+
+    def __call__(self, row: Conversation) -> RowShape:
+        return RowShape.of(self._encoder.encode(row))
+
+
+class _EachOf:
+    """A collate function that measures rows one by one."""
+
+    def __init__(self, function: Callable[[Conversation], Any]) -> None:
+        self._function = function
+
+    def __call__(self, rows: Sequence[Conversation]) -> list[Any]:
+        return [self._function(row) for row in rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    workers: int
+    show_progress: bool
+
+    def each(self, rows: Rows, function: Callable[[Conversation], Any], description: str) -> list[Any]:
+        """Return what `function` says of every row, in order."""
+        loader: Any = DataLoader(
+            rows,  # type: ignore[arg-type]
+            batch_size=_CHUNK,
+            num_workers=self.workers,
+            collate_fn=_EachOf(function),
+            pin_memory=False,
+        )
+        found: list[Any] = []
+        with tqdm(total=len(rows), desc=description, disable=not self.show_progress, leave=False) as bar:
+            for chunk in loader:
+                found += chunk
+                bar.update(len(chunk))
+        return found

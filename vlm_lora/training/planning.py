@@ -1,0 +1,71 @@
+"""The batch shapes of a run: surveyed by one process per machine, read by the others."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlm_lora.batching.survey import Survey
+
+logger = logging.getLogger(__name__)
+
+FILE = "shape_plan.json"
+
+GRAPHS_PER_TRAINING_SHAPE = 2
+"""Forward and backward, once where gradients are new and once where they add to those of the micro-batch before."""
+GRAPHS_PER_EVALUATION_SHAPE = 1
+GRAPHS_BESIDE = 12
+"""Clip and optimizer step (the first one makes its state), logging, checks of the first pass, the final sums."""
+
+
+def shared_survey(folder: Path, arguments: Any, survey: Callable[[], Survey]) -> Survey:
+    """Return the run's survey; all processes of a machine get the same one, through `folder`.
+
+    Args:
+        folder: the output folder; `shape_plan.json` is written there.
+        arguments: the training arguments, which know the processes.
+        survey: makes it.
+    """
+    path = folder / FILE
+    with arguments.main_process_first(desc="planning batch shapes"):
+        if arguments.local_process_index == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            content = json.dumps(survey().to_mapping())
+            partial = path.with_suffix(".partial")
+            partial.write_text(content, encoding="utf-8")
+            partial.replace(path)
+    return Survey.from_mapping(json.loads(path.read_text(encoding="utf-8")))
+
+
+def announce(survey: Survey, arguments: Any) -> int:
+    """Log shapes, padding, fillers and the compile budget; return the budget in graphs."""
+    shapes = len(survey.plan.shapes)
+    budget = compile_budget(survey.groups, arguments)
+    logger.info(
+        "Batch shapes: %d, of %s tokens; padding %.1f %% of the tokens, fillers %.1f %% of the rows. "
+        "At most %d graphs will be compiled.",
+        shapes,
+        ", ".join(str(length) for length in sorted({shape.length for shape in survey.plan.shapes})),
+        survey.plan.padding_share * 100,
+        _filler_share(survey.groups, arguments) * 100,
+        budget,
+    )
+    return budget
+
+
+def compile_budget(groups: Mapping[str, Sequence[Sequence[int]]], arguments: Any) -> int:
+    """Return how many graphs the hardware may compile over the whole run in lazy mode."""
+    per_shape = GRAPHS_PER_TRAINING_SHAPE if arguments.gradient_accumulation_steps > 1 else 1
+    training = len(groups.get("train", ())) * per_shape
+    return training + len(groups.get("validation", ())) * GRAPHS_PER_EVALUATION_SHAPE + GRAPHS_BESIDE
+
+
+def _filler_share(groups: Mapping[str, Sequence[Sequence[int]]], arguments: Any) -> float:
+    sizes = {"train": arguments.train_batch_size, "validation": arguments.eval_batch_size}
+    rows = sum(len(group) for own in groups.values() for group in own)
+    filled = sum(math.ceil(len(group) / sizes[name]) * sizes[name] for name, own in groups.items() for group in own)
+    return 1 - rows / filled
