@@ -7,13 +7,14 @@ group `vlm_lora.backends`; `docs/backends.md` shows one on a page.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from vlm_lora.config import RunConfig
 from vlm_lora.errors import BackendError, nearest
+from vlm_lora.launching import Launch, LaunchRequest
 
 if TYPE_CHECKING:
     import torch
@@ -89,6 +90,9 @@ class Backend(Protocol):
 
     def memory(self) -> Mapping[str, int]:
         """Return memory figures in bytes, by name; empty where the hardware reports none."""
+
+    def launch(self, request: LaunchRequest, command: Sequence[str]) -> Launch:
+        """Return the command line that starts `command` as asked. Raises ConfigError on what cannot be done."""
 
 
 def installed() -> dict[str, Backend]:

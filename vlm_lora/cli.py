@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import sys
 import traceback
 import warnings
@@ -19,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora import __version__
-from vlm_lora.backend import set_environment
+from vlm_lora.backend import select, set_environment
 from vlm_lora.config import RunConfig
 from vlm_lora.config_sources import parse
 from vlm_lora.errors import ConfigError, UserError, plain_message
+from vlm_lora.launching import parse_launch, run_launch
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +47,25 @@ vlm-lora {__version__}: fine-tune vision-language models, LoRA first
   vlm-lora eval     --model_name_or_path MODEL_OR_ADAPTER --dataset_name DATA
   vlm-lora ask      --model_name_or_path MODEL_OR_ADAPTER --image FILE --prompt "QUESTION"
   vlm-lora preview  --model_name_or_path MODEL --dataset_name DATA [--rows N] [--json]
+  vlm-lora launch   --world_size N [--use_mpi | --use_deepspeed] [--hostfile FILE] VERB_OR_SCRIPT ...
   vlm-lora demo     [--output_dir DIR]
   vlm-lora doctor
 
 Every flag is also a key of a YAML or JSON file: --config FILE, flags win.
 vlm-lora VERB --help lists the flags; --help_all adds the backend's own. --debug shows tracebacks.
+"""
+
+
+LAUNCH_USAGE = """\
+{program} [flags] SCRIPT [its flags]
+
+  --backend NAME     auto, habana or cuda
+  --world_size N     processes, one per device (1)
+  --use_mpi          start by mpirun
+  --use_deepspeed    start by DeepSpeed's launcher (needed for --deepspeed FILE)
+  --hostfile FILE    machines of a multi-node run, one `ADDRESS slots=N` a line; with --use_deepspeed
+  --master_port N    port of the first process (a free one)
+  --map_by UNIT      mpirun's mapping: socket, or slot on virtual machines (socket)
 """
 
 
@@ -81,10 +97,19 @@ def run_script(argv: Sequence[str] | None = None) -> int:
     return guard(lambda: _train(rest, defaults={}), debug=wants_debug(rest))
 
 
-def guard(action: Callable[[], None], *, debug: bool) -> int:
-    """Run `action`; turn what it raises into one message on stderr and an exit code."""
+def run_launcher(program: str, *, backend: str = "auto", argv: Sequence[str] | None = None) -> int:
+    """Run `launchers/gaudi_spawn.py`: start a script on several devices and pass its exit code on."""
+    rest = list(sys.argv[1:] if argv is None else argv)
+    if not rest or {"-h", "--help"} & set(rest[:1]):
+        print(LAUNCH_USAGE.format(program=program))
+        return EXIT_DONE if rest else EXIT_USAGE
+    return guard(lambda: _start(program, backend, rest), debug=False)
+
+
+def guard(action: Callable[[], int | None], *, debug: bool) -> int:
+    """Run `action`; turn what it raises into one message on stderr and an exit code, else return its own."""
     try:
-        action()
+        return action() or EXIT_DONE
     except UserError as error:
         if debug:
             traceback.print_exc()
@@ -100,7 +125,6 @@ def guard(action: Callable[[], None], *, debug: bool) -> int:
         traceback.print_exc()
         print(f"internal error ({type(error).__name__}): please report it with the lines above", file=sys.stderr)
         return EXIT_INTERNAL
-    return EXIT_DONE
 
 
 def _train(rest: Sequence[str], defaults: Mapping[str, Any] | None = None) -> None:
@@ -178,11 +202,30 @@ def _doctor(rest: Sequence[str]) -> None:
     print(diagnose())
 
 
-VERBS: dict[str, Callable[[Sequence[str]], None]] = {
+def _launch(rest: Sequence[str]) -> int:
+    return _start("vlm-lora launch", "auto", rest)
+
+
+def _start(program: str, backend: str, words: Sequence[str]) -> int:
+    request, command = parse_launch(program, words, backend=backend)
+    if command[0] in VERBS:
+        # The installed command is a Python script itself, which every launcher can start.
+        command = [str(Path(sys.executable).with_name("vlm-lora")), *command]
+    if not Path(command[0]).is_file():
+        raise ConfigError(f"{program}: {command[0]} is no script here and no verb ({', '.join(VERBS)}).")
+    _set_up_logging("info")
+    chosen, probe = select(request.backend)
+    launch = chosen.launch(request, command)
+    logger.info("%d processes on %s (%s): %s", request.world_size, chosen.name, probe.device, shlex.join(launch.argv))
+    return run_launch(launch)
+
+
+VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "train": _train,
     "eval": _eval,
     "ask": _ask,
     "preview": _preview,
+    "launch": _launch,
     "demo": _demo,
     "doctor": _doctor,
 }
@@ -202,14 +245,15 @@ def _parser(verb: str) -> argparse.ArgumentParser:
 def _configure(rest: Sequence[str], defaults: Mapping[str, Any], log_level: str = "info") -> RunConfig:
     """Parse the configuration, add the verb's defaults below it, and set up logging."""
     run = parse(rest, environ=os.environ)
-    _set_up_logging(str(run.raw.get("log_level", log_level)))
     # Before the pipeline, and with it torch, is imported: some hardware reads its variables then.
     set_environment(run)
+    _set_up_logging(str(run.raw.get("log_level", log_level)))
     return replace(run, raw={**defaults, **run.raw})
 
 
 def _rank() -> int:
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+    names = ("RANK", "OMPI_COMM_WORLD_RANK", "LOCAL_RANK")
+    return int(next((os.environ[name] for name in names if name in os.environ), "0"))
 
 
 def _set_up_logging(level: str) -> None:

@@ -41,6 +41,24 @@ def load_image_processor(place: str, backend: str, **keywords: Any) -> Any:
         return AutoImageProcessor.from_pretrained(place, use_fast=slow, **keywords)
 
 
+def gemma3_pil_processor() -> Any:
+    """Return Gemma3's image processor class that uses Pillow: 4.55 and 5.x name it differently."""
+    if IS_5:
+        from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+        return Gemma3ImageProcessorPil
+    from transformers.models.gemma3.image_processing_gemma3 import Gemma3ImageProcessor
+
+    return Gemma3ImageProcessor
+
+
+def complete_processor(processor: Any) -> Any:
+    """Give a processor what 4.55's `save_pretrained` reads and older remote code does not set."""
+    if not IS_5 and not hasattr(processor, "audio_tokenizer"):
+        processor.audio_tokenizer = None
+    return processor
+
+
 def image_backend(image_processor: Any) -> str:
     """Return `pil`, `torchvision`, or `own` for an image processor that a model folder brings along."""
     kind = type(image_processor)

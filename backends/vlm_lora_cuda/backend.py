@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlm_lora.backend import Probe, Traits
 from vlm_lora.config import RunConfig
 from vlm_lora.errors import ConfigError
+from vlm_lora.launching import Launch, LaunchRequest, deepspeed, torchrun
 from vlm_lora_cuda.precision import check_precision, choose_attention, choose_dtype, default_precision
 
 if TYPE_CHECKING:
@@ -121,6 +122,12 @@ class CudaBackend:
             }
         # Linux reports kibibytes (getrusage(2)).
         return {"memory_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+    def launch(self, request: LaunchRequest, command: Sequence[str]) -> Launch:
+        """Start by DeepSpeed's launcher where asked, else by torch's."""
+        if request.use_mpi:
+            raise ConfigError("--use_mpi is for Gaudi; leave it out, or type --use_deepspeed.")
+        return deepspeed(request, command) if request.use_deepspeed else torchrun(request, command)
 
 
 def keep_to_one_gpu(arguments: TrainingArguments) -> None:

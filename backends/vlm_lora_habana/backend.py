@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,11 +13,13 @@ from vlm_lora.backend import Probe, Traits
 from vlm_lora.config import RunConfig
 from vlm_lora.config_values import is_true
 from vlm_lora.errors import BackendError, ConfigError
+from vlm_lora.launching import Launch, LaunchRequest
 from vlm_lora_habana.configuration import autocast_variables, read_configuration
 from vlm_lora_habana.host_reads import ON_HOST, explicit_masks, keep_reads_on_host
 from vlm_lora_habana.models import FUSED, check_plain, plain_models
 from vlm_lora_habana.modes import Mode, choose_mode, mode_variables
-from vlm_lora_habana.probe import is_installed, probe_gaudi
+from vlm_lora_habana.probe import card_count, is_installed, probe_gaudi
+from vlm_lora_habana.spawn import launch_on_gaudi, variables_of_mpi
 from vlm_lora_habana.trainer import gaudi_trainer_class
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ class HabanaBackend:
         configuration = read_configuration(run.raw.get("gaudi_config_name"), token=run.model.token)
         # optimum-habana runs `pip list` at import and needs this environment's.
         path = os.pathsep.join([str(Path(sys.executable).parent), typed.get("PATH", os.defpath)])
-        return {**mode_variables(mode), **autocast_variables(configuration), "PATH": path}
+        return {**mode_variables(mode), **autocast_variables(configuration), **variables_of_mpi(), "PATH": path}
 
     def arguments_class(self) -> type[TrainingArguments]:
         """Return optimum-habana's class."""
@@ -149,6 +151,10 @@ class HabanaBackend:
 
         figures = hpu.memory_stats()
         return {"memory_allocated_bytes": figures["InUse"], "memory_peak_bytes": figures["MaxInUse"]}
+
+    def launch(self, request: LaunchRequest, command: Sequence[str]) -> Launch:
+        """Start by mpirun or DeepSpeed's launcher where asked, else by torch's."""
+        return launch_on_gaudi(request, command, cards=card_count())
 
     def _precision(self, values: Mapping[str, Any]) -> dict[str, bool]:
         if values.get("bf16") is not None:

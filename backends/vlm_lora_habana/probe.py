@@ -39,6 +39,14 @@ def probe_gaudi() -> Probe:
     return Probe(usable=True, device=device, priority=PRIORITY)
 
 
+def card_count() -> int:
+    """Return how many cards this machine has."""
+    import habana_frameworks.torch.hpu as hpu
+
+    count: int = hpu.device_count()
+    return count
+
+
 def is_installed(module: str) -> bool:
     """Say whether a module could be imported, without importing it."""
     # find_spec imports the parents of a dotted name, and raises when one is not there.

@@ -273,7 +273,7 @@ def measure_reading(model: Gemma3ForConditionalGeneration, processor: Any) -> di
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
     """The weights of a saved base in float32."""
-    saved = Gemma3ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    saved = Gemma3ForConditionalGeneration.from_pretrained(folder, torch_dtype=torch.float32)
     weights: dict[str, Tensor] = saved.state_dict()
     return weights
 

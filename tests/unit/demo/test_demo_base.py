@@ -22,7 +22,7 @@ Loaded = tuple[Any, Any]
 
 @pytest.fixture(scope="module")
 def loaded() -> Loaded:
-    model = AutoModelForImageTextToText.from_pretrained(BASE, dtype=torch.float32).eval()
+    model = AutoModelForImageTextToText.from_pretrained(BASE, torch_dtype=torch.float32).eval()
     return model, AutoProcessor.from_pretrained(BASE)
 
 

@@ -153,7 +153,7 @@ def test_saved_folder_loads_with_the_auto_classes(  # type: ignore[no-untyped-de
 ) -> None:
     save_base(model, processor, tmp_path)
     loaded_processor = AutoProcessor.from_pretrained(tmp_path)
-    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32)
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path, torch_dtype=torch.float32)
     messages = conversation(scene, 0, answered=False)
     before = processed(processor, messages, prompt=True)
     after = processed(loaded_processor, messages, prompt=True)

@@ -97,6 +97,8 @@ class SimulatedHccl(dist.ProcessGroup):
             part.copy_(values)
         return _done(output)
 
+    all_gather_single = _allgather_base  # its public name since torch 2.12
+
     def allgather_into_tensor_coalesced(
         self, outputs: list[torch.Tensor], inputs: list[torch.Tensor], opts: Any = None
     ) -> Any:
@@ -110,6 +112,8 @@ class SimulatedHccl(dist.ProcessGroup):
         self._reduce(whole, opts)
         _alias(output).view(-1).copy_(whole.chunk(self._size)[self._rank])
         return _done(output)
+
+    reduce_scatter_single = _reduce_scatter_base
 
     def reduce_scatter(self, outputs: list[torch.Tensor], inputs: list[list[torch.Tensor]], opts: Any = None) -> Any:
         """Reduce, each rank keeps its own part."""

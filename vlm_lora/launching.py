@@ -1,0 +1,245 @@
+"""Start a command on several devices: what was asked for, and one way to run what a backend makes of it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from vlm_lora.errors import ConfigError, nearest
+
+ENTRY = "-m", "vlm_lora.elastic"
+"""`torchrun`, which passes on the exit code of the process that failed first and prints no traceback of its own."""
+
+GRACE = 20.0
+"""Seconds that processes have to end after the first signal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchRequest:
+    """How many processes, and by which launcher."""
+
+    backend: str = "auto"
+    """auto, or the name of an installed backend."""
+    world_size: int = 1
+    """Processes on this machine; with a hostfile its slots count instead."""
+    use_mpi: bool = False
+    """Start by mpirun."""
+    use_deepspeed: bool = False
+    """Start by DeepSpeed's launcher."""
+    hostfile: Path | None = None
+    """Machines of a multi-node run, one `ADDRESS slots=N` a line; needs DeepSpeed's launcher."""
+    master_port: int | None = None
+    """Port of the first process; a free one when not given."""
+    map_by: str = "socket"
+    """mpirun's mapping unit: socket, or slot on virtual machines."""
+
+    def __post_init__(self) -> None:
+        if self.world_size < 1:
+            raise ConfigError(f"--world_size {self.world_size}: must be 1 or more.")
+        if self.use_mpi and self.use_deepspeed:
+            raise ConfigError("--use_mpi and --use_deepspeed are two launchers: choose one.")
+        if self.hostfile is not None and not self.use_deepspeed:
+            raise ConfigError("--hostfile is for runs on several machines, which need --use_deepspeed.")
+        if self.map_by not in ("socket", "slot", "core", "numa"):
+            raise ConfigError(f"--map_by {self.map_by}: allowed are socket, slot, core, numa.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """A command line that starts all processes."""
+
+    argv: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables to add."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hosts:
+    """A hostfile's content."""
+
+    slots: Mapping[str, int]
+
+    @property
+    def first(self) -> str:
+        """The machine that the others connect to."""
+        return next(iter(self.slots))
+
+    @classmethod
+    def read(cls, path: Path) -> Hosts:
+        """Read a hostfile.
+
+        Raises:
+            ConfigError: it is not there, a line is not `ADDRESS slots=N`, or a machine is there twice.
+        """
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise ConfigError(f"--hostfile {path}: cannot be read ({error.strerror}).") from error
+        slots: dict[str, int] = {}
+        for number, line in enumerate(lines, start=1):
+            text = line.split("#")[0].split()
+            if not text:
+                continue
+            if len(text) != 2 or not text[1].startswith("slots=") or not text[1][6:].isdigit() or text[1] == "slots=0":
+                raise ConfigError(
+                    f"--hostfile {path} line {number}: {line.strip()!r} is not `ADDRESS slots=N`, such as "
+                    "`10.10.0.1 slots=8`."
+                )
+            if text[0] in slots:
+                raise ConfigError(f"--hostfile {path} line {number}: {text[0]} is there twice.")
+            slots[text[0]] = int(text[1][6:])
+        if not slots:
+            raise ConfigError(f"--hostfile {path}: names no machine; a line is `ADDRESS slots=N`.")
+        return cls(slots=slots)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise ConfigError(f"{self.prog}: {message}. The launcher's flags stand before the script's name.")
+
+
+def parse_launch(program: str, words: Sequence[str], *, backend: str) -> tuple[LaunchRequest, list[str]]:
+    """Split a launcher's words into its own flags and the command that follows them, spaces and all.
+
+    Raises:
+        ConfigError: an unknown or wrong flag, or no command.
+    """
+    parser = _Parser(prog=program, allow_abbrev=False, add_help=False)
+    parser.add_argument("--backend", default=backend)
+    parser.add_argument("--world_size", "--world-size", type=int, default=1)
+    parser.add_argument("--use_mpi", "--use-mpi", action="store_true")
+    parser.add_argument("--use_deepspeed", "--use-deepspeed", action="store_true")
+    parser.add_argument("--hostfile", type=Path)
+    parser.add_argument("--master_port", "--master-port", type=int)
+    parser.add_argument("--map_by", "--map-by", default="socket")
+    parser.add_argument("--use_env", "--use-env", action="store_true")  # torch's launcher does nothing else any more
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    own = parser.parse_args(list(words))
+    command = own.command[1:] if own.command[:1] == ["--"] else own.command
+    if command and command[0].startswith("-"):
+        known = ("--world_size", "--use_mpi", "--use_deepspeed", "--hostfile", "--master_port", "--map_by")
+        raise ConfigError(f"{program}: {command[0]} is not a flag of the launcher.{nearest(command[0], known)}")
+    if not command:
+        raise ConfigError(
+            f"{program}: what should be started? For example: {program} --world_size 8 run_lora_vlm.py ..."
+        )
+    request = LaunchRequest(
+        backend=own.backend,
+        world_size=own.world_size,
+        use_mpi=own.use_mpi,
+        use_deepspeed=own.use_deepspeed,
+        hostfile=own.hostfile,
+        master_port=own.master_port,
+        map_by=own.map_by,
+    )
+    return request, command
+
+
+def torchrun(request: LaunchRequest, command: Sequence[str]) -> Launch:
+    """Return the launch of `world_size` processes on this machine by torch's own launcher."""
+    port = request.master_port or free_port()
+    where = ("--nproc_per_node", str(request.world_size), "--master_addr", "127.0.0.1", "--master_port", str(port))
+    return Launch(argv=(sys.executable, "-u", *ENTRY, *where, *command))
+
+
+def deepspeed(request: LaunchRequest, command: Sequence[str]) -> Launch:
+    """Return the launch by DeepSpeed's launcher, on this machine or on those of the hostfile."""
+    program = (sys.executable, "-m", "deepspeed.launcher.runner")
+    if request.hostfile is None:
+        where: tuple[str, ...] = ("--num_nodes", "1", "--num_gpus", str(request.world_size))
+        port = request.master_port or free_port()
+    else:
+        where = ("--hostfile", str(request.hostfile), "--master_addr", Hosts.read(request.hostfile).first)
+        port = request.master_port or 29500  # a free port here may be taken there
+    return Launch(argv=(*program, *where, "--no_local_rank", "--master_port", str(port), *command))
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on at this moment."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def run_launch(launch: Launch) -> int:
+    """Run a launch to its end and return its exit code; no process of it outlives this call.
+
+    Ctrl-C and SIGTERM go to every process. What they write passes through; where the run fails, the last
+    `error:` line is repeated at the end.
+    """
+    child = subprocess.Popen(
+        launch.argv,
+        env={**os.environ, **launch.environment},
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    relay = _Relay(child.stderr)
+    previous = {number: signal.signal(number, _forward(child)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = child.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        _end_group(child.pid)
+        relay.join(timeout=GRACE)
+    code = 128 - code if code < 0 else code
+    if code and relay.last_error:
+        sys.stderr.write(f"The run ended with exit code {code}. {relay.last_error}\n")
+    return code
+
+
+class _Relay(threading.Thread):
+    """Passes a stream on to stderr and remembers the last line that names an error."""
+
+    def __init__(self, stream: IO[bytes] | None) -> None:
+        super().__init__(daemon=True)
+        self._stream = stream
+        self.last_error = ""
+        self.start()
+
+    def run(self) -> None:
+        """Read until every process has closed its end."""
+        for line in self._stream or ():
+            text = line.decode(errors="replace")
+            if text.startswith(("error: ", "internal error")):
+                self.last_error = text.strip()
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+
+def _forward(child: subprocess.Popen[bytes]) -> Any:
+    def handler(number: int, frame: Any) -> None:
+        _signal_group(child.pid, number)
+
+    return handler
+
+
+def _signal_group(group: int, number: int) -> bool:
+    """Send a signal to all processes of a group; False where none is left."""
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _end_group(group: int) -> None:
+    """End what is left of a group: ask, wait, then kill."""
+    if not _signal_group(group, signal.SIGTERM):
+        return
+    waited = threading.Event()
+    for _ in range(int(GRACE * 10)):
+        if not _signal_group(group, 0):
+            return
+        waited.wait(0.1)
+    _signal_group(group, signal.SIGKILL)
