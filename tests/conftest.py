@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -17,6 +18,13 @@ settings.load_profile("repeatable")
 # No test may reach a network: what is not in the tree is not there.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+# Each stack has tests of its own: a machine with Gaudi (simulated on the gaudi stack) and one without.
+ON_GAUDI = importlib.util.find_spec("habana_frameworks") is not None
+collect_ignore = ["without_gaudi" if ON_GAUDI else "gaudi"]
+if ON_GAUDI:
+    os.environ.setdefault("PT_HPU_LAZY_MODE", "1")  # read when torch is imported
 
 
 @pytest.fixture(scope="session", autouse=True)

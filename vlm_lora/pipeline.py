@@ -229,10 +229,11 @@ def _load_for_training(stage: Stage, tools: Tools) -> Any:
     """Load the base, let the backend adapt it, and attach LoRA or freeze parts."""
     from transformers import set_seed
 
-    # The trainer seeds itself, but LoRA's A matrices are drawn before it exists.
+    base = _load_base(stage, tools)
+    # The trainer seeds itself, but LoRA's A matrices are drawn before it exists; and after the base is loaded,
+    # which draws as many numbers as the installed transformers likes.
     set_seed(stage.arguments.seed)
-    revision = stage.run.model.model_revision
-    model = apply_tuning(_load_base(stage, tools), tools.family, stage.run.tuning, revision=revision)
+    model = apply_tuning(base, tools.family, stage.run.tuning, revision=stage.run.model.model_revision)
     if stage.run.raw.get("gradient_checkpointing"):
         enable_checkpointing(model, tools.family)
     return model

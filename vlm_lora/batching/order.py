@@ -57,7 +57,9 @@ class FillableRows:
 class BatchOrder(Sampler[int]):
     """Indices for `FillableRows`: each consecutive `batch_size` of them are one batch of one group.
 
-    The order depends on seed and epoch alone, so a resumed epoch goes on as it was, on every stack alike.
+    The order depends on seed and epoch alone, so a resumed epoch goes on as it was, on every stack alike. With
+    one group it does not depend on batch size and processes either: one global batch has the same rows however
+    it is split. With several, the processes' batches of one step are of one group, so that all wait alike.
 
     Args:
         groups: row indices that may share a batch (rows of one shape; one group where shapes do not matter).
@@ -69,7 +71,7 @@ class BatchOrder(Sampler[int]):
     Example: rows 0-4 in batches of two for two processes, in order; 5 + i is row i as a filler.
 
         >>> list(BatchOrder([range(5)], batch_size=2, processes=2, seed=None))
-        [0, 1, 2, 3, 4, 5, 5, 6]
+        [0, 1, 2, 3, 4, 5, 6, 7]
     """
 
     def __init__(
@@ -95,13 +97,7 @@ class BatchOrder(Sampler[int]):
 
     def __len__(self) -> int:
         """Return the number of indices, fillers included."""
-        size = self._batch_size
-        if self._drop_last:
-            batches = sum(len(group) // size for group in self._groups) // self._processes * self._processes
-        else:
-            batches = sum(math.ceil(len(group) / size) for group in self._groups)
-            batches = math.ceil(batches / self._processes) * self._processes
-        return batches * size
+        return sum(self._kept(len(group)) for group in self._groups)
 
     def __iter__(self) -> Iterator[int]:
         """Yield the epoch's indices."""
@@ -109,31 +105,32 @@ class BatchOrder(Sampler[int]):
         if self._seed is not None:
             # Any two (seed, epoch) pairs below 2^32 give different streams.
             generator.manual_seed(self._seed * 2**32 + self._epoch)
-        batches = [batch for group in self._groups for batch in self._batches(self._shuffled(group, generator))]
-        batches = self._shuffled(batches, generator)
-        missing = -len(batches) % self._processes
-        if self._drop_last:
-            batches = batches[: len(batches) - len(batches) % self._processes]
-        elif missing:
-            spare = [[self._filler(index) for index in batch] for batch in batches]
-            batches += [spare[place % len(spare)] for place in range(missing)]
-        for batch in batches:
-            yield from batch
+        filled = [self._filled(self._shuffled(group, generator)) for group in self._groups]
+        if len(filled) == 1:
+            yield from filled[0]
+            return
+        size = self._step
+        steps = [group[start : start + size] for group in filled for start in range(0, len(group), size)]
+        for step in self._shuffled(steps, generator):
+            yield from step
+
+    @property
+    def _step(self) -> int:
+        """Rows of all processes' batches of one step."""
+        return self._batch_size * self._processes
+
+    def _kept(self, rows: int) -> int:
+        """Return how many indices a group of `rows` rows gives."""
+        steps = rows // self._step if self._drop_last else math.ceil(rows / self._step)
+        return steps * self._step
 
     def _shuffled(self, items: Sequence, generator: torch.Generator) -> list:
         if self._seed is None:
             return list(items)
         return [items[place] for place in torch.randperm(len(items), generator=generator).tolist()]
 
-    def _batches(self, group: list[int]) -> list[list[int]]:
-        size = self._batch_size
-        batches = [group[start : start + size] for start in range(0, len(group), size)]
-        if batches and len(batches[-1]) < size:
-            if self._drop_last:
-                return batches[:-1]
-            short = batches[-1]
-            short += [self._filler(group[place % len(group)]) for place in range(size - len(short))]
-        return batches
-
-    def _filler(self, index: int) -> int:
-        return index if index >= self._rows else index + self._rows
+    def _filled(self, group: list[int]) -> list[int]:
+        """Cut a group to whole steps, or fill it up with its own rows as fillers."""
+        kept = self._kept(len(group))
+        fillers = [self._rows + group[place % len(group)] for place in range(max(0, kept - len(group)))]
+        return [*group[:kept], *fillers]

@@ -67,5 +67,6 @@ def compile_budget(groups: Mapping[str, Sequence[Sequence[int]]], arguments: Any
 def _filler_share(groups: Mapping[str, Sequence[Sequence[int]]], arguments: Any) -> float:
     sizes = {"train": arguments.train_batch_size, "validation": arguments.eval_batch_size}
     rows = sum(len(group) for own in groups.values() for group in own)
-    filled = sum(math.ceil(len(group) / sizes[name]) * sizes[name] for name, own in groups.items() for group in own)
+    steps = {name: size * arguments.world_size for name, size in sizes.items()}
+    filled = sum(math.ceil(len(group) / steps[name]) * steps[name] for name, own in groups.items() for group in own)
     return 1 - rows / filled

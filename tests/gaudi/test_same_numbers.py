@@ -1,0 +1,132 @@
+"""One configuration, three ways: CPU on transformers 5, CPU on Gaudi's stack, and the simulated hpu."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.rows import write_uneven_rows
+from support.stacks import GAUDI, MAIN, SPAWN, losses_of, on_cpu, on_hpu, recorded
+
+SHAPES = ("gemma3", "qwen2_5_vl", "llava", "llava_next")
+ACCUMULATIONS = (1, 2)
+SETTINGS = {
+    "do_train": True,
+    "do_eval": True,
+    "max_steps": 10,
+    "bf16": False,
+    "static_shapes": True,
+    "max_shapes": 1,  # one shape, so that a global batch has the same rows however it is split
+    "per_device_eval_batch_size": 2,
+    "learning_rate": 1e-4,
+    "adam_epsilon": 1e-6,  # a smaller one amplifies rounding where a gradient is all but zero
+    "image_backend": "pil",
+}
+ONLY_5 = {"mm_token_type_ids"}
+"""What transformers 5's processors add for its own models."""
+
+Records = dict[tuple[str, int], Any]
+
+
+def runs_of(flags: Any, folder: Path, model_folder: Callable[[str], Path], data: Path, batch: int) -> list[list[str]]:
+    return [
+        flags(
+            model_folder(shape),
+            data,
+            folder / f"{shape}-{steps}",
+            **SETTINGS,
+            per_device_train_batch_size=batch // steps,
+            gradient_accumulation_steps=steps,
+        )
+        for shape in SHAPES
+        for steps in ACCUMULATIONS
+    ]
+
+
+@pytest.fixture(scope="module")
+def ways(tmp_path_factory: pytest.TempPathFactory, model_folder: Callable[[str], Path]) -> dict[str, Records]:
+    """The records of every run, by way and then by shape and accumulation."""
+    folder = tmp_path_factory.mktemp("three ways")
+    data = write_uneven_rows(folder / "data", rows=18, validation=5)
+    keys = [(shape, steps) for shape in SHAPES for steps in ACCUMULATIONS]
+    plain = folder / "plain_adam.json"
+    plain.write_text('{"use_fused_adam": false, "use_fused_clip_norm": true}')
+    same = partial(on_hpu, gaudi_config_name=plain)
+    kinds: dict[str, tuple[Any, Path, str]] = {
+        "main": (on_cpu, MAIN, "1"),
+        "gaudi's stack on the CPU": (on_cpu, GAUDI, "1"),
+        "hpu": (same, GAUDI, "1"),
+        "hpu, eager": (same, GAUDI, "0"),
+        "hpu, fused AdamW": (on_hpu, GAUDI, "1"),
+    }
+    found: dict[str, Records] = {}
+    for name, (flags, python, lazy) in kinds.items():
+        words = runs_of(flags, folder / name, model_folder, data, batch=4)
+        ranks = recorded(folder / f"{name} records", words, python=python, variables={"PT_HPU_LAZY_MODE": lazy})
+        found[name] = {key: [record] for key, record in zip(keys, ranks[0], strict=True)}
+    words = runs_of(same, folder / "two", model_folder, data, batch=2)
+    launcher = (SPAWN, "--world_size", "2")
+    ranks = recorded(
+        folder / "two records", words, python=GAUDI, launcher=launcher, variables={"PT_HPU_LAZY_MODE": "1"}
+    )
+    found["hpu, 2 ranks"] = {key: list(records) for key, records in zip(keys, zip(*ranks, strict=True), strict=True)}
+    return found
+
+
+@pytest.mark.parametrize("way", ["gaudi's stack on the CPU", "hpu", "hpu, eager", "hpu, 2 ranks"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("steps", ACCUMULATIONS)
+def test_losses_norms_and_perplexity_are_those_of_main(
+    way: str, shape: str, steps: int, ways: dict[str, Records]
+) -> None:
+    expected, found = ways["main"][shape, 1], ways[way][shape, steps]
+    ours, theirs = losses_of(expected), losses_of(found)
+    assert len(theirs) == 10
+    assert theirs[0] == pytest.approx(ours[0], rel=1e-5)
+    assert theirs == pytest.approx(ours, rel=1e-4)
+    assert found[0]["grad_norms"][0] == pytest.approx(expected[0]["grad_norms"][0], rel=1e-5)
+    assert found[0]["grad_norms"] == pytest.approx(expected[0]["grad_norms"], rel=1e-4)
+    assert found[0]["perplexity"] == pytest.approx(expected[0]["perplexity"], rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_vendors_adam_differs_by_where_its_epsilon_stands(shape: str, ways: dict[str, Records]) -> None:
+    """The default on Gaudi: the first step sees no optimizer; then epsilon outside the bias correction shows."""
+    expected, found = ways["main"][shape, 1], ways["hpu, fused AdamW"][shape, 1]
+    ours, theirs = losses_of(expected), losses_of(found)
+    assert theirs[0] == pytest.approx(ours[0], rel=1e-5)
+    assert theirs == pytest.approx(ours, rel=1e-3)
+    assert theirs != pytest.approx(losses_of(ways["hpu"][shape, 1]), rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("steps", ACCUMULATIONS)
+def test_batches_are_equal_byte_for_byte(shape: str, steps: int, ways: dict[str, Records]) -> None:
+    main, stack, hpu = (ways[way][shape, steps][0]["digests"] for way in ("main", "gaudi's stack on the CPU", "hpu"))
+    assert stack == hpu
+    assert [{name: digest for name, digest in batch.items() if name not in ONLY_5} for batch in main] == stack
+    assert len({batch["pixel_values"] for batch in stack}) > 5, "the batches themselves differ"
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_ran_is_what_was_asked_for(shape: str, ways: dict[str, Records]) -> None:
+    """The real GaudiTrainer on the hpu, over transformers' own model classes."""
+    for way, records in ways.items():
+        record = records[shape, 1][0]
+        assert ("GaudiTrainer" in record["trainer"]) == way.startswith("hpu")
+        assert record["device"].startswith("hpu" if way.startswith("hpu") else "cpu")
+        assert not [module for module in record["classes"] if module.startswith("optimum.habana")]
+    two = ways["hpu, 2 ranks"][shape, 1][0]
+    assert two["world_size"] == 2
+    assert two["wrapped"] == "DistributedDataParallel"
+
+
+def test_other_rows_would_give_other_numbers(ways: dict[str, Records]) -> None:
+    """The control: the comparison sees another family's run, and the steps of one run differ."""
+    assert losses_of(ways["main"]["llava", 1]) != pytest.approx(losses_of(ways["main"]["llava_next", 1]), rel=1e-4)
+    losses = losses_of(ways["main"]["gemma3", 1])
+    assert losses != pytest.approx(losses[1:] + losses[:1], rel=1e-4)

@@ -1,0 +1,128 @@
+"""Runs of the command line in a process of their own, with everything recorded that two stacks must agree on.
+
+`python tests/record_runs.py REPORT.json RUNS.json` runs each list of flags of RUNS.json in turn and writes one
+record per run to REPORT.json (to REPORT.json.1, ... on further ranks). Recording reads nothing from a device
+before the run is over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+# Before torch: sums over tiny tensors are the same and faster on one thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def record_run(flags: list[str]) -> dict[str, Any]:
+    """Run `run_lora_vlm.py` with these flags and return what happened, step by step."""
+    from transformers import TrainerCallback
+
+    from vlm_lora import cli
+    from vlm_lora import pipeline as _pipeline
+    from vlm_lora.batching.collator import Collator
+    from vlm_lora.training import planning as _planning
+    from vlm_lora.training import trainer as _trainer
+
+    # Their functions are replaced for the length of the run.
+    pipeline: Any = _pipeline
+    planning: Any = _planning
+    trainer: Any = _trainer
+
+    losses: list[Any] = []
+    steps: list[dict[str, Any]] = []
+    digests: list[dict[str, str]] = []
+    found: dict[str, Any] = {}
+    originals = (trainer.supervised_loss, pipeline.build_trainer, Collator.collate, planning.compile_budget)
+
+    class Steps(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            steps.append({"losses": list(losses), **device_counts()})
+            losses.clear()
+            if len(steps) == int(os.environ.get("RECORDER_KILL_AT_STEP", "-1")):
+                os.kill(os.getpid(), 9)
+
+    def loss(*args: Any, **kwargs: Any) -> Any:
+        value = originals[0](*args, **kwargs)
+        losses.append(value.detach().clone())  # the trainer scales it in place
+        return value
+
+    def build(*args: Any, **kwargs: Any) -> Any:
+        made = originals[1](*args, **kwargs)
+        made.add_callback(Steps())
+        found["trainer"] = made
+        return made
+
+    def collate(self: Collator, rows: Any) -> Any:
+        batch = originals[2](self, rows)
+        digests.append(digests_of(batch))
+        return batch
+
+    def budget(*args: Any) -> int:
+        found["budget"] = originals[3](*args)
+        return int(found["budget"])
+
+    trainer.supervised_loss, pipeline.build_trainer = loss, build
+    planning.compile_budget = budget
+    Collator.collate = collate  # type: ignore[method-assign]
+    try:
+        code = cli.run_script(flags)
+    finally:
+        trainer.supervised_loss, pipeline.build_trainer = originals[0], originals[1]
+        planning.compile_budget = originals[3]
+        Collator.collate = originals[2]  # type: ignore[method-assign]
+    return {"code": code, "digests": digests, "budget": found.get("budget"), **summary(found["trainer"], steps)}
+
+
+def summary(trainer: Any, steps: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the record of a finished run as JSON values."""
+    history = trainer.state.log_history
+    return {
+        "steps": [{**step, "losses": [float(loss.cpu()) for loss in step["losses"]]} for step in steps],
+        "grad_norms": [entry["grad_norm"] for entry in history if "grad_norm" in entry],
+        "perplexity": [entry["eval_perplexity"] for entry in history if "eval_perplexity" in entry],
+        "classes": sorted({type(module).__module__ for module in trainer.model.modules()}),
+        "wrapped": type(trainer.model_wrapped).__name__,
+        "trainer": [base.__name__ for base in type(trainer).__mro__],
+        "device": str(trainer.args.device),
+        "world_size": trainer.args.world_size,
+        "checkpointing": bool(trainer.model.is_gradient_checkpointing),
+        "end": device_counts(),
+    }
+
+
+def digests_of(batch: dict[str, Any]) -> dict[str, str]:
+    """Return a digest of type, shape and bytes of each tensor of a batch."""
+    return {
+        name: hashlib.sha256(
+            f"{tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.contiguous().numpy().tobytes()
+        ).hexdigest()
+        for name, tensor in batch.items()
+    }
+
+
+def device_counts() -> dict[str, int]:
+    """Return graphs compiled and host reads of the simulated device; nothing where there is none."""
+    if "hpu_simulator.library" not in sys.modules:
+        return {}
+    figures = sys.modules["hpu_simulator.library"].statistics()
+    reads = figures.items + figures.copies_to_host + figures.dynamic_shapes
+    return {"graphs": figures.graphs_compiled, "reads": reads}
+
+
+def main() -> int:
+    """Run what RUNS.json lists; the exit code is the first that is not 0."""
+    report, runs = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
+    records = [record_run(flags) for flags in runs]
+    rank = int(os.environ.get("RANK", "0"))
+    path = report if rank == 0 else Path(f"{report}.{rank}")
+    path.write_text(json.dumps(records), encoding="utf-8")
+    return next((record["code"] for record in records if record["code"]), 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

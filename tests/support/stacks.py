@@ -1,0 +1,83 @@
+"""The two software stacks, each with its Python, and recorded runs on either."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from support.runs import script_flags
+
+ROOT = Path(__file__).parents[2]
+MAIN = ROOT / ".venv" / "main" / "bin" / "python"
+GAUDI = ROOT / ".venv" / "gaudi" / "bin" / "python"
+RECORDER = ROOT / "tests" / "record_runs.py"
+SPAWN = ROOT / "launchers" / "gaudi_spawn.py"
+
+
+def on_cpu(model: Path, data: Path, output: Path, **flags: object) -> list[str]:
+    """Return the flags of a small run on the CPU."""
+    return script_flags(model, data, output, **flags)
+
+
+def on_hpu(model: Path, data: Path, output: Path, **flags: object) -> list[str]:
+    """Return the flags of the same run on the (simulated) Gaudi."""
+    words = script_flags(model, data, output, **flags)
+    place = words.index("--use_cpu")
+    return [*words[:place], *words[place + 2 :], "--use_habana"]
+
+
+def environment(python: Path, variables: Mapping[str, str]) -> dict[str, str]:
+    """Return a user's environment: the activated virtual environment, nothing of the test process's modes."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PT_HPU", "RECORDER"))}
+    return {
+        **kept,
+        "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT / "tests"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        **variables,
+    }
+
+
+def run_words(
+    words: Sequence[str | Path], *, python: Path, cwd: Path = ROOT / "examples", variables: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run `python words...` as a user would, and return what it wrote and its exit code."""
+    return subprocess.run(
+        [str(python), *map(str, words)],
+        cwd=cwd,
+        env=environment(python, variables),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
+
+
+def recorded(
+    folder: Path,
+    runs: Sequence[Sequence[str]],
+    *,
+    python: Path,
+    launcher: Sequence[str | Path] = (),
+    variables: Mapping[str, str],
+) -> list[list[dict[str, Any]]]:
+    """Run lists of flags under the recorder; return the records, a list per rank. A failure fails the test."""
+    folder.mkdir(parents=True)
+    (folder / "runs.json").write_text(json.dumps([list(map(str, flags)) for flags in runs]), encoding="utf-8")
+    report = folder / "report.json"
+    done = run_words([*launcher, RECORDER, report, folder / "runs.json"], python=python, variables=variables)
+    assert done.returncode == 0, done.stderr[-6000:]
+    ranks = [report, *sorted(folder.glob("report.json.*"))]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in ranks]
+
+
+def losses_of(ranks: Sequence[dict[str, Any]]) -> list[float]:
+    """Return each step's loss: the sum over ranks and micro-batches, for one run's records by rank."""
+    return [
+        sum(sum(step["losses"]) for step in steps) for steps in zip(*(rank["steps"] for rank in ranks), strict=True)
+    ]
