@@ -102,9 +102,15 @@ class Hosts:
         return cls(slots=slots)
 
 
+FLAGS = ("--backend", "--world_size", "--use_mpi", "--use_deepspeed", "--hostfile", "--master_port", "--map_by")
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
-        raise ConfigError(f"{self.prog}: {message}. The launcher's flags stand before the script's name.")
+        wrong = message.rpartition(": ")[2]
+        raise ConfigError(
+            f"{self.prog}: {message}.{nearest(wrong, FLAGS)} The launcher's flags stand before the script's name."
+        )
 
 
 def parse_launch(program: str, words: Sequence[str], *, backend: str) -> tuple[LaunchRequest, list[str]]:
@@ -126,8 +132,7 @@ def parse_launch(program: str, words: Sequence[str], *, backend: str) -> tuple[L
     own = parser.parse_args(list(words))
     command = own.command[1:] if own.command[:1] == ["--"] else own.command
     if command and command[0].startswith("-"):
-        known = ("--world_size", "--use_mpi", "--use_deepspeed", "--hostfile", "--master_port", "--map_by")
-        raise ConfigError(f"{program}: {command[0]} is not a flag of the launcher.{nearest(command[0], known)}")
+        raise ConfigError(f"{program}: {command[0]} is not a flag of the launcher.{nearest(command[0], FLAGS)}")
     if not command:
         raise ConfigError(
             f"{program}: what should be started? For example: {program} --world_size 8 run_lora_vlm.py ..."

@@ -21,6 +21,7 @@ from vlm_lora_habana.modes import Mode, choose_mode, mode_variables
 from vlm_lora_habana.probe import card_count, is_installed, probe_gaudi
 from vlm_lora_habana.spawn import launch_on_gaudi, variables_of_mpi
 from vlm_lora_habana.trainer import gaudi_trainer_class
+from vlm_lora_habana.zero import zero_settings
 
 if TYPE_CHECKING:
     import torch
@@ -101,6 +102,8 @@ class HabanaBackend:
             # Read here already: the vendor's class would fetch it a second time.
             "gaudi_config_name": None,
         }
+        if chosen.get("deepspeed"):
+            chosen["deepspeed"] = zero_settings(chosen["deepspeed"], bf16=bool(chosen["bf16"]))
         try:
             with plain_models():
                 self._arguments = self.arguments_class()(**chosen)

@@ -30,3 +30,23 @@ def write_split(folder: Path, split: str, rows: int, *, seed: int) -> None:
         lines.append({"image": name, "question": f"What is in picture {row}?", "answer": answer})
     text = "\n".join(json.dumps(line) for line in lines)
     (folder / f"{split}.jsonl").write_text(text + "\n", encoding="utf-8")
+
+
+def write_varied_rows(folder: Path, *, rows: int, validation: int = 0) -> Path:
+    """As `write_uneven_rows`, but every picture has a size of its own and questions differ in length."""
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for split, count in (("train", rows), ("validation", validation)):
+        lines = []
+        for row in range(count):
+            width, height = (int(side) for side in generator.integers(28, 140, 2))
+            name = f"{split}-{row}.png"
+            Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(folder / name)
+            question, answer = (
+                " ".join(generator.choice(WORDS, size=1 + int(generator.integers(0, most)))) for most in (25, 12)
+            )
+            lines.append({"image": name, "question": question, "answer": answer})
+        if lines:
+            text = "\n".join(json.dumps(line) for line in lines)
+            (folder / f"{split}.jsonl").write_text(text + "\n", encoding="utf-8")
+    return folder

@@ -1,0 +1,87 @@
+"""The reference script's Gaudi commands, as its README has them, with local folders for its Hub ids."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from support.datasets import write_chartqa_folder
+from support.stacks import GAUDI, run_words
+
+GAUDI_CONFIG = {"use_fused_adam": True, "use_fused_clip_norm": True, "use_torch_autocast": True}
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Callable[..., list[str]]:
+    write_chartqa_folder(tmp_path / "ChartQA", train=8, val=3, test=2, seed=0)
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "gaudi_config.json").write_text(json.dumps(GAUDI_CONFIG))
+
+    def words(model: Path, *more: str) -> list[str]:
+        text = (
+            f"run_lora_vlm.py --model_name_or_path {model} --dataset_name {tmp_path}/ChartQA --num_train_epochs 5 "
+            "--per_device_train_batch_size 1 --gradient_accumulation_steps 1 --do_train --do_eval "
+            f"--output_dir {tmp_path}/output --gaudi_config_name {tmp_path}/gpt2 --use_habana --lora_rank 16 "
+            "--max_train_samples 6 --overwrite_output_dir --bf16"
+        )
+        return [*text.split(), *more, "--gradient_checkpointing"]
+
+    return words
+
+
+def results(tmp_path: Path) -> dict[str, float]:
+    figures: dict[str, float] = json.loads((tmp_path / "output" / "all_results.json").read_text(encoding="utf-8"))
+    return figures
+
+
+def check_trained(done: subprocess.CompletedProcess[str], tmp_path: Path, mode: str) -> None:
+    assert done.returncode == 0, done.stderr
+    assert f"Gaudi mode: {mode}." in done.stderr
+    assert "Gradient checkpointing of 2 decoder layers" in done.stderr
+    found = results(tmp_path)
+    assert found["train_samples"] == 6
+    assert found["eval_samples"] == 3
+    assert found["eval_perplexity"] > 1
+    written = {path.name for path in (tmp_path / "output").iterdir()}
+    assert written >= {"adapter_model.safetensors", "gaudi_config.json", "shape_plan.json", "preprocessor_config.json"}
+
+
+@pytest.mark.parametrize("shape", ["gemma3", "qwen2_5_vl", "llava", "llava_next"])
+def test_lazy_mode(
+    shape: str, model_folder: Callable[[str], Path], command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    words = command(model_folder(shape), "--use_lazy_mode")
+    done = run_words(words, python=GAUDI, variables={"PT_HPU_LAZY_MODE": "1"})
+    check_trained(done, tmp_path, "lazy")
+
+
+@pytest.mark.parametrize("shape", ["gemma3", "qwen2_5_vl"])
+def test_first_tip_of_the_readme_eager_mode(
+    shape: str, model_folder: Callable[[str], Path], command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    done = run_words(command(model_folder(shape)), python=GAUDI, variables={"PT_HPU_LAZY_MODE": "0"})
+    check_trained(done, tmp_path, "eager")
+
+
+def test_second_tip_of_the_readme_torch_compile(
+    model_folder: Callable[[str], Path], command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    words = command(model_folder("llava"), "--max_steps", "2")
+    done = run_words(words, python=GAUDI, variables={"PT_HPU_LAZY_MODE": "0", "PT_HPU_TC_MODE": "1"})
+    check_trained(done, tmp_path, "compile")
+
+
+def test_typed_lazy_mode_against_the_environment(
+    model_folder: Callable[[str], Path], command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    words = command(model_folder("gemma3"), "--use_lazy_mode")
+    done = run_words(words, python=GAUDI, variables={"PT_HPU_LAZY_MODE": "0"})
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "PT_HPU_LAZY_MODE=0" in done.stderr
+    assert "--use_lazy_mode" in done.stderr
+    assert not (tmp_path / "output").exists()
