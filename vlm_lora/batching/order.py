@@ -92,8 +92,12 @@ class BatchOrder(Sampler[int]):
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch's order; the data loader calls it."""
-        self._epoch = epoch
+        """Choose the epoch's order; trainer and data loader call it. Epochs do not go back.
+
+        accelerate 1.10 starts counting anew in the loader that skips a resumed epoch's first batches, and would
+        give that epoch the order of the first.
+        """
+        self._epoch = max(self._epoch, epoch)
 
     def __len__(self) -> int:
         """Return the number of indices, fillers included."""

@@ -15,9 +15,9 @@ from transformers import (
     GenerationConfig,
     SiglipVisionConfig,
 )
-from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
 from vlm_lora.demo.scenes import SIZE
+from vlm_lora.stack import gemma3_pil_processor
 
 IMAGE_TOKENS = 36
 """Image tokens per picture: a 6 x 6 grid of 16 x 16 pixel cells."""
@@ -69,7 +69,7 @@ def build_config(tokenizer: GemmaTokenizer) -> Gemma3Config:
 
 def build_processor(tokenizer: GemmaTokenizer) -> Gemma3Processor:
     """The processor; its image processor is the Pillow one, so torchvision is not needed."""
-    images = Gemma3ImageProcessorPil(size={"height": SIZE, "width": SIZE}, do_pan_and_scan=False, do_convert_rgb=True)
+    images = gemma3_pil_processor()(size={"height": SIZE, "width": SIZE}, do_pan_and_scan=False, do_convert_rgb=True)
     template = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
     return Gemma3Processor(
         image_processor=images,

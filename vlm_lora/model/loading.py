@@ -84,7 +84,10 @@ def load_processor(config: ModelConfig) -> Any:
     place = str(folder) if folder is not None and _has_processor(folder) else str(base.model_name_or_path)
     access = _access(base)
     with _translated(config, base):
-        processor = AutoProcessor.from_pretrained(place, **access)
+        try:
+            processor = AutoProcessor.from_pretrained(place, **access)
+        except AttributeError as error:  # a special token that the processor needs and the tokenizer has not
+            raise ValueError(f"processor and tokenizer do not go together: {error}") from error
     if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
         raise ModelError(
             f"{place}: it has a {type(processor).__name__} but no processor for pictures. Use a "

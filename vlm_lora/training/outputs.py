@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora.errors import ConfigError
+from vlm_lora.stack import complete_processor
 
 logger = logging.getLogger(__name__)
 
@@ -123,10 +124,27 @@ def save_processor(processor: Any, folder: Path) -> None:
 
     5.x writes the image processor into processor_config.json only; 4.55 wants preprocessor_config.json.
     """
-    processor.save_pretrained(folder)
+    complete_processor(processor).save_pretrained(folder)
     image_processor = getattr(processor, "image_processor", None)
-    if image_processor is not None and not (folder / "preprocessor_config.json").exists():
-        image_processor.to_json_file(folder / "preprocessor_config.json")
+    images = folder / "preprocessor_config.json"
+    if image_processor is not None and not images.exists():
+        written = json.loads(image_processor.to_json_string())
+        # 4.55 has one name for both implementations of 5.x.
+        written["image_processor_type"] = type(image_processor).__name__.removesuffix("Pil")
+        _write_json(images, written)
+    settings = folder / "tokenizer_config.json"
+    if settings.exists():
+        _write_json(settings, _for_both_versions(json.loads(settings.read_text(encoding="utf-8"))))
+
+
+def _for_both_versions(settings: dict[str, Any]) -> dict[str, Any]:
+    """Name a tokenizer's class and its own special tokens as 4.55 reads them; 5.x reads the older names too."""
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings = {**settings, "tokenizer_class": "PreTrainedTokenizerFast"}
+    own = settings.get("model_specific_special_tokens")
+    if own and not settings.get("extra_special_tokens"):
+        settings = {**settings, "extra_special_tokens": own}
+    return settings
 
 
 def write_results(folder: Path, split: str, metrics: Mapping[str, Any]) -> None:
