@@ -55,6 +55,9 @@ class Backend(Protocol):
     def probe(self) -> Probe:
         """Say whether this backend is usable. Never raises."""
 
+    def facts(self) -> Mapping[str, str]:
+        """Return what `vlm-lora doctor` shows of drivers, modes and launchers, and what is missing. Never raises."""
+
     def environment(self, run: RunConfig) -> Mapping[str, str]:
         """Return variables that must be set before torch is imported; import nothing heavy here.
 
@@ -84,6 +87,12 @@ class Backend(Protocol):
 
     def adapt_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """Patch or replace what a vendor's class gets wrong; return the model to use."""
+
+    def capture(self, module: torch.nn.Module) -> torch.nn.Module:
+        """Return `module` with its graph captured and replayed, where that was asked for; else as it is.
+
+        Everything its output depends on is an argument of its `forward`. It is used without gradients.
+        """
 
     def generation_kwargs(self) -> Mapping[str, Any]:
         """Return further keyword arguments of `generate`."""

@@ -214,12 +214,15 @@ class _Relay(threading.Thread):
 
     def run(self) -> None:
         """Read until every process has closed its end."""
-        for line in self._stream or ():
-            text = line.decode(errors="replace")
-            if text.startswith(("error: ", "internal error")):
-                self.last_error = text.strip()
-            sys.stderr.write(text)
-            sys.stderr.flush()
+        if self._stream is None:
+            return
+        with self._stream:
+            for line in self._stream:
+                text = line.decode(errors="replace")
+                if text.startswith(("error: ", "internal error")):
+                    self.last_error = text.strip()
+                sys.stderr.write(text)
+                sys.stderr.flush()
 
 
 def _forward(child: subprocess.Popen[bytes]) -> Any:

@@ -259,7 +259,9 @@ def _build(stage: Stage, tools: Tools, splits: Splits, model: Any, groups: Mappi
         "callbacks": [GradientAudit(model, tools.family)] if stage.arguments.do_train else [],
         **stage.backend.trainer_kwargs(stage.run),
     }
-    trainer = build_trainer(stage.backend.trainer_class(), model=model, kwargs=kwargs, row_groups=groups)
+    trainer = build_trainer(
+        stage.backend.trainer_class(), model=model, kwargs=kwargs, row_groups=groups, capture=stage.backend.capture
+    )
     _refuse_other_engine(stage.arguments, trainer)
     return trainer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,22 @@ class CudaBackend:
             device = f"{torch.cuda.device_count()} x {properties.name} ({properties.total_memory / 2**30:.0f} GiB)"
             return Probe(usable=True, device=device, priority=10)
         return Probe(usable=True, device=f"CPU ({os.cpu_count()} cores)")
+
+    def facts(self) -> Mapping[str, str]:
+        """Return CUDA's version, precision and attention where there is a GPU."""
+        try:
+            import torch
+        except ImportError:
+            return {}
+        if not torch.cuda.is_available():
+            return {"GPU": f"none that torch sees (torch {torch.__version__}, built for CUDA {torch.version.cuda})"}
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        flash = importlib.util.find_spec("flash_attn") is not None
+        return {
+            "CUDA": str(torch.version.cuda),
+            "precision": "bf16" if bf16 else "fp16 or fp32; this GPU has no bf16",
+            "flash attention": "installed" if flash else "not there: pip install flash-attn --no-build-isolation",
+        }
 
     def environment(self, run: RunConfig) -> Mapping[str, str]:
         """Return nothing: torch reads no variable of ours at import."""
@@ -103,6 +120,10 @@ class CudaBackend:
     def adapt_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """Return the model as it is: transformers' classes are right here."""
         return model
+
+    def capture(self, module: torch.nn.Module) -> torch.nn.Module:
+        """Return the module as it is."""
+        return module
 
     def generation_kwargs(self) -> Mapping[str, Any]:
         """Return nothing: `generate` needs no more."""

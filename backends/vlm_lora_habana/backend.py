@@ -17,9 +17,9 @@ from vlm_lora.launching import Launch, LaunchRequest
 from vlm_lora_habana.configuration import autocast_variables, read_configuration
 from vlm_lora_habana.host_reads import ON_HOST, explicit_masks, keep_reads_on_host
 from vlm_lora_habana.models import FUSED, check_plain, plain_models
-from vlm_lora_habana.modes import Mode, choose_mode, mode_variables
-from vlm_lora_habana.probe import card_count, is_installed, probe_gaudi
-from vlm_lora_habana.spawn import launch_on_gaudi, variables_of_mpi
+from vlm_lora_habana.modes import LAZY, Mode, choose_mode, mode_variables
+from vlm_lora_habana.probe import card_count, driver_version, is_installed, probe_gaudi
+from vlm_lora_habana.spawn import NO_MPIRUN, find_mpirun, launch_on_gaudi, variables_of_mpi
 from vlm_lora_habana.trainer import gaudi_trainer_class
 from vlm_lora_habana.zero import zero_settings
 
@@ -57,6 +57,16 @@ class HabanaBackend:
     def probe(self) -> Probe:
         """Say what is there, or everything that is missing."""
         return probe_gaudi()
+
+    def facts(self) -> Mapping[str, str]:
+        """Return driver, mode and mpirun, or nothing on a machine without Gaudi's software."""
+        if not is_installed("habana_frameworks"):
+            return {}
+        try:
+            mode = f"{choose_mode({}, os.environ).value} ({LAZY}={os.environ.get(LAZY, 'not set')})"
+        except ConfigError as error:
+            mode = f"none: {error}"
+        return {"driver": driver_version(), "mode": mode, "mpirun": find_mpirun() or NO_MPIRUN}
 
     def environment(self, run: RunConfig) -> Mapping[str, str]:
         """Return the mode's and the autocast lists' variables, which the bridge reads when torch is imported."""
@@ -130,7 +140,7 @@ class HabanaBackend:
 
     def trainer_class(self) -> type[Trainer]:
         """Return optimum-habana's trainer."""
-        return gaudi_trainer_class(hpu_graphs=self._hpu_graphs)
+        return gaudi_trainer_class()
 
     def trainer_kwargs(self, run: RunConfig) -> Mapping[str, Any]:
         """Return the Gaudi configuration; the trainer writes it beside the weights."""
@@ -143,6 +153,15 @@ class HabanaBackend:
         check_plain(model)
         keep_reads_on_host(model)
         return model
+
+    def capture(self, module: torch.nn.Module) -> torch.nn.Module:
+        """Return the module in an HPU graph with `--use_hpu_graphs_for_inference`."""
+        if not self._hpu_graphs:
+            return module
+        from habana_frameworks.torch.hpu import wrap_in_hpu_graph
+
+        captured: torch.nn.Module = wrap_in_hpu_graph(module)
+        return captured
 
     def generation_kwargs(self) -> Mapping[str, Any]:
         """Return a cache of fixed size: one that grows would compile anew at every token."""

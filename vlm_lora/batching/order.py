@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 
@@ -107,8 +108,8 @@ class BatchOrder(Sampler[int]):
         """Yield the epoch's indices."""
         generator = torch.Generator()
         if self._seed is not None:
-            # Any two (seed, epoch) pairs below 2^32 give different streams.
-            generator.manual_seed(self._seed * 2**32 + self._epoch)
+            # Hashed together: torch's generator takes 32 bits of a seed, so the two cannot just stand side by side.
+            generator.manual_seed(int(np.random.SeedSequence([self._seed, self._epoch]).generate_state(1)[0]))
         filled = [self._filled(self._shuffled(group, generator)) for group in self._groups]
         if len(filled) == 1:
             yield from filled[0]

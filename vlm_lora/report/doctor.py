@@ -6,7 +6,8 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 
 from vlm_lora import __version__
-from vlm_lora.backend import installed
+from vlm_lora.backend import installed, select
+from vlm_lora.errors import BackendError
 
 PACKAGES = (
     "torch",
@@ -19,21 +20,28 @@ PACKAGES = (
     "flash-attn",
     "bitsandbytes",
     "optimum-habana",
+    "habana-torch-plugin",
 )
 
 
 def diagnose() -> str:
     """Return the report as text, one line a fact."""
     lines = [f"vlm-lora {__version__} on Python {platform.python_version()}, {platform.platform()}", ""]
-    lines += [f"  {name:<16}{_version(name)}" for name in PACKAGES]
-    lines.append("")
-    probes = {name: backend.probe() for name, backend in installed().items()}
-    usable = {name: probe for name, probe in probes.items() if probe.usable}
-    chosen = max(usable, key=lambda name: usable[name].priority, default=None)
-    for name, probe in sorted(probes.items()):
+    lines += [f"  {name:<20}{_version(name)}" for name in PACKAGES]
+    chosen = _chosen()
+    for name, backend in sorted(installed().items()):
+        probe = backend.probe()
         mark = "would be used" if name == chosen else "usable" if probe.usable else "not usable"
-        lines.append(f"  backend {name:<10}{mark}: {probe.device or probe.reason}")
+        lines += ["", f"  backend {name}: {mark}: {probe.device or probe.reason}"]
+        lines += [f"    {fact:<18}{value}" for fact, value in backend.facts().items()]
     return "\n".join(lines)
+
+
+def _chosen() -> str | None:
+    try:
+        return select("auto")[0].name
+    except BackendError:
+        return None
 
 
 def _version(name: str) -> str:

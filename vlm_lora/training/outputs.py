@@ -119,22 +119,28 @@ def find_checkpoint(folder: Path, resume: str | bool | None) -> str | None:
     return last
 
 
-def save_processor(processor: Any, folder: Path) -> None:
-    """Save processor, tokenizer and chat template, readable by transformers 4.55 and 5.x alike.
+PARTS = {"image_processor": "preprocessor_config.json", "video_processor": "video_preprocessor_config.json"}
+"""Parts of a processor, and the file that 4.55 reads each from; 5.x nests them in processor_config.json."""
 
-    5.x writes the image processor into processor_config.json only; 4.55 wants preprocessor_config.json.
-    """
+
+def save_processor(processor: Any, folder: Path) -> None:
+    """Save processor, tokenizer and chat template in the layout that transformers 4.55 and 5.x both read."""
     complete_processor(processor).save_pretrained(folder)
-    image_processor = getattr(processor, "image_processor", None)
-    images = folder / "preprocessor_config.json"
-    if image_processor is not None and not images.exists():
-        written = json.loads(image_processor.to_json_string())
-        # 4.55 has one name for both implementations of 5.x.
-        written["image_processor_type"] = type(image_processor).__name__.removesuffix("Pil")
-        _write_json(images, written)
-    settings = folder / "tokenizer_config.json"
-    if settings.exists():
-        _write_json(settings, _for_both_versions(json.loads(settings.read_text(encoding="utf-8"))))
+    nested = folder / "processor_config.json"
+    settings = json.loads(nested.read_text(encoding="utf-8")) if nested.exists() else {}
+    for name, file in PARTS.items():
+        part = settings.pop(name, None)
+        if part is None and name == "image_processor" and hasattr(processor, name):
+            part = json.loads(getattr(processor, name).to_json_string())
+        if part is not None and not (folder / file).exists():
+            # 4.55 has one name for both implementations of 5.x.
+            kind = str(part.get(f"{name}_type", "")).removesuffix("Pil")
+            _write_json(folder / file, {**part, f"{name}_type": kind} if kind else part)
+    if nested.exists():
+        _write_json(nested, settings)
+    tokens = folder / "tokenizer_config.json"
+    if tokens.exists():
+        _write_json(tokens, _for_both_versions(json.loads(tokens.read_text(encoding="utf-8"))))
 
 
 def _for_both_versions(settings: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from vlm_lora.model.objective import ScoredModel, SupervisedHead, gather_targets
 class VlmTrainerMixin:
     """Loss on supervised positions, rows in the project's order, evaluation that sums instead of averaging averages.
 
-    Set `head` and `row_groups` right after construction. The loss is the sum of the negative log-likelihoods
+    Set `head`, `row_groups` and `capture` right after construction. The loss is the sum of the negative log-likelihoods
     divided by the number of supervised tokens of the whole global batch (all accumulation steps, all ranks),
     so batch 8x1, 2x4 and 1x8 give one gradient.
     """
@@ -24,7 +24,9 @@ class VlmTrainerMixin:
     head: SupervisedHead
     row_groups: Mapping[str, Sequence[Sequence[int]]]
     """By split (`train`, `validation`): row indices that may share a batch; empty where any may."""
-    _scored: ScoredModel | None = None
+    capture: Callable[[torch.nn.Module], torch.nn.Module]
+    """The backend's: returns a module whose graph is captured and replayed, or the module as it is."""
+    _scored: torch.nn.Module | None = None
 
     def compute_loss(
         self,
@@ -82,9 +84,11 @@ class VlmTrainerMixin:
         )
 
     def scored(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Return the module that scores a batch; a backend may capture its graph."""
-        if self._scored is None or self._scored.model is not model:
-            self._scored = ScoredModel(model, self.head)
+        """Return the module that scores a batch, captured by the backend unless training is under way."""
+        if self.is_in_train:  # type: ignore[attr-defined]
+            return ScoredModel(model, self.head)
+        if self._scored is None:
+            self._scored = self.capture(ScoredModel(model, self.head))
         return self._scored
 
     def prediction_step(
@@ -151,6 +155,7 @@ def build_trainer(
     model: torch.nn.Module,
     kwargs: Mapping[str, Any],
     row_groups: Mapping[str, Sequence[Sequence[int]]],
+    capture: Callable[[torch.nn.Module], torch.nn.Module],
 ) -> Any:
     """Construct the composed trainer with the project's loss, order of rows, and the model's supervised head."""
     try:
@@ -159,4 +164,5 @@ def build_trainer(
         raise ConfigError(f"The trainer refuses these settings: {error}") from error
     trainer.head = SupervisedHead(model)
     trainer.row_groups = row_groups
+    trainer.capture = capture
     return trainer

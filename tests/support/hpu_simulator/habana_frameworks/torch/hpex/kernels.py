@@ -26,7 +26,7 @@ class FusedSDPA:
         value: torch.Tensor,
         mask: torch.Tensor | None = None,
         dropout_p: float = 0.0,
-        is_causal: bool = False,
+        is_causal: bool | None = False,
         scale: float | None = None,
         *args: Any,
         **kwargs: Any,
@@ -36,7 +36,7 @@ class FusedSDPA:
             key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
             value = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
         return functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale
+            query, key, value, attn_mask=mask, dropout_p=dropout_p, is_causal=bool(is_causal), scale=scale
         )
 
 

@@ -1,0 +1,103 @@
+"""Launch requests, hostfiles, and the command lines that launchers get."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from vlm_lora.errors import ConfigError
+from vlm_lora.launching import Hosts, Launch, LaunchRequest, deepspeed, parse_launch, run_launch, torchrun
+
+
+def parse(*words: str) -> tuple[LaunchRequest, list[str]]:
+    return parse_launch("gaudi_spawn.py", list(words), backend="habana")
+
+
+def test_own_flags_stand_before_the_script_and_spaces_survive() -> None:
+    request, command = parse(
+        *("--world_size", "8", "--use_mpi", "run.py", "--prompt", "two words", "--world_size", "3", "--n", "1")
+    )
+    assert (request.world_size, request.use_mpi, request.backend) == (8, True, "habana")
+    assert command == ["run.py", "--prompt", "two words", "--world_size", "3", "--n", "1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--world_size", "0", "run.py"], "1 or more"),
+        (["--world_size", "many", "run.py"], "many"),
+        (["--use_mpi", "--use_deepspeed", "run.py"], "choose one"),
+        (["--hostfile", "hosts", "run.py"], "--use_deepspeed"),
+        (["--map_by", "rack", "run.py"], "rack"),
+        (["--world_siz", "8", "run.py"], "--world_size"),
+        (["--world_size", "8"], "be started"),
+    ],
+)
+def test_wrong_words(words: list[str], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        parse(*words)
+
+
+def test_hostfile(tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    path.write_text("# the cluster\n10.0.0.1 slots=8\n\n10.0.0.2 slots=4  # half\n")
+    hosts = Hosts.read(path)
+    assert dict(hosts.slots) == {"10.0.0.1": 8, "10.0.0.2": 4}
+    assert hosts.first == "10.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", "names no machine"),
+        ("10.0.0.1", "line 1"),
+        ("a slots=8\na slots=8", "twice"),
+        ("a slots=0", "line 1"),
+        ("a 8", "slots=8"),
+    ],
+)
+def test_wrong_hostfile(text: str, named: str, tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=named):
+        Hosts.read(path)
+
+
+def test_several_machines_as_text(tmp_path: Path) -> None:
+    """A multi-node run cannot be started here: its command line is checked word for word."""
+    path = tmp_path / "hosts"
+    path.write_text("10.0.0.1 slots=8\n10.0.0.2 slots=8\n")
+    request, command = parse(
+        "--use_deepspeed", "--hostfile", str(path), "--master_port", "29511", "run.py", "--a", "b c"
+    )
+    assert deepspeed(request, command).argv == (
+        *(sys.executable, "-m", "deepspeed.launcher.runner"),
+        *("--hostfile", str(path), "--master_addr", "10.0.0.1", "--no_local_rank", "--master_port", "29511"),
+        *("run.py", "--a", "b c"),
+    )
+
+
+def test_one_machine_as_text() -> None:
+    request, command = parse("--world_size", "4", "--master_port", "29511", "run.py", "x y")
+    assert torchrun(request, command).argv == (
+        *(sys.executable, "-u", "-m", "vlm_lora.elastic", "--nproc_per_node", "4"),
+        *("--master_addr", "127.0.0.1", "--master_port", "29511", "run.py", "x y"),
+    )
+
+
+@pytest.mark.parametrize("code", [0, 1, 7, 203])
+def test_exit_code_is_passed_on(code: int) -> None:
+    assert run_launch(Launch(argv=(sys.executable, "-c", f"import sys; sys.exit({code})"))) == code
+
+
+def test_a_killed_child_is_an_error_and_its_children_end(tmp_path: Path) -> None:
+    mark = tmp_path / "pid"
+    code = (
+        "import os, subprocess, sys\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"open({str(mark)!r}, 'w').write(str(child.pid))\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    assert run_launch(Launch(argv=(sys.executable, "-c", code))) == 137
+    status = Path(f"/proc/{mark.read_text()}/status")
+    assert not status.exists() or "State:\tZ" in status.read_text()
