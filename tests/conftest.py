@@ -22,7 +22,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 # Each stack has tests of its own: a machine with Gaudi (simulated on the gaudi stack) and one without.
 ON_GAUDI = importlib.util.find_spec("habana_frameworks") is not None
-collect_ignore = ["without_gaudi" if ON_GAUDI else "gaudi"]
+# The demo's base model is made, and the demo runs, with transformers 5.
+collect_ignore = ["without_gaudi", "unit/demo"] if ON_GAUDI else ["gaudi"]
 if ON_GAUDI:
     os.environ.setdefault("PT_HPU_LAZY_MODE", "1")  # read when torch is imported
 

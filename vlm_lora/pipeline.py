@@ -36,10 +36,9 @@ from vlm_lora.model.tuning import apply_tuning
 from vlm_lora.report.model_card import write_model_card
 from vlm_lora.training.arguments import (
     CHECKPOINTING,
-    DEFAULT_ARGUMENTS,
     FORCED_ARGUMENTS,
-    LORA_ARGUMENTS,
     check_arguments,
+    default_arguments,
 )
 from vlm_lora.training.outputs import (
     check_adapter_settings,
@@ -94,7 +93,7 @@ def open_stage(run: RunConfig) -> Stage:
             "accelerate_launch_args are for the launcher and have no effect here: %s", run.accelerate_launch_args
         )
     passed = {name: value for name, value in values.items() if canonical_name(name) not in CHECKPOINTING}
-    defaults = DEFAULT_ARGUMENTS | (LORA_ARGUMENTS if run.tuning.peft_method == "lora" else {})
+    defaults = default_arguments(backend.arguments_class(), lora=run.tuning.peft_method == "lora")
     arguments = backend.build_arguments(run, {**defaults, **passed, **FORCED_ARGUMENTS})
     return Stage(run=run, backend=backend, values=values, arguments=arguments)
 

@@ -52,11 +52,10 @@ def gemma3_pil_processor() -> Any:
     return Gemma3ImageProcessor
 
 
-def complete_processor(processor: Any) -> Any:
+def complete_processor(processor: Any) -> None:
     """Give a processor what 4.55's `save_pretrained` reads and older remote code does not set."""
     if not IS_5 and not hasattr(processor, "audio_tokenizer"):
         processor.audio_tokenizer = None
-    return processor
 
 
 def image_backend(image_processor: Any) -> str:

@@ -26,6 +26,9 @@ SETTINGS = {
     "adam_epsilon": 1e-6,  # a smaller one amplifies rounding where a gradient is all but zero
     "image_backend": "pil",
 }
+FIRST_NORM = {"gemma3": 1e-5, "qwen2_5_vl": 1e-5, "llava": 1e-4, "llava_next": 1e-4}
+"""Relative. The LLaVA-shaped fixtures' gradients cancel: on the CPU alone their fp32 norm is 2e-5 off float64's."""
+
 ONLY_5 = {"mm_token_type_ids"}
 """What transformers 5's processors add for its own models."""
 
@@ -88,7 +91,7 @@ def test_losses_norms_and_perplexity_are_those_of_main(
     assert len(theirs) == 10
     assert theirs[0] == pytest.approx(ours[0], rel=1e-5)
     assert theirs == pytest.approx(ours, rel=1e-4)
-    assert found[0]["grad_norms"][0] == pytest.approx(expected[0]["grad_norms"][0], rel=1e-5)
+    assert found[0]["grad_norms"][0] == pytest.approx(expected[0]["grad_norms"][0], rel=FIRST_NORM[shape])
     assert found[0]["grad_norms"] == pytest.approx(expected[0]["grad_norms"], rel=1e-4)
     assert found[0]["perplexity"] == pytest.approx(expected[0]["perplexity"], rel=1e-4)
 

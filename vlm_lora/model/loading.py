@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from vlm_lora.config import ModelConfig
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.families import FAMILIES, Family, family_of
-from vlm_lora.stack import TRANSFORMERS, image_backend, known_model_types, load_image_processor
+from vlm_lora.stack import TRANSFORMERS, complete_processor, image_backend, known_model_types, load_image_processor
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +96,7 @@ def load_processor(config: ModelConfig) -> Any:
         )
     with _translated(config, base):
         _set_image_backend(processor, place, config.image_backend, access)
+    complete_processor(processor)
     _prepare_tokenizer(processor.tokenizer)
     if not processor.chat_template:
         # Some processors lose the template on the way (Phi-4 multimodal); their tokenizer still has it.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from vlm_lora.errors import ConfigError
@@ -60,6 +62,17 @@ LEAST = {
     "dataloader_num_workers": 0,
 }
 """Fields that transformers takes at any value and that fail later below these."""
+
+
+def default_arguments(arguments_class: type, *, lora: bool) -> dict[str, Any]:
+    """Return the project's defaults for a backend's arguments class.
+
+    transformers 5 reads TensorBoard's folder from TENSORBOARD_LOGGING_DIR; before, it is a field.
+    """
+    folder = os.environ.get("TENSORBOARD_LOGGING_DIR")
+    has_field = any(field.name == "logging_dir" for field in fields(arguments_class))
+    events = {"logging_dir": folder} if folder and has_field else {}
+    return {**DEFAULT_ARGUMENTS, **(LORA_ARGUMENTS if lora else {}), **events}
 
 
 def check_arguments(values: Mapping[str, Any]) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora.errors import ConfigError
-from vlm_lora.stack import complete_processor
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +124,7 @@ PARTS = {"image_processor": "preprocessor_config.json", "video_processor": "vide
 
 def save_processor(processor: Any, folder: Path) -> None:
     """Save processor, tokenizer and chat template in the layout that transformers 4.55 and 5.x both read."""
-    complete_processor(processor).save_pretrained(folder)
+    processor.save_pretrained(folder)
     nested = folder / "processor_config.json"
     settings = json.loads(nested.read_text(encoding="utf-8")) if nested.exists() else {}
     for name, file in PARTS.items():
