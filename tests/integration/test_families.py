@@ -18,7 +18,9 @@ from peft import PeftModel
 from support.rows import write_uneven_rows
 from support.runs import capture_trainer, run
 from support.tiny import available
+from vlm_lora.config_sources import parse
 from vlm_lora.model.families import FAMILIES
+from vlm_lora.pipeline import open_tools
 
 REMOTE_CODE = {"phi3_v"}
 DOCS = Path(__file__).parents[2] / "docs" / "families.md"
@@ -52,7 +54,19 @@ def test_train_reload_and_document(
     assert not torch.allclose(logits_of(base.eval(), inputs), expected, atol=1e-4), "training changed nothing"
     reloaded = PeftModel.from_pretrained(base, output).eval()
     torch.testing.assert_close(logits_of(reloaded, inputs), expected, rtol=1e-5, atol=1e-5)
+    check_same_tensors(folder, output, trainers[0].eval_dataset[0], trust=name in REMOTE_CODE)
     check_documented(name, trained)
+
+
+def check_same_tensors(base: Path, output: Path, row: Any, *, trust: bool) -> None:
+    """The saved processor makes of a row what the base's made of it in training."""
+    flags = ["--trust_remote_code", str(trust).lower(), "--model_name_or_path"]
+    ours, theirs = (open_tools(parse([*flags, str(place)], environ={})).encoder.encode(row) for place in (base, output))
+    assert torch.equal(ours.input_ids, theirs.input_ids)
+    assert torch.equal(ours.labels, theirs.labels)
+    assert ours.media.keys() == theirs.media.keys()
+    for name, tensor in ours.media.items():
+        assert torch.equal(tensor, theirs.media[name]), name
 
 
 def logits_of(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -118,8 +118,11 @@ def find_checkpoint(folder: Path, resume: str | bool | None) -> str | None:
     return last
 
 
-PARTS = {"image_processor": "preprocessor_config.json", "video_processor": "video_preprocessor_config.json"}
-"""Parts of a processor, and the file that 4.55 reads each from; 5.x nests them in processor_config.json."""
+PARTS = {
+    "preprocessor_config.json": ("feature_extractor", "image_processor"),
+    "video_preprocessor_config.json": ("video_processor",),
+}
+"""The files that 4.55 reads a processor's parts from; 5.x nests them all in processor_config.json."""
 
 
 def save_processor(processor: Any, folder: Path) -> None:
@@ -127,14 +130,17 @@ def save_processor(processor: Any, folder: Path) -> None:
     processor.save_pretrained(folder)
     nested = folder / "processor_config.json"
     settings = json.loads(nested.read_text(encoding="utf-8")) if nested.exists() else {}
-    for name, file in PARTS.items():
-        part = settings.pop(name, None)
-        if part is None and name == "image_processor" and hasattr(processor, name):
-            part = json.loads(getattr(processor, name).to_json_string())
-        if part is not None and not (folder / file).exists():
-            # 4.55 has one name for both implementations of 5.x.
-            kind = str(part.get(f"{name}_type", "")).removesuffix("Pil")
-            _write_json(folder / file, {**part, f"{name}_type": kind} if kind else part)
+    for file, names in PARTS.items():
+        content: dict[str, Any] = {}
+        for name in names:
+            settings.pop(name, None)
+            part = getattr(processor, name, None)
+            if part is not None:
+                # 4.55 has one name for both implementations of 5.x.
+                kind = type(part).__name__.removesuffix("Pil")
+                content |= {**json.loads(part.to_json_string()), f"{name}_type": kind}
+        if content:
+            _write_json(folder / file, content)
     if nested.exists():
         _write_json(nested, settings)
     tokens = folder / "tokenizer_config.json"
