@@ -218,7 +218,7 @@ def _plan_shapes(stage: Stage, tools: Tools, splits: Splits) -> tuple[Tools, Map
             show_progress=not stage.arguments.disable_tqdm,
         ),
     )
-    announce(survey, stage.arguments)
+    announce(survey, stage.arguments, compiles=stage.backend.traits.static_shapes)
     encoder = tools.encoder.with_canvases(survey.canvases)
     collator = Collator(encoder, tools.family.rendering, pad_token_id=tools.tokenizer.pad_token_id, plan=survey.plan)
     return replace(tools, encoder=encoder, collator=collator), survey.groups

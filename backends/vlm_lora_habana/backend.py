@@ -31,15 +31,19 @@ logger = logging.getLogger(__name__)
 
 ATTENTION = ("sdpa", "eager", FUSED)
 
-REFUSED: Mapping[str, str] = {
-    "use_cpu": "it asks for the CPU: leave --use_habana out (--backend cuda serves the CPU)",
-    "fp16": "Gaudi trains in bf16: type --bf16 instead of --fp16",
-    "tf32": "tf32 is a mode of NVIDIA GPUs: leave --tf32 out",
-    "use_hpu_graphs_for_training": "captured training graphs would keep the first batch's supervised positions: leave "
-    "--use_hpu_graphs_for_training out",
-    "fp8": "fp8 replaces the layers that LoRA is attached to: leave --fp8 out",
+REFUSED: Mapping[str, tuple[Any, str]] = {
+    "use_cpu": (False, "it asks for the CPU: leave --use_habana out (--backend cuda serves the CPU)"),
+    "fp16": (False, "Gaudi trains in bf16: type --bf16 instead of --fp16"),
+    "tf32": (False, "tf32 is a mode of NVIDIA GPUs: leave --tf32 out"),
+    "use_hpu_graphs_for_training": (False, "captured graphs would keep the first batch's supervised positions"),
+    "fp8": (False, "fp8 replaces the layers that LoRA is attached to"),
+    "context_parallel_size": (1, "the loss is counted per row, not per part of a row"),
 }
-"""Switches that cannot be honoured, and what to type instead."""
+"""Settings that cannot be honoured: the only value that can, and why."""
+
+HPU_GRAPHS = ("use_hpu_graphs", "use_hpu_graphs_for_inference")
+HPU_GRAPH_OPTIONS = {"disable_tensor_cache_hpu_graphs": "disable_tensor_cache", "max_hpu_graphs": "max_graphs"}
+"""What the vendor's flags are called by `wrap_in_hpu_graph`."""
 
 
 class HabanaBackend:
@@ -53,6 +57,7 @@ class HabanaBackend:
         self._mode: Mode | None = None
         self._configuration: dict[str, Any] = {}
         self._hpu_graphs = False
+        self._hpu_graph_options: dict[str, Any] = {}
 
     def probe(self) -> Probe:
         """Say what is there, or everything that is missing."""
@@ -95,11 +100,10 @@ class HabanaBackend:
 
     def build_arguments(self, run: RunConfig, values: Mapping[str, Any]) -> TrainingArguments:
         """Fill in what the hardware decides and refuse what it cannot do; no model may exist yet."""
-        for flag, cure in REFUSED.items():
-            if values.get(flag):
-                raise ConfigError(f"--{flag} cannot be used on Gaudi: {cure}.")
-        given = dict(values)
-        self._hpu_graphs = bool(given.pop("use_hpu_graphs_for_inference", False) or given.pop("use_hpu_graphs", False))
+        for flag, (only, cure) in REFUSED.items():
+            if values.get(flag) not in (None, only):
+                raise ConfigError(f"--{flag} {values[flag]} cannot be used on Gaudi: {cure}.")
+        given = self._take_hpu_graphs(values)
         chosen = {
             **self._precision(given),
             "dataloader_pin_memory": False,
@@ -160,7 +164,7 @@ class HabanaBackend:
             return module
         from habana_frameworks.torch.hpu import wrap_in_hpu_graph
 
-        captured: torch.nn.Module = wrap_in_hpu_graph(module)
+        captured: torch.nn.Module = wrap_in_hpu_graph(module, **self._hpu_graph_options)
         return captured
 
     def generation_kwargs(self) -> Mapping[str, Any]:
@@ -177,6 +181,19 @@ class HabanaBackend:
     def launch(self, request: LaunchRequest, command: Sequence[str]) -> Launch:
         """Start by mpirun or DeepSpeed's launcher where asked, else by torch's."""
         return launch_on_gaudi(request, command, cards=card_count())
+
+    def _take_hpu_graphs(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep the flags of captured evaluation here and return the others: the trainer would capture less."""
+        given = dict(values)
+        wanted = [given.pop(name, None) for name in HPU_GRAPHS]
+        self._hpu_graphs = any(wanted)
+        typed = {name: given.pop(name) for name in HPU_GRAPH_OPTIONS if given.get(name)}
+        if typed and not self._hpu_graphs:
+            raise ConfigError(f"--{next(iter(typed))} is for --use_hpu_graphs_for_inference: type both, or neither.")
+        if self._hpu_graphs and self._mode is Mode.EAGER:
+            raise ConfigError(f"--use_hpu_graphs_for_inference needs lazy mode: set {LAZY}=1, or leave it out.")
+        self._hpu_graph_options = {HPU_GRAPH_OPTIONS[name]: value for name, value in typed.items()}
+        return given
 
     def _precision(self, values: Mapping[str, Any]) -> dict[str, bool]:
         if values.get("bf16") is not None:

@@ -162,6 +162,8 @@ def test_windowed_tower_gives_the_models_own_numbers(
         ({"use_cpu": True}, "--use_habana"),
         ({"use_hpu_graphs_for_training": True}, "--use_hpu_graphs_for_training"),
         ({"fp8": True}, "--fp8"),
+        ({"context_parallel_size": 2}, "--context_parallel_size 2"),
+        ({"max_hpu_graphs": 3}, "--use_hpu_graphs_for_inference"),
     ],
 )
 def test_refused_flags(flags: dict[str, bool], named: str, tmp_path: Path) -> None:

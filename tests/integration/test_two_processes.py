@@ -17,7 +17,15 @@ from support.runs import logged, run, script_flags
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def test_two_processes_equal_one(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "run_lora_vlm.py"]
+LAUNCH = [
+    str(Path(sys.executable).with_name("vlm-lora")),
+    *["launch", "--backend", "cuda", "--world_size", "2", "train"],
+]
+
+
+@pytest.mark.parametrize("launcher", [TORCHRUN, LAUNCH], ids=["torchrun", "vlm-lora launch"])
+def test_two_processes_equal_one(launcher: list[str], model_folder: Callable[[str], Path], tmp_path: Path) -> None:
     """Six rows as 2 x 3 and 1 x 6; five validation rows, so that the last batch is uneven."""
     data = write_uneven_rows(tmp_path / "data", rows=6, validation=5)
     flags = {"do_train": True, "do_eval": True, "max_steps": 1, "per_device_eval_batch_size": 2}
@@ -25,9 +33,8 @@ def test_two_processes_equal_one(model_folder: Callable[[str], Path], tmp_path: 
     words = script_flags(
         model_folder("gemma3"), data, tmp_path / "two", **flags, per_device_train_batch_size=3, ddp_backend="gloo"
     )
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*launcher, "--standalone", "run_lora_vlm.py", *words],
+        [*launcher, *words],
         cwd=EXAMPLES,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

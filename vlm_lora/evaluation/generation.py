@@ -8,25 +8,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from vlm_lora.batching.collator import Collator
+from vlm_lora.batching.order import Rows
 from vlm_lora.data.conversation import Conversation
 
 logger = logging.getLogger(__name__)
-
-
-class Rows(Protocol):
-    """Anything with a length that gives conversations by index."""
-
-    def __len__(self) -> int:
-        """Return the number of rows."""
-
-    def __getitem__(self, index: int) -> Conversation:
-        """Return row `index`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,18 +41,17 @@ def shared_survey(folder: Path, arguments: Any, survey: Callable[[], Survey]) ->
     return Survey.from_mapping(json.loads(path.read_text(encoding="utf-8")))
 
 
-def announce(survey: Survey, arguments: Any) -> int:
-    """Log shapes, padding, fillers and the compile budget; return the budget in graphs."""
+def announce(survey: Survey, arguments: Any, *, compiles: bool) -> int:
+    """Log shapes, padding, fillers and, on hardware that compiles, the budget; return the budget in graphs."""
     shapes = len(survey.plan.shapes)
     budget = compile_budget(survey.groups, arguments)
     logger.info(
-        "Batch shapes: %d, of %s tokens; padding %.1f %% of the tokens, fillers %.1f %% of the rows. "
-        "At most %d graphs will be compiled.",
+        "Batch shapes: %d, of %s tokens; padding %.1f %% of the tokens, fillers %.1f %% of the rows.%s",
         shapes,
         ", ".join(str(length) for length in sorted({shape.length for shape in survey.plan.shapes})),
         survey.plan.padding_share * 100,
         _filler_share(survey.groups, arguments) * 100,
-        budget,
+        f" At most {budget} graphs will be compiled in lazy mode." if compiles else "",
     )
     return budget
 
