@@ -168,6 +168,12 @@ def deepspeed(request: LaunchRequest, command: Sequence[str]) -> Launch:
     return Launch(argv=(*program, *where, "--no_local_rank", "--master_port", str(port), *command))
 
 
+def loader_workers() -> int:
+    """Return how many data loader workers to start: this process's share of the cores but one, at most 4."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(4, max(0, len(os.sched_getaffinity(0)) // processes - 1))
+
+
 def free_port() -> int:
     """Return a port that nothing listens on at this moment."""
     with socket.socket() as listener:

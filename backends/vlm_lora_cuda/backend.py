@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vlm_lora.backend import Probe, Traits
 from vlm_lora.config import RunConfig
 from vlm_lora.errors import ConfigError
-from vlm_lora.launching import Launch, LaunchRequest, deepspeed, torchrun
+from vlm_lora.launching import Launch, LaunchRequest, deepspeed, loader_workers, torchrun
 from vlm_lora_cuda.precision import check_precision, choose_attention, choose_dtype, default_precision
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class CudaBackend:
         chosen = {
             **default_precision(values, on_gpu=on_gpu),
             "dataloader_pin_memory": on_gpu,
-            "dataloader_num_workers": default_workers(),
+            "dataloader_num_workers": loader_workers(),
             **values,
             "use_cpu": not on_gpu,
         }
@@ -163,9 +163,3 @@ def keep_to_one_gpu(arguments: TrainingArguments) -> None:
             arguments.n_gpu,
         )
         arguments._n_gpu = 1
-
-
-def default_workers() -> int:
-    """Return how many loader workers to start: this process's share of the cores but one, at most 4."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(4, max(0, len(os.sched_getaffinity(0)) // processes - 1))

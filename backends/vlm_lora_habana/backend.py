@@ -13,7 +13,7 @@ from vlm_lora.backend import Probe, Traits
 from vlm_lora.config import RunConfig
 from vlm_lora.config_values import is_true
 from vlm_lora.errors import BackendError, ConfigError
-from vlm_lora.launching import Launch, LaunchRequest
+from vlm_lora.launching import Launch, LaunchRequest, loader_workers
 from vlm_lora_habana.configuration import autocast_variables, read_configuration
 from vlm_lora_habana.host_reads import ON_HOST, explicit_masks, keep_reads_on_host
 from vlm_lora_habana.models import FUSED, check_plain, plain_models
@@ -81,7 +81,9 @@ class HabanaBackend:
         mode = choose_mode(run.raw, typed)
         configuration = read_configuration(run.raw.get("gaudi_config_name"), token=run.model.token)
         # optimum-habana runs `pip list` at import and needs this environment's.
-        path = os.pathsep.join([str(Path(sys.executable).parent), typed.get("PATH", os.defpath)])
+        programs, path = str(Path(sys.executable).parent), typed.get("PATH", os.defpath)
+        if path.split(os.pathsep)[0] != programs:
+            path = os.pathsep.join([programs, path])
         return {**mode_variables(mode), **autocast_variables(configuration), **variables_of_mpi(), "PATH": path}
 
     def arguments_class(self) -> type[TrainingArguments]:
@@ -107,7 +109,7 @@ class HabanaBackend:
         chosen = {
             **self._precision(given),
             "dataloader_pin_memory": False,
-            "dataloader_num_workers": default_workers(),
+            "dataloader_num_workers": loader_workers(),
             "throughput_warmup_steps": 3,
             **given,
             **self._mode_arguments(given),
@@ -234,9 +236,3 @@ class HabanaBackend:
             return torch.bfloat16
         logger.info("Weights: float32.")
         return torch.float32
-
-
-def default_workers() -> int:
-    """Return how many loader workers to start: this process's share of the cores but one, at most 4."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1")))
-    return min(4, max(0, len(os.sched_getaffinity(0)) // processes - 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,8 +66,11 @@ def read_configuration(name: str | None, *, token: str | None = None) -> dict[st
 
 
 def autocast_variables(configuration: Mapping[str, Any]) -> dict[str, str]:
-    """Write the configuration's own autocast lists to files and return the variables that name them."""
-    if configuration.get("autocast_bf16_ops") is None:
+    """Write the configuration's own autocast lists to files and return the variables that name them.
+
+    Nothing is written where the variables are set already, by the user or by an earlier call.
+    """
+    if configuration.get("autocast_bf16_ops") is None or any(name in os.environ for name in LISTS.values()):
         return {}
     folder = Path(tempfile.mkdtemp(prefix="vlm_lora_autocast_"))
     variables = {}

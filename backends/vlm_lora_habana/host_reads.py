@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from inspect import signature
 from types import MethodType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -123,23 +124,21 @@ class _CheckedOnce:
     """
 
     def __init__(self, module: Any) -> None:
-        self._original = type(module).get_placeholder_mask
-        self._call = partial(self._original, module)
+        original = type(module).get_placeholder_mask
+        self._original = partial(original, module)
         self._config = module.config
-        self._pairs = "video_features" in self._original.__code__.co_varnames
+        # image_features, and video_features or audio_features: a mask for each, in this order.
+        names = [name for name in signature(original).parameters if name.endswith("_features")]
+        self._token_ids = [f"{name.removesuffix('_features')}_token_id" for name in names]
         self._checked = False
 
     def __call__(self, input_ids: Any, inputs_embeds: Any, **features: Any) -> Any:
         if not self._checked or input_ids is None:
             self._checked = True
-            return self._call(input_ids, inputs_embeds=inputs_embeds, **features)
-        masks = [self._mask(input_ids, inputs_embeds, "image_token_id")]
-        if self._pairs:
-            masks.append(self._mask(input_ids, inputs_embeds, "video_token_id"))
-        return tuple(masks) if self._pairs else masks[0]
-
-    def _mask(self, input_ids: Any, inputs_embeds: Any, name: str) -> Any:
-        return (input_ids == getattr(self._config, name)).unsqueeze(-1).expand_as(inputs_embeds)
+            return self._original(input_ids, inputs_embeds=inputs_embeds, **features)
+        found = [input_ids == getattr(self._config, name) for name in self._token_ids]
+        masks = tuple(mask.unsqueeze(-1).expand_as(inputs_embeds) for mask in found)
+        return masks if len(masks) > 1 else masks[0]
 
 
 def _windowed_vision_forward(tower: Any, hidden_states: Any, grid_thw: Any, **kwargs: Any) -> Any:
