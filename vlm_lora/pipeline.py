@@ -31,6 +31,7 @@ from vlm_lora.model.audit import GradientAudit
 from vlm_lora.model.checkpointing import enable_checkpointing
 from vlm_lora.model.families import Family, family_of
 from vlm_lora.model.loading import load_config, load_model, load_processor
+from vlm_lora.model.parts import find_parts
 from vlm_lora.model.terminators import eos_token_ids
 from vlm_lora.model.tuning import apply_tuning
 from vlm_lora.report.model_card import write_model_card
@@ -48,6 +49,7 @@ from vlm_lora.training.outputs import (
     write_results,
 )
 from vlm_lora.training.planning import announce, shared_survey
+from vlm_lora.training.rates import PartRates
 from vlm_lora.training.trainer import build_trainer
 
 logger = logging.getLogger(__name__)
@@ -232,7 +234,13 @@ def _load_for_training(stage: Stage, tools: Tools) -> Any:
     # The trainer seeds itself, but LoRA's A matrices are drawn before it exists; and after the base is loaded,
     # which draws as many numbers as the installed transformers likes.
     set_seed(stage.arguments.seed)
-    model = apply_tuning(base, tools.family, stage.run.tuning, revision=stage.run.model.model_revision)
+    model = apply_tuning(
+        base,
+        tools.family,
+        stage.run.tuning,
+        revision=stage.run.model.model_revision,
+        learning_rate=stage.arguments.learning_rate,
+    )
     if stage.run.raw.get("gradient_checkpointing"):
         enable_checkpointing(model, tools.family)
     return model
@@ -261,6 +269,9 @@ def _build(stage: Stage, tools: Tools, splits: Splits, model: Any, groups: Mappi
     trainer = build_trainer(
         stage.backend.trainer_class(), model=model, kwargs=kwargs, row_groups=groups, capture=stage.backend.capture
     )
+    if stage.arguments.do_train and stage.run.tuning.learning_rates:
+        trainer.part_rates = PartRates(find_parts(model, tools.family), stage.run.tuning.learning_rates)
+        trainer.part_rates.check_engine(trainer)
     _refuse_other_engine(stage.arguments, trainer)
     return trainer
 

@@ -34,6 +34,7 @@ BY_HINT: dict[Any, st.SearchStrategy[Any]] = {
     str | None: WORDS,
     int: POSITIVE,
     int | None: POSITIVE,
+    float | None: st.floats(1e-9, 1),
     bool: st.booleans(),
     bool | None: st.booleans(),
 }
