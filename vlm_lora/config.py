@@ -88,11 +88,21 @@ class ModelConfig:
     """Dtype of the frozen weights: auto (the backend chooses and says why), float32, bfloat16, float16."""
     attn_implementation: str = "auto"
     """Attention: auto (the backend chooses and says why), sdpa, eager, flash_attention_2."""
+    load_in_4bit: bool = False
+    """QLoRA: load the language model's linear layers in 4 bits (bitsandbytes); the rest stays as it is."""
+    bnb_4bit_quant_type: str = "nf4"
+    """With --load_in_4bit: nf4 or fp4."""
+    bnb_4bit_compute_dtype: str = "auto"
+    """With --load_in_4bit: what 4-bit weights are unpacked to: auto (autocast's), float32, bfloat16, float16."""
+    bnb_4bit_use_double_quant: bool = False
+    """With --load_in_4bit: quantize the scales too, which saves another 0.4 bits per weight."""
     image_backend: str = "pil"
     """Image processor: pil (bitwise the same on every stack) or torchvision (faster, small differences)."""
 
     def __post_init__(self) -> None:
         _check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        _check_choice("bnb_4bit_quant_type", self.bnb_4bit_quant_type, ("nf4", "fp4"))
+        _check_choice("bnb_4bit_compute_dtype", self.bnb_4bit_compute_dtype, ("auto", "float32", "bfloat16", "float16"))
         _check_choice("image_backend", self.image_backend, ("pil", "torchvision"))
 
 

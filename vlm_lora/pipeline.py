@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from vlm_lora.model.checkpointing import enable_checkpointing
 from vlm_lora.model.families import Family, family_of
 from vlm_lora.model.loading import load_config, load_model, load_processor
 from vlm_lora.model.parts import find_parts
+from vlm_lora.model.quantization import check_quantized, check_request, find_layers, note_training_precision
 from vlm_lora.model.terminators import eos_token_ids
 from vlm_lora.model.tuning import apply_tuning
 from vlm_lora.report.model_card import write_model_card
@@ -97,6 +99,7 @@ def open_stage(run: RunConfig) -> Stage:
     passed = {name: value for name, value in values.items() if canonical_name(name) not in CHECKPOINTING}
     defaults = default_arguments(backend.arguments_class(), lora=run.tuning.peft_method == "lora")
     arguments = backend.build_arguments(run, {**defaults, **passed, **FORCED_ARGUMENTS})
+    check_request(run, backend, arguments)
     return Stage(run=run, backend=backend, values=values, arguments=arguments)
 
 
@@ -248,12 +251,21 @@ def _load_for_training(stage: Stage, tools: Tools) -> Any:
 
 def _load_for_answers(stage: Stage, tools: Tools) -> Any:
     """Load a model, with its adapter where the folder is one, for evaluation and questions."""
+    note_training_precision(stage.run.model)
     return _load_base(stage, tools).eval()
 
 
 def _load_base(stage: Stage, tools: Tools) -> Any:
     kwargs = stage.backend.model_kwargs(stage.run, tools.config, stage.arguments)
-    return load_model(stage.run.model, model_kwargs=kwargs, adapt=stage.backend.adapt_model)
+    return load_model(stage.run.model, model_kwargs=kwargs, adapt=partial(_adapt, stage, tools))
+
+
+def _adapt(stage: Stage, tools: Tools, base: Any) -> Any:
+    """Check what was loaded, before an adapter is put on it, and let the backend adapt it."""
+    model = stage.run.model
+    if model.load_in_4bit:
+        check_quantized(base, find_layers(tools.config, tools.family, trust_remote_code=model.trust_remote_code))
+    return stage.backend.adapt_model(base)
 
 
 def _build(stage: Stage, tools: Tools, splits: Splits, model: Any, groups: Mapping[str, Any]) -> Any:

@@ -13,6 +13,7 @@ from vlm_lora.config import RunConfig
 from vlm_lora.errors import ConfigError
 from vlm_lora.launching import Launch, LaunchRequest, deepspeed, loader_workers, torchrun
 from vlm_lora_cuda.precision import check_precision, choose_attention, choose_dtype, default_precision
+from vlm_lora_cuda.quantization import KINDS, check_installed, keep_layout, quantization_keywords
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,7 @@ class CudaBackend:
     """CUDA where torch sees a GPU (unless `--use_cpu`), else the CPU, said aloud."""
 
     name: ClassVar[str] = "cuda"
-    traits: ClassVar[Traits] = Traits(static_shapes=False, serves_cpu=True)
+    traits: ClassVar[Traits] = Traits(static_shapes=False, serves_cpu=True, quantization=KINDS)
 
     def __init__(self) -> None:
         self._arguments: TrainingArguments | None = None
@@ -77,6 +78,8 @@ class CudaBackend:
         import torch
 
         on_gpu = torch.cuda.is_available() and not values.get("use_cpu")
+        if run.model.load_in_4bit:
+            check_installed()
         check_precision(values, on_gpu=on_gpu)
         chosen = {
             **default_precision(values, on_gpu=on_gpu),
@@ -99,13 +102,17 @@ class CudaBackend:
         return self._arguments.device
 
     def model_kwargs(self, run: RunConfig, config: PretrainedConfig, arguments: TrainingArguments) -> Mapping[str, Any]:
-        """Return dtype and attention implementation, each logged with its reason."""
+        """Return dtype, attention implementation and quantization, each logged with its reason."""
         on_gpu = arguments.device.type == "cuda"
         dtype = choose_dtype(run, arguments, on_gpu=on_gpu)
-        return {
-            "torch_dtype": dtype,
-            "attn_implementation": choose_attention(run.model.attn_implementation, config, dtype, on_gpu=on_gpu),
-        }
+        attention = choose_attention(run.model.attn_implementation, config, dtype, on_gpu=on_gpu)
+        keywords: dict[str, Any] = {"torch_dtype": dtype, "attn_implementation": attention}
+        if run.model.load_in_4bit:
+            from vlm_lora.model.quantization import find_layers
+
+            kept = find_layers(config, trust_remote_code=run.model.trust_remote_code).kept
+            keywords |= quantization_keywords(run, kept, dtype, arguments)
+        return keywords
 
     def trainer_class(self) -> type[Trainer]:
         """Return transformers' own trainer."""
@@ -118,7 +125,8 @@ class CudaBackend:
         return {}
 
     def adapt_model(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Return the model as it is: transformers' classes are right here."""
+        """Return the model: transformers' classes are right here, and 4-bit weights keep their layout."""
+        keep_layout(model)
         return model
 
     def capture(self, module: torch.nn.Module) -> torch.nn.Module:
