@@ -12,7 +12,7 @@ from vlm_lora.backend import Probe, Traits
 from vlm_lora.config import RunConfig
 from vlm_lora.errors import ConfigError
 from vlm_lora.launching import Launch, LaunchRequest, deepspeed, loader_workers, torchrun
-from vlm_lora_cuda.precision import check_precision, choose_attention, choose_dtype, default_precision
+from vlm_lora_cuda.precision import check_precision, choose_attention, choose_dtype, choose_precision, gpu_facts
 from vlm_lora_cuda.quantization import KINDS, check_installed, keep_layout, quantization_keywords
 
 if TYPE_CHECKING:
@@ -80,9 +80,10 @@ class CudaBackend:
         on_gpu = torch.cuda.is_available() and not values.get("use_cpu")
         if run.model.load_in_4bit:
             check_installed()
-        check_precision(values, on_gpu=on_gpu)
+        gpu = gpu_facts() if on_gpu else None
+        check_precision(values, gpu)
         chosen = {
-            **default_precision(values, on_gpu=on_gpu),
+            **choose_precision(values, gpu),
             "dataloader_pin_memory": on_gpu,
             "dataloader_num_workers": loader_workers(),
             **values,
@@ -104,7 +105,7 @@ class CudaBackend:
     def model_kwargs(self, run: RunConfig, config: PretrainedConfig, arguments: TrainingArguments) -> Mapping[str, Any]:
         """Return dtype, attention implementation and quantization, each logged with its reason."""
         on_gpu = arguments.device.type == "cuda"
-        dtype = choose_dtype(run, arguments, on_gpu=on_gpu)
+        dtype = choose_dtype(run, config, arguments, on_gpu=on_gpu)
         attention = choose_attention(run.model.attn_implementation, config, dtype, on_gpu=on_gpu)
         keywords: dict[str, Any] = {"torch_dtype": dtype, "attn_implementation": attention}
         if run.model.load_in_4bit:
