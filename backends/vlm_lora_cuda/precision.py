@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_lora.config import RunConfig
 from vlm_lora.errors import BackendError, ConfigError
+from vlm_lora.model.families import family_of
 
 if TYPE_CHECKING:
     import torch
@@ -175,7 +176,7 @@ def choose_attention(asked: str, config: PretrainedConfig, dtype: torch.dtype, *
         return chosen
     if asked == "flash_attention_2":
         obstacle = _flash_obstacle(config, model_class, dtype, on_gpu=on_gpu)
-        if obstacle is not None and not _supports_flash(model_class):
+        if obstacle is not None and not _supports_flash(config, model_class):
             logger.warning("Attention: sdpa instead of flash_attention_2: %s.", obstacle)
             return "sdpa"
         if obstacle is not None:
@@ -196,7 +197,9 @@ def _model_class(config: PretrainedConfig) -> type | None:
     return None
 
 
-def _supports_flash(model_class: type | None) -> bool:
+def _supports_flash(config: PretrainedConfig, model_class: type | None) -> bool:
+    if not family_of(config).flash_attention:
+        return False
     # transformers 4.55 and 5.x name the same fact differently.
     names = ("_supports_flash_attn", "_supports_flash_attn_2")
     return any(getattr(model_class, name, False) for name in names)
@@ -209,7 +212,7 @@ def _flash_obstacle(
 
     if not on_gpu:
         return "it runs on CUDA GPUs only and this run is on the CPU"
-    if not _supports_flash(model_class):
+    if not _supports_flash(config, model_class):
         return f"transformers has no flash attention for {config.model_type}"
     if importlib.util.find_spec("flash_attn") is None:
         return "the package is not installed (pip install flash-attn --no-build-isolation)"
