@@ -31,6 +31,8 @@ class Traits:
     """True where every new tensor shape costs a compilation."""
     serves_cpu: bool = False
     """True for the backend that runs on the CPU, with `--use_cpu` or where there is nothing else."""
+    quantization: tuple[str, ...] = ()
+    """Kinds of 4-bit weights (`nf4`, `fp4`) that `model_kwargs` knows to load with `--load_in_4bit`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,11 +88,21 @@ class ModelConfig:
     """Dtype of the frozen weights: auto (the backend chooses and says why), float32, bfloat16, float16."""
     attn_implementation: str = "auto"
     """Attention: auto (the backend chooses and says why), sdpa, eager, flash_attention_2."""
+    load_in_4bit: bool = False
+    """QLoRA: load the language model's linear layers in 4 bits (bitsandbytes); the rest stays as it is."""
+    bnb_4bit_quant_type: str = "nf4"
+    """With --load_in_4bit: nf4 or fp4."""
+    bnb_4bit_compute_dtype: str = "auto"
+    """With --load_in_4bit: what 4-bit weights are unpacked to: auto (autocast's), float32, bfloat16, float16."""
+    bnb_4bit_use_double_quant: bool = False
+    """With --load_in_4bit: quantize the scales too, which saves another 0.4 bits per weight."""
     image_backend: str = "pil"
     """Image processor: pil (bitwise the same on every stack) or torchvision (faster, small differences)."""
 
     def __post_init__(self) -> None:
         _check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        _check_choice("bnb_4bit_quant_type", self.bnb_4bit_quant_type, ("nf4", "fp4"))
+        _check_choice("bnb_4bit_compute_dtype", self.bnb_4bit_compute_dtype, ("auto", "float32", "bfloat16", "float16"))
         _check_choice("image_backend", self.image_backend, ("pil", "torchvision"))
 
 
@@ -120,6 +130,37 @@ class TuningConfig:
     """With --peft_method none: keep the vision tower frozen."""
     freeze_projector: bool = False
     """With --peft_method none: keep the projector frozen."""
+    freeze_embeddings: bool | None = None
+    """With --peft_method none: keep the token embeddings frozen; by default as the language model."""
+    freeze_head: bool | None = None
+    """With --peft_method none: keep the output head frozen; by default as the language model."""
+    language_learning_rate: float | None = None
+    """Learning rate of the language model, LoRA on it included; by default --learning_rate."""
+    vision_learning_rate: float | None = None
+    """Learning rate of the vision tower, LoRA on it included; by default --learning_rate."""
+    projector_learning_rate: float | None = None
+    """Learning rate of the projector, LoRA on it included; by default --learning_rate."""
+    embeddings_learning_rate: float | None = None
+    """Learning rate of the token embeddings (and of a head tied to them); by default --learning_rate."""
+    head_learning_rate: float | None = None
+    """Learning rate of an output head that is not tied to the embeddings; by default --learning_rate."""
+
+    @property
+    def frozen(self) -> Mapping[str, bool]:
+        """By part: whether it stays as it is with full weights."""
+        return {
+            "language": self.freeze_language,
+            "vision": self.freeze_vision,
+            "projector": self.freeze_projector,
+            "embeddings": self.freeze_language if self.freeze_embeddings is None else self.freeze_embeddings,
+            "head": self.freeze_language if self.freeze_head is None else self.freeze_head,
+        }
+
+    @property
+    def learning_rates(self) -> Mapping[str, float]:
+        """By part: the rates that were given."""
+        given = {part: getattr(self, f"{part}_learning_rate") for part in self.frozen}
+        return {part: rate for part, rate in given.items() if rate is not None}
 
     def __post_init__(self) -> None:
         _check_choice("peft_method", self.peft_method, ("lora", "none"))
@@ -128,7 +169,14 @@ class TuningConfig:
         _check_positive("lora_alpha", self.lora_alpha)
         if not 0 <= self.lora_dropout < 1:
             raise ConfigError(f"--lora_dropout {self.lora_dropout}: must be at least 0 and below 1.")
-        if self.peft_method == "none" and self.freeze_language and self.freeze_vision and self.freeze_projector:
+        for part, rate in self.learning_rates.items():
+            if not (rate > 0 and math.isfinite(rate)):
+                cure = f"--freeze_{part}" if self.peft_method == "none" else f"a --lora_targets without {part}"
+                raise ConfigError(
+                    f"--{part}_learning_rate {rate}: must be a finite number above 0. To keep the part as it is, "
+                    f"type {cure}."
+                )
+        if self.peft_method == "none" and all(self.frozen.values()):
             raise ConfigError(
                 "--freeze_language --freeze_vision --freeze_projector with --peft_method none: nothing is "
                 "left to train. Leave one of them out."
@@ -141,16 +189,31 @@ class TuningConfig:
             ConfigError: names the settings and what to type instead.
         """
         if self.peft_method == "lora":
-            if (self.freeze_language, self.freeze_vision, self.freeze_projector) != (False, True, False):
+            untouched = TuningConfig()
+            if any(getattr(self, f"freeze_{part}") != getattr(untouched, f"freeze_{part}") for part in self.frozen):
                 raise ConfigError(
                     "--freeze_* and --train_vision are for --peft_method none. With LoRA type "
                     "--lora_targets language,vision (or projector, all) to choose the parts."
                 )
+            for part in ("embeddings", "head"):
+                if part in self.learning_rates:
+                    raise ConfigError(
+                        f"--{part}_learning_rate: embeddings and head carry no LoRA. Leave it out, or train full "
+                        "weights by --peft_method none."
+                    )
         elif self.lora_targets != "language" or self.use_dora or self.use_rslora:
             raise ConfigError(
                 "--lora_targets, --use_dora and --use_rslora are for --peft_method lora. With full weights choose "
-                "the parts by --freeze_language, --freeze_vision and --freeze_projector."
+                "the parts by --freeze_language, --freeze_vision, --freeze_projector, --freeze_embeddings and "
+                "--freeze_head."
             )
+        else:
+            for part in self.learning_rates:
+                if self.frozen[part]:
+                    raise ConfigError(
+                        f"--{part}_learning_rate: the {part} part is frozen, so its rate would have no effect. Leave "
+                        f"it out, or type --freeze_{part} false."
+                    )
 
 
 @dataclass(frozen=True, kw_only=True)

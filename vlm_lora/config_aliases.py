@@ -23,6 +23,7 @@ _CONFIG_DRIVEN = "config-driven tuning"
 _TABULAR = "tabular workflow"
 _GAUDI = "LoRA on Gaudi"
 _TRANSFORMERS = "transformers"
+_TRL = "TRL"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +110,7 @@ _ROWS: tuple[Alias, ...] = (
     Alias(name="wandb_project", canonical="environment.WANDB_PROJECT", users=_TABULAR, empty_means_none=True),
     _switch(_GAUDI, "use_habana", "backend", true="habana", false=None),
     *_rename(_GAUDI, lora_target_modules="lora_targets"),
+    *_rename(_TRL, use_bnb_nested_quant="bnb_4bit_use_double_quant"),
     *_rename(
         _TRANSFORMERS,
         evaluation_strategy="eval_strategy",
@@ -188,6 +190,11 @@ DROPPED: Mapping[str, Dropped] = {
         hint=str | None,
         harmless=("last", None),
         cure="there is no hyperparameter search here; leave the key out",
+    ),
+    "load_in_8bit": Dropped(
+        hint=bool,
+        harmless=(False,),
+        cure="8-bit weights are not offered; type --load_in_4bit, which takes half of their memory, or leave it out",
     ),
     "push_to_hub_organization": Dropped(
         hint=str | None, harmless=(None,), cure="write --hub_model_id ORGANIZATION/NAME"

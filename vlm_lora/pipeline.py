@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from vlm_lora.model.audit import GradientAudit
 from vlm_lora.model.checkpointing import enable_checkpointing
 from vlm_lora.model.families import Family, family_of
 from vlm_lora.model.loading import load_config, load_model, load_processor
+from vlm_lora.model.parts import find_parts
+from vlm_lora.model.quantization import check_quantized, check_request, find_layers, note_training_precision
 from vlm_lora.model.terminators import eos_token_ids
 from vlm_lora.model.tuning import apply_tuning
 from vlm_lora.report.model_card import write_model_card
@@ -49,6 +52,7 @@ from vlm_lora.training.outputs import (
     write_results,
 )
 from vlm_lora.training.planning import announce, shared_survey
+from vlm_lora.training.rates import PartRates
 from vlm_lora.training.trainer import build_trainer
 
 logger = logging.getLogger(__name__)
@@ -96,6 +100,7 @@ def open_stage(run: RunConfig) -> Stage:
     passed = {name: value for name, value in values.items() if canonical_name(name) not in CHECKPOINTING}
     defaults = default_arguments(backend.arguments_class(), lora=run.tuning.peft_method == "lora")
     arguments = backend.build_arguments(run, {**defaults, **passed, **FORCED_ARGUMENTS})
+    check_request(run, backend, arguments)
     return Stage(run=run, backend=backend, values=values, arguments=arguments)
 
 
@@ -233,7 +238,13 @@ def _load_for_training(stage: Stage, tools: Tools) -> Any:
     # The trainer seeds itself, but LoRA's A matrices are drawn before it exists; and after the base is loaded,
     # which draws as many numbers as the installed transformers likes.
     set_seed(stage.arguments.seed)
-    model = apply_tuning(base, tools.family, stage.run.tuning, revision=stage.run.model.model_revision)
+    model = apply_tuning(
+        base,
+        tools.family,
+        stage.run.tuning,
+        revision=stage.run.model.model_revision,
+        learning_rate=stage.arguments.learning_rate,
+    )
     if stage.run.raw.get("gradient_checkpointing"):
         enable_checkpointing(model, tools.family)
     return model
@@ -241,12 +252,21 @@ def _load_for_training(stage: Stage, tools: Tools) -> Any:
 
 def _load_for_answers(stage: Stage, tools: Tools) -> Any:
     """Load a model, with its adapter where the folder is one, for evaluation and questions."""
+    note_training_precision(stage.run.model)
     return _load_base(stage, tools).eval()
 
 
 def _load_base(stage: Stage, tools: Tools) -> Any:
     kwargs = stage.backend.model_kwargs(stage.run, tools.config, stage.arguments)
-    return load_model(stage.run.model, model_kwargs=kwargs, adapt=stage.backend.adapt_model)
+    return load_model(stage.run.model, model_kwargs=kwargs, adapt=partial(_adapt, stage, tools))
+
+
+def _adapt(stage: Stage, tools: Tools, base: Any) -> Any:
+    """Check what was loaded, before an adapter is put on it, and let the backend adapt it."""
+    model = stage.run.model
+    if model.load_in_4bit:
+        check_quantized(base, find_layers(tools.config, tools.family, trust_remote_code=model.trust_remote_code))
+    return stage.backend.adapt_model(base)
 
 
 def _build(stage: Stage, tools: Tools, splits: Splits, model: Any, groups: Mapping[str, Any]) -> Any:
@@ -262,6 +282,9 @@ def _build(stage: Stage, tools: Tools, splits: Splits, model: Any, groups: Mappi
     trainer = build_trainer(
         stage.backend.trainer_class(), model=model, kwargs=kwargs, row_groups=groups, capture=stage.backend.capture
     )
+    if stage.arguments.do_train and stage.run.tuning.learning_rates:
+        trainer.part_rates = PartRates(find_parts(model, tools.family), stage.run.tuning.learning_rates)
+        trainer.part_rates.check_engine(trainer)
     refuse_other_engine(stage.arguments, trainer)
     if stage.arguments.do_train:
         trainer.add_callback(EngineCheck(trainer))

@@ -21,7 +21,8 @@ from vlm_lora_cuda.engines import (
     start_process_group,
     switched,
 )
-from vlm_lora_cuda.precision import check_precision, choose_attention, choose_dtype, default_precision
+from vlm_lora_cuda.precision import check_precision, choose_attention, choose_dtype, choose_precision, gpu_facts
+from vlm_lora_cuda.quantization import KINDS, check_installed, keep_layout, quantization_keywords
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +35,7 @@ class CudaBackend:
     """CUDA where torch sees a GPU (unless `--use_cpu`), else the CPU, said aloud."""
 
     name: ClassVar[str] = "cuda"
-    traits: ClassVar[Traits] = Traits(static_shapes=False, serves_cpu=True)
+    traits: ClassVar[Traits] = Traits(static_shapes=False, serves_cpu=True, quantization=KINDS)
 
     def __init__(self) -> None:
         self._arguments: TrainingArguments | None = None
@@ -87,9 +88,12 @@ class CudaBackend:
 
         has_gpu = torch.cuda.is_available()
         on_gpu = has_gpu and not values.get("use_cpu")
-        check_precision(values, on_gpu=on_gpu)
+        if run.model.load_in_4bit:
+            check_installed()
+        gpu = gpu_facts() if on_gpu else None
+        check_precision(values, gpu)
         chosen = {
-            **default_precision(values, on_gpu=on_gpu),
+            **choose_precision(values, gpu),
             "dataloader_pin_memory": on_gpu,
             "dataloader_num_workers": loader_workers(),
             # Every trainable tensor gets a gradient in every step (the collator sees to it): no need to search.
@@ -114,13 +118,17 @@ class CudaBackend:
         return self._arguments.device
 
     def model_kwargs(self, run: RunConfig, config: PretrainedConfig, arguments: TrainingArguments) -> Mapping[str, Any]:
-        """Return dtype and attention implementation, each logged with its reason."""
+        """Return dtype, attention implementation and quantization, each logged with its reason."""
         on_gpu = arguments.device.type == "cuda"
-        dtype = choose_dtype(run, arguments, on_gpu=on_gpu)
-        return {
-            "torch_dtype": dtype,
-            "attn_implementation": choose_attention(run.model.attn_implementation, config, dtype, on_gpu=on_gpu),
-        }
+        dtype = choose_dtype(run, config, arguments, on_gpu=on_gpu)
+        attention = choose_attention(run.model.attn_implementation, config, dtype, on_gpu=on_gpu)
+        keywords: dict[str, Any] = {"torch_dtype": dtype, "attn_implementation": attention}
+        if run.model.load_in_4bit:
+            from vlm_lora.model.quantization import find_layers
+
+            kept = find_layers(config, trust_remote_code=run.model.trust_remote_code).kept
+            keywords |= quantization_keywords(run, kept, dtype, arguments)
+        return keywords
 
     def trainer_class(self) -> type[Trainer]:
         """Return transformers' own trainer, with DeepSpeed's optimizer where its states are in host memory."""
@@ -135,9 +143,10 @@ class CudaBackend:
         return {}
 
     def adapt_model(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Return the model as it is, its layers named to FSDP: transformers' classes are right here."""
+        """Return the model, its layers named to FSDP, its 4-bit weights kept as they are: its classes are right."""
         from vlm_lora.model.parts import decoder_layers, find_parts
 
+        keep_layout(model)
         if self._arguments is not None and asked("fsdp", {"fsdp": self._arguments.fsdp}):
             layers = decoder_layers(model, find_parts(model))
             shard_layers(self._arguments, [type(model.get_submodule(name)).__name__ for name in layers])

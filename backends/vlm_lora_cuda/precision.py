@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora.config import RunConfig
 from vlm_lora.errors import BackendError, ConfigError
+from vlm_lora.model.families import family_of
 
 if TYPE_CHECKING:
     import torch
@@ -17,38 +19,120 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def check_precision(values: Mapping[str, Any], *, on_gpu: bool) -> None:
-    """Refuse precision flags that this device cannot honour."""
-    if values.get("fp16") and values.get("bf16"):
-        raise ConfigError("--fp16 and --bf16 were both given: choose one (--bf16 on GPUs since 2020).")
-    if on_gpu:
-        return
-    for flag in ("fp16", "tf32"):
-        if values.get(flag):
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """What decides on a GPU's precision."""
+
+    name: str
+    capability: tuple[int, int]
+    """CUDA's compute capability: (8, 0) and newer have tf32."""
+    bf16: bool
+
+
+def gpu_facts() -> Gpu:
+    """Return the facts of the GPU that torch would use."""
+    import torch
+
+    return Gpu(
+        name=torch.cuda.get_device_name(),
+        capability=torch.cuda.get_device_capability(),
+        bf16=torch.cuda.is_bf16_supported(including_emulation=False),
+    )
+
+
+_AMPERE = (8, 0)
+_CONTRADICTIONS = (
+    ("fp16", "bf16"),
+    ("fp16_full_eval", "bf16_full_eval"),
+    ("fp16", "bf16_full_eval"),
+    ("bf16", "fp16_full_eval"),
+)
+
+
+def check_precision(values: Mapping[str, Any], gpu: Gpu | None) -> None:
+    """Refuse precision flags that contradict each other or that this device cannot honour.
+
+    Args:
+        values: the training arguments that were typed.
+        gpu: None on the CPU.
+
+    Raises:
+        ConfigError: names the flag, the reason and what to type.
+    """
+    for first, second in _CONTRADICTIONS:
+        if values.get(first) and values.get(second):
             raise ConfigError(
-                f"--{flag} needs a CUDA GPU and this run is on the CPU. Leave it out (fp32), or type --bf16."
+                f"--{first} and --{second} were both given: choose one of fp16 and bf16 (bf16 on GPUs since 2020)."
             )
+    asked = [flag for flag in ("fp16", "tf32", "fp16_full_eval", "bf16", "bf16_full_eval") if values.get(flag)]
+    for flag in asked:
+        if gpu is None:
+            if not flag.startswith("bf16"):
+                raise ConfigError(
+                    f"--{flag} needs a CUDA GPU and this run is on the CPU. Leave it out (fp32), or type --bf16."
+                )
+        elif flag == "tf32" and gpu.capability < _AMPERE:
+            raise ConfigError(f"--tf32: {_too_old(gpu)} and has no tf32. Leave it out.")
+        elif flag.startswith("bf16") and not gpu.bf16:
+            instead = flag.replace("bf16", "fp16")
+            raise ConfigError(f"--{flag}: {_too_old(gpu)} and has no bf16. Type --{instead}, or --bf16 false for fp32.")
 
 
-def default_precision(values: Mapping[str, Any], *, on_gpu: bool) -> dict[str, bool]:
-    """Return bf16 autocast as the default where the GPU has it and nothing else was typed."""
-    if not on_gpu or any(values.get(flag) is not None for flag in ("bf16", "fp16")):
-        return {}
+def _too_old(gpu: Gpu) -> str:
+    return f"{gpu.name} has compute capability {gpu.capability[0]}.{gpu.capability[1]}, older than 8.0,"
+
+
+def choose_precision(values: Mapping[str, Any], gpu: Gpu | None) -> dict[str, bool]:
+    """Return what was not typed (bf16 autocast where the GPU has it), and log the whole choice in one line."""
+    typed = next((flag for flag in ("bf16", "fp16") if values.get(flag)), None)
+    off = next((flag for flag in ("bf16", "fp16") if values.get(flag) is False), None)
+    chosen: dict[str, bool] = {}
+    if typed == "bf16":
+        summary = "bf16 autocast, because --bf16 says so"
+    elif typed == "fp16":
+        summary = "fp16 autocast with a loss scaler, because --fp16 says so"
+    elif off is not None:
+        summary = f"fp32, because --{off} false says so"
+    elif gpu is None:
+        summary = "fp32, because the CPU is exact and fastest in it"
+    elif gpu.bf16:
+        chosen = {"bf16": True}
+        summary = "bf16 autocast, because this GPU computes in bf16 (--bf16 false for fp32)"
+    else:
+        summary = "fp32, because this GPU has no bf16 (--fp16 for half precision with a loss scaler)"
+    if values.get("tf32") is not None:
+        summary += f"; products of fp32 tensors {'in tf32' if values['tf32'] else 'exact'} (--tf32)"
+    for flag in ("bf16_full_eval", "fp16_full_eval"):
+        if values.get(flag):
+            summary += f"; evaluation with all weights in {flag[:4]} (--{flag})"
+    logger.info("Precision: %s.", summary)
+    return chosen
+
+
+def choose_dtype(
+    run: RunConfig, config: PretrainedConfig, arguments: TrainingArguments, *, on_gpu: bool
+) -> torch.dtype:
+    """Return the dtype that the base weights are loaded in; LoRA matrices are always float32.
+
+    Raises:
+        ConfigError: float16 weights would be trained.
+    """
     import torch
 
-    if torch.cuda.is_bf16_supported(including_emulation=False):
-        logger.info("Precision: bf16 autocast, because this GPU computes in bf16 (--bf16 false for fp32).")
-        return {"bf16": True}
-    logger.info("Precision: fp32, because this GPU has no bf16 (--fp16 for half precision with a loss scaler).")
-    return {}
-
-
-def choose_dtype(run: RunConfig, arguments: TrainingArguments, *, on_gpu: bool) -> torch.dtype:
-    """Return the dtype that the base weights are loaded in."""
-    import torch
-
+    full = run.tuning.peft_method == "none" and arguments.do_train
     if run.model.dtype != "auto":
         dtype: torch.dtype = getattr(torch, run.model.dtype)
+        if full and dtype == torch.float16:
+            raise ConfigError(
+                "--dtype float16 with --peft_method none: float16 weights cannot be trained, their gradients cannot be "
+                "unscaled. Type --dtype float32, with --fp16 for products in float16."
+            )
+        if full and dtype == torch.bfloat16:
+            logger.warning(
+                "Weights: bfloat16, because --dtype says so; changes below 1/256 of a weight are lost. "
+                "--dtype float32 with --bf16 keeps them."
+            )
+            return dtype
         logger.info("Weights: %s, because --dtype says so.", run.model.dtype)
         return dtype
     if not on_gpu:
@@ -60,8 +144,23 @@ def choose_dtype(run: RunConfig, arguments: TrainingArguments, *, on_gpu: bool) 
     if arguments.bf16:
         logger.info("Weights: bfloat16, because the frozen base needs no more; LoRA matrices stay float32.")
         return torch.bfloat16
+    if arguments.fp16 and _published_dtype(config) == "float16":
+        logger.info("Weights: float16, as they were published; LoRA matrices stay float32.")
+        return torch.float16
+    if arguments.fp16:
+        logger.info(
+            "Weights: float32, because they were not published in float16, whose range is smaller "
+            "(--dtype float16 halves their memory)."
+        )
+        return torch.float32
     logger.info("Weights: float32, because bf16 is off.")
     return torch.float32
+
+
+def _published_dtype(config: PretrainedConfig) -> str:
+    # transformers 4.55 and 5.x name the same fact differently.
+    found = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None)
+    return str(found).removeprefix("torch.")
 
 
 def choose_attention(asked: str, config: PretrainedConfig, dtype: torch.dtype, *, on_gpu: bool) -> str:
@@ -77,7 +176,7 @@ def choose_attention(asked: str, config: PretrainedConfig, dtype: torch.dtype, *
         return chosen
     if asked == "flash_attention_2":
         obstacle = _flash_obstacle(config, model_class, dtype, on_gpu=on_gpu)
-        if obstacle is not None and not _supports_flash(model_class):
+        if obstacle is not None and not _supports_flash(config, model_class):
             logger.warning("Attention: sdpa instead of flash_attention_2: %s.", obstacle)
             return "sdpa"
         if obstacle is not None:
@@ -98,7 +197,9 @@ def _model_class(config: PretrainedConfig) -> type | None:
     return None
 
 
-def _supports_flash(model_class: type | None) -> bool:
+def _supports_flash(config: PretrainedConfig, model_class: type | None) -> bool:
+    if not family_of(config).flash_attention:
+        return False
     # transformers 4.55 and 5.x name the same fact differently.
     names = ("_supports_flash_attn", "_supports_flash_attn_2")
     return any(getattr(model_class, name, False) for name in names)
@@ -111,7 +212,7 @@ def _flash_obstacle(
 
     if not on_gpu:
         return "it runs on CUDA GPUs only and this run is on the CPU"
-    if not _supports_flash(model_class):
+    if not _supports_flash(config, model_class):
         return f"transformers has no flash attention for {config.model_type}"
     if importlib.util.find_spec("flash_attn") is None:
         return "the package is not installed (pip install flash-attn --no-build-isolation)"

@@ -34,6 +34,7 @@ ATTENTION = ("sdpa", "eager", FUSED)
 REFUSED: Mapping[str, tuple[Any, str]] = {
     "use_cpu": (False, "it asks for the CPU: leave --use_habana out (--backend cuda serves the CPU)"),
     "fp16": (False, "Gaudi trains in bf16: type --bf16 instead of --fp16"),
+    "fp16_full_eval": (False, "Gaudi computes in bf16: type --bf16_full_eval"),
     "tf32": (False, "tf32 is a mode of NVIDIA GPUs: leave --tf32 out"),
     "use_hpu_graphs_for_training": (False, "captured graphs would keep the first batch's supervised positions"),
     "fp8": (False, "fp8 replaces the layers that LoRA is attached to"),
@@ -202,6 +203,11 @@ class HabanaBackend:
             if values["bf16"] is False and self._configuration.pop("use_torch_autocast", False):
                 logger.info(
                     "Precision: fp32, because --bf16 false wins over use_torch_autocast in the Gaudi configuration."
+                )
+            else:
+                logger.info(
+                    "Precision: %s.",
+                    "bf16 autocast, because --bf16 says so" if values["bf16"] else "fp32, because --bf16 false says so",
                 )
             return {}
         logger.info("Precision: bf16 autocast, because Gaudi computes in bf16 (--bf16 false for fp32).")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,20 +17,27 @@ from vlm_lora.model.parts import PARTS, Parts, base_of, count_parameters, find_p
 logger = logging.getLogger(__name__)
 
 
-def describe_trainable(model: nn.Module, parts: Parts) -> str:
-    """Return a table of trainable and all parameters per part, one line each and a total."""
+def describe_trainable(model: nn.Module, parts: Parts, rates: Mapping[str, float] | None = None) -> str:
+    """Return a table of trainable and all parameters per part, one line each and a total.
+
+    Args:
+        model: with or without PEFT around it.
+        parts: from `find_parts`.
+        rates: learning rate by part, for a further column on the parts that train.
+    """
     counts = count_parameters(model, parts)
     rows: list[tuple[str, int, int]] = [(part, *counts[part]) for part in PARTS if counts[part][1]]
     rows.append(("total", sum(row[1] for row in rows), sum(row[2] for row in rows)))
-    lines = [f"{'part':<12}{'trainable':>16}{'all':>18}{'share':>10}"]
+    lines = [f"{'part':<12}{'trainable':>16}{'all':>18}{'share':>10}" + (f"{'rate':>12}" if rates else "")]
     for part, trainable, total in rows:
-        lines.append(f"{part:<12}{trainable:>16,}{total:>18,}{trainable / max(total, 1):>10.3%}")
+        rate = f"{rates[part]:>12.3g}" if rates and trainable and part in rates else ""
+        lines.append(f"{part:<12}{trainable:>16,}{total:>18,}{trainable / max(total, 1):>10.3%}{rate}")
     return "\n".join(lines)
 
 
-def log_trainable(model: nn.Module, parts: Parts) -> None:
+def log_trainable(model: nn.Module, parts: Parts, rates: Mapping[str, float] | None = None) -> None:
     """Log the table of `describe_trainable`."""
-    logger.info("Trainable parameters:\n%s", describe_trainable(model, parts))
+    logger.info("Trainable parameters:\n%s", describe_trainable(model, parts, rates))
 
 
 class GradientAudit(TrainerCallback):

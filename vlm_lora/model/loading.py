@@ -146,7 +146,7 @@ def load_model(
         model, report = automatic.from_pretrained(
             base.model_name_or_path, config=loaded, output_loading_info=True, **keywords
         )
-    _check_weights(str(base.model_name_or_path), model, report)
+    check_weights(str(base.model_name_or_path), model, report)
     keep_checkpoint_names(model)
     if adapt is not None:
         model = adapt(model)
@@ -298,7 +298,12 @@ def _supported_attention(family: Family, model_kwargs: Mapping[str, Any]) -> dic
     return keywords
 
 
-def _check_weights(name: str, model: Any, report: Mapping[str, Any]) -> None:
+def check_weights(name: str, model: Any, report: Mapping[str, Any]) -> None:
+    """Make sure that every weight came from the folder `name`; `report` is `from_pretrained`'s loading info.
+
+    Raises:
+        ModelError: weights are missing or of another shape, so they would start at random.
+    """
     everything = dict(model.named_parameters(remove_duplicate=False))
     missing = set(report.get("missing_keys", ()))
     there = {id(tensor) for key, tensor in everything.items() if key not in missing}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -121,6 +122,9 @@ def count_parameters(model: nn.Module, parts: Parts) -> Mapping[Part, tuple[int,
         trainable, total = counts[part]
         # Under ZeRO-3 a parameter is an empty stand-in that knows its size.
         size = getattr(parameter, "ds_numel", parameter.numel())
+        packed = getattr(parameter, "quant_state", None)
+        if packed is not None:  # two 4-bit weights are one byte
+            size = math.prod(packed.shape)
         counts[part] = (trainable + (size if parameter.requires_grad else 0), total + size)
     return counts
 

@@ -13,13 +13,20 @@ from vlm_lora.config import TuningConfig
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.audit import log_trainable
 from vlm_lora.model.families import Family
-from vlm_lora.model.parts import Parts, find_parts
+from vlm_lora.model.parts import PARTS, Parts, count_parameters, find_parts
 from vlm_lora.model.targets import compact_regex, resolve_targets
 
 logger = logging.getLogger(__name__)
 
 
-def apply_tuning(model: Any, family: Family, tuning: TuningConfig, *, revision: str | None = None) -> Any:
+def apply_tuning(
+    model: Any,
+    family: Family,
+    tuning: TuningConfig,
+    *,
+    revision: str | None = None,
+    learning_rate: float | None = None,
+) -> Any:
     """Attach LoRA, or freeze the parts that stay as they are, and log what is trained.
 
     LoRA weights are float32 even on a bfloat16 model (PEFT's default), so small updates are not lost.
@@ -29,12 +36,14 @@ def apply_tuning(model: Any, family: Family, tuning: TuningConfig, *, revision: 
         family: its family; one outside the table is found out by looking.
         tuning: what the user asked for.
         revision: of the base model; the adapter remembers it, so that it is loaded on the same weights.
+        learning_rate: of parts without a rate of their own, for the logged table; None leaves rates out of it.
 
     Returns:
         A `PeftModel` for `lora`, the model itself for `none`.
 
     Raises:
-        ConfigError: the targets select nothing, or nothing is left to train.
+        ConfigError: the targets select nothing, nothing is left to train, a part that does not train has a
+            learning rate, or one of two tied parts is frozen and the other trained.
         ModelError: the model carries an adapter already.
     """
     if hasattr(model, "peft_config"):
@@ -46,7 +55,10 @@ def apply_tuning(model: Any, family: Family, tuning: TuningConfig, *, revision: 
     tuned = (
         _attach_lora(model, parts, tuning, revision) if tuning.peft_method == "lora" else _freeze(model, parts, tuning)
     )
-    log_trainable(tuned, parts)
+    _check_rates(tuned, parts, tuning)
+    rates: dict[str, float] = {} if learning_rate is None else dict.fromkeys(map(str, PARTS), learning_rate)
+    rates |= tuning.learning_rates
+    log_trainable(tuned, parts, rates)
     return tuned
 
 
@@ -83,17 +95,10 @@ def _attach_lora(model: Any, parts: Parts, tuning: TuningConfig, revision: str |
 
 
 def _freeze(model: nn.Module, parts: Parts, tuning: TuningConfig) -> nn.Module:
-    """Full weights: train language model (with embeddings and head), projector, tower as asked."""
-    train_language = not tuning.freeze_language
-    trained = {
-        "language": train_language,
-        "embeddings": train_language,
-        "head": train_language,
-        "projector": not tuning.freeze_projector,
-        "vision": not tuning.freeze_vision,
-        # Audio towers and the like never run on pictures and text.
-        "other": False,
-    }
+    """Full weights: train the parts that are not frozen."""
+    _refuse_half_of_a_pair(model, tuning)
+    # Audio towers and the like never run on pictures and text.
+    trained = {"other": False, **{part: not frozen for part, frozen in tuning.frozen.items()}}
     unused = []
     for name, parameter in model.named_parameters():
         wanted = trained[parts.part_of(name)]
@@ -106,6 +111,44 @@ def _freeze(model: nn.Module, parts: Parts, tuning: TuningConfig) -> nn.Module:
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError("--peft_method none: every part is frozen. Leave out one of the --freeze_* flags.")
     return model
+
+
+def _is_tied(model: Any) -> bool:
+    head = model.get_output_embeddings()
+    return head is not None and head.weight is model.get_input_embeddings().weight
+
+
+def _refuse_half_of_a_pair(model: Any, tuning: TuningConfig) -> None:
+    """Tied embeddings and head are one tensor: it trains, or it does not."""
+    if _is_tied(model) and tuning.frozen["embeddings"] != tuning.frozen["head"]:
+        states = {
+            part: f"--freeze_{part} {str(tuning.frozen[part]).lower()}"
+            + (" (as the language model)" if getattr(tuning, f"freeze_{part}") is None else "")
+            for part in ("embeddings", "head")
+        }
+        raise ConfigError(
+            f"{states['embeddings']} and {states['head']}: embeddings and head of this model are one tensor "
+            "(tie_word_embeddings). Type --freeze_embeddings --freeze_head to keep it as it is, or "
+            "--freeze_embeddings false --freeze_head false to train it."
+        )
+
+
+def _check_rates(model: nn.Module, parts: Parts, tuning: TuningConfig) -> None:
+    """Refuse a learning rate for a part that has no trainable weights: it would have no effect."""
+    counts = count_parameters(model, parts)
+    for part in PARTS:
+        if part not in tuning.learning_rates or counts[part][0]:
+            continue
+        if part == "head" and tuning.peft_method == "none" and _is_tied(model):
+            raise ConfigError(
+                "--head_learning_rate: the head of this model is the embeddings' tensor (tie_word_embeddings). Type "
+                "--embeddings_learning_rate for both."
+            )
+        cure = f"--lora_targets with {part}" if tuning.peft_method == "lora" else f"--freeze_{part} false"
+        raise ConfigError(
+            f"--{part}_learning_rate: the {part} part has no trainable weights, so its rate would have no effect. "
+            f"Leave it out, or type {cure} where this model has such weights."
+        )
 
 
 def _base_name(model: Any) -> str:

@@ -13,6 +13,8 @@ from vlm_lora.batching.order import BatchOrder
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.objective import ScoredModel, SupervisedHead, gather_targets, token_losses
 from vlm_lora.training.engine import zero_stage
+from vlm_lora.training.rates import PartRates, resumed_rates
+from vlm_lora.training.resuming import load_full_weights
 from vlm_lora.training.saving import check_saved, gathered_state, is_sharded_by_tensor
 
 
@@ -29,6 +31,8 @@ class VlmTrainerMixin:
     """By split (`train`, `validation`): row indices that may share a batch; empty where any may."""
     capture: Callable[[torch.nn.Module], torch.nn.Module]
     """The backend's: returns a module whose graph is captured and replayed, or the module as it is."""
+    part_rates: PartRates | None = None
+    """Learning rates of single parts; None where every part has `--learning_rate`."""
     _scored: torch.nn.Module | None = None
 
     def compute_loss(
@@ -62,9 +66,16 @@ class VlmTrainerMixin:
             check_saved(Path(folder), self.accelerator.unwrap_model(model))  # type: ignore[attr-defined]
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """Build the optimizer; what the user typed for it can be wrong."""
+        """Build the optimizer, with each part's own rate; what the user typed for it can be wrong."""
+        rates = self.part_rates
         try:
-            return super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
+            if rates is None:
+                return super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
+            model = args[0] if args else kwargs.get("model") or self.model  # type: ignore[attr-defined]
+            with rates.splitting(model):
+                optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
+            rates.check(optimizer, model)
+            return optimizer
         except (ValueError, ImportError, TypeError) as error:
             kind = str(getattr(self.args.optim, "value", self.args.optim))  # type: ignore[attr-defined]
             raise ConfigError(f"--optim {kind} cannot be built: {error}") from error
@@ -76,6 +87,39 @@ class VlmTrainerMixin:
         except (ValueError, TypeError) as error:
             kind = str(getattr(self.args.lr_scheduler_type, "value", ""))  # type: ignore[attr-defined]
             raise ConfigError(f"--lr_scheduler_type {kind} cannot be built: {error}") from error
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        """Load adapters and engines' own checkpoints as the base class does, plain full weights rightly."""
+        if self._has_plain_weights:
+            load_full_weights(self.model, resume_from_checkpoint)  # type: ignore[attr-defined]
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+
+    def _load_best_model(self) -> None:
+        """As `_load_from_checkpoint`, for `--load_best_model_at_end`."""
+        if self._has_plain_weights:
+            load_full_weights(self.model, self.state.best_model_checkpoint)  # type: ignore[attr-defined]
+        else:
+            super()._load_best_model()  # type: ignore[misc]
+
+    @property
+    def _has_plain_weights(self) -> bool:
+        """Whether full weights are tuned and lie whole in this process."""
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled  # type: ignore[attr-defined]
+        return not (sharded or hasattr(self.model, "peft_config"))  # type: ignore[attr-defined]
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Go on from a checkpoint's optimizer, if it has the same rates per part."""
+        with resumed_rates(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        if self.part_rates is not None and checkpoint is not None:
+            self.part_rates.check_resumed(self.optimizer, checkpoint)  # type: ignore[attr-defined]
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log each part's own rate beside the first one, which the base class logs."""
+        if self.part_rates is not None and "learning_rate" in logs:
+            logs.update(self.part_rates.current(self.optimizer))  # type: ignore[attr-defined]
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> BatchOrder:
         """Order the training rows by seed and epoch, the same on every stack."""

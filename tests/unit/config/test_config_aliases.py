@@ -30,6 +30,7 @@ MEANINGS: list[tuple[str, Any, dict[str, Any]]] = [
     ("r", "8", {"lora_rank": 8}),
     ("target_modules", "q_proj", {"lora_targets": "q_proj"}),
     ("lora_target_modules", "q_proj", {"lora_targets": "q_proj"}),
+    ("use_bnb_nested_quant", "true", {"bnb_4bit_use_double_quant": True}),
     ("use_flash_attn", "true", {"attn_implementation": "flash_attention_2"}),
     ("use_flash_attn", "false", {"attn_implementation": "sdpa"}),
     ("base_model", "m", {"model_name_or_path": "m"}),

@@ -22,6 +22,8 @@ BY_NAME: dict[str, st.SearchStrategy[Any]] = {
     "lora_alpha": st.floats(0.001, 1e6),
     "split_seed": st.integers(-5, 10**9),
     "dtype": st.sampled_from(["auto", "float32", "bfloat16", "float16"]),
+    "bnb_4bit_quant_type": st.sampled_from(["nf4", "fp4"]),
+    "bnb_4bit_compute_dtype": st.sampled_from(["auto", "float32", "bfloat16", "float16"]),
     "image_backend": st.sampled_from(["pil", "torchvision"]),
     "peft_method": st.sampled_from(["lora", "none"]),
     "on_overflow": st.just("error"),
@@ -34,6 +36,7 @@ BY_HINT: dict[Any, st.SearchStrategy[Any]] = {
     str | None: WORDS,
     int: POSITIVE,
     int | None: POSITIVE,
+    float | None: st.floats(1e-9, 1),
     bool: st.booleans(),
     bool | None: st.booleans(),
 }

@@ -52,8 +52,8 @@ def test_layers_are_named_to_fsdp_unless_somebody_did(monkeypatch: pytest.Monkey
     shard_layers(arguments, ["Other"])
     assert plugin["transformer_cls_names_to_wrap"] == "Block,Layer"
     by_size: dict[str, Any] = {"min_num_params": 1000}
-    shard_layers(SimpleNamespace(fsdp_plugin_args=by_size), ["Layer"])  # type: ignore[arg-type]
+    shard_layers(SimpleNamespace(fsdp_plugin_args=by_size), ["Layer"])
     assert by_size == {"min_num_params": 1000}
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    shard_layers(SimpleNamespace(fsdp_plugin_args=None), ["Layer"])  # type: ignore[arg-type]
+    shard_layers(SimpleNamespace(fsdp_plugin_args=None), ["Layer"])
     assert os.environ["FSDP_TRANSFORMER_CLS_TO_WRAP"] == "Layer"
