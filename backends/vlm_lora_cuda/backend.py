@@ -19,7 +19,6 @@ from vlm_lora_cuda.engines import (
     offloads,
     shard_layers,
     start_process_group,
-    switched,
 )
 from vlm_lora_cuda.precision import check_precision, choose_attention, choose_dtype, choose_precision, gpu_facts
 from vlm_lora_cuda.quantization import KINDS, check_installed, keep_layout, quantization_keywords
@@ -101,7 +100,6 @@ class CudaBackend:
             **values,
             "use_cpu": not on_gpu,
         }
-        chosen["fsdp"] = switched(chosen.get("fsdp"))
         chosen |= engine_arguments(chosen, on_gpu=on_gpu, has_gpu=has_gpu)
         try:
             self._arguments = self.arguments_class()(**chosen)

@@ -31,11 +31,11 @@ def asked(engine: str, values: Mapping[str, Any]) -> bool:
 def switched(fsdp: Any) -> Any:
     """Return `--fsdp true` and `--fsdp false` as the switch that they mean; transformers reads them as options."""
     text = str(fsdp).lower()
-    return True if text in ("true", "1", "on", "yes") else None if text in ("false", "0", "off", "no", "") else fsdp
+    return True if text in ("true", "1", "on", "yes") else "" if text in ("false", "0", "off", "no") else fsdp
 
 
 def engine_arguments(values: Mapping[str, Any], *, on_gpu: bool, has_gpu: bool) -> dict[str, Any]:
-    """Return the arguments that DeepSpeed needs, and tell it where there is no GPU.
+    """Return the arguments that an engine needs, and tell DeepSpeed where there is no GPU.
 
     Args:
         values: the arguments, precision settled.
@@ -45,8 +45,9 @@ def engine_arguments(values: Mapping[str, Any], *, on_gpu: bool, has_gpu: bool) 
     Raises:
         ConfigError: a configuration that cannot be honoured.
     """
+    fsdp = {"fsdp": switched(values["fsdp"])} if values.get("fsdp") is not None else {}
     if not asked("deepspeed", values):
-        return {}
+        return fsdp
     if has_gpu and not on_gpu:
         raise ConfigError("--use_cpu and --deepspeed: DeepSpeed takes the GPUs of this machine. Leave one of them out.")
     given = values.get("deepspeed")
@@ -55,7 +56,7 @@ def engine_arguments(values: Mapping[str, Any], *, on_gpu: bool, has_gpu: bool) 
         os.environ["DS_ACCELERATOR"] = "cpu"
         # With it accelerate would silently run plain data parallelism.
         os.environ.pop("ACCELERATE_USE_CPU", None)
-    return {"deepspeed": settings} if settings else {}
+    return {**fsdp, "deepspeed": settings} if settings else fsdp
 
 
 def start_process_group(arguments: TrainingArguments, *, on_gpu: bool) -> None:

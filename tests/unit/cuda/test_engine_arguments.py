@@ -37,11 +37,11 @@ def test_a_launchers_wish_counts_as_asked(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("true", True), (True, True), ("false", None), (None, None), ("full_shard", "full_shard")]
+    ("typed", "meant"), [("true", True), (True, True), ("false", ""), ("full_shard", "full_shard")]
 )
 def test_the_switch_of_fsdp(typed: Any, meant: Any) -> None:
-    given = None if typed is None else typed
-    assert switched(given) == meant
+    assert switched(typed) == meant
+    assert engine_arguments({"fsdp": typed}, on_gpu=True, has_gpu=True) == {"fsdp": meant}
 
 
 def test_layers_are_named_to_fsdp_unless_somebody_did(monkeypatch: pytest.MonkeyPatch) -> None:
