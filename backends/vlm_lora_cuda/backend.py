@@ -6,12 +6,14 @@ import importlib.util
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlm_lora.backend import Probe, Traits
 from vlm_lora.config import RunConfig
 from vlm_lora.errors import ConfigError
 from vlm_lora.launching import Launch, LaunchRequest, deepspeed, loader_workers, torchrun
+from vlm_lora_cuda.accelerated import accelerate_launch
 from vlm_lora_cuda.precision import check_precision, choose_attention, choose_dtype, default_precision
 
 if TYPE_CHECKING:
@@ -145,9 +147,20 @@ class CudaBackend:
         return {"memory_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
     def launch(self, request: LaunchRequest, command: Sequence[str]) -> Launch:
-        """Start by DeepSpeed's launcher where asked, else by torch's."""
+        """Start by accelerate's or DeepSpeed's launcher where asked, else by torch's; one process per GPU."""
+        import torch
+
         if request.use_mpi:
-            raise ConfigError("--use_mpi is for Gaudi; leave it out, or type --use_deepspeed.")
+            raise ConfigError(
+                "--use_mpi is for Gaudi; leave it out, type --use_deepspeed, or start by mpirun yourself: "
+                "mpirun -n 8 vlm-lora train ..."
+            )
+        devices = torch.cuda.device_count()
+        if request.use_accelerate:
+            return accelerate_launch(request, command, devices=devices)
+        if request.world_size is not None and 0 < devices < request.world_size and request.hostfile is None:
+            raise ConfigError(f"--world_size {request.world_size}: this machine has {devices} GPUs.")
+        request = replace(request, world_size=request.world_size or max(devices, 1))
         return deepspeed(request, command) if request.use_deepspeed else torchrun(request, command)
 
 
@@ -159,7 +172,7 @@ def keep_to_one_gpu(arguments: TrainingArguments) -> None:
     if arguments.n_gpu > 1:
         logger.warning(
             "One process was started and %d GPUs are there: using the first. "
-            "For all of them: accelerate launch examples/run_lora_vlm.py ...",
+            "For all of them: vlm-lora launch train ..., or accelerate launch examples/run_lora_vlm.py ...",
             arguments.n_gpu,
         )
         arguments._n_gpu = 1
