@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from vlm_lora.launching import exit_code
+from vlm_lora.launching import exit_code, pass_signal_on
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     place = words.index("--")
     arguments = parse_args([*words[:place], words[place + 1]])
     arguments.training_script_args = words[place + 2 :]
+    pass_signal_on()
     try:
         run(arguments)
     except ChildFailedError as error:

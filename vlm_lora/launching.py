@@ -22,7 +22,11 @@ from vlm_lora.machines import LOOPBACK, PORT, machines
 ENTRY = "-m", "vlm_lora.elastic"
 """`torchrun`, which passes on the exit code of the process that failed first and prints no traceback of its own."""
 
-KILLED = 128 + signal.SIGKILL
+KILLED = (128 + signal.SIGKILL, 256 - signal.SIGKILL)
+"""Exit codes for a killed process: a shell's, and that of DeepSpeed's launcher."""
+
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Signals for every process of a run."""
 
 GRACE = 20.0
 """Seconds that processes have to end after the first signal."""
@@ -221,25 +225,27 @@ def torchrun(request: LaunchRequest, command: Sequence[str]) -> Launch:
     return Launch(argv=(sys.executable, "-u", *ENTRY, *where, "--", *command))
 
 
-def deepspeed(request: LaunchRequest, command: Sequence[str]) -> Launch:
-    """Return the launch by DeepSpeed's launcher: on this machine, or on those of the hostfile."""
+def deepspeed(request: LaunchRequest, command: Sequence[str], *, devices: Sequence[int] = ()) -> Launch:
+    """Return the launch by DeepSpeed's launcher: on this machine, or on those of the hostfile.
+
+    Args:
+        request: what was asked for.
+        command: script and arguments.
+        devices: numbers of the devices to use, where they are not the first ones.
+    """
     port = ("--master_port", str(meeting_port(request)))
-    if request.nnodes > 1:
-        # What `deepspeed --no_ssh` starts, which would want the names of all machines in a file.
-        slots = {f"machine-{number}": list(range(request.world_size or 1)) for number in range(request.nnodes)}
-        world = base64.urlsafe_b64encode(json.dumps(slots).encode()).decode()
-        where = (f"--world_info={world}", f"--node_rank={request.node_rank}", "--master_addr", request.master_addr)
-        return Launch(
-            argv=(
-                *(sys.executable, "-u", "-m", "deepspeed.launcher.launch"),
-                *(*where, *port, "--no_local_rank", *command),
-            )
-        )
-    if request.hostfile is None:
-        where = ("--num_nodes", "1", "--num_gpus", str(request.world_size or 1))
-    else:
-        where = ("--hostfile", str(request.hostfile), "--master_addr", Hosts.read(request.hostfile).first)
-    return Launch(argv=(sys.executable, "-m", "deepspeed.launcher.runner", *where, "--no_local_rank", *port, *command))
+    if request.hostfile is not None:
+        hosts = ("--hostfile", str(request.hostfile), "--master_addr", Hosts.read(request.hostfile).first)
+        runner = (sys.executable, "-m", "deepspeed.launcher.runner")
+        return Launch(argv=(*runner, *hosts, "--no_local_rank", *port, *command))
+    # The part of it that works on one machine: what comes before asks for a hostfile, takes the script's options
+    # for its own where they begin alike (`--n`), and ignores which devices are visible.
+    numbers = list(devices) or list(range(request.world_size or 1))
+    slots = {f"machine-{number}": numbers for number in range(request.nnodes)}
+    world = base64.urlsafe_b64encode(json.dumps(slots).encode()).decode()
+    where = (f"--world_info={world}", f"--node_rank={request.node_rank}", "--master_addr", request.master_addr)
+    program = (sys.executable, "-u", "-m", "deepspeed.launcher.launch")
+    return Launch(argv=(*program, *where, *port, "--no_local_rank", "--", *command))
 
 
 def meeting_port(request: LaunchRequest) -> int:
@@ -264,8 +270,8 @@ def free_port() -> int:
 def run_launch(launch: Launch) -> int:
     """Run a launch to its end and return its exit code; no process of it outlives this call.
 
-    Ctrl-C and SIGTERM go to every process. What they write passes through; where the run fails, the last
-    `error:` line is repeated at the end.
+    Ctrl-C, SIGTERM and SIGUSR1 (what Slurm sends before the time is up) go to every process. What they write
+    passes through; where the run fails, the last `error:` line is repeated at the end.
     """
     child = subprocess.Popen(
         launch.argv,
@@ -274,7 +280,7 @@ def run_launch(launch: Launch) -> int:
         start_new_session=True,
     )
     relay = _Relay(child.stderr)
-    previous = {number: signal.signal(number, _forward(child)) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, _forward(child)) for number in PASSED_ON}
     try:
         code = child.wait()
     finally:
@@ -284,8 +290,8 @@ def run_launch(launch: Launch) -> int:
         relay.join(timeout=GRACE)
     code = exit_code(code)
     if code:
-        killed = "A process was killed (SIGKILL), as the kernel does where memory runs out." if code == KILLED else ""
-        why = relay.last_error or killed
+        killed = "A process was killed (SIGKILL), as the kernel does where memory runs out."
+        why = relay.last_error or (killed if code in KILLED else "")
         sys.stderr.write(f"The run ended with exit code {code}.{f' {why}' if why else ''}\n")
     return code
 
@@ -293,6 +299,24 @@ def run_launch(launch: Launch) -> int:
 def exit_code(code: int) -> int:
     """Return a child's exit code as a shell counts it: 128 and the number of the signal that ended it."""
     return 128 - code if code < 0 else code
+
+
+def pass_signal_on() -> None:
+    """Let this process, which starts ranks in sessions of their own, hand SIGUSR1 to them and go on.
+
+    The launchers of torch and accelerate would end by it, and with them the ranks before they have saved.
+    """
+
+    def handler(number: int, frame: Any) -> None:
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+                if parent == str(os.getpid()) and b"\0LOCAL_RANK=" in b"\0" + (folder / "environ").read_bytes():
+                    os.kill(int(folder.name), number)
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue  # it ended meanwhile, or is another user's
+
+    signal.signal(signal.SIGUSR1, handler)
 
 
 class _Relay(threading.Thread):

@@ -13,7 +13,7 @@ from vlm_lora.backend import Probe, Traits
 from vlm_lora.config import RunConfig
 from vlm_lora.errors import ConfigError
 from vlm_lora.launching import Launch, LaunchRequest, deepspeed, loader_workers, torchrun
-from vlm_lora_cuda.accelerated import accelerate_launch
+from vlm_lora_cuda.accelerate_flags import accelerate_launch
 from vlm_lora_cuda.precision import check_precision, choose_attention, choose_dtype, default_precision
 
 if TYPE_CHECKING:
@@ -161,7 +161,26 @@ class CudaBackend:
         if request.world_size is not None and 0 < devices < request.world_size and request.hostfile is None:
             raise ConfigError(f"--world_size {request.world_size}: this machine has {devices} GPUs.")
         request = replace(request, world_size=request.world_size or max(devices, 1))
-        return deepspeed(request, command) if request.use_deepspeed else torchrun(request, command)
+        if request.use_deepspeed:
+            visible = visible_devices(os.environ) if devices else []
+            return deepspeed(request, command, devices=visible[: request.world_size])
+        return torchrun(request, command)
+
+
+def visible_devices(environ: Mapping[str, str]) -> list[int]:
+    """Return the numbers in CUDA_VISIBLE_DEVICES, which DeepSpeed's launcher replaces; none where it is not set.
+
+    Raises:
+        ConfigError: it holds identifiers, which that launcher cannot pass on.
+    """
+    text = environ.get("CUDA_VISIBLE_DEVICES", "")
+    numbers = [piece.strip() for piece in text.split(",") if piece.strip()]
+    if not all(number.isdigit() for number in numbers):
+        raise ConfigError(
+            f"CUDA_VISIBLE_DEVICES={text}: DeepSpeed's launcher knows devices by number only; write numbers, such as "
+            "0,1, or leave --use_deepspeed out (torch's launcher runs --deepspeed FILE too)."
+        )
+    return [int(number) for number in numbers]
 
 
 def keep_to_one_gpu(arguments: TrainingArguments) -> None:

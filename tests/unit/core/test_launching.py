@@ -121,7 +121,7 @@ def test_one_of_several_machines_as_text(words: list[str]) -> None:
     slots = json.loads(base64.urlsafe_b64decode(argv[4].removeprefix("--world_info=")))
     assert [len(numbers) for numbers in slots.values()] == [8, 8]
     assert argv[5:] == (
-        *("--node_rank=1", "--master_addr", "n1", "--master_port", "29511", "--no_local_rank", "run.py"),
+        *("--node_rank=1", "--master_addr", "n1", "--master_port", "29511", "--no_local_rank", "--", "run.py"),
     )
 
 
