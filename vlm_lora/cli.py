@@ -88,7 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"vlm-lora: no verb '{verb}'; there are {', '.join(VERBS)}.", file=sys.stderr)
         return EXIT_USAGE
+    if verb == "launch" and rest[:1] in (["-h"], ["--help"]):
+        print(LAUNCH_USAGE.format(program="vlm-lora launch"))
+        return EXIT_DONE
     if {"-h", "--help", "--help_all", "--help-all"} & set(rest):
+        verb = next((word for word in rest if word in VERBS), verb)  # `launch train --help`
         print(_verb_help(verb, everything=bool({"--help_all", "--help-all"} & set(rest))))
         return EXIT_DONE
     return guard(lambda: VERBS[verb](rest), debug=wants_debug(rest))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlm_lora.backend import Probe, Traits
 from vlm_lora.config import RunConfig
+from vlm_lora.config_values import is_true
 from vlm_lora.errors import ConfigError
 from vlm_lora.launching import Launch, LaunchRequest, deepspeed, loader_workers, torchrun
 from vlm_lora_cuda.accelerate_flags import accelerate_launch
@@ -71,7 +72,11 @@ class CudaBackend:
         return TrainingArguments
 
     def prepare(self, run: RunConfig) -> None:
-        """Quieten tokenizers that are forked into loader workers."""
+        """Check that this process has a GPU of its own; quieten tokenizers that are forked into loader workers."""
+        import torch
+
+        if not is_true(run.raw.get("use_cpu")):
+            check_own_gpu(os.environ, devices=torch.cuda.device_count())
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     def build_arguments(self, run: RunConfig, values: Mapping[str, Any]) -> TrainingArguments:
@@ -165,6 +170,20 @@ class CudaBackend:
             visible = visible_devices(os.environ) if devices else []
             return deepspeed(request, command, devices=visible[: request.world_size])
         return torchrun(request, command)
+
+
+def check_own_gpu(environ: Mapping[str, str], *, devices: int) -> None:
+    """Refuse a process whose number on this machine is beyond the GPUs that it sees.
+
+    Raises:
+        ConfigError: it would stop later, at an "invalid device ordinal".
+    """
+    local_rank = int(environ.get("LOCAL_RANK") or 0)
+    if 0 < devices <= local_rank:
+        raise ConfigError(
+            f"This is process {local_rank} of its machine (from 0) and it sees {devices} GPUs. Start one process per "
+            "GPU, and let each see all of them: with srun --gpus-per-node=8, without --gpus-per-task or --gpu-bind."
+        )
 
 
 def visible_devices(environ: Mapping[str, str]) -> list[int]:

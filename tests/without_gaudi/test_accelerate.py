@@ -19,7 +19,7 @@ from support.rows import write_uneven_rows
 from vlm_lora.errors import ConfigError
 from vlm_lora.launching import LaunchRequest, free_port
 from vlm_lora_cuda.accelerate_flags import accelerate_launch
-from vlm_lora_cuda.backend import visible_devices
+from vlm_lora_cuda.backend import check_own_gpu, visible_devices
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "launchers" / "accelerate").glob("*.yaml"))
@@ -192,3 +192,14 @@ def test_visible_devices() -> None:
     assert visible_devices({}) == []
     with pytest.raises(ConfigError, match="by number only"):
         visible_devices({"CUDA_VISIBLE_DEVICES": "GPU-8932f937"})
+
+
+@pytest.mark.parametrize(("local_rank", "devices"), [("7", 8), ("3", 0), ("", 1), ("0", 1)])
+def test_a_process_with_a_gpu_of_its_own_or_none_at_all(local_rank: str, devices: int) -> None:
+    check_own_gpu({"LOCAL_RANK": local_rank}, devices=devices)
+
+
+def test_a_process_without_a_gpu_of_its_own() -> None:
+    """What `srun --gpus-per-task=1` leaves each process with."""
+    with pytest.raises(ConfigError, match=r"process 3 of its machine .* sees 1 GPUs.* --gpus-per-node=8"):
+        check_own_gpu({"LOCAL_RANK": "3"}, devices=1)

@@ -161,3 +161,13 @@ def test_half_set_variables_stop_training(tmp_path: Path) -> None:
     done = run([VLM_LORA, "train", "--output_dir", tmp_path / "out"], WORLD_SIZE="2", RANK="0", LOCAL_RANK="0")
     assert done.returncode == 1
     assert "lacks MASTER_ADDR and MASTER_PORT" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [(["launch", "--help"], "--node_rank K"), (["launch", "--world_size", "2", "train", "--help"], "vlm-lora train ")],
+)
+def test_help(words: list[str], shown: str) -> None:
+    done = run([VLM_LORA, *words])
+    assert done.returncode == 0
+    assert shown in done.stdout
