@@ -49,8 +49,10 @@ LOCAL := --no-deps --no-build-isolation
 $(STAMP): pyproject.toml constraints-main.txt requirements-test.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install $(PIP_FLAGS) -c constraints-main.txt torch
-	$(BIN)/pip install $(PIP_FLAGS) -c constraints-main.txt -r requirements-test.txt hatchling editables
+	$(BIN)/pip install $(PIP_FLAGS) -c constraints-main.txt -r requirements-test.txt \
+	  hatchling editables setuptools wheel ninja
 	$(BIN)/pip install $(PIP_FLAGS) --no-deps -c constraints-main.txt torchvision timm
+	DS_BUILD_OPS=0 $(BIN)/pip install $(PIP_FLAGS) --no-build-isolation -c constraints-main.txt deepspeed
 	$(BIN)/pip install $(PIP_FLAGS) $(LOCAL) tests/support/torchvision_cpu
 	$(BIN)/pip install $(PIP_FLAGS) $(LOCAL) -e .
 	touch $(STAMP)

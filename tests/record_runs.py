@@ -35,7 +35,7 @@ def record_run(flags: list[str]) -> dict[str, Any]:
 
     losses: list[Any] = []
     steps: list[dict[str, Any]] = []
-    digests: list[dict[str, str]] = []
+    batches: list[tuple[dict[str, str], list[int]]] = []
     found: dict[str, Any] = {}
     originals = (trainer.supervised_loss, pipeline.build_trainer, Collator.collate, planning.compile_budget)
 
@@ -43,8 +43,7 @@ def record_run(flags: list[str]) -> dict[str, Any]:
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             steps.append({"losses": list(losses), **device_counts()})
             losses.clear()
-            if len(steps) == int(os.environ.get("RECORDER_KILL_AT_STEP", "-1")):
-                os.kill(os.getpid(), 9)
+            die_if_due(len(steps))
 
     def loss(*args: Any, **kwargs: Any) -> Any:
         value = originals[0](*args, **kwargs)
@@ -59,7 +58,7 @@ def record_run(flags: list[str]) -> dict[str, Any]:
 
     def collate(self: Collator, rows: Any) -> Any:
         batch = originals[2](self, rows)
-        digests.append(digests_of(batch))
+        batches.append((digests_of(batch), batch["labels"].ne(-100).sum(dim=1).tolist()))
         return batch
 
     def budget(*args: Any) -> int:
@@ -75,7 +74,20 @@ def record_run(flags: list[str]) -> dict[str, Any]:
         trainer.supervised_loss, pipeline.build_trainer = originals[0], originals[1]
         planning.compile_budget = originals[3]
         Collator.collate = originals[2]  # type: ignore[method-assign]
-    return {"code": code, "digests": digests, "budget": found.get("budget"), **summary(found["trainer"], steps)}
+    if code:
+        return {"code": code}
+    return {"code": code, **columns(batches), "budget": found.get("budget"), **summary(found["trainer"], steps)}
+
+
+def columns(batches: list[tuple[dict[str, str], list[int]]]) -> dict[str, Any]:
+    """Return what was seen of each batch: digests of its tensors, and each row's number of supervised tokens."""
+    return {"digests": [digests for digests, _ in batches], "supervised": [counts for _, counts in batches]}
+
+
+def die_if_due(step: int) -> None:
+    """End this process by SIGKILL at the step that the test chose."""
+    if step == int(os.environ.get("RECORDER_KILL_AT_STEP", "-1")):
+        os.kill(os.getpid(), 9)
 
 
 def summary(trainer: Any, steps: list[dict[str, Any]]) -> dict[str, Any]:
@@ -88,11 +100,34 @@ def summary(trainer: Any, steps: list[dict[str, Any]]) -> dict[str, Any]:
         "classes": sorted({type(module).__module__ for module in trainer.model.modules()}),
         "wrapped": type(trainer.model_wrapped).__name__,
         "trainer": [base.__name__ for base in type(trainer).__mro__],
+        "parameters": digest_of_trainable(trainer),
         "device": str(trainer.args.device),
         "world_size": trainer.args.world_size,
         "checkpointing": bool(trainer.model.is_gradient_checkpointing),
         "end": device_counts(),
     }
+
+
+def digest_of_trainable(trainer: Any) -> str:
+    """Return one digest of all trainable tensors as this process has them, gathered where they are sharded."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(trainer.model.named_parameters()):
+        if parameter.requires_grad:
+            digest.update(name.encode())
+            digest.update(whole(parameter).detach().cpu().contiguous().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def whole(parameter: Any) -> Any:
+    """Return a parameter as one tensor; all processes call it together."""
+    if hasattr(parameter, "full_tensor"):
+        return parameter.full_tensor()
+    if not hasattr(parameter, "ds_numel"):
+        return parameter
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter]):
+        return parameter.detach().clone()
 
 
 def digests_of(batch: dict[str, Any]) -> dict[str, str]:
@@ -114,8 +149,22 @@ def device_counts() -> dict[str, int]:
     return {"graphs": figures.graphs_compiled, "reads": reads}
 
 
+def obey_variables() -> None:
+    """Change what the run does as the test that started it asks."""
+    if os.environ.get("RECORDER_FSDP_ON_CPU"):
+        from support import fsdp_on_cpu
+
+        fsdp_on_cpu.install()
+    if os.environ.get("RECORDER_WITHOUT_BLANKS"):
+        from vlm_lora import pipeline as _pipeline
+
+        pipeline: Any = _pipeline
+        pipeline.needs_pictures = lambda *args: False
+
+
 def main() -> int:
     """Run what RUNS.json lists; the exit code is the first that is not 0."""
+    obey_variables()
     report, runs = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
     records = [record_run(flags) for flags in runs]
     rank = int(os.environ.get("RANK", "0"))

@@ -42,6 +42,7 @@ from vlm_lora.training.arguments import (
     check_arguments,
     default_arguments,
 )
+from vlm_lora.training.engine import EngineCheck, needs_pictures, refuse_other_engine
 from vlm_lora.training.outputs import (
     check_adapter_settings,
     claim_output_dir,
@@ -265,18 +266,12 @@ def _build(stage: Stage, tools: Tools, splits: Splits, model: Any, groups: Mappi
     trainer = build_trainer(
         stage.backend.trainer_class(), model=model, kwargs=kwargs, row_groups=groups, capture=stage.backend.capture
     )
-    _refuse_other_engine(stage.arguments, trainer)
+    refuse_other_engine(stage.arguments, trainer)
+    if stage.arguments.do_train:
+        trainer.add_callback(EngineCheck(trainer))
+    if needs_pictures(trainer, model, tools.family):
+        trainer.data_collator = tools.collator.with_pictures()
     return trainer
-
-
-def _refuse_other_engine(arguments: Any, trainer: Any) -> None:
-    """Stop where FSDP or DeepSpeed was asked for and plain data parallelism would run."""
-    for flag, active in (("fsdp", trainer.is_fsdp_enabled), ("deepspeed", trainer.is_deepspeed_enabled)):
-        if getattr(arguments, flag) and not active:
-            raise ConfigError(
-                f"--{flag} was asked for and is not what would run: this device or launcher does not offer it. "
-                "Leave it out, or start with accelerate launch on GPUs."
-            )
 
 
 def _fit(stage: Stage, splits: Splits, trainer: Any, checkpoint: str | None) -> dict[str, Any]:

@@ -58,6 +58,17 @@ def complete_processor(processor: Any) -> None:
         processor.audio_tokenizer = None
 
 
+def keep_checkpoint_names(model: Any) -> None:
+    """Let a model be saved under the tensor names that it was loaded from.
+
+    Under ZeRO-3, transformers 5.23 remembers also the renamings that the checkpoint did not need, and would undo
+    them when saving: other programs would find none of the weights.
+    """
+    renamings = getattr(model, "_weight_conversions", None)
+    if renamings is not None:
+        model._weight_conversions = [renaming for renaming in renamings if renaming.was_used()]
+
+
 def image_backend(image_processor: Any) -> str:
     """Return `pil`, `torchvision`, or `own` for an image processor that a model folder brings along."""
     kind = type(image_processor)

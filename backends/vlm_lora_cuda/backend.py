@@ -15,6 +15,15 @@ from vlm_lora.config_values import is_true
 from vlm_lora.errors import ConfigError
 from vlm_lora.launching import Launch, LaunchRequest, deepspeed, loader_workers, torchrun
 from vlm_lora_cuda.accelerate_flags import accelerate_launch
+from vlm_lora_cuda.engines import (
+    asked,
+    engine_arguments,
+    offloading_trainer,
+    offloads,
+    shard_layers,
+    start_process_group,
+    switched,
+)
 from vlm_lora_cuda.precision import check_precision, choose_attention, choose_dtype, default_precision
 
 if TYPE_CHECKING:
@@ -83,17 +92,23 @@ class CudaBackend:
         """Fill in what the hardware decides, refuse what it cannot do, and say both."""
         import torch
 
-        on_gpu = torch.cuda.is_available() and not values.get("use_cpu")
+        has_gpu = torch.cuda.is_available()
+        on_gpu = has_gpu and not values.get("use_cpu")
         check_precision(values, on_gpu=on_gpu)
         chosen = {
             **default_precision(values, on_gpu=on_gpu),
             "dataloader_pin_memory": on_gpu,
             "dataloader_num_workers": loader_workers(),
+            # Every trainable tensor gets a gradient in every step (the collator sees to it): no need to search.
+            "ddp_find_unused_parameters": False,
             **values,
             "use_cpu": not on_gpu,
         }
+        chosen["fsdp"] = switched(chosen.get("fsdp"))
+        chosen |= engine_arguments(chosen, on_gpu=on_gpu, has_gpu=has_gpu)
         try:
             self._arguments = self.arguments_class()(**chosen)
+            start_process_group(self._arguments, on_gpu=on_gpu)
         except (ValueError, ImportError) as error:
             raise ConfigError(f"The training arguments do not go together: {error}") from error
         keep_to_one_gpu(self._arguments)
@@ -115,7 +130,9 @@ class CudaBackend:
         }
 
     def trainer_class(self) -> type[Trainer]:
-        """Return transformers' own trainer."""
+        """Return transformers' own trainer, with DeepSpeed's optimizer where its states are in host memory."""
+        if self._arguments is not None and offloads(self._arguments):
+            return offloading_trainer()
         from transformers import Trainer
 
         return Trainer
@@ -125,7 +142,12 @@ class CudaBackend:
         return {}
 
     def adapt_model(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Return the model as it is: transformers' classes are right here."""
+        """Return the model as it is, its layers named to FSDP: transformers' classes are right here."""
+        from vlm_lora.model.parts import decoder_layers, find_parts
+
+        if self._arguments is not None and asked("fsdp", {"fsdp": self._arguments.fsdp}):
+            layers = decoder_layers(model, find_parts(model))
+            shard_layers(self._arguments, [type(model.get_submodule(name)).__name__ for name in layers])
         return model
 
     def capture(self, module: torch.nn.Module) -> torch.nn.Module:

@@ -50,3 +50,21 @@ def write_varied_rows(folder: Path, *, rows: int, validation: int = 0) -> Path:
             text = "\n".join(json.dumps(line) for line in lines)
             (folder / f"{split}.jsonl").write_text(text + "\n", encoding="utf-8")
     return folder
+
+
+def write_mixed_rows(folder: Path, *, steps: int) -> Path:
+    """Rows for two processes of batch 1 in order: one has the pictures and the other none, later they take turns."""
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    lines = []
+    for step in range(steps):
+        taken_by = int(step >= steps // 2 and step % 2 == 1)
+        for process in range(2):
+            name = f"{step}.png" if process == taken_by else None
+            if name:
+                Image.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / name)
+            lines.append({"image": name, "question": f"Which row is {step}?", "answer": WORDS[step % len(WORDS)]})
+    text = "\n".join(json.dumps(line) for line in lines) + "\n"
+    (folder / "train.jsonl").write_text(text, encoding="utf-8")
+    (folder / "validation.jsonl").write_text("\n".join(text.splitlines()[:5]) + "\n", encoding="utf-8")
+    return folder

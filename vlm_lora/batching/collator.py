@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch.nn.functional import pad
 
+from vlm_lora.batching.blank import blank_conversation, with_blank
 from vlm_lora.batching.encoded import IGNORE_INDEX, EncodedRow
 from vlm_lora.batching.encoding import RowEncoder
 from vlm_lora.batching.order import Filler
@@ -53,6 +55,17 @@ class Collator:
         self._style = style
         self._pad_token_id = pad_token_id
         self._plan = plan
+        self._blank: EncodedRow | None = None
+
+    def with_pictures(self) -> Collator:
+        """Return a collator that puts a blank picture into every batch that has none (see `batching.blank`).
+
+        Raises:
+            RenderingError: the model's template cannot write a picture.
+        """
+        other = copy.copy(self)
+        other._blank = self._encoder.encode(blank_conversation())
+        return other
 
     def __call__(self, rows: Sequence[Conversation | Filler]) -> dict[str, torch.Tensor]:
         """Encode and pad rows for training.
@@ -92,6 +105,11 @@ class Collator:
         else:
             shape = self._plan.cover([RowShape.of(row) for row in rows])
             length, supervised = shape.length, shape.supervised
+        if self._blank is not None and not any(row.media for row in rows):
+            rows = with_blank(rows, self._blank)
+            # A planned shape stays one shape: it grows by the blank turn, whichever row that stands behind.
+            longest = max(len(row.input_ids) for row in rows)
+            length = longest if self._plan is None else length + len(self._blank.input_ids)
         batch = self._padded(rows, length, left=False)
         batch["supervised_positions"] = supervised_positions(batch["labels"], least=supervised)
         return batch

@@ -11,11 +11,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from vlm_lora.batching.blank import picture_conversation
 from vlm_lora.batching.canvases import Size, choose_canvases, stretch
 from vlm_lora.batching.encoding import RowEncoder
 from vlm_lora.batching.order import Rows
 from vlm_lora.batching.shapes import RowShape, ShapePlan, plan_shapes
-from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
+from vlm_lora.data.conversation import Conversation
 
 logger = logging.getLogger(__name__)
 
@@ -102,14 +103,10 @@ def survey_rows(
 
 def pictures_vary(encoder: RowEncoder) -> bool:
     """Say whether this model's tensors depend on a picture's size, by trying two sizes."""
-    shapes = [RowShape.of(encoder.encode(_conversation(Image.new("RGB", size)))) for size in ((448, 448), (896, 448))]
+    shapes = [
+        RowShape.of(encoder.encode(picture_conversation(Image.new("RGB", size)))) for size in ((448, 448), (896, 448))
+    ]
     return shapes[0] != shapes[1]
-
-
-def _conversation(picture: Image.Image) -> Conversation:
-    question = Turn(role="user", parts=(ImageRef(source=picture), Text(text="?")))
-    answer = Turn(role="assistant", parts=(Text(text="!"),))
-    return Conversation(turns=(question, answer), source=RowSource(file="a trial picture", row=0))
 
 
 def _report_canvases(sizes: Sequence[Size], canvases: Sequence[Size]) -> None:

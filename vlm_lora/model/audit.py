@@ -102,6 +102,8 @@ class GradientAudit(TrainerCallback):
                 "froze them again "
                 "between the backward pass and the step. Please report the model and the versions."
             )
+        # FSDP puts gradients onto its shards without running hooks.
+        self._reached |= {n for n, p in self._model.named_parameters() if p.requires_grad and p.grad is not None}
         due = {
             name
             for name in self._pending

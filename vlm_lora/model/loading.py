@@ -16,7 +16,14 @@ from safetensors import SafetensorError
 from vlm_lora.config import ModelConfig
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.families import FAMILIES, Family, family_of
-from vlm_lora.stack import TRANSFORMERS, complete_processor, image_backend, known_model_types, load_image_processor
+from vlm_lora.stack import (
+    TRANSFORMERS,
+    complete_processor,
+    image_backend,
+    keep_checkpoint_names,
+    known_model_types,
+    load_image_processor,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +147,7 @@ def load_model(
             base.model_name_or_path, config=loaded, output_loading_info=True, **keywords
         )
     _check_weights(str(base.model_name_or_path), model, report)
+    keep_checkpoint_names(model)
     if adapt is not None:
         model = adapt(model)
     folder = adapter_folder(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ import torch
 from vlm_lora.batching.order import BatchOrder
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.objective import ScoredModel, SupervisedHead, gather_targets, token_losses
+from vlm_lora.training.engine import zero_stage
+from vlm_lora.training.saving import check_saved, gathered_state, is_sharded_by_tensor
 
 
 class VlmTrainerMixin:
@@ -43,6 +46,20 @@ class VlmTrainerMixin:
             return super().compute_loss(  # type: ignore[misc]
                 model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
             )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save complete weights, whatever shards them, and look at what was written."""
+        arguments, model = self.args, self.model  # type: ignore[attr-defined]
+        folder = output_dir or arguments.output_dir
+        if self.is_fsdp_enabled and is_sharded_by_tensor(model):  # type: ignore[attr-defined]
+            self._save(folder, state_dict=gathered_state(model, keep=arguments.should_save))  # type: ignore[attr-defined]
+        elif self.is_deepspeed_enabled and zero_stage(self) < 3:  # type: ignore[attr-defined]
+            # Every process has all weights; the base class would copy them first, tied ones twice.
+            self._save(folder)  # type: ignore[attr-defined]
+        else:
+            super().save_model(output_dir, _internal_call)  # type: ignore[misc]
+        if arguments.should_save:
+            check_saved(Path(folder), self.accelerator.unwrap_model(model))  # type: ignore[attr-defined]
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Build the optimizer; what the user typed for it can be wrong."""

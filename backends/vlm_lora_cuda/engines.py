@@ -1,0 +1,118 @@
+"""DeepSpeed and FSDP behind the training arguments: what must be set before, and said to them about the model."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from vlm_lora.errors import ConfigError
+from vlm_lora.zero import offloads_optimizer, zero_settings
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+ASKED_BY_LAUNCHER = {"deepspeed": "ACCELERATE_USE_DEEPSPEED", "fsdp": "ACCELERATE_USE_FSDP"}
+"""What `accelerate launch` sets for an engine that its own configuration names."""
+
+WRAPPED_BY_LAUNCHER = "FSDP_TRANSFORMER_CLS_TO_WRAP"
+"""Where `accelerate launch` puts the classes to shard as units."""
+
+
+def asked(engine: str, values: Mapping[str, Any]) -> bool:
+    """Say whether an engine was asked for, by a flag or by `accelerate launch`."""
+    launcher = os.environ.get(ASKED_BY_LAUNCHER[engine], "false").lower()
+    return bool(values.get(engine)) or launcher in ("1", "true", "yes", "on")
+
+
+def switched(fsdp: Any) -> Any:
+    """Return `--fsdp true` and `--fsdp false` as the switch that they mean; transformers reads them as options."""
+    text = str(fsdp).lower()
+    return True if text in ("true", "1", "on", "yes") else None if text in ("false", "0", "off", "no", "") else fsdp
+
+
+def engine_arguments(values: Mapping[str, Any], *, on_gpu: bool, has_gpu: bool) -> dict[str, Any]:
+    """Return the arguments that DeepSpeed needs, and tell it where there is no GPU.
+
+    Args:
+        values: the arguments, precision settled.
+        on_gpu: whether this run is on a GPU.
+        has_gpu: whether the machine has one.
+
+    Raises:
+        ConfigError: a configuration that cannot be honoured.
+    """
+    if not asked("deepspeed", values):
+        return {}
+    if has_gpu and not on_gpu:
+        raise ConfigError("--use_cpu and --deepspeed: DeepSpeed takes the GPUs of this machine. Leave one of them out.")
+    given = values.get("deepspeed")
+    settings = zero_settings(given, bf16=bool(values.get("bf16")), fp16=bool(values.get("fp16"))) if given else None
+    if not on_gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        # With it accelerate would silently run plain data parallelism.
+        os.environ.pop("ACCELERATE_USE_CPU", None)
+    return {"deepspeed": settings} if settings else {}
+
+
+def start_process_group(arguments: TrainingArguments, *, on_gpu: bool) -> None:
+    """Let DeepSpeed know of all processes before any weights exist: ZeRO-3 splits them while they are loaded."""
+    if arguments.deepspeed_plugin is None:
+        return
+    arguments.device  # noqa: B018 - sets up the process group
+    if not on_gpu:
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+
+
+def shard_layers(arguments: TrainingArguments, layers: Iterable[str]) -> None:
+    """Make FSDP shard the model layer by layer, where it is asked for and nobody named the classes.
+
+    transformers' `_no_split_modules` also names classes that are not in the model, which FSDP refuses.
+
+    Args:
+        arguments: the training arguments.
+        layers: class names of the model's repeated layers.
+    """
+    names = ",".join(sorted(set(layers)))
+    plugin = arguments.fsdp_plugin_args
+    if plugin is not None:
+        by_size = plugin.get("min_num_params")
+        if not by_size and not plugin.get("transformer_cls_names_to_wrap"):
+            plugin["transformer_cls_names_to_wrap"] = names
+            logger.info("FSDP shards by layer: %s.", names)
+    elif asked("fsdp", {}) and not os.environ.get(WRAPPED_BY_LAUNCHER):
+        os.environ[WRAPPED_BY_LAUNCHER] = names
+        logger.info("FSDP shards by layer: %s.", names)
+
+
+def offloads(arguments: TrainingArguments) -> bool:
+    """Say whether DeepSpeed keeps optimizer states in host memory."""
+    plugin = arguments.deepspeed_plugin
+    return plugin is not None and offloads_optimizer(plugin.deepspeed_config)
+
+
+def offloading_trainer() -> type[Trainer]:
+    """Return a trainer whose AdamW is DeepSpeed's for the CPU: torch's is several times slower there."""
+    import transformers
+    from transformers.training_args import OptimizerNames
+
+    class Trainer(transformers.Trainer):
+        """transformers' trainer with DeepSpeed's AdamW for states in host memory."""
+
+        @staticmethod
+        def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, dict[str, Any]]:
+            """Return class and keyword arguments; other optimizers than AdamW stay as they were asked for."""
+            from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+            chosen, kwargs = transformers.Trainer.get_optimizer_cls_and_kwargs(args, model)
+            if args.optim not in (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED):
+                return chosen, kwargs
+            kept = {name: kwargs[name] for name in ("lr", "betas", "eps")}
+            return DeepSpeedCPUAdam, {**kept, "adamw_mode": True}
+
+    return Trainer

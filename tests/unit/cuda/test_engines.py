@@ -1,0 +1,59 @@
+"""What the CUDA adapter tells DeepSpeed and FSDP."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vlm_lora.errors import ConfigError
+from vlm_lora_cuda.engines import asked, engine_arguments, shard_layers, switched
+
+
+def test_deepspeed_on_a_machine_without_gpu_runs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # with it accelerate silently runs DDP
+    arguments = engine_arguments({"deepspeed": "zero2"}, on_gpu=False, has_gpu=False)
+    assert arguments["deepspeed"]["zero_optimization"]["stage"] == 2
+    assert os.environ["DS_ACCELERATOR"] == "cpu"
+    assert "ACCELERATE_USE_CPU" not in os.environ
+
+
+def test_deepspeed_and_use_cpu_on_a_machine_with_gpus_contradict_each_other() -> None:
+    with pytest.raises(ConfigError, match="--use_cpu and --deepspeed"):
+        engine_arguments({"deepspeed": "zero2", "use_cpu": True}, on_gpu=False, has_gpu=True)
+
+
+def test_without_deepspeed_nothing_is_set() -> None:
+    assert engine_arguments({"deepspeed": None}, on_gpu=True, has_gpu=True) == {}
+
+
+def test_a_launchers_wish_counts_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not asked("fsdp", {})
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert asked("fsdp", {})
+    assert not asked("deepspeed", {})
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("true", True), (True, True), ("false", None), (None, None), ("full_shard", "full_shard")]
+)
+def test_the_switch_of_fsdp(typed: Any, meant: Any) -> None:
+    given = None if typed is None else typed
+    assert switched(given) == meant
+
+
+def test_layers_are_named_to_fsdp_unless_somebody_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin: dict[str, Any] = {"fsdp_version": 2}
+    arguments: Any = SimpleNamespace(fsdp_plugin_args=plugin)
+    shard_layers(arguments, ["Layer", "Layer", "Block"])
+    assert plugin["transformer_cls_names_to_wrap"] == "Block,Layer"
+    shard_layers(arguments, ["Other"])
+    assert plugin["transformer_cls_names_to_wrap"] == "Block,Layer"
+    by_size: dict[str, Any] = {"min_num_params": 1000}
+    shard_layers(SimpleNamespace(fsdp_plugin_args=by_size), ["Layer"])
+    assert by_size == {"min_num_params": 1000}
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    shard_layers(SimpleNamespace(fsdp_plugin_args=None), ["Layer"])
+    assert os.environ["FSDP_TRANSFORMER_CLS_TO_WRAP"] == "Layer"

@@ -1,0 +1,89 @@
+"""What distributes the run: checked to be what was asked for, said aloud, and what it asks of the batches."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback
+
+from vlm_lora.errors import ConfigError
+from vlm_lora.model.families import Family
+from vlm_lora.model.parts import find_parts
+
+logger = logging.getLogger(__name__)
+
+
+def zero_stage(trainer: Any) -> int:
+    """Return DeepSpeed's ZeRO stage, 0 without DeepSpeed."""
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    return 0 if plugin is None else int(plugin.zero_stage)
+
+
+def shards_weights(trainer: Any) -> bool:
+    """Say whether the processes hold parts of the weights, so that reading them is a step they take together."""
+    return bool(trainer.is_fsdp_enabled) or zero_stage(trainer) == 3
+
+
+def needs_pictures(trainer: Any, model: nn.Module, family: Family) -> bool:
+    """Say whether every batch needs a picture, lest processes wait for each other forever.
+
+    That is so on several processes where weights are sharded, or where something trains that only pictures reach.
+    """
+    if trainer.args.world_size == 1:
+        return False
+    if shards_weights(trainer):
+        return True
+    parts = find_parts(model, family)
+    return any(parts.needs_picture(name) for name, p in model.named_parameters() if p.requires_grad)
+
+
+def refuse_other_engine(arguments: Any, trainer: Any) -> None:
+    """Stop where FSDP or DeepSpeed was asked for and plain data parallelism would run.
+
+    Raises:
+        ConfigError: names the flag.
+    """
+    for flag, active in (("fsdp", trainer.is_fsdp_enabled), ("deepspeed", trainer.is_deepspeed_enabled)):
+        if getattr(arguments, flag) and not active:
+            raise ConfigError(
+                f"--{flag} was asked for and is not what would run: this device or launcher does not offer it. "
+                "Leave it out, or start with accelerate launch on GPUs."
+            )
+
+
+class EngineCheck(TrainerCallback):
+    """At the first step: the wrapper around the model must be the engine that was asked for.
+
+    A wrong launch line gives plain data parallelism, or copies that do not know of each other, with losses that look
+    right.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Check, and say what runs.
+
+        Raises:
+            ConfigError: another engine wraps the model, or none does on several processes.
+        """
+        trainer = self._trainer
+        wrapped, processes = trainer.model_wrapped, args.world_size
+        kind = type(wrapped).__name__
+        wanted = ""
+        if trainer.is_deepspeed_enabled:
+            wanted = "DeepSpeedEngine"
+        elif trainer.is_fsdp_enabled:
+            wanted = "FSDP"
+        elif processes > 1:
+            wanted = "DistributedDataParallel"
+        if not kind.startswith(wanted):
+            raise ConfigError(
+                f"The model is wrapped by {kind}, and {wanted} was asked for on {processes} processes. Start with "
+                "`vlm-lora launch`, or leave --deepspeed and --fsdp out."
+            )
+        stage = f" (ZeRO stage {zero_stage(trainer)})" if trainer.is_deepspeed_enabled else ""
+        if processes > 1 or wanted:
+            logger.info("Engine: %s%s on %d processes.", wanted, stage, processes)
