@@ -104,8 +104,8 @@ def test_two_machines(launcher: str, tmp_path: Path) -> None:
     ("mode", "codes", "said"),
     [
         ("fail", (7,), "error: rank 1 has had enough"),
-        # Rank 0 may notice first that its partner is gone, which is its own failure.
-        ("killed", (137, 247, 1), ""),
+        # As a shell and as DeepSpeed's launcher count it.
+        ("killed", (137, 247), "A process was killed (SIGKILL), as the kernel does where memory runs out."),
     ],
 )
 def test_a_rank_that_dies_ends_the_run(
@@ -115,10 +115,14 @@ def test_a_rank_that_dies_ends_the_run(
     begun = time.monotonic()
     done = run(launch(launcher, "--world_size", "2", MEET, mode, tmp_path))
     assert time.monotonic() - begun < 150, "60 seconds to end, and a generous start"
-    assert done.returncode in codes, done.stderr
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"The run ended with exit code {done.returncode}. ")
-    assert last.endswith(said if said or done.returncode == 1 else "as the kernel does where memory runs out.")
+    if mode == "killed" and done.returncode not in codes:
+        # The other rank failed first: its collective lost its partner, which gloo makes an exception or an abort.
+        assert done.returncode in (1, 134, 250), done.stderr
+        assert last.startswith(f"The run ended with exit code {done.returncode}.")
+    else:
+        assert done.returncode in codes, done.stderr
+        assert last == f"The run ended with exit code {done.returncode}. {said}"
     ranks = records(tmp_path)
     assert len(ranks) == 2
     assert [rank["pid"] for rank in ranks if is_running(rank["pid"])] == []
