@@ -24,7 +24,8 @@ from vlm_lora.backend import select, set_environment
 from vlm_lora.config import RunConfig
 from vlm_lora.config_sources import parse
 from vlm_lora.errors import ConfigError, UserError, plain_message
-from vlm_lora.launching import parse_launch, run_launch
+from vlm_lora.launching import LaunchRequest, parse_launch, run_launch
+from vlm_lora.placement import found
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ vlm-lora {__version__}: fine-tune vision-language models, LoRA first
   vlm-lora eval     --model_name_or_path MODEL_OR_ADAPTER --dataset_name DATA
   vlm-lora ask      --model_name_or_path MODEL_OR_ADAPTER --image FILE --prompt "QUESTION"
   vlm-lora preview  --model_name_or_path MODEL --dataset_name DATA [--rows N] [--json]
-  vlm-lora launch   --world_size N [--use_mpi | --use_deepspeed] [--hostfile FILE] VERB_OR_SCRIPT ...
+  vlm-lora launch   [--world_size N] [--nnodes N] [--use_deepspeed | --use_accelerate | --use_mpi] VERB_OR_SCRIPT ...
   vlm-lora demo     [--output_dir DIR]
   vlm-lora doctor
 
@@ -60,11 +61,16 @@ LAUNCH_USAGE = """\
 {program} [flags] SCRIPT [its flags]
 
   --backend NAME     auto, habana or cuda
-  --world_size N     processes, one per device (1)
-  --use_mpi          start by mpirun
-  --use_deepspeed    start by DeepSpeed's launcher (needed for --deepspeed FILE)
+  --world_size N     processes on this machine, one per device (CUDA: all GPUs; else 1)
+  --nnodes N         machines; start this command on each (from Slurm, SageMaker or Kubeflow where they run it)
+  --node_rank K      this machine's number, 0 to N-1 (from the same)
+  --master_addr HOST machine 0 (from the same)
+  --master_port N    port of the first process (a free one; on several machines 29500 or made from the Slurm job)
+  --use_deepspeed    start by DeepSpeed's launcher (needed for --hostfile)
+  --use_accelerate   start by accelerate's launcher, as accelerate_launch_args in the run's --config FILE do
+  --config_file FILE accelerate's configuration file, such as launchers/accelerate/fsdp2.yaml
+  --use_mpi          start by mpirun (Gaudi)
   --hostfile FILE    machines of a multi-node run, one `ADDRESS slots=N` a line; with --use_deepspeed
-  --master_port N    port of the first process (a free one)
   --map_by UNIT      mpirun's mapping: socket, or slot on virtual machines (socket)
 """
 
@@ -82,7 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"vlm-lora: no verb '{verb}'; there are {', '.join(VERBS)}.", file=sys.stderr)
         return EXIT_USAGE
+    if verb == "launch" and rest[:1] in (["-h"], ["--help"]):
+        print(LAUNCH_USAGE.format(program="vlm-lora launch"))
+        return EXIT_DONE
     if {"-h", "--help", "--help_all", "--help-all"} & set(rest):
+        verb = next((word for word in rest if word in VERBS), verb)  # `launch train --help`
         print(_verb_help(verb, everything=bool({"--help_all", "--help-all"} & set(rest))))
         return EXIT_DONE
     return guard(lambda: VERBS[verb](rest), debug=wants_debug(rest))
@@ -128,7 +138,7 @@ def guard(action: Callable[[], int | None], *, debug: bool) -> int:
 
 
 def _train(rest: Sequence[str], defaults: Mapping[str, Any] | None = None) -> None:
-    run = _configure(rest, {"do_train": True, "do_eval": True} if defaults is None else defaults)
+    run = _configure(rest, {"do_train": True, "do_eval": True} if defaults is None else defaults, placed=True)
     if not run.raw.get("output_dir"):
         raise ConfigError("--output_dir is missing: the folder that adapter, checkpoints and results go to.")
     from vlm_lora import pipeline
@@ -138,7 +148,7 @@ def _train(rest: Sequence[str], defaults: Mapping[str, Any] | None = None) -> No
 
 
 def _eval(rest: Sequence[str]) -> None:
-    run = _configure(rest, {"do_eval": True, "output_dir": "eval_results"})
+    run = _configure(rest, {"do_eval": True, "output_dir": "eval_results"}, placed=True)
     from vlm_lora import pipeline
 
     _report(pipeline.train(replace(run, raw={**run.raw, "do_train": False})))
@@ -208,6 +218,7 @@ def _launch(rest: Sequence[str]) -> int:
 
 def _start(program: str, backend: str, words: Sequence[str]) -> int:
     request, command = parse_launch(program, words, backend=backend)
+    request = _with_accelerate(request, command)
     if command[0] in VERBS:
         # The installed command is a Python script itself, which every launcher can start.
         command = [str(Path(sys.executable).with_name("vlm-lora")), *command]
@@ -216,8 +227,25 @@ def _start(program: str, backend: str, words: Sequence[str]) -> int:
     _set_up_logging("info")
     chosen, probe = select(request.backend)
     launch = chosen.launch(request, command)
-    logger.info("%d processes on %s (%s): %s", request.world_size, chosen.name, probe.device, shlex.join(launch.argv))
+    if request.nnodes > 1:
+        logger.info("Machine %d of %d, meeting at %s.", request.node_rank, request.nnodes, request.master_addr)
+    logger.info("Starting on %s (%s): %s", chosen.name, probe.device, shlex.join(launch.argv))
     return run_launch(launch)
+
+
+def _with_accelerate(request: LaunchRequest, command: Sequence[str]) -> LaunchRequest:
+    """Take `accelerate_launch_args` from the configuration of the run that is to be started."""
+    if command[0] not in ("train", "eval") and Path(command[0]).name != "run_lora_vlm.py":
+        return request
+    given = parse(command[1:], environ=os.environ).accelerate_launch_args
+    if not given:
+        return request
+    if request.use_mpi or request.use_deepspeed:
+        raise ConfigError(
+            "The configuration has accelerate_launch_args, which are for accelerate's launcher, and "
+            f"--{'use_mpi' if request.use_mpi else 'use_deepspeed'} is another. Leave one of them out."
+        )
+    return replace(request, use_accelerate=True, accelerate_launch_args=given)
 
 
 VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
@@ -242,12 +270,21 @@ def _parser(verb: str) -> argparse.ArgumentParser:
     return _Parser(prog=f"vlm-lora {verb}", allow_abbrev=False, add_help=False)
 
 
-def _configure(rest: Sequence[str], defaults: Mapping[str, Any], log_level: str = "info") -> RunConfig:
-    """Parse the configuration, add the verb's defaults below it, and set up logging."""
+def _configure(
+    rest: Sequence[str], defaults: Mapping[str, Any], log_level: str = "info", *, placed: bool = False
+) -> RunConfig:
+    """Parse the configuration, add the verb's defaults below it, and set up logging.
+
+    `placed` is for verbs that may be one process of several: it finds which, and tells torch.
+    """
     run = parse(rest, environ=os.environ)
+    placement = found({**os.environ, **run.environment}) if placed else None
     # Before the pipeline, and with it torch, is imported: some hardware reads its variables then.
+    os.environ.update(placement.variables if placement else {})
     set_environment(run)
     _set_up_logging(str(run.raw.get("log_level", log_level)))
+    if placement:
+        logger.info("%s", placement)
     return replace(run, raw={**defaults, **run.raw})
 
 

@@ -5,17 +5,28 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from vlm_lora.launching import exit_code, pass_signal_on
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `torch.distributed.run` with its own flags; return 0 or the first failing process's exit code."""
+    """Run `torch.distributed.run` with its own flags; return 0 or the first failing process's exit code.
+
+    Args:
+        argv: torchrun's flags, `--`, and the command with its own, which torchrun would otherwise take for
+            its own where they begin alike (`--n`).
+    """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
+    words = list(sys.argv[1:] if argv is None else argv)
+    place = words.index("--")
+    arguments = parse_args([*words[:place], words[place + 1]])
+    arguments.training_script_args = words[place + 2 :]
+    pass_signal_on()
     try:
-        run(parse_args(list(sys.argv[1:] if argv is None else argv)))
+        run(arguments)
     except ChildFailedError as error:
-        code = error.get_first_failure()[1].exitcode
-        return 128 - code if code < 0 else code
+        return exit_code(error.get_first_failure()[1].exitcode)
     return 0
 
 

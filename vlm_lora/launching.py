@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import base64
+import json
 import os
 import signal
 import socket
@@ -15,9 +17,16 @@ from pathlib import Path
 from typing import IO, Any
 
 from vlm_lora.errors import ConfigError, nearest
+from vlm_lora.machines import LOOPBACK, PORT, machines
 
 ENTRY = "-m", "vlm_lora.elastic"
 """`torchrun`, which passes on the exit code of the process that failed first and prints no traceback of its own."""
+
+KILLED = (128 + signal.SIGKILL, 256 - signal.SIGKILL)
+"""Exit codes for a killed process: a shell's, and that of DeepSpeed's launcher."""
+
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Signals for every process of a run."""
 
 GRACE = 20.0
 """Seconds that processes have to end after the first signal."""
@@ -29,28 +38,56 @@ class LaunchRequest:
 
     backend: str = "auto"
     """auto, or the name of an installed backend."""
-    world_size: int = 1
-    """Processes on this machine; with a hostfile its slots count instead."""
+    world_size: int | None = None
+    """Processes on this machine; None is what the backend finds right. With a hostfile its slots count instead."""
     use_mpi: bool = False
     """Start by mpirun."""
     use_deepspeed: bool = False
     """Start by DeepSpeed's launcher."""
+    use_accelerate: bool = False
+    """Start by accelerate's launcher."""
+    config_file: Path | None = None
+    """accelerate's configuration file."""
+    accelerate_launch_args: Mapping[str, Any] = field(default_factory=dict)
+    """Flags of accelerate's launcher, from the run's own configuration file."""
     hostfile: Path | None = None
     """Machines of a multi-node run, one `ADDRESS slots=N` a line; needs DeepSpeed's launcher."""
+    nnodes: int = 1
+    """Machines, where this command is started on each of them."""
+    node_rank: int = 0
+    """This machine's number."""
+    master_addr: str = LOOPBACK
+    """Name or address of machine 0."""
     master_port: int | None = None
-    """Port of the first process; a free one when not given."""
+    """Port of the first process; a free one when not given and there is one machine."""
     map_by: str = "socket"
     """mpirun's mapping unit: socket, or slot on virtual machines."""
 
     def __post_init__(self) -> None:
-        if self.world_size < 1:
+        if self.world_size is not None and self.world_size < 1:
             raise ConfigError(f"--world_size {self.world_size}: must be 1 or more.")
-        if self.use_mpi and self.use_deepspeed:
-            raise ConfigError("--use_mpi and --use_deepspeed are two launchers: choose one.")
+        launchers = [flag for flag in ("use_mpi", "use_deepspeed", "use_accelerate") if getattr(self, flag)]
+        if len(launchers) > 1:
+            raise ConfigError(f"{' and '.join(f'--{name}' for name in launchers)} are two launchers: choose one.")
+        if self.config_file is not None and not self.use_accelerate:
+            raise ConfigError("--config_file is accelerate's: add --use_accelerate. The run's own is --config FILE.")
         if self.hostfile is not None and not self.use_deepspeed:
-            raise ConfigError("--hostfile is for runs on several machines, which need --use_deepspeed.")
+            raise ConfigError(
+                "--hostfile is for DeepSpeed's launcher, which logs in to the machines: add --use_deepspeed. To start "
+                "each machine's processes there yourself: --nnodes N --node_rank K --master_addr FIRST."
+            )
+        if self.nnodes > 1 and (self.hostfile is not None or self.use_mpi):
+            raise ConfigError(
+                f"--nnodes {self.nnodes} starts this machine's processes only; "
+                f"{'a hostfile' if self.hostfile else 'mpirun'} starts those of all machines. Leave one of them out."
+            )
         if self.map_by not in ("socket", "slot", "core", "numa"):
             raise ConfigError(f"--map_by {self.map_by}: allowed are socket, slot, core, numa.")
+
+    @property
+    def several_machines(self) -> bool:
+        """Say whether other machines take part."""
+        return self.nnodes > 1 or self.hostfile is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,70 +139,118 @@ class Hosts:
         return cls(slots=slots)
 
 
-FLAGS = ("--backend", "--world_size", "--use_mpi", "--use_deepspeed", "--hostfile", "--master_port", "--map_by")
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         wrong = message.rpartition(": ")[2]
         raise ConfigError(
-            f"{self.prog}: {message}.{nearest(wrong, FLAGS)} The launcher's flags stand before the script's name."
+            f"{self.prog}: {message}.{nearest(wrong, self.flags)} The launcher's flags stand before the script's name."
         )
 
+    @property
+    def flags(self) -> list[str]:
+        """The flags under the name that is documented."""
+        return [action.option_strings[0] for action in self._actions if action.option_strings]
 
-def parse_launch(program: str, words: Sequence[str], *, backend: str) -> tuple[LaunchRequest, list[str]]:
-    """Split a launcher's words into its own flags and the command that follows them, spaces and all.
 
-    Raises:
-        ConfigError: an unknown or wrong flag, or no command.
-    """
+def _parser(program: str, backend: str) -> _Parser:
     parser = _Parser(prog=program, allow_abbrev=False, add_help=False)
     parser.add_argument("--backend", default=backend)
-    parser.add_argument("--world_size", "--world-size", type=int, default=1)
+    parser.add_argument("--world_size", "--world-size", "--nproc_per_node", "--nproc-per-node", type=int)
     parser.add_argument("--use_mpi", "--use-mpi", action="store_true")
     parser.add_argument("--use_deepspeed", "--use-deepspeed", action="store_true")
+    parser.add_argument("--use_accelerate", "--use-accelerate", action="store_true")
+    parser.add_argument("--config_file", "--config-file", type=Path)
     parser.add_argument("--hostfile", type=Path)
-    parser.add_argument("--master_port", "--master-port", type=int)
+    # As torchrun and as accelerate call them.
+    parser.add_argument("--nnodes", "--num_machines", "--num-machines", "--num_nodes", "--num-nodes", type=int)
+    parser.add_argument("--node_rank", "--node-rank", "--machine_rank", "--machine-rank", type=int)
+    parser.add_argument("--master_addr", "--master-addr", "--main_process_ip", "--main-process-ip")
+    parser.add_argument("--master_port", "--master-port", "--main_process_port", "--main-process-port", type=int)
     parser.add_argument("--map_by", "--map-by", default="socket")
     parser.add_argument("--use_env", "--use-env", action="store_true")  # torch's launcher does nothing else any more
     parser.add_argument("command", nargs=argparse.REMAINDER)
+    return parser
+
+
+def parse_launch(
+    program: str, words: Sequence[str], *, backend: str, environ: Mapping[str, str] = os.environ
+) -> tuple[LaunchRequest, list[str]]:
+    """Split a launcher's words into its own flags and the command that follows them, spaces and all.
+
+    What was not typed about machines comes from the cluster's variables.
+
+    Raises:
+        ConfigError: an unknown or wrong flag, no command, or machines that do not add up.
+    """
+    parser = _parser(program, backend)
     own = parser.parse_args(list(words))
     command = own.command[1:] if own.command[:1] == ["--"] else own.command
     if command and command[0].startswith("-"):
-        raise ConfigError(f"{program}: {command[0]} is not a flag of the launcher.{nearest(command[0], FLAGS)}")
+        raise ConfigError(f"{program}: {command[0]} is not a flag of the launcher.{nearest(command[0], parser.flags)}")
     if not command:
         raise ConfigError(
             f"{program}: what should be started? For example: {program} --world_size 8 run_lora_vlm.py ..."
         )
+    typed = {"count": own.nnodes, "rank": own.node_rank, "master_addr": own.master_addr}
+    # A hostfile and mpirun name or know the machines themselves.
+    others = (own.hostfile is not None or own.use_mpi) and not any(value is not None for value in typed.values())
+    place = machines({} if others else environ, **typed)
     request = LaunchRequest(
         backend=own.backend,
-        world_size=own.world_size,
+        world_size=place.processes if own.world_size is None else own.world_size,
         use_mpi=own.use_mpi,
         use_deepspeed=own.use_deepspeed,
+        use_accelerate=own.use_accelerate or own.config_file is not None,
+        config_file=own.config_file,
         hostfile=own.hostfile,
-        master_port=own.master_port,
+        nnodes=place.count,
+        node_rank=place.rank,
+        master_addr=place.master_addr,
+        master_port=place.master_port if own.master_port is None else own.master_port,
         map_by=own.map_by,
     )
     return request, command
 
 
 def torchrun(request: LaunchRequest, command: Sequence[str]) -> Launch:
-    """Return the launch of `world_size` processes on this machine by torch's own launcher."""
-    port = request.master_port or free_port()
-    where = ("--nproc_per_node", str(request.world_size), "--master_addr", "127.0.0.1", "--master_port", str(port))
-    return Launch(argv=(sys.executable, "-u", *ENTRY, *where, *command))
+    """Return the launch of this machine's processes by torch's own launcher.
+
+    The number of machines is always given: torchrun would read it from the environment.
+    """
+    where = (
+        *("--nnodes", str(request.nnodes), "--node_rank", str(request.node_rank)),
+        *("--nproc_per_node", str(request.world_size or 1)),
+        *("--master_addr", request.master_addr, "--master_port", str(meeting_port(request))),
+    )
+    return Launch(argv=(sys.executable, "-u", *ENTRY, *where, "--", *command))
 
 
-def deepspeed(request: LaunchRequest, command: Sequence[str]) -> Launch:
-    """Return the launch by DeepSpeed's launcher, on this machine or on those of the hostfile."""
-    program = (sys.executable, "-m", "deepspeed.launcher.runner")
-    if request.hostfile is None:
-        where: tuple[str, ...] = ("--num_nodes", "1", "--num_gpus", str(request.world_size))
-        port = request.master_port or free_port()
-    else:
-        where = ("--hostfile", str(request.hostfile), "--master_addr", Hosts.read(request.hostfile).first)
-        port = request.master_port or 29500  # a free port here may be taken there
-    return Launch(argv=(*program, *where, "--no_local_rank", "--master_port", str(port), *command))
+def deepspeed(request: LaunchRequest, command: Sequence[str], *, devices: Sequence[int] = ()) -> Launch:
+    """Return the launch by DeepSpeed's launcher: on this machine, or on those of the hostfile.
+
+    Args:
+        request: what was asked for.
+        command: script and arguments.
+        devices: numbers of the devices to use, where they are not the first ones.
+    """
+    port = ("--master_port", str(meeting_port(request)))
+    if request.hostfile is not None:
+        hosts = ("--hostfile", str(request.hostfile), "--master_addr", Hosts.read(request.hostfile).first)
+        runner = (sys.executable, "-m", "deepspeed.launcher.runner")
+        return Launch(argv=(*runner, *hosts, "--no_local_rank", *port, *command))
+    # The part of it that works on one machine: what comes before asks for a hostfile, takes the script's options
+    # for its own where they begin alike (`--n`), and ignores which devices are visible.
+    numbers = list(devices) or list(range(request.world_size or 1))
+    slots = {f"machine-{number}": numbers for number in range(request.nnodes)}
+    world = base64.urlsafe_b64encode(json.dumps(slots).encode()).decode()
+    where = (f"--world_info={world}", f"--node_rank={request.node_rank}", "--master_addr", request.master_addr)
+    program = (sys.executable, "-u", "-m", "deepspeed.launcher.launch")
+    return Launch(argv=(*program, *where, *port, "--no_local_rank", "--", *command))
+
+
+def meeting_port(request: LaunchRequest) -> int:
+    """Return the port to meet at; a free one here may be taken on another machine."""
+    return request.master_port or (PORT if request.several_machines else free_port())
 
 
 def loader_workers() -> int:
@@ -185,8 +270,8 @@ def free_port() -> int:
 def run_launch(launch: Launch) -> int:
     """Run a launch to its end and return its exit code; no process of it outlives this call.
 
-    Ctrl-C and SIGTERM go to every process. What they write passes through; where the run fails, the last
-    `error:` line is repeated at the end.
+    Ctrl-C, SIGTERM and SIGUSR1 (what Slurm sends before the time is up) go to every process. What they write
+    passes through; where the run fails, the last `error:` line is repeated at the end.
     """
     child = subprocess.Popen(
         launch.argv,
@@ -195,7 +280,7 @@ def run_launch(launch: Launch) -> int:
         start_new_session=True,
     )
     relay = _Relay(child.stderr)
-    previous = {number: signal.signal(number, _forward(child)) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, _forward(child)) for number in PASSED_ON}
     try:
         code = child.wait()
     finally:
@@ -203,10 +288,35 @@ def run_launch(launch: Launch) -> int:
             signal.signal(number, handler)
         _end_group(child.pid)
         relay.join(timeout=GRACE)
-    code = 128 - code if code < 0 else code
-    if code and relay.last_error:
-        sys.stderr.write(f"The run ended with exit code {code}. {relay.last_error}\n")
+    code = exit_code(code)
+    if code:
+        killed = "A process was killed (SIGKILL), as the kernel does where memory runs out."
+        why = relay.last_error or (killed if code in KILLED else "")
+        sys.stderr.write(f"The run ended with exit code {code}.{f' {why}' if why else ''}\n")
     return code
+
+
+def exit_code(code: int) -> int:
+    """Return a child's exit code as a shell counts it: 128 and the number of the signal that ended it."""
+    return 128 - code if code < 0 else code
+
+
+def pass_signal_on() -> None:
+    """Let this process, which starts ranks in sessions of their own, hand SIGUSR1 to them and go on.
+
+    The launchers of torch and accelerate would end by it, and with them the ranks before they have saved.
+    """
+
+    def handler(number: int, frame: Any) -> None:
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+                if parent == str(os.getpid()) and b"\0LOCAL_RANK=" in b"\0" + (folder / "environ").read_bytes():
+                    os.kill(int(folder.name), number)
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue  # it ended meanwhile, or is another user's
+
+    signal.signal(signal.SIGUSR1, handler)
 
 
 class _Relay(threading.Thread):

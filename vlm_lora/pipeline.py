@@ -7,6 +7,7 @@ exists, and everything that can be wrong without weights is found before they ar
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,6 +37,7 @@ from vlm_lora.model.parts import find_parts
 from vlm_lora.model.quantization import check_quantized, check_request, find_layers, note_training_precision
 from vlm_lora.model.terminators import eos_token_ids
 from vlm_lora.model.tuning import apply_tuning
+from vlm_lora.placement import by_accelerate
 from vlm_lora.report.model_card import write_model_card
 from vlm_lora.training.arguments import (
     CHECKPOINTING,
@@ -93,9 +95,11 @@ def open_stage(run: RunConfig) -> Stage:
     set_environment(run)
     backend.prepare(run)
     check_arguments(values)
-    if run.accelerate_launch_args:
+    if run.accelerate_launch_args and not by_accelerate(os.environ):
         logger.warning(
-            "accelerate_launch_args are for the launcher and have no effect here: %s", run.accelerate_launch_args
+            "accelerate_launch_args are for the launcher and have no effect here: %s. "
+            "To use them: vlm-lora launch train --config FILE",
+            run.accelerate_launch_args,
         )
     passed = {name: value for name, value in values.items() if canonical_name(name) not in CHECKPOINTING}
     defaults = default_arguments(backend.arguments_class(), lora=run.tuning.peft_method == "lora")

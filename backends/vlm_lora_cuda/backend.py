@@ -6,12 +6,15 @@ import importlib.util
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlm_lora.backend import Probe, Traits
 from vlm_lora.config import RunConfig
+from vlm_lora.config_values import is_true
 from vlm_lora.errors import ConfigError
 from vlm_lora.launching import Launch, LaunchRequest, deepspeed, loader_workers, torchrun
+from vlm_lora_cuda.accelerate_flags import accelerate_launch
 from vlm_lora_cuda.engines import (
     asked,
     engine_arguments,
@@ -78,7 +81,11 @@ class CudaBackend:
         return TrainingArguments
 
     def prepare(self, run: RunConfig) -> None:
-        """Quieten tokenizers that are forked into loader workers."""
+        """Check that this process has a GPU of its own; quieten tokenizers that are forked into loader workers."""
+        import torch
+
+        if not is_true(run.raw.get("use_cpu")):
+            check_own_gpu(os.environ, devices=torch.cuda.device_count())
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     def build_arguments(self, run: RunConfig, values: Mapping[str, Any]) -> TrainingArguments:
@@ -174,10 +181,54 @@ class CudaBackend:
         return {"memory_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
     def launch(self, request: LaunchRequest, command: Sequence[str]) -> Launch:
-        """Start by DeepSpeed's launcher where asked, else by torch's."""
+        """Start by accelerate's or DeepSpeed's launcher where asked, else by torch's; one process per GPU."""
+        import torch
+
         if request.use_mpi:
-            raise ConfigError("--use_mpi is for Gaudi; leave it out, or type --use_deepspeed.")
-        return deepspeed(request, command) if request.use_deepspeed else torchrun(request, command)
+            raise ConfigError(
+                "--use_mpi is for Gaudi; leave it out, type --use_deepspeed, or start by mpirun yourself: "
+                "mpirun -n 8 vlm-lora train ..."
+            )
+        devices = torch.cuda.device_count()
+        if request.use_accelerate:
+            return accelerate_launch(request, command, devices=devices)
+        if request.world_size is not None and 0 < devices < request.world_size and request.hostfile is None:
+            raise ConfigError(f"--world_size {request.world_size}: this machine has {devices} GPUs.")
+        request = replace(request, world_size=request.world_size or max(devices, 1))
+        if request.use_deepspeed:
+            visible = visible_devices(os.environ) if devices else []
+            return deepspeed(request, command, devices=visible[: request.world_size])
+        return torchrun(request, command)
+
+
+def check_own_gpu(environ: Mapping[str, str], *, devices: int) -> None:
+    """Refuse a process whose number on this machine is beyond the GPUs that it sees.
+
+    Raises:
+        ConfigError: it would stop later, at an "invalid device ordinal".
+    """
+    local_rank = int(environ.get("LOCAL_RANK") or 0)
+    if 0 < devices <= local_rank:
+        raise ConfigError(
+            f"This is process {local_rank} of its machine (from 0) and it sees {devices} GPUs. Start one process per "
+            "GPU, and let each see all of them: with srun --gpus-per-node=8, without --gpus-per-task or --gpu-bind."
+        )
+
+
+def visible_devices(environ: Mapping[str, str]) -> list[int]:
+    """Return the numbers in CUDA_VISIBLE_DEVICES, which DeepSpeed's launcher replaces; none where it is not set.
+
+    Raises:
+        ConfigError: it holds identifiers, which that launcher cannot pass on.
+    """
+    text = environ.get("CUDA_VISIBLE_DEVICES", "")
+    numbers = [piece.strip() for piece in text.split(",") if piece.strip()]
+    if not all(number.isdigit() for number in numbers):
+        raise ConfigError(
+            f"CUDA_VISIBLE_DEVICES={text}: DeepSpeed's launcher knows devices by number only; write numbers, such as "
+            "0,1, or leave --use_deepspeed out (torch's launcher runs --deepspeed FILE too)."
+        )
+    return [int(number) for number in numbers]
 
 
 def keep_to_one_gpu(arguments: TrainingArguments) -> None:
@@ -188,7 +239,7 @@ def keep_to_one_gpu(arguments: TrainingArguments) -> None:
     if arguments.n_gpu > 1:
         logger.warning(
             "One process was started and %d GPUs are there: using the first. "
-            "For all of them: accelerate launch examples/run_lora_vlm.py ...",
+            "For all of them: vlm-lora launch train ..., or accelerate launch examples/run_lora_vlm.py ...",
             arguments.n_gpu,
         )
         arguments._n_gpu = 1

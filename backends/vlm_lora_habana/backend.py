@@ -14,12 +14,13 @@ from vlm_lora.config import RunConfig
 from vlm_lora.config_values import is_true
 from vlm_lora.errors import BackendError, ConfigError
 from vlm_lora.launching import Launch, LaunchRequest, loader_workers
+from vlm_lora.placement import found
 from vlm_lora_habana.configuration import autocast_variables, read_configuration
 from vlm_lora_habana.host_reads import ON_HOST, explicit_masks, keep_reads_on_host
 from vlm_lora_habana.models import FUSED, check_plain, plain_models
 from vlm_lora_habana.modes import LAZY, Mode, choose_mode, mode_variables
 from vlm_lora_habana.probe import card_count, driver_version, is_installed, probe_gaudi
-from vlm_lora_habana.spawn import NO_MPIRUN, find_mpirun, launch_on_gaudi, variables_of_mpi
+from vlm_lora_habana.spawn import NO_MPIRUN, find_mpirun, launch_on_gaudi
 from vlm_lora_habana.trainer import gaudi_trainer_class
 from vlm_lora_habana.zero import zero_settings
 
@@ -85,7 +86,7 @@ class HabanaBackend:
         programs, path = str(Path(sys.executable).parent), typed.get("PATH", os.defpath)
         if path.split(os.pathsep)[0] != programs:
             path = os.pathsep.join([programs, path])
-        return {**mode_variables(mode), **autocast_variables(configuration), **variables_of_mpi(), "PATH": path}
+        return {**mode_variables(mode), **autocast_variables(configuration), **found(typed).variables, "PATH": path}
 
     def arguments_class(self) -> type[TrainingArguments]:
         """Return optimum-habana's class."""

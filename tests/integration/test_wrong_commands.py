@@ -103,7 +103,7 @@ WRONG_FLAGS: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
     "best model by an unknown metric": ({"metric_for_best_model": "accuracy"}, ("accuracy", "perplexity")),
     "batch size 0": ({"per_device_train_batch_size": 0}, ("per_device_train_batch_size 0", "1 or more")),
     "negative learning rate": ({"learning_rate": -1}, ("learning_rate", "-1")),
-    "optimizer that is not installed": ({"optim": "adamw_bnb_8bit"}, ("adamw_bnb_8bit",)),
+    "optimizer that is not installed": ({"optim": "schedule_free_adamw"}, ("schedule_free_adamw",)),
     "schedule without its settings": ({"lr_scheduler_type": "cosine_with_min_lr"}, ("cosine_with_min_lr", "min_lr")),
     "FSDP on one CPU process": ({"fsdp": "full_shard"}, ("fsdp",)),
     "freezing with LoRA": ({"freeze_vision": False}, ("--peft_method none", "--lora_targets")),

@@ -1,6 +1,9 @@
 """Launch requests, hostfiles, and the command lines that launchers get."""
 
+import base64
+import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -8,9 +11,17 @@ import pytest
 from vlm_lora.errors import ConfigError
 from vlm_lora.launching import Hosts, Launch, LaunchRequest, deepspeed, parse_launch, run_launch, torchrun
 
+STEP = {
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_NODEID": "1",
+    "SLURM_STEP_NODELIST": "n[1-2]",
+    "MASTER_PORT": "29511",
+}
 
-def parse(*words: str) -> tuple[LaunchRequest, list[str]]:
-    return parse_launch("gaudi_spawn.py", list(words), backend="habana")
+
+def parse(*words: str, environ: Mapping[str, str] | None = None) -> tuple[LaunchRequest, list[str]]:
+    return parse_launch("gaudi_spawn.py", list(words), backend="habana", environ=environ or {})
 
 
 def test_own_flags_stand_before_the_script_and_spaces_survive() -> None:
@@ -31,6 +42,10 @@ def test_own_flags_stand_before_the_script_and_spaces_survive() -> None:
         (["--map_by", "rack", "run.py"], "rack"),
         (["--world_siz", "8", "run.py"], "--world_size"),
         (["--world_size", "8"], "be started"),
+        (["--use_mpi", "--config_file", "a.yaml", "run.py"], "--use_mpi and --use_accelerate are two launchers"),
+        (["--nnodes", "2", "run.py"], "--node_rank is missing"),
+        (["--nnodes", "2", "--node_rank", "0", "--master_addr", "a", "--use_mpi", "run.py"], "mpirun starts those of"),
+        (["--node_ran", "1", "run.py"], "--node_rank"),
     ],
 )
 def test_wrong_words(words: list[str], named: str) -> None:
@@ -80,9 +95,43 @@ def test_several_machines_as_text(tmp_path: Path) -> None:
 def test_one_machine_as_text() -> None:
     request, command = parse("--world_size", "4", "--master_port", "29511", "run.py", "x y")
     assert torchrun(request, command).argv == (
-        *(sys.executable, "-u", "-m", "vlm_lora.elastic", "--nproc_per_node", "4"),
-        *("--master_addr", "127.0.0.1", "--master_port", "29511", "run.py", "x y"),
+        *(sys.executable, "-u", "-m", "vlm_lora.elastic", "--nnodes", "1", "--node_rank", "0"),
+        *("--nproc_per_node", "4", "--master_addr", "127.0.0.1", "--master_port", "29511", "--", "run.py", "x y"),
     )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--nnodes", "2", "--node_rank", "1", "--master_addr", "n1", "--nproc_per_node", "8"],
+        ["--num_machines", "2", "--machine_rank", "1", "--main_process_ip", "n1", "--world-size", "8"],
+        ["--nnodes", "2", "--world_size", "8"],
+        ["--world_size", "8"],
+    ],
+)
+def test_one_of_several_machines_as_text(words: list[str]) -> None:
+    """As torchrun and as accelerate spell it, and as Slurm says it."""
+    request, command = parse(*words, "run.py", environ=STEP)
+    assert torchrun(request, command).argv[4:] == (
+        *("--nnodes", "2", "--node_rank", "1", "--nproc_per_node", "8"),
+        *("--master_addr", "n1", "--master_port", "29511", "--", "run.py"),
+    )
+    argv = deepspeed(request, command).argv
+    assert argv[3] == "deepspeed.launcher.launch"
+    slots = json.loads(base64.urlsafe_b64decode(argv[4].removeprefix("--world_info=")))
+    assert [len(numbers) for numbers in slots.values()] == [8, 8]
+    assert argv[5:] == (
+        *("--node_rank=1", "--master_addr", "n1", "--master_port", "29511", "--no_local_rank", "--", "run.py"),
+    )
+
+
+def test_mpirun_and_hostfiles_know_their_machines_themselves(tmp_path: Path) -> None:
+    batch = {"SLURM_JOB_NUM_NODES": "2"}
+    assert parse("--use_mpi", "run.py", environ=batch)[0].nnodes == 1
+    hosts = tmp_path / "hosts"
+    assert parse("--use_deepspeed", "--hostfile", str(hosts), "run.py", environ=batch)[0].nnodes == 1
+    with pytest.raises(ConfigError, match="srun"):
+        parse("--use_deepspeed", "run.py", environ=batch)
 
 
 @pytest.mark.parametrize("code", [0, 1, 7, 203])

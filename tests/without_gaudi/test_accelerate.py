@@ -1,0 +1,205 @@
+"""accelerate's configuration files and flags: those of this repository, and those in a run's own configuration."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+
+from support.rows import write_uneven_rows
+from vlm_lora.errors import ConfigError
+from vlm_lora.launching import LaunchRequest, free_port
+from vlm_lora_cuda.accelerate_flags import accelerate_launch
+from vlm_lora_cuda.backend import check_own_gpu, visible_devices
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "launchers" / "accelerate").glob("*.yaml"))
+MEET = ROOT / "tests" / "support" / "launched" / "meet.py"
+PROGRAMS = Path(sys.executable).parent
+
+
+def run(words: list[str | Path]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        list(map(str, words)),
+        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def flags(request: LaunchRequest, *, devices: int) -> list[str]:
+    argv = list(accelerate_launch(request, ["run.py"], devices=devices).argv)
+    return argv[4 : argv.index("--")]
+
+
+def asked(args: Mapping[str, Any], **more: Any) -> LaunchRequest:
+    return LaunchRequest(use_accelerate=True, accelerate_launch_args=args, master_port=29511, **more)
+
+
+def test_the_files() -> None:
+    assert [path.stem for path in FILES] == ["ddp", "fsdp2", "multi_node", "zero2", "zero3"]
+    for path in FILES:
+        config = load_config_from_file(str(path))
+        assert isinstance(config, ClusterConfig)
+        assert config.num_processes == 8 * config.num_machines
+
+
+@pytest.mark.parametrize(
+    ("name", "variables"),
+    [
+        ("ddp", {"ACCELERATE_USE_FSDP": None, "ACCELERATE_USE_DEEPSPEED": None}),
+        ("fsdp2", {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}),
+        ("zero2", {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}),
+        ("zero3", {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}),
+    ],
+)
+def test_accelerate_launches_with_a_file(name: str, variables: dict[str, str | None], tmp_path: Path) -> None:
+    """`accelerate launch` itself, two processes on the CPU; what each file asks for reaches the script."""
+    file = ROOT / "launchers" / "accelerate" / f"{name}.yaml"
+    own = ["--num_processes", "2", "--main_process_port", str(free_port())]
+    done = run([PROGRAMS / "accelerate", "launch", "--config_file", file, *own, MEET, "count", tmp_path])
+    assert done.returncode == 0, done.stderr
+    ranks = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(tmp_path.glob("rank*.json"))]
+    assert [(rank["world_size"], rank["total"]) for rank in ranks] == [(2, 3.0), (2, 3.0)]
+    assert {name: ranks[0]["engine"].get(name) for name in variables} == variables
+    assert ranks[0]["placement"].startswith("Started by accelerate launch: process 0 of 2")
+
+
+def test_two_machines_with_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "two.yaml"
+    content = yaml.safe_load((ROOT / "launchers" / "accelerate" / "multi_node.yaml").read_text(encoding="utf-8"))
+    file.write_text(yaml.safe_dump({**content, "num_processes": 2, "main_process_port": free_port()}))
+    command = [PROGRAMS / "accelerate", "launch", "--config_file", file, "--main_process_ip", "127.0.0.1"]
+    started = [
+        subprocess.Popen(
+            [*map(str, command), "--machine_rank", rank, str(MEET), "count", str(tmp_path)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("1", "0")
+    ]
+    try:
+        errors = [process.communicate(timeout=200)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], errors
+    assert len(list(tmp_path.glob("rank*.json"))) == 2
+
+
+def test_accelerates_trap_is_there(tmp_path: Path) -> None:
+    """`--cpu --num_processes 2` runs one process, which cannot know; the log says so, and the page warns."""
+    done = run([PROGRAMS / "accelerate", "launch", "--cpu", "--num_processes", "2", MEET, "count", tmp_path])
+    assert "MASTER_ADDR" in done.stderr or "RANK" in done.stderr, "alone, it has nobody to meet"
+    assert list(tmp_path.glob("rank*.json")) == []
+
+
+def test_flags_from_a_configuration() -> None:
+    args = {
+        "fsdp_transformer_layer_cls_to_wrap": "GraniteDecoderLayer",
+        "fsdp_sharding_strategy": "FULL_SHARD",
+        "fsdp_use_orig_params": True,
+        "mixed_precision": "bf16",
+        "main_process_port": 1234,
+        "debug": False,
+    }
+    words = flags(asked(args), devices=8)
+    pairs = dict(itertools.pairwise(words))
+    assert pairs["--fsdp_transformer_layer_cls_to_wrap"] == "GraniteDecoderLayer"
+    assert pairs["--fsdp_use_orig_params"] == "true"
+    assert (pairs["--num_processes"], pairs["--mixed_precision"], pairs["--main_process_port"]) == ("8", "bf16", "1234")
+    assert "--use_fsdp" in words, "an fsdp_ key means FSDP"
+    assert "--multi_gpu" not in words
+    assert "--debug" not in words
+    plain = flags(asked({"num_processes": 2}), devices=8)
+    assert plain[plain.index("--num_processes") + 1] == "2"
+    assert "--multi_gpu" in plain
+    assert "--multi_gpu" not in flags(asked({}), devices=1)
+    file = ROOT / "launchers" / "accelerate" / "ddp.yaml"
+    assert "--num_processes" not in flags(asked({}, config_file=file), devices=8), "the file's own number counts"
+    several = flags(asked({}, nnodes=2, node_rank=1, master_addr="a", world_size=4), devices=8)
+    pairs = dict(itertools.pairwise(several))
+    assert (pairs["--num_processes"], pairs["--num_machines"], pairs["--machine_rank"]) == ("8", "2", "1")
+    assert pairs["--main_process_ip"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("args", "more", "devices", "named"),
+    [
+        ({"num_proceses": 2}, {}, 8, "Did you mean 'num_processes'"),
+        ({"training_script": "x"}, {}, 8, "training_script is not a flag"),
+        ({"mixed_precision": "fp12"}, {}, 8, "fp12 is none of"),
+        ({"use_fsdp": "yes"}, {}, 8, "must be true or false"),
+        ({"fsdp_config": {"a": 1}}, {}, 8, "fsdp_config is not a flag"),
+        ({"num_processes": 2}, {"world_size": 4}, 8, "--world_size makes it num_processes: 4"),
+        ({"num_processes": 9}, {}, 8, "this machine has 8 GPUs"),
+        ({"use_fsdp": True}, {}, 0, "FSDP needs GPUs"),
+        ({"fsdp_offload_params": True}, {}, 0, "FSDP needs GPUs"),
+        ({"cpu": True, "num_processes": 2}, {}, 0, "starts one process"),
+    ],
+)
+def test_flags_that_cannot_be_used(args: dict[str, Any], more: dict[str, Any], devices: int, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        flags(asked(args, **more), devices=devices)
+
+
+def test_a_run_by_its_configuration_file(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """`vlm-lora launch train --config FILE`: two processes, because the file says so."""
+    write_uneven_rows(tmp_path / "data", rows=4)
+    content = {
+        "model_name_or_path": str(model_folder("gemma3")),
+        "training_data_path": str(tmp_path / "data"),
+        "output_dir": str(tmp_path / "out"),
+        "accelerate_launch_args": {"num_processes": 2},
+        "use_cpu": True,
+        "max_steps": 1,
+        "do_eval": False,
+        "save_strategy": "no",
+        "dataloader_num_workers": 0,
+    }
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps(content))
+    done = run([PROGRAMS / "vlm-lora", "launch", "--backend", "cuda", "train", "--config", file])
+    assert done.returncode == 0, done.stderr
+    assert "Started by accelerate launch: process 0 of 2, process 0 of 2 on machine 0 of 1" in done.stderr
+    assert "have no effect" not in done.stderr
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
+    alone = run([PROGRAMS / "vlm-lora", "train", "--config", file, "--output_dir", tmp_path / "alone"])
+    assert alone.returncode == 0, alone.stderr
+    assert "Started by you: one process." in alone.stderr
+    assert "vlm-lora launch train --config FILE" in alone.stderr
+    file.write_text(json.dumps({**content, "accelerate_launch_args": {"num_proceses": 2}}))
+    wrong = run([PROGRAMS / "vlm-lora", "launch", "--backend", "cuda", "train", "--config", file])
+    assert wrong.returncode == 1
+    assert wrong.stderr.count("error: ") == 1
+    assert "Did you mean 'num_processes'" in wrong.stderr
+
+
+def test_visible_devices() -> None:
+    assert visible_devices({"CUDA_VISIBLE_DEVICES": "2, 3"}) == [2, 3]
+    assert visible_devices({}) == []
+    with pytest.raises(ConfigError, match="by number only"):
+        visible_devices({"CUDA_VISIBLE_DEVICES": "GPU-8932f937"})
+
+
+@pytest.mark.parametrize(("local_rank", "devices"), [("7", 8), ("3", 0), ("", 1), ("0", 1)])
+def test_a_process_with_a_gpu_of_its_own_or_none_at_all(local_rank: str, devices: int) -> None:
+    check_own_gpu({"LOCAL_RANK": local_rank}, devices=devices)
+
+
+def test_a_process_without_a_gpu_of_its_own() -> None:
+    """What `srun --gpus-per-task=1` leaves each process with."""
+    with pytest.raises(ConfigError, match=r"process 3 of its machine .* sees 1 GPUs.* --gpus-per-node=8"):
+        check_own_gpu({"LOCAL_RANK": "3"}, devices=1)
