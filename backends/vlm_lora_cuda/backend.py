@@ -8,11 +8,18 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vlm_lora.backend import Probe, Traits
+from vlm_lora.backend import DeviceSpec, Precision, Probe, Traits
 from vlm_lora.config import RunConfig
 from vlm_lora.errors import ConfigError
 from vlm_lora.launching import Launch, LaunchRequest, deepspeed, loader_workers, torchrun
-from vlm_lora_cuda.precision import check_precision, choose_attention, choose_dtype, default_precision
+from vlm_lora_cuda.devices import cuda_devices, is_out_of_memory
+from vlm_lora_cuda.precision import (
+    check_precision,
+    choose_attention,
+    choose_dtype,
+    default_precision,
+    planned_precision,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -143,6 +150,18 @@ class CudaBackend:
             }
         # Linux reports kibibytes (getrusage(2)).
         return {"memory_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+    def devices(self) -> Sequence[DeviceSpec]:
+        """Return this machine's GPU, if there is one, its host, and the GPUs of the table."""
+        return cuda_devices()
+
+    def precision(self, run: RunConfig, values: Mapping[str, Any], device: DeviceSpec) -> Precision:
+        """Return the dtypes by the rules of `model_kwargs` and `build_arguments`."""
+        return planned_precision(run, values, device)
+
+    def out_of_memory(self, error: BaseException) -> bool:
+        """Say whether a GPU's or the host's allocator refused."""
+        return is_out_of_memory(error)
 
     def launch(self, request: LaunchRequest, command: Sequence[str]) -> Launch:
         """Start by DeepSpeed's launcher where asked, else by torch's."""

@@ -7,8 +7,10 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from vlm_lora.backend import DeviceSpec, Precision
 from vlm_lora.config import RunConfig
 from vlm_lora.errors import BackendError, ConfigError
+from vlm_lora_cuda.devices import WIDENED
 
 if TYPE_CHECKING:
     import torch
@@ -47,21 +49,36 @@ def choose_dtype(run: RunConfig, arguments: TrainingArguments, *, on_gpu: bool) 
     """Return the dtype that the base weights are loaded in."""
     import torch
 
+    name, reason = weights_dtype(run, bf16=bool(arguments.bf16), on_gpu=on_gpu)
+    logger.info("Weights: %s, because %s.", name, reason)
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def weights_dtype(run: RunConfig, *, bf16: bool, on_gpu: bool) -> tuple[str, str]:
+    """Return the name of that dtype in torch, and the reason."""
     if run.model.dtype != "auto":
-        dtype: torch.dtype = getattr(torch, run.model.dtype)
-        logger.info("Weights: %s, because --dtype says so.", run.model.dtype)
-        return dtype
+        return run.model.dtype, "--dtype says so"
     if not on_gpu:
-        logger.info("Weights: float32, because the CPU is fastest and exact in it.")
-        return torch.float32
+        return "float32", "the CPU is fastest and exact in it"
     if run.tuning.peft_method == "none":
-        logger.info("Weights: float32, because full-weight updates are lost in 16-bit weights.")
-        return torch.float32
-    if arguments.bf16:
-        logger.info("Weights: bfloat16, because the frozen base needs no more; LoRA matrices stay float32.")
-        return torch.bfloat16
-    logger.info("Weights: float32, because bf16 is off.")
-    return torch.float32
+        return "float32", "full-weight updates are lost in 16-bit weights"
+    if bf16:
+        return "bfloat16", "the frozen base needs no more; LoRA matrices stay float32"
+    return "float32", "bf16 is off"
+
+
+def planned_precision(run: RunConfig, values: Mapping[str, Any], device: DeviceSpec) -> Precision:
+    """Return the dtypes of a run on a device that need not be here, by the same rules."""
+    typed = any(values.get(flag) is not None for flag in ("bf16", "fp16"))
+    bf16 = bool(values.get("bf16")) if typed else device.computes_bf16 and not device.is_cpu
+    weights, _ = weights_dtype(run, bf16=bf16, on_gpu=not device.is_cpu)
+    if values.get("deepspeed"):
+        # DeepSpeed casts the whole model and leaves autocast off.
+        engine = "bfloat16" if bf16 else "float16" if values.get("fp16") else None
+        return Precision(weights=engine or weights, adapter=engine)
+    autocast = "bfloat16" if bf16 else "float16" if values.get("fp16") else None
+    return Precision(weights=weights, autocast=autocast, widened=frozenset() if device.is_cpu else WIDENED)
 
 
 def choose_attention(asked: str, config: PretrainedConfig, dtype: torch.dtype, *, on_gpu: bool) -> str:
