@@ -25,7 +25,7 @@ from vlm_lora.model.families import Family
 from vlm_lora.model.objective import SupervisedHead, gather_targets, token_losses
 from vlm_lora.model.parts import Part, Parts, base_of, decoder_layers, find_parts
 from vlm_lora.model.tuning import apply_tuning
-from vlm_lora.stack import TRAINER_TURNS_CACHE_OFF
+from vlm_lora.stack import TRAINER_TURNS_CACHE_OFF, without_initialisation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ def trace_step(
         # The simulation draws no numbers that anybody sees; the process's generator stays as it is.
         with torch.random.fork_rng(devices=[]), simulation:
             model = _build(step, config, family, trust_remote_code)
-            _empty(model, simulation)
+            _empty(model, simulation, step.precision)
             parts = find_parts(model, family)
             weights = tuple(_weights(model, parts))
             buffer_bytes = sum(buffer.nbytes for buffer in model.buffers())
@@ -122,7 +122,7 @@ def _build(step: Step, config: Any, family: Family, trust_remote_code: bool) -> 
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, step.precision.weights))
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), without_initialisation():
             warnings.simplefilter("ignore")  # initialisers warn about tensors without numbers
             automatic = getattr(transformers, family.auto_class)
             model = automatic.from_config(
@@ -132,21 +132,25 @@ def _build(step: Step, config: Any, family: Family, trust_remote_code: bool) -> 
             )
     finally:
         torch.set_default_dtype(before)
+    model.tie_weights()
     model = apply_tuning(model, family, step.tuning)
-    if step.precision.adapter is not None:
-        model = model.to(getattr(torch, step.precision.adapter))
     if step.checkpointing:
         enable_checkpointing(model, family)
     return model.train()
 
 
-def _empty(model: nn.Module, simulation: Simulation) -> None:
-    """Take the numbers out of small parameters too: what they touch would be computed. Tied ones stay tied."""
+def _empty(model: nn.Module, simulation: Simulation, precision: Precision) -> None:
+    """Take the numbers out of small parameters too: what they touch would be computed. Tied ones stay tied.
+
+    Where an engine casts the whole model, they are made in its dtype.
+    """
+    cast = None if precision.adapter is None else getattr(torch, precision.adapter)
     fakes: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                fake = nn.Parameter(simulation.fake(parameter.detach()), requires_grad=parameter.requires_grad)
+                plain = simulation.fake(parameter.detach().to(cast or parameter.dtype))
+                fake = nn.Parameter(plain, requires_grad=parameter.requires_grad)
                 module._parameters[name] = fakes.setdefault(id(parameter), fake)
 
 

@@ -16,6 +16,7 @@ from support.tiny import available
 from support.tiny.batches import build_batch, load_plainly
 from vlm_lora.backend import Precision
 from vlm_lora.config import TuningConfig
+from vlm_lora.memory import simulation
 from vlm_lora.memory.ledger import BATCH
 from vlm_lora.memory.trace import Step, StepTrace, trace_step
 from vlm_lora.model.checkpointing import enable_checkpointing
@@ -44,13 +45,19 @@ def rows_of(folder: Path) -> dict[str, torch.Tensor]:
     return batch
 
 
-def simulated(folder: Path, batch: Mapping[str, torch.Tensor], tuning: TuningConfig, checkpointing: bool) -> StepTrace:
+def simulated(
+    folder: Path,
+    batch: Mapping[str, torch.Tensor],
+    tuning: TuningConfig,
+    checkpointing: bool,
+    precision: Precision | None = None,
+) -> StepTrace:
     remote = (folder / "modeling_phi3_v.py").exists()
     config = AutoConfig.from_pretrained(folder, trust_remote_code=remote)
     step = Step(
         tuning=tuning,
         checkpointing=checkpointing,
-        precision=Precision(weights="float32"),
+        precision=precision or Precision(weights="float32"),
         attention=None,
         fused_attention=True,
     )
@@ -125,3 +132,22 @@ def test_tolerance_would_show_forgotten_checkpointing(model_folder: Callable[[st
     batch = rows_of(folder)
     wrong = peak_of(simulated(folder, batch, TuningConfig(), True))
     assert wrong < 0.8 * measured(folder, batch, TuningConfig(), False)
+
+
+def test_an_engines_cast_reaches_every_weight(model_folder: Callable[[str], Path]) -> None:
+    folder = model_folder("qwen2_5_vl")
+    whole = Precision(weights="bfloat16", adapter="bfloat16")
+    trace = simulated(folder, rows_of(folder), TuningConfig(), False, precision=whole)
+    assert {weight.bytes // weight.elements for weight in trace.weights} == {2}
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen2_5_vl", "llava"])
+def test_large_models_and_masks_are_never_computed(
+    name: str, model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the limit below every weight and mask, as in a model of real size, the peak stays the same."""
+    folder = model_folder(name)
+    batch = rows_of(folder)
+    expected = peak_of(simulated(folder, batch, TuningConfig(), False))
+    monkeypatch.setattr(simulation, "REAL_ELEMENTS", 1024)
+    assert peak_of(simulated(folder, batch, TuningConfig(), False)) == pytest.approx(expected, rel=TOLERANCE)
