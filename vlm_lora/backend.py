@@ -48,6 +48,42 @@ class Probe:
     """`auto` takes the usable backend with the highest priority; the CPU is 0."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class DeviceSpec:
+    """One kind of device, as the memory plan sees it."""
+
+    name: str
+    """What `--device` takes: `H100-80`."""
+    total_bytes: int
+    """As its driver reports it."""
+    fixed_bytes: int
+    """Taken before the first tensor: the driver, the process's context and its kernels."""
+    source: str
+    """Where the two figures come from."""
+    is_here: bool = False
+    """True for the device of this machine."""
+    computes_bf16: bool = True
+    """Whether bf16 autocast is the default on it."""
+    fused_attention: bool = True
+    """Whether sdpa is one kernel that keeps no T x T probabilities."""
+    is_cpu: bool = False
+    """True for the host itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """The dtypes of a run on one device, by their names in torch."""
+
+    weights: str
+    """Of the base model."""
+    autocast: str | None = None
+    """What autocast computes in; None without autocast."""
+    adapter: str | None = None
+    """What an engine casts the whole model to after LoRA is attached; None: LoRA stays float32."""
+    widened: frozenset[str] = frozenset()
+    """Functions that the device's autocast runs in float32, beyond those of the CPU's."""
+
+
 class Backend(Protocol):
     """One kind of hardware. Heavy imports belong inside the methods."""
 
@@ -101,6 +137,21 @@ class Backend(Protocol):
 
     def memory(self) -> Mapping[str, int]:
         """Return memory figures in bytes, by name; empty where the hardware reports none."""
+
+    def devices(self) -> Sequence[DeviceSpec]:
+        """Return the kinds of devices that the memory plan knows, those of this machine first. Never raises."""
+
+    def precision(self, run: RunConfig, values: Mapping[str, Any], device: DeviceSpec) -> Precision:
+        """Return the dtypes that a run would have on `device`, which need not be here.
+
+        Args:
+            run: what was asked for.
+            values: the checked keys of the arguments class that were given.
+            device: one of `devices()`.
+        """
+
+    def out_of_memory(self, error: BaseException) -> bool:
+        """Say whether an error means that the device's memory was not enough."""
 
     def launch(self, request: LaunchRequest, command: Sequence[str]) -> Launch:
         """Return the command line that starts `command` as asked. Raises ConfigError on what cannot be done."""

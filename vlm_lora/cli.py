@@ -48,6 +48,7 @@ vlm-lora {__version__}: fine-tune vision-language models, LoRA first
   vlm-lora eval     --model_name_or_path MODEL_OR_ADAPTER --dataset_name DATA
   vlm-lora ask      --model_name_or_path MODEL_OR_ADAPTER --image FILE --prompt "QUESTION"
   vlm-lora preview  --model_name_or_path MODEL --dataset_name DATA [--rows N] [--json]
+  vlm-lora plan     --model_name_or_path MODEL --dataset_name DATA [--device H100-80 | all] [--world_size N] [--json]
   vlm-lora launch   [--world_size N] [--nnodes N] [--use_deepspeed | --use_accelerate | --use_mpi] VERB_OR_SCRIPT ...
   vlm-lora demo     [--output_dir DIR]
   vlm-lora doctor
@@ -195,6 +196,38 @@ def _preview(rest: Sequence[str]) -> None:
         print_row(row, tokenizer, console)
 
 
+def _plan(rest: Sequence[str]) -> None:
+    parser = _parser("plan")
+    parser.add_argument("--device", nargs="+", default=["here"])
+    for flag, default in (("world_size", 1), ("rows", 64), ("images", 1), ("answer_tokens", 64)):
+        parser.add_argument(f"--{flag}", type=int, default=default)
+    parser.add_argument("--image_size", default="1024x1024")
+    parser.add_argument("--json", action="store_true")
+    own, others = parser.parse_known_args(rest)
+    run = _configure(others, {}, log_level="error")
+    from rich.console import Console
+
+    from vlm_lora import pipeline
+    from vlm_lora.memory.request import PlanRequest
+    from vlm_lora.report.memory import as_json, print_plan
+
+    report = pipeline.plan(
+        run,
+        PlanRequest(
+            devices=",".join(own.device),
+            world_size=own.world_size,
+            rows=own.rows,
+            images=own.images,
+            image_size=own.image_size,
+            answer_tokens=own.answer_tokens,
+        ),
+    )
+    if own.json:
+        print(json.dumps(as_json(report), indent=2))
+        return
+    print_plan(report, Console(highlight=False, soft_wrap=True))
+
+
 def _demo(rest: Sequence[str]) -> None:
     parser = _parser("demo")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"))
@@ -253,6 +286,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "eval": _eval,
     "ask": _ask,
     "preview": _preview,
+    "plan": _plan,
     "launch": _launch,
     "demo": _demo,
     "doctor": _doctor,

@@ -40,6 +40,10 @@ class BackendError(UserError):
     """Hardware or a software stack that is asked for and not usable here."""
 
 
+class MemoryExhaustedError(UserError):
+    """A run that needs more memory than the device has."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the closest known name, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlm_lora.backend import Backend, Probe, select, set_environment
+from vlm_lora.backend import Backend, Probe, installed, select, set_environment
 from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.encoded import EncodedRow
 from vlm_lora.batching.encoding import RowEncoder
@@ -29,6 +29,8 @@ from vlm_lora.data.dataset import Splits, load_splits
 from vlm_lora.data.images import ImageLimits
 from vlm_lora.errors import ConfigError
 from vlm_lora.evaluation.generation import Answerer, exact_match, write_answers
+from vlm_lora.memory.request import PlanReport, PlanRequest, choose_devices, read_choice
+from vlm_lora.memory.run import Subject, advise, plan_run
 from vlm_lora.model.audit import GradientAudit
 from vlm_lora.model.checkpointing import enable_checkpointing
 from vlm_lora.model.families import Family, family_of
@@ -38,6 +40,7 @@ from vlm_lora.model.quantization import check_quantized, check_request, find_lay
 from vlm_lora.model.terminators import eos_token_ids
 from vlm_lora.model.tuning import apply_tuning
 from vlm_lora.placement import by_accelerate
+from vlm_lora.report.memory import explain_exhaustion
 from vlm_lora.report.model_card import write_model_card
 from vlm_lora.training.arguments import (
     CHECKPOINTING,
@@ -161,16 +164,20 @@ def train(run: RunConfig) -> dict[str, Any]:
     tools = open_tools(run)
     _check_first_rows(tools, splits)
     tools, groups = _plan_shapes(stage, tools, splits)
-    model = _load_for_training(stage, tools) if arguments.do_train else _load_for_answers(stage, tools)
+    needs = partial(advise, _subject(run, stage.values, tools, splits.train), arguments, stage.backend)
+    with explain_exhaustion(stage.backend, "loading the model", needs):
+        model = _load_for_training(stage, tools) if arguments.do_train else _load_for_answers(stage, tools)
     trainer = _build(stage, tools, splits, model, groups)
     if trainer.is_world_process_zero():
         folder.mkdir(parents=True, exist_ok=True)
         write_resolved(folder / ("run_config.yaml" if arguments.do_train else "eval_config.yaml"), run, stage.values)
     results: dict[str, Any] = {}
     if arguments.do_train:
-        results |= _recorded(folder, "train", _fit(stage, splits, trainer, checkpoint), trainer)
+        with explain_exhaustion(stage.backend, "training", needs):
+            results |= _recorded(folder, "train", _fit(stage, splits, trainer, checkpoint), trainer)
     if arguments.do_eval:
-        results |= _recorded(folder, "eval", _evaluate(stage, tools, splits, trainer), trainer)
+        with explain_exhaustion(stage.backend, "evaluation"):
+            results |= _recorded(folder, "eval", _evaluate(stage, tools, splits, trainer), trainer)
     if arguments.do_train and trainer.is_world_process_zero():
         save_processor(tools.processor, folder)
         write_model_card(folder, run, arguments, results, family=tools.family, steps=trainer.state.global_step)
@@ -201,6 +208,34 @@ def preview(run: RunConfig, *, rows: int) -> list[tuple[EncodedRow, Any]]:
     tools = open_tools(run)
     shown = range(min(rows, len(data))) if data is not None else range(0)
     return [(tools.encoder.encode(data[index]), tools.tokenizer) for index in shown if data is not None]
+
+
+def plan(run: RunConfig, request: PlanRequest) -> PlanReport:
+    """Predict what a training run needs on each device, from the model's configuration and a sample of the data."""
+    request.check()
+    devices = choose_devices(installed(), request.devices)
+    arguments_class = _select(run)[0].arguments_class()
+    run, values = resolve(run, arguments_class)
+    check_arguments(values)
+    tools = open_tools(run)
+    data = None
+    if run.data.dataset_name is not None:
+        held_out = run.data.validation_name is None and run.data.validation_fraction > 0
+        data = load_splits(run.data, need_train=True, need_validation=held_out).train
+    choice = read_choice(run, values, arguments_class, world_size=request.world_size)
+    return plan_run(_subject(run, values, tools, data), request, choice, devices)
+
+
+def _subject(run: RunConfig, values: Mapping[str, Any], tools: Tools, data: Any) -> Subject:
+    return Subject(
+        run=run,
+        values=values,
+        config=tools.config,
+        family=tools.family,
+        encoder=tools.encoder,
+        collator=tools.collator,
+        data=data,
+    )
 
 
 def _check_first_rows(tools: Tools, splits: Splits) -> None:

@@ -14,6 +14,18 @@ KV_SHARING_NEEDS_CACHE = not IS_5
 """Gemma3n's last layers borrow keys and values of earlier ones: in 4.55 only through the cache, which
 training does not use, so their own projections train; in 5.x always, so their own are never used."""
 
+TRAINER_TURNS_CACHE_OFF = IS_5
+"""5.x's trainer switches the key-value cache off; with 4.55 a training step fills it."""
+
+
+def without_initialisation() -> Any:
+    """Return a context in which models are built without drawing their weights; weights are not tied either."""
+    if IS_5:
+        from transformers.initialization import no_init_weights
+    else:
+        from transformers.modeling_utils import no_init_weights
+    return no_init_weights()
+
 
 def known_model_types() -> frozenset[str]:
     """Return the `model_type` of every configuration that the installed transformers has."""

@@ -35,8 +35,10 @@ _BY_THE_RUN = (
 
 def ready_made(word: str) -> dict[str, Any]:
     """Return the configuration of one of the names in `STAGES`; `launchers/deepspeed/WORD.json` holds the same."""
-    zero: dict[str, Any] = copy.deepcopy(dict(STAGES[word]))
+    # "auto" is the square of the hidden size; DeepSpeed's own default is a buffer of 500 million elements.
+    zero: dict[str, Any] = {**copy.deepcopy(dict(STAGES[word])), "reduce_bucket_size": "auto"}
     if zero["stage"] == 3:
+        zero |= {"stage3_prefetch_bucket_size": "auto", "stage3_param_persistence_threshold": "auto"}
         # Without it the saved weights would be empty.
         zero["stage3_gather_16bit_weights_on_model_save"] = True
     settings: dict[str, Any] = {

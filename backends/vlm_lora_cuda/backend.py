@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vlm_lora.backend import Probe, Traits
+from vlm_lora.backend import DeviceSpec, Precision, Probe, Traits
 from vlm_lora.config import RunConfig
 from vlm_lora.config_values import is_true
 from vlm_lora.errors import ConfigError
 from vlm_lora.launching import Launch, LaunchRequest, deepspeed, loader_workers, torchrun
 from vlm_lora_cuda.accelerate_flags import accelerate_launch
+from vlm_lora_cuda.devices import cuda_devices, is_out_of_memory
 from vlm_lora_cuda.engines import (
     asked,
     engine_arguments,
@@ -23,7 +24,14 @@ from vlm_lora_cuda.engines import (
     shard_layers,
     start_process_group,
 )
-from vlm_lora_cuda.precision import check_precision, choose_attention, choose_dtype, choose_precision, gpu_facts
+from vlm_lora_cuda.precision import (
+    check_precision,
+    choose_attention,
+    choose_dtype,
+    choose_precision,
+    gpu_facts,
+    planned_precision,
+)
 from vlm_lora_cuda.quantization import KINDS, check_installed, keep_layout, quantization_keywords
 
 if TYPE_CHECKING:
@@ -179,6 +187,18 @@ class CudaBackend:
             }
         # Linux reports kibibytes (getrusage(2)).
         return {"memory_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+    def devices(self) -> Sequence[DeviceSpec]:
+        """Return this machine's GPU, if there is one, its host, and the GPUs of the table."""
+        return cuda_devices()
+
+    def precision(self, run: RunConfig, values: Mapping[str, Any], device: DeviceSpec) -> Precision:
+        """Return the dtypes by the rules of `model_kwargs` and `build_arguments`."""
+        return planned_precision(run, values, device)
+
+    def out_of_memory(self, error: BaseException) -> bool:
+        """Say whether a GPU's or the host's allocator refused."""
+        return is_out_of_memory(error)
 
     def launch(self, request: LaunchRequest, command: Sequence[str]) -> Launch:
         """Start by accelerate's or DeepSpeed's launcher where asked, else by torch's; one process per GPU."""

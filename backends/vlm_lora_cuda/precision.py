@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vlm_lora.backend import DeviceSpec, Precision
 from vlm_lora.config import RunConfig
 from vlm_lora.errors import BackendError, ConfigError
 from vlm_lora.model.families import family_of
+from vlm_lora_cuda.devices import WIDENED
 
 if TYPE_CHECKING:
     import torch
@@ -119,42 +121,58 @@ def choose_dtype(
     """
     import torch
 
-    full = run.tuning.peft_method == "none" and arguments.do_train
-    if run.model.dtype != "auto":
-        dtype: torch.dtype = getattr(torch, run.model.dtype)
-        if full and dtype == torch.float16:
+    if run.tuning.peft_method == "none" and arguments.do_train:
+        if run.model.dtype == "float16":
             raise ConfigError(
                 "--dtype float16 with --peft_method none: float16 weights cannot be trained, their gradients cannot be "
                 "unscaled. Type --dtype float32, with --fp16 for products in float16."
             )
-        if full and dtype == torch.bfloat16:
+        if run.model.dtype == "bfloat16":
             logger.warning(
                 "Weights: bfloat16, because --dtype says so; changes below 1/256 of a weight are lost. "
                 "--dtype float32 with --bf16 keeps them."
             )
-            return dtype
-        logger.info("Weights: %s, because --dtype says so.", run.model.dtype)
-        return dtype
+            return torch.bfloat16
+    name, reason = weights_dtype(
+        run, bf16=bool(arguments.bf16), fp16=bool(arguments.fp16), published=_published_dtype(config), on_gpu=on_gpu
+    )
+    logger.info("Weights: %s, because %s.", name, reason)
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def weights_dtype(run: RunConfig, *, bf16: bool, fp16: bool, published: str, on_gpu: bool) -> tuple[str, str]:
+    """Return the name of that dtype in torch, and the reason; `published` is the dtype that config.json names."""
+    if run.model.dtype != "auto":
+        return run.model.dtype, "--dtype says so"
     if not on_gpu:
-        logger.info("Weights: float32, because the CPU is fastest and exact in it.")
-        return torch.float32
+        return "float32", "the CPU is fastest and exact in it"
     if run.tuning.peft_method == "none":
-        logger.info("Weights: float32, because full-weight updates are lost in 16-bit weights.")
-        return torch.float32
-    if arguments.bf16:
-        logger.info("Weights: bfloat16, because the frozen base needs no more; LoRA matrices stay float32.")
-        return torch.bfloat16
-    if arguments.fp16 and _published_dtype(config) == "float16":
-        logger.info("Weights: float16, as they were published; LoRA matrices stay float32.")
-        return torch.float16
-    if arguments.fp16:
-        logger.info(
-            "Weights: float32, because they were not published in float16, whose range is smaller "
-            "(--dtype float16 halves their memory)."
+        return "float32", "full-weight updates are lost in 16-bit weights"
+    if bf16:
+        return "bfloat16", "the frozen base needs no more; LoRA matrices stay float32"
+    if fp16 and published == "float16":
+        return "float16", "they were published so; LoRA matrices stay float32"
+    if fp16:
+        return "float32", (
+            "they were not published in float16, whose range is smaller (--dtype float16 halves their memory)"
         )
-        return torch.float32
-    logger.info("Weights: float32, because bf16 is off.")
-    return torch.float32
+    return "float32", "bf16 is off"
+
+
+def planned_precision(run: RunConfig, values: Mapping[str, Any], device: DeviceSpec) -> Precision:
+    """Return the dtypes of a run on a device that need not be here, by the same rules."""
+    typed = any(values.get(flag) is not None for flag in ("bf16", "fp16"))
+    bf16 = bool(values.get("bf16")) if typed else device.computes_bf16 and not device.is_cpu
+    fp16 = bool(values.get("fp16"))
+    # What config.json says is not known here: fp16 is planned with the larger weights.
+    weights, _ = weights_dtype(run, bf16=bf16, fp16=fp16, published="", on_gpu=not device.is_cpu)
+    if values.get("deepspeed"):
+        # DeepSpeed casts the whole model and leaves autocast off.
+        engine = "bfloat16" if bf16 else "float16" if fp16 else None
+        return Precision(weights=engine or weights, adapter=engine)
+    autocast = "bfloat16" if bf16 else "float16" if fp16 else None
+    return Precision(weights=weights, autocast=autocast, widened=frozenset() if device.is_cpu else WIDENED)
 
 
 def _published_dtype(config: PretrainedConfig) -> str:

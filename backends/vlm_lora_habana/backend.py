@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vlm_lora.backend import Probe, Traits
+from vlm_lora.backend import DeviceSpec, Precision, Probe, Traits
 from vlm_lora.config import RunConfig
 from vlm_lora.config_values import is_true
 from vlm_lora.errors import BackendError, ConfigError
 from vlm_lora.launching import Launch, LaunchRequest, loader_workers
 from vlm_lora.placement import found
 from vlm_lora_habana.configuration import autocast_variables, read_configuration
+from vlm_lora_habana.devices import gaudi_devices, is_out_of_memory
 from vlm_lora_habana.host_reads import ON_HOST, explicit_masks, keep_reads_on_host
 from vlm_lora_habana.models import FUSED, check_plain, plain_models
 from vlm_lora_habana.modes import LAZY, Mode, choose_mode, mode_variables
@@ -182,6 +183,23 @@ class HabanaBackend:
         figures = hpu.memory_stats()
         return {"memory_allocated_bytes": figures["InUse"], "memory_peak_bytes": figures["MaxInUse"]}
 
+    def devices(self) -> Sequence[DeviceSpec]:
+        """Return this machine's card and those of the table."""
+        return gaudi_devices()
+
+    def precision(self, run: RunConfig, values: Mapping[str, Any], device: DeviceSpec) -> Precision:
+        """Return the dtypes by the rules of `model_kwargs`; layer norms stay in bf16, as with the CPU's autocast."""
+        bf16 = values.get("bf16") is not False
+        weights = weights_dtype(run, bf16=bf16)
+        if values.get("deepspeed"):
+            # DeepSpeed casts the whole model and leaves autocast off.
+            return Precision(weights="bfloat16" if bf16 else weights, adapter="bfloat16" if bf16 else None)
+        return Precision(weights=weights, autocast="bfloat16" if bf16 else None)
+
+    def out_of_memory(self, error: BaseException) -> bool:
+        """Say whether the card's allocator refused."""
+        return is_out_of_memory(error)
+
     def launch(self, request: LaunchRequest, command: Sequence[str]) -> Launch:
         """Start by mpirun or DeepSpeed's launcher where asked, else by torch's."""
         return launch_on_gaudi(request, command, cards=card_count())
@@ -233,13 +251,16 @@ class HabanaBackend:
     def _dtype(self, run: RunConfig, arguments: TrainingArguments) -> torch.dtype:
         import torch
 
-        if run.model.dtype != "auto":
-            dtype: torch.dtype = getattr(torch, run.model.dtype)
-            logger.info("Weights: %s, because --dtype says so.", run.model.dtype)
-            return dtype
         # GaudiTrainer takes --bf16 out of the arguments later, so this reads them before it exists.
-        if arguments.bf16 and run.tuning.peft_method == "lora":
-            logger.info("Weights: bfloat16, because the frozen base needs no more; LoRA matrices stay float32.")
-            return torch.bfloat16
-        logger.info("Weights: float32.")
-        return torch.float32
+        name = weights_dtype(run, bf16=bool(arguments.bf16))
+        reason = "--dtype says so" if run.model.dtype != "auto" else "the run's method and --bf16 ask for it"
+        logger.info("Weights: %s, because %s.", name, reason)
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+
+
+def weights_dtype(run: RunConfig, *, bf16: bool) -> str:
+    """Return the dtype of the base: bfloat16 where it is frozen and bf16 is on; LoRA matrices stay float32."""
+    if run.model.dtype != "auto":
+        return run.model.dtype
+    return "bfloat16" if bf16 and run.tuning.peft_method == "lora" else "float32"

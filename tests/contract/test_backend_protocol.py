@@ -7,11 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from vlm_lora import backend as backends
 from vlm_lora.backend import Backend, installed, select
-from vlm_lora.config import RunConfig
+from vlm_lora.config import RunConfig, TuningConfig
 from vlm_lora.errors import BackendError
+from vlm_lora.memory.request import choose_devices
 from vlm_lora_cuda.backend import keep_to_one_gpu
 
 PAGE = Path(__file__).parents[2] / "docs" / "backends.md"
@@ -45,6 +47,58 @@ def test_the_pages_example_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "installed", lambda: {"mycard": namespace["MyCardBackend"]()})
     with pytest.raises(BackendError, match="install the driver"):
         select("mycard")
+    [(backend, device)] = choose_devices(backends.installed(), "mycard")
+    assert (backend.name, device.total_bytes) == ("mycard", 48 * 2**30)
+
+
+@pytest.mark.parametrize("name", sorted(installed()))
+def test_devices_are_named_once_and_have_room(name: str) -> None:
+    """Also where the hardware is not there: the plan is made before anybody rents it."""
+    devices = installed()[name].devices()
+    assert devices
+    assert len({device.name for device in devices}) == len(devices)
+    for device in devices:
+        assert 0 <= device.fixed_bytes < device.total_bytes
+        assert device.source
+
+
+@pytest.mark.parametrize("name", sorted(installed()))
+def test_only_memory_that_ran_out_is_called_so(name: str) -> None:
+    backend = installed()[name]
+    texts = {
+        "cuda": "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.",
+        "habana": "[Rank:0] FATAL ERROR :: MODULE:PT_DEVMEM Allocation failed for size::234881024 (224)MB",
+    }
+    assert backend.out_of_memory(RuntimeError(texts[name]))
+    assert backend.out_of_memory(MemoryError())
+    assert not backend.out_of_memory(RuntimeError("shape mismatch"))
+    assert not backend.out_of_memory(ValueError(texts[name]))
+
+
+def test_a_gpus_allocator_is_understood() -> None:
+    assert installed()["cuda"].out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+
+
+def test_planned_dtypes_are_those_of_the_run() -> None:
+    """LoRA on a GPU keeps its base in bf16; full weights stay in float32; the host computes in float32."""
+    backend = installed()["cuda"]
+    devices = {device.name: device for device in backend.devices()}
+    lora, full = RunConfig(), RunConfig(tuning=TuningConfig(peft_method="none"))
+    found = {
+        (run.tuning.peft_method, name): backend.precision(run, {}, devices[name])
+        for run in (lora, full)
+        for name in ("H100-80", "T4", "CPU")
+    }
+    assert {key: (value.weights, value.autocast) for key, value in found.items()} == {
+        ("lora", "H100-80"): ("bfloat16", "bfloat16"),
+        ("lora", "T4"): ("float32", None),
+        ("lora", "CPU"): ("float32", None),
+        ("none", "H100-80"): ("float32", "bfloat16"),
+        ("none", "T4"): ("float32", None),
+        ("none", "CPU"): ("float32", None),
+    }
+    engine = backend.precision(full, {"deepspeed": "zero3"}, devices["H100-80"])
+    assert (engine.weights, engine.adapter, engine.autocast) == ("bfloat16", "bfloat16", None)
 
 
 def test_cpu_arguments_say_what_was_chosen(tmp_path: Path) -> None:

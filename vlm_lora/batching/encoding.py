@@ -122,6 +122,14 @@ class RowEncoder:
         """
         return [self._picture(image, conversation).size for image in conversation.images]
 
+    def picture(self, image: ImageRef) -> Any:
+        """Return one picture as `encode` would load it, in RGB.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        return self._load_image(image.source, limits=self._image_limits)
+
     def _row(
         self, rendering: Rendering, conversation: Conversation, images: tuple[ImageRef, ...], *, prompt: bool
     ) -> EncodedRow:
@@ -149,7 +157,7 @@ class RowEncoder:
 
     def _picture(self, image: ImageRef, conversation: Conversation) -> Any:
         try:
-            return self._load_image(image.source, limits=self._image_limits)
+            return self.picture(image)
         except UserError as error:
             raise type(error)(f"{conversation.source}: {error}") from error
 

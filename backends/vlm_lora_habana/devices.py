@@ -1,0 +1,43 @@
+"""The Gaudi cards that the memory plan knows, and how running out of their memory reads."""
+
+from __future__ import annotations
+
+from vlm_lora.backend import DeviceSpec
+from vlm_lora_habana.probe import probe_gaudi
+
+_TOTALS_GIB = {"Gaudi2": 96, "Gaudi3": 128}
+"""Intel's data sheets: 96 GB and 128 GB of HBM, which hl-smi reports as 98304 and 131072 MiB."""
+
+_SOURCE = "Intel's data sheet; what the driver keeps of it is not published and not counted"
+
+TEXTS = ("MODULE:PT_DEVMEM", "Allocation failed for size", "out of memory")
+"""How the bridge says that memory ran out (huggingface/optimum-habana#289 and #1469)."""
+
+
+def gaudi_devices() -> list[DeviceSpec]:
+    """Return this machine's card first, if there is one, then the table."""
+    table = [
+        # sdpa is composed of matrix products and a softmax there, so the probabilities exist.
+        DeviceSpec(name=name, total_bytes=total * 2**30, fixed_bytes=0, source=_SOURCE, fused_attention=False)
+        for name, total in _TOTALS_GIB.items()
+    ]
+    if not probe_gaudi().usable:
+        return table
+    import habana_frameworks.torch.hpu as hpu
+
+    here = DeviceSpec(
+        name=str(hpu.get_device_name()).replace(" ", "-"),
+        total_bytes=hpu.memory_stats()["Limit"],
+        fixed_bytes=0,
+        source="the bridge's memory_stats()",
+        is_here=True,
+        fused_attention=False,
+    )
+    return [here, *(device for device in table if device.name != here.name)]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether the card's allocator refused."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in TEXTS)
+    )

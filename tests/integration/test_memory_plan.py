@@ -1,0 +1,170 @@
+"""`vlm-lora plan` against whole training runs, and what a run says that runs out of memory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+
+from support.peaks import watch_training
+from support.rows import write_uneven_rows
+from support.runs import script_flags
+from vlm_lora import pipeline
+from vlm_lora.cli import main, run_script
+from vlm_lora.model.objective import SupervisedHead
+from vlm_lora.training import trainer
+
+TOLERANCE = 0.10
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_uneven_rows(tmp_path_factory.mktemp("plan") / "data", rows=8)
+
+
+def planned(model: Path, rows: Path, capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    capsys.readouterr()
+    flags = ["--model_name_or_path", str(model), "--dataset_name", str(rows), "--validation_fraction", "0"]
+    assert main(["plan", *flags, "--json", *words]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def without_weights(folder: Path, place: Path) -> Path:
+    return Path(shutil.copytree(folder, place, ignore=shutil.ignore_patterns("*.safetensors", "*.bin")))
+
+
+def predicted(report: dict[str, Any]) -> int:
+    [device] = report["devices"]
+    return int(device["total_bytes"] - device["items"]["overhead"])
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen2_5_vl", "llava"])
+@pytest.mark.parametrize("words", [(), ("--gradient_checkpointing",), ("--peft_method", "none")], ids=" ".join)
+def test_plan_is_what_training_allocates(
+    name: str,
+    words: tuple[str, ...],
+    rows: Path,
+    model_folder: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bare = without_weights(model_folder(name), tmp_path / "bare")
+    common = ("--per_device_train_batch_size", "8", *words)
+    plan = predicted(planned(bare, rows, capsys, *common, "--device", "CPU"))
+    found: dict[str, Any] = {}
+    monkeypatch.setattr(pipeline, "build_trainer", watch_training(trainer.build_trainer, found))
+    flags = script_flags(model_folder(name), rows, tmp_path / "out", do_train=True, max_steps=2, validation_fraction=0)
+    assert run_script([*flags, *common]) == 0
+    assert plan == pytest.approx(found["measured"], rel=TOLERANCE)
+    if "--gradient_checkpointing" in words:
+        forgotten = predicted(planned(bare, rows, capsys, *common[:2], "--device", "CPU"))
+        assert forgotten != pytest.approx(found["measured"], rel=TOLERANCE)
+
+
+def test_a_device_that_is_too_small_gets_proposals_that_fit(
+    rows: Path,
+    model_folder: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = model_folder("qwen2_5_vl")
+    need = predicted(planned(folder, rows, capsys, "--device", "CPU"))
+    monkeypatch.setattr("vlm_lora_cuda.devices._TOTALS_MIB", {"Small": need * 0.6 / 2**20})
+    monkeypatch.setattr("vlm_lora_cuda.devices.CONTEXT_BYTES", 0)
+    [device] = planned(folder, rows, capsys, "--device", "small", "--bf16", "false")["devices"]
+    assert not device["fits"]
+    flags = [proposal["flags"] for proposal in device["proposals"]]
+    assert flags[0] == "--gradient_checkpointing"
+    assert any(flag.startswith("--per_device_train_batch_size") for flag in flags)
+    fitting = next(proposal for proposal in device["proposals"] if proposal["fits"])
+    [again] = planned(folder, rows, capsys, "--device", "small", "--bf16", "false", *fitting["flags"].split())[
+        "devices"
+    ]
+    assert again["fits"]
+    assert again["total_bytes"] == fitting["total_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--device", "H1000", "--max_length", "256"], "H100-80"),
+        ([], "type --dataset_name to measure them, or --max_length N"),
+        (["--max_length", "256", "--image_size", "big"], "WIDTHxHEIGHT"),
+        (["--max_length", "4"], "--max_length 4 is too little for 1 pictures"),
+        (["--max_length", "256", "--world_size", "0"], "--world_size 0: must be 1 or more"),
+        (["--max_length", "256", "--optim", "lomo"], "does not know what it keeps"),
+    ],
+)
+def test_a_wrong_plan_is_one_message(
+    words: list[str], said: str, model_folder: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "--model_name_or_path", str(model_folder("llava")), *words]) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+
+
+def test_the_table_names_the_assumption(
+    model_folder: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model_name_or_path", str(model_folder("llava")), "--max_length", "256", "--device", "H100", "L4"]
+    assert main(["plan", *words]) == 0
+    shown = capsys.readouterr().out
+    assert "assumed, no data was read: rows of 256 tokens" in shown
+    assert "H100-80: " in shown
+    assert "fits" in shown
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nfurther lines"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to "
+            "allocate 9 bytes. Error code 12"
+        ),
+    ],
+    ids=["gpu", "cpu"],
+)
+def test_running_out_of_memory_is_one_message_with_the_plans_advice(
+    error: RuntimeError,
+    rows: Path,
+    model_folder: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    gather = SupervisedHead._gather
+
+    def refuse(self: SupervisedHead, module: Any, args: Any) -> Any:
+        if isinstance(args[0], FakeTensor):  # the plan's own pass
+            return gather(self, module, args)
+        raise error
+
+    monkeypatch.setattr(SupervisedHead, "_gather", refuse)
+    flags = script_flags(model_folder("llava"), rows, tmp_path / "out", do_train=True, max_steps=1)
+    assert run_script([*flags, "--per_device_train_batch_size", "4"]) == 1
+    said = capsys.readouterr().err
+    assert f"Out of memory in training: {str(error).splitlines()[0].rstrip('.')}." in said
+    assert "The plan for this run is" in said
+    assert "--gradient_checkpointing: " in said
+    assert "Traceback" not in said
+
+
+def test_another_error_stays_what_it_is(
+    rows: Path, model_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: SupervisedHead, module: Any, args: Any) -> Any:
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr(SupervisedHead, "_gather", refuse)
+    flags = script_flags(model_folder("llava"), rows, tmp_path / "out", do_train=True, max_steps=1)
+    assert run_script(flags) == 203

@@ -1,0 +1,153 @@
+"""A simulated step against a real one, for every family: the same weights, the same peak by the allocator."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from support.peaks import highest_on_cpu, storage_bytes
+from support.tiny import available
+from support.tiny.batches import build_batch, load_plainly
+from vlm_lora.backend import Precision
+from vlm_lora.config import TuningConfig
+from vlm_lora.memory import simulation
+from vlm_lora.memory.ledger import BATCH
+from vlm_lora.memory.trace import Step, StepTrace, trace_step
+from vlm_lora.model.checkpointing import enable_checkpointing
+from vlm_lora.model.families import family_of
+from vlm_lora.model.objective import SupervisedHead, gather_targets, token_losses
+from vlm_lora.model.tuning import apply_tuning
+from vlm_lora.stack import TRAINER_TURNS_CACHE_OFF
+
+TOLERANCE = 0.06
+"""A kernel's own work space is what a simulation cannot see: tiny towers' convolutions have most of it."""
+RANDOM_STATES = 16_384
+"""Bytes: checkpointing keeps the state of the random number generator for each layer."""
+
+FULL = TuningConfig(peft_method="none", freeze_vision=False)
+
+
+def rows_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Return two equal rows with four supervised tokens each, as the collator makes them."""
+    processor, _ = load_plainly(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        batch = build_batch(processor)
+    length = batch["input_ids"].shape[1]
+    batch["labels"] = batch["input_ids"].clamp(min=1)
+    batch["supervised_positions"] = torch.arange(length - 5, length - 1)[None]
+    return batch
+
+
+def simulated(
+    folder: Path,
+    batch: Mapping[str, torch.Tensor],
+    tuning: TuningConfig,
+    checkpointing: bool,
+    precision: Precision | None = None,
+) -> StepTrace:
+    remote = (folder / "modeling_phi3_v.py").exists()
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=remote)
+    step = Step(
+        tuning=tuning,
+        checkpointing=checkpointing,
+        precision=precision or Precision(weights="float32"),
+        attention=None,
+        fused_attention=True,
+    )
+    return trace_step(step, config=config, family=family_of(config), batch=batch, trust_remote_code=remote)
+
+
+def peak_of(trace: StepTrace) -> int:
+    """Return the peak without weights and batch."""
+    return max(moment.gradients + moment.passing_bytes - moment.passing[BATCH] for moment in trace.moments)
+
+
+def measured(folder: Path, batch: Mapping[str, torch.Tensor], tuning: TuningConfig, checkpointing: bool) -> int:
+    """Return the most that forward and backward pass have allocated at once."""
+    _, model = load_plainly(folder)
+    if TRAINER_TURNS_CACHE_OFF:
+        for config in (model.config, model.config.get_text_config()):
+            config.use_cache = False
+    model = apply_tuning(model, family_of(model.config), tuning).train()
+    if checkpointing:
+        enable_checkpointing(model, family_of(model.config))
+    head = SupervisedHead(model)
+    inputs = dict(batch)
+    positions = inputs.pop("supervised_positions")
+    targets = gather_targets(inputs.pop("labels"), positions)
+
+    def step() -> None:
+        with head.on(positions):
+            outputs = model(**inputs)
+        loss = token_losses(outputs.logits, targets).sum() / positions.numel()
+        del outputs
+        loss.backward()
+
+    gc.disable()  # when it collects cycles that hold tensors is chance
+    try:
+        return highest_on_cpu(step)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("name", available())
+@pytest.mark.parametrize(
+    ("tuning", "checkpointing"),
+    [(TuningConfig(), False), (TuningConfig(), True), (FULL, False)],
+    ids=["lora", "lora-checkpointing", "full"],
+)
+def test_simulated_peak_is_the_allocators(
+    name: str, tuning: TuningConfig, checkpointing: bool, model_folder: Callable[[str], Path]
+) -> None:
+    folder = model_folder(name)
+    batch = rows_of(folder)
+    predicted = peak_of(simulated(folder, batch, tuning, checkpointing))
+    assert predicted == pytest.approx(measured(folder, batch, tuning, checkpointing), rel=TOLERANCE, abs=RANDOM_STATES)
+
+
+@pytest.mark.parametrize("name", available())
+def test_simulated_weights_are_the_models(name: str, model_folder: Callable[[str], Path]) -> None:
+    """No weight was read, and yet names, shapes and what is trained are those of the loaded model."""
+    folder = model_folder(name)
+    _, model = load_plainly(folder)
+    model = apply_tuning(model, family_of(model.config), TuningConfig(lora_targets="all"))
+    expected = {
+        parameter_name.removeprefix("base_model.model."): (tuple(parameter.shape), parameter.requires_grad)
+        for parameter_name, parameter in model.named_parameters()
+    }
+    trace = simulated(folder, rows_of(folder), TuningConfig(lora_targets="all"), False)
+    assert {weight.name: (weight.shape, weight.trained) for weight in trace.weights} == expected
+    assert sum(weight.bytes for weight in trace.weights) == storage_bytes(model.parameters())
+
+
+def test_tolerance_would_show_forgotten_checkpointing(model_folder: Callable[[str], Path]) -> None:
+    folder = model_folder("qwen2_5_vl")
+    batch = rows_of(folder)
+    wrong = peak_of(simulated(folder, batch, TuningConfig(), True))
+    assert wrong < 0.8 * measured(folder, batch, TuningConfig(), False)
+
+
+def test_an_engines_cast_reaches_every_weight(model_folder: Callable[[str], Path]) -> None:
+    folder = model_folder("qwen2_5_vl")
+    whole = Precision(weights="bfloat16", adapter="bfloat16")
+    trace = simulated(folder, rows_of(folder), TuningConfig(), False, precision=whole)
+    assert {weight.bytes // weight.elements for weight in trace.weights} == {2}
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen2_5_vl", "llava"])
+def test_large_models_and_masks_are_never_computed(
+    name: str, model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the limit below every weight and mask, as in a model of real size, the peak stays the same."""
+    folder = model_folder(name)
+    batch = rows_of(folder)
+    expected = peak_of(simulated(folder, batch, TuningConfig(), False))
+    monkeypatch.setattr(simulation, "REAL_ELEMENTS", 1024)
+    assert peak_of(simulated(folder, batch, TuningConfig(), False)) == pytest.approx(expected, rel=TOLERANCE)

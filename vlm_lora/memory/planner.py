@@ -1,0 +1,93 @@
+"""Plans for one run and for its variations: each different step is simulated once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from vlm_lora.backend import DeviceSpec, Precision
+from vlm_lora.batching.collator import Collator
+from vlm_lora.config import TuningConfig
+from vlm_lora.memory.plan import Layout, MemoryPlan, plan_memory
+from vlm_lora.memory.sample import Sample, worst_batch
+from vlm_lora.memory.sharding import Sharding
+from vlm_lora.memory.trace import Step, StepTrace, trace_step
+from vlm_lora.model.families import Family
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What a run may change to need less."""
+
+    tuning: TuningConfig
+    optimizer: str
+    batch_size: int
+    """Rows per device and micro-batch."""
+    accumulation: int = 1
+    checkpointing: bool = False
+    world_size: int = 1
+    sharding: Sharding = field(default_factory=Sharding)
+    weight_bits: float | None = None
+    picture_side: float = 1.0
+    """Share of the pictures' width and height."""
+
+    def with_batch(self, size: int) -> Choice:
+        """Return the same global batch in micro-batches of another size."""
+        return replace(self, batch_size=size, accumulation=self.accumulation * self.batch_size // size)
+
+
+@dataclass(kw_only=True)
+class Planner:
+    """What every plan of a run shares, and the steps that were simulated."""
+
+    config: Any
+    """The model's configuration."""
+    family: Family
+    collator: Collator
+    samples: Callable[[float], Sample]
+    """The sample of rows with pictures at this share of their side."""
+    precision: Callable[[Choice, DeviceSpec], Precision]
+    attention: str | None
+    trust_remote_code: bool = False
+    _traces: dict[tuple[Any, ...], StepTrace] = field(default_factory=dict)
+
+    def plan(self, choice: Choice, device: DeviceSpec) -> MemoryPlan:
+        """Return the plan of a choice on a device.
+
+        Raises:
+            ConfigError, ModelError: the run cannot be planned; the message says why.
+        """
+        layout = Layout(
+            optimizer=choice.optimizer,
+            accumulation=choice.accumulation,
+            world_size=choice.world_size,
+            sharding=choice.sharding,
+            weight_bits=choice.weight_bits,
+        )
+        hidden = int(self.config.get_text_config().hidden_size)
+        return plan_memory(self._trace(choice, device), layout, device, hidden_size=hidden)
+
+    def tokens(self, choice: Choice) -> int:
+        """Return the tokens of the longest row."""
+        return self.samples(choice.picture_side).longest
+
+    def _trace(self, choice: Choice, device: DeviceSpec) -> StepTrace:
+        step = Step(
+            tuning=choice.tuning,
+            checkpointing=choice.checkpointing,
+            precision=self.precision(choice, device),
+            attention=self.attention,
+            fused_attention=device.fused_attention,
+        )
+        key = (step, choice.batch_size, choice.picture_side)
+        if key not in self._traces:
+            batch = worst_batch(self.samples(choice.picture_side), self.collator, choice.batch_size)
+            self._traces[key] = trace_step(
+                step,
+                config=self.config,
+                family=self.family,
+                batch=batch,
+                trust_remote_code=self.trust_remote_code,
+            )
+        return self._traces[key]

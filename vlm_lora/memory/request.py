@@ -1,0 +1,140 @@
+"""From a run's checked keys and what `vlm-lora plan` was asked to what is planned, and on which devices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, fields
+from enum import Enum
+from typing import Any
+
+from vlm_lora.backend import Backend, DeviceSpec
+from vlm_lora.config import RunConfig
+from vlm_lora.errors import ConfigError, nearest
+from vlm_lora.memory.plan import MemoryPlan
+from vlm_lora.memory.planner import Choice
+from vlm_lora.memory.proposals import Proposal
+from vlm_lora.memory.sample import Assumption
+from vlm_lora.memory.sharding import read_sharding
+
+ALL, HERE = "all", "here"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRequest:
+    """What the verb itself takes; everything else is the run's."""
+
+    devices: str = HERE
+    """`here`, `all`, or names joined by commas."""
+    world_size: int = 1
+    rows: int = 64
+    """Rows of the data to look at."""
+    images: int = 1
+    """Pictures of a row, where no data is named."""
+    image_size: str = "1024x1024"
+    answer_tokens: int = 64
+
+    def assumption(self, tokens: int | None) -> Assumption:
+        """Return what a row is taken to be without data.
+
+        Raises:
+            ConfigError: the length was not typed, or a size is none.
+        """
+        if tokens is None:
+            raise ConfigError(
+                "Nothing says how long the rows are: type --dataset_name to measure them, or --max_length N (with "
+                "--images N, --image_size WIDTHxHEIGHT, --answer_tokens N) to assume it."
+            )
+        width, _, height = self.image_size.partition("x")
+        if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
+            raise ConfigError(f"--image_size {self.image_size}: must be WIDTHxHEIGHT in pixels, for example 1024x768.")
+        return Assumption(
+            tokens=tokens,
+            answer_tokens=self.answer_tokens,
+            pictures=self.images,
+            picture_size=(int(width), int(height)),
+        )
+
+    def check(self) -> None:
+        """Refuse counts that are none. Raises ConfigError."""
+        for flag, least in (("world_size", 1), ("rows", 1), ("images", 0), ("answer_tokens", 1)):
+            if getattr(self, flag) < least:
+                raise ConfigError(f"--{flag} {getattr(self, flag)}: must be {least} or more.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The plan of one device, and what helps where it does not fit."""
+
+    device: DeviceSpec
+    plan: MemoryPlan
+    proposals: Sequence[Proposal]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanReport:
+    """Everything that `vlm-lora plan` shows."""
+
+    model: str
+    choice: Choice
+    note: str
+    """The rows, in words."""
+    verdicts: Sequence[Verdict]
+
+
+def choose_devices(backends: Mapping[str, Backend], words: str) -> list[tuple[Backend, DeviceSpec]]:
+    """Return the devices that were asked for, each with the backend it belongs to.
+
+    Raises:
+        ConfigError: no such device; the message lists those there are.
+    """
+    known = [(backend, device) for backend in backends.values() for device in backend.devices()]
+    if words == ALL:
+        return known
+    if words == HERE:
+        # An accelerator before the host.
+        here = sorted((pair for pair in known if pair[1].is_here), key=lambda pair: pair[1].is_cpu)
+        return here[:1]
+    names = {device.name.lower(): (backend, device) for backend, device in known}
+    found = []
+    for word in words.split(","):
+        name = word.strip().lower()
+        # `H100` where there is one of that name with one memory size.
+        close = [key for key in names if key.partition("-")[0] == name]
+        if name not in names and len(close) != 1:
+            raise ConfigError(
+                f"--device {word}: allowed are {ALL}, {HERE}, {', '.join(device.name for _, device in known)}."
+                f"{nearest(name, names)}"
+            )
+        found.append(names[name] if name in names else names[close[0]])
+    return found
+
+
+def read_choice(run: RunConfig, values: Mapping[str, Any], arguments_class: type, *, world_size: int) -> Choice:
+    """Return what the run asks for, with the defaults of the arguments class.
+
+    Raises:
+        ConfigError: the file of --deepspeed cannot be read.
+    """
+    return Choice(
+        tuning=run.tuning,
+        optimizer=str(_value(values, arguments_class, "optim")),
+        batch_size=int(_value(values, arguments_class, "per_device_train_batch_size")),
+        accumulation=int(_value(values, arguments_class, "gradient_accumulation_steps")),
+        checkpointing=bool(run.raw.get("gradient_checkpointing")),
+        world_size=world_size,
+        sharding=read_sharding(values),
+    )
+
+
+def simulated_attention(asked: str) -> str | None:
+    """Return what stands for `--attn_implementation`: kernels of other packages keep what sdpa's fused ones keep."""
+    return asked if asked in ("sdpa", "eager") else None
+
+
+def _value(values: Mapping[str, Any], arguments_class: type, name: str) -> Any:
+    if values.get(name) is not None:
+        value = values[name]
+    else:
+        found: Field[Any] = next(field for field in fields(arguments_class) if field.name == name)
+        value = found.default_factory() if found.default_factory is not MISSING else found.default
+    return value.value if isinstance(value, Enum) else value

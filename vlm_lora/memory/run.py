@@ -1,0 +1,93 @@
+"""The memory plan of one run: before it starts, and when it has run out of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from vlm_lora.backend import Backend, DeviceSpec, Precision
+from vlm_lora.batching.collator import Collator
+from vlm_lora.batching.encoding import RowEncoder
+from vlm_lora.config import RunConfig
+from vlm_lora.memory.planner import Choice, Planner
+from vlm_lora.memory.proposals import propose
+from vlm_lora.memory.request import PlanReport, PlanRequest, Verdict, read_choice, simulated_attention
+from vlm_lora.memory.sample import Sample, assume_rows, sample_rows
+from vlm_lora.model.families import Family
+
+ROWS = 64
+"""Rows that are looked at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """The run that is planned."""
+
+    run: RunConfig
+    values: Mapping[str, Any]
+    """The checked keys of the backend's arguments class that were given."""
+    config: Any
+    """The model's configuration."""
+    family: Family
+    encoder: RowEncoder
+    collator: Collator
+    data: Any
+    """The training rows; None where none were named."""
+
+    def planner(self, backend: Backend, samples: Callable[[float], Sample]) -> Planner:
+        """Return a planner of this run and its variations on a backend's devices."""
+
+        def precision(choice: Choice, device: DeviceSpec) -> Precision:
+            run = replace(self.run, tuning=choice.tuning)
+            engine = choice.sharding.engine == "deepspeed"
+            return backend.precision(run, {**self.values, "deepspeed": engine or None}, device)
+
+        return Planner(
+            config=self.config,
+            family=self.family,
+            collator=self.collator,
+            samples=samples,
+            precision=precision,
+            attention=simulated_attention(self.run.model.attn_implementation),
+            trust_remote_code=self.run.model.trust_remote_code,
+        )
+
+
+def plan_run(
+    subject: Subject, request: PlanRequest, choice: Choice, devices: Sequence[tuple[Backend, DeviceSpec]]
+) -> PlanReport:
+    """Plan a run on each device; where it does not fit, say what would help.
+
+    Raises:
+        ConfigError: neither data nor a length was given.
+        ModelError: the model's step cannot be simulated.
+    """
+
+    @lru_cache
+    def samples(side: float) -> Sample:
+        if subject.data is not None:
+            return sample_rows(subject.encoder, subject.data, count=request.rows, picture_side=side)
+        return assume_rows(subject.encoder, request.assumption(subject.run.batching.max_length).scaled(side))
+
+    planners: dict[str, Planner] = {}
+    verdicts = []
+    for backend, device in devices:
+        planner = planners.setdefault(backend.name, subject.planner(backend, samples))
+        plan = planner.plan(choice, device)
+        proposals = [] if plan.fits(device) else propose(planner, choice, device)
+        verdicts.append(Verdict(device=device, plan=plan, proposals=proposals))
+    model = str(subject.run.model.model_name_or_path)
+    return PlanReport(model=model, choice=choice, note=samples(1.0).note, verdicts=verdicts)
+
+
+def advise(subject: Subject, arguments: Any, backend: Backend) -> Verdict:
+    """Plan a run that is under way, on the device that it runs on, with everything that would need less."""
+    on_cpu = backend.device().type == "cpu"
+    device = next(each for each in backend.devices() if each.is_here and each.is_cpu == on_cpu)
+    choice = read_choice(subject.run, subject.values, type(arguments), world_size=arguments.world_size)
+    planner = subject.planner(
+        backend, lru_cache(lambda side: sample_rows(subject.encoder, subject.data, count=ROWS, picture_side=side))
+    )
+    return Verdict(device=device, plan=planner.plan(choice, device), proposals=propose(planner, choice, device))

@@ -1,0 +1,263 @@
+"""One training step of a model without weights: what is alive at the moments that may be its peak."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+
+from vlm_lora.backend import Precision
+from vlm_lora.config import TuningConfig
+from vlm_lora.errors import ModelError
+from vlm_lora.memory.ledger import BACKWARD, BATCH, GRADIENTS, LANGUAGE, LOGITS, VISION, Ledger, Moment
+from vlm_lora.memory.simulation import Simulation
+from vlm_lora.model.checkpointing import enable_checkpointing
+from vlm_lora.model.families import Family
+from vlm_lora.model.objective import SupervisedHead, gather_targets, token_losses
+from vlm_lora.model.parts import Part, Parts, base_of, decoder_layers, find_parts
+from vlm_lora.model.tuning import apply_tuning
+from vlm_lora.stack import TRAINER_TURNS_CACHE_OFF, without_initialisation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What is simulated."""
+
+    tuning: TuningConfig
+    checkpointing: bool
+    precision: Precision
+    attention: str | None
+    """`sdpa` or `eager`; None for what transformers takes by itself."""
+    fused_attention: bool
+    """Whether sdpa runs as one kernel that keeps no T x T probabilities."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weight:
+    """One parameter of the model."""
+
+    name: str
+    part: Part
+    elements: int
+    bytes: int
+    shape: tuple[int, ...]
+    trained: bool
+    adapter: bool
+    """Made by LoRA."""
+    quantizable: bool
+    """The matrix of a frozen linear layer of the decoder."""
+    layer: str
+    """The decoder layer that holds it; empty outside of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTrace:
+    """What one step needs besides optimizer states."""
+
+    weights: tuple[Weight, ...]
+    buffer_bytes: int
+    batch_bytes: int
+    """One micro-batch."""
+    moments: tuple[Moment, ...]
+
+
+def trace_step(
+    step: Step, *, config: Any, family: Family, batch: Mapping[str, torch.Tensor], trust_remote_code: bool
+) -> StepTrace:
+    """Simulate forward pass, loss and backward pass of one micro-batch with the model's own code.
+
+    Args:
+        step: what is trained, and how.
+        config: the model's configuration; no weight is read.
+        family: the model's family.
+        batch: what the collator makes: `input_ids` `(B, T)`, `labels`, `supervised_positions` `(B, K)`, pictures.
+        trust_remote_code: whether the model's own Python code may run.
+
+    Raises:
+        ModelError: the model's code reads a value that is not there without weights, so it cannot be simulated.
+    """
+    ledger = Ledger()
+    simulation = Simulation(ledger)
+    try:
+        # The simulation draws no numbers that anybody sees; the process's generator stays as it is.
+        with torch.random.fork_rng(devices=[]), simulation:
+            model = _build(step, config, family, trust_remote_code)
+            _empty(model, simulation, step.precision)
+            parts = find_parts(model, family)
+            weights = tuple(_weights(model, parts))
+            buffer_bytes = sum(buffer.nbytes for buffer in model.buffers())
+            with ledger.labelled(BATCH):
+                inputs = {name: simulation.without_numbers(tensor) for name, tensor in batch.items()}
+            batch_bytes = ledger.alive(BATCH)
+            _watch(model, parts, ledger)
+            _run(step, model, inputs, ledger)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        raise ModelError(
+            f"{type(config).__name__}: the step cannot be simulated ({type(error).__name__}: {_short(error)}). "
+            "Please report the model's class; --debug shows the place."
+        ) from error
+    return StepTrace(weights=weights, buffer_bytes=buffer_bytes, batch_bytes=batch_bytes, moments=ledger.moments())
+
+
+def _short(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200].rstrip(".")
+
+
+def _build(step: Step, config: Any, family: Family, trust_remote_code: bool) -> Any:
+    import transformers
+
+    own = copy.deepcopy(config)
+    if TRAINER_TURNS_CACHE_OFF:
+        for each in {id(c): c for c in (own, own.get_text_config())}.values():
+            each.use_cache = False
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, step.precision.weights))
+    try:
+        with warnings.catch_warnings(), without_initialisation():
+            warnings.simplefilter("ignore")  # initialisers warn about tensors without numbers
+            automatic = getattr(transformers, family.auto_class)
+            model = automatic.from_config(
+                own,
+                attn_implementation=step.attention,
+                trust_remote_code=trust_remote_code,
+            )
+    finally:
+        torch.set_default_dtype(before)
+    model.tie_weights()
+    model = apply_tuning(model, family, step.tuning)
+    if step.checkpointing:
+        enable_checkpointing(model, family)
+    return model.train()
+
+
+def _empty(model: nn.Module, simulation: Simulation, precision: Precision) -> None:
+    """Take the numbers out of small parameters too: what they touch would be computed. Tied ones stay tied.
+
+    Where an engine casts the whole model, they are made in its dtype.
+    """
+    cast = None if precision.adapter is None else getattr(torch, precision.adapter)
+    fakes: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                plain = simulation.fake(parameter.detach().to(cast or parameter.dtype))
+                fake = nn.Parameter(plain, requires_grad=parameter.requires_grad)
+                module._parameters[name] = fakes.setdefault(id(parameter), fake)
+
+
+def _weights(model: nn.Module, parts: Parts) -> Iterator[Weight]:
+    linear = {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and parts.part_of(name) == "language"
+    }
+    layers = decoder_layers(model, parts)
+    prefix = "base_model.model."
+    for name, parameter in model.named_parameters():
+        bare = name.removeprefix(prefix)
+        adapter = ".lora_" in name
+        yield Weight(
+            name=bare,
+            part=parts.part_of(name),
+            elements=parameter.numel(),
+            bytes=parameter.nbytes,
+            shape=tuple(parameter.shape),
+            trained=parameter.requires_grad,
+            adapter=adapter,
+            quantizable=name in linear and not adapter and not parameter.requires_grad,
+            layer=next((layer for layer in layers if bare.startswith(layer + ".")), ""),
+        )
+
+
+def _watch(model: nn.Module, parts: Parts, ledger: Ledger) -> None:
+    """Say what each tensor is for: by the part that makes it, and by its becoming a gradient."""
+    base = base_of(model)
+    modules = dict(base.named_modules())
+    within = {VISION: (*parts.vision, *parts.projector), LANGUAGE: decoder_layers(model, parts)}
+    for label, paths in within.items():
+        for path in paths:
+            if path in modules and not isinstance(modules[path], nn.ModuleList):
+                modules[path].register_forward_pre_hook(_pusher(ledger, label))
+                # Recomputation ends a layer by an exception.
+                modules[path].register_forward_hook(lambda *_: ledger.pop(), always_call=True)
+    for path in parts.head:
+        # What follows the head is the loss: the label stays.
+        modules[path].register_forward_pre_hook(_pusher(ledger, LOGITS))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(_graded(ledger))
+
+
+def _pusher(ledger: Ledger, label: str) -> Callable[..., None]:
+    return lambda *_: ledger.push(label)
+
+
+def _graded(ledger: Ledger) -> Callable[[torch.Tensor], None]:
+    def note(parameter: torch.Tensor) -> None:
+        if parameter.grad is not None:
+            ledger.move(parameter.grad, GRADIENTS)
+
+    return note
+
+
+def _run(step: Step, model: Any, inputs: dict[str, torch.Tensor], ledger: Ledger) -> None:
+    positions = inputs.pop("supervised_positions")
+    with ledger.labelled(BATCH):
+        targets = gather_targets(inputs.pop("labels"), positions)
+    head = SupervisedHead(model)
+    autocast = step.precision.autocast
+    with ledger.labelled(LANGUAGE), ExitStack() as stack:
+        if not step.fused_attention:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        with _autocast(step.precision), head.on(positions):
+            outputs = model(**inputs)
+            if autocast is not None:  # as accelerate's wrapper does
+                outputs = tree_map_only(torch.Tensor, lambda t: t.float() if t.is_floating_point() else t, outputs)
+            loss = token_losses(outputs.logits, targets).sum() / positions.numel()
+        del outputs
+        with ledger.labelled(BACKWARD):
+            loss.backward()
+
+
+@contextmanager
+def _autocast(precision: Precision) -> Iterator[None]:
+    if precision.autocast is None:
+        yield
+        return
+    dtype = getattr(torch, precision.autocast)
+    with torch.autocast("cpu", dtype=dtype), _Widened(precision.widened, dtype):
+        yield
+
+
+class _Widened(TorchFunctionMode):
+    """Runs in float32 what the device's autocast runs in float32 and the simulated one does not.
+
+    Args:
+        names: of functions in `torch` or `torch.nn.functional`.
+        narrow: the dtype that is widened.
+    """
+
+    def __init__(self, names: frozenset[str], narrow: torch.dtype) -> None:
+        super().__init__()
+        self._names = names
+        self._narrow = narrow
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        """Call the function, its inputs widened where it is one of the names."""
+        kwargs = kwargs or {}
+        wide = getattr(func, "__name__", "") in self._names and kwargs.get("dtype") is None
+        if wide and torch.is_autocast_enabled("cpu"):
+            args, kwargs = tree_map_only(torch.Tensor, self._widen, (args, kwargs))
+        return func(*args, **kwargs)
+
+    def _widen(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.float() if tensor.dtype == self._narrow else tensor
