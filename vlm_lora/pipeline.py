@@ -328,7 +328,8 @@ def _build(stage: Stage, tools: Tools, splits: Splits, model: Any, groups: Mappi
     if stage.arguments.do_train:
         trainer.add_callback(EngineCheck(trainer))
     if needs_pictures(trainer, model, tools.family):
-        trainer.data_collator = tools.collator.with_pictures()
+        # In place: a backend's trainer may have put something of its own around the collator.
+        tools.collator.require_pictures()
     return trainer
 
 

@@ -45,6 +45,9 @@ def engine_arguments(values: Mapping[str, Any], *, on_gpu: bool, has_gpu: bool) 
     Raises:
         ConfigError: a configuration that cannot be honoured.
     """
+    if not on_gpu:
+        # accelerate imports DeepSpeed wherever it is installed; untold, it warns that it found no GPU.
+        os.environ["DS_ACCELERATOR"] = "cpu"
     fsdp = {"fsdp": switched(values["fsdp"])} if values.get("fsdp") is not None else {}
     if not asked("deepspeed", values):
         return fsdp
@@ -53,7 +56,6 @@ def engine_arguments(values: Mapping[str, Any], *, on_gpu: bool, has_gpu: bool) 
     given = values.get("deepspeed")
     settings = zero_settings(given, bf16=bool(values.get("bf16")), fp16=bool(values.get("fp16"))) if given else None
     if not on_gpu:
-        os.environ["DS_ACCELERATOR"] = "cpu"
         # With it accelerate would silently run plain data parallelism.
         os.environ.pop("ACCELERATE_USE_CPU", None)
     return {**fsdp, "deepspeed": settings} if settings else fsdp
