@@ -48,7 +48,7 @@ from vlm_lora.training.arguments import (
     check_arguments,
     default_arguments,
 )
-from vlm_lora.training.engine import EngineCheck, needs_pictures, refuse_other_engine
+from vlm_lora.training.engine import EngineCheck, needs_pictures, note_pictures, refuse_other_engine
 from vlm_lora.training.outputs import (
     check_adapter_settings,
     claim_output_dir,
@@ -330,6 +330,7 @@ def _build(stage: Stage, tools: Tools, splits: Splits, model: Any, groups: Mappi
     if needs_pictures(trainer, model, tools.family):
         # In place: a backend's trainer may have put something of its own around the collator.
         tools.collator.require_pictures()
+        note_pictures(tools.family)
     return trainer
 
 
