@@ -26,6 +26,7 @@ from vlm_lora.config_sources import parse
 from vlm_lora.errors import ConfigError, UserError, plain_message
 from vlm_lora.launching import LaunchRequest, parse_launch, run_launch
 from vlm_lora.placement import found
+from vlm_lora.process_group import lost_partner, part_at_exit
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +134,10 @@ def guard(action: Callable[[], int | None], *, debug: bool) -> int:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:  # the last resort: anything that reaches it is a fault of ours
+        lost = lost_partner(error)
+        if lost and not debug:
+            print(f"error: {lost}", file=sys.stderr)
+            return EXIT_USER
         traceback.print_exc()
         print(f"internal error ({type(error).__name__}): please report it with the lines above", file=sys.stderr)
         return EXIT_INTERNAL
@@ -315,6 +320,8 @@ def _configure(
     placement = found({**os.environ, **run.environment}) if placed else None
     # Before the pipeline, and with it torch, is imported: some hardware reads its variables then.
     os.environ.update(placement.variables if placement else {})
+    if placement:
+        part_at_exit()
     set_environment(run)
     _set_up_logging(str(run.raw.get("log_level", log_level)))
     if placement:
@@ -335,6 +342,8 @@ def _set_up_logging(level: str) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     # peft 0.21 reads an old name of transformers 5.23's; nothing that a user could act on.
     warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)
+    # Engines and accelerate call what torch 2.13 renamed, at every step; nothing that a user could act on.
+    warnings.filterwarnings("ignore", message=".torch.distributed.* is deprecated", category=FutureWarning)
     # It speaks of a faster kernel for the CPU whenever it is imported, wanted or not.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     for root in ("vlm_lora", "vlm_lora_cuda", "vlm_lora_habana"):
