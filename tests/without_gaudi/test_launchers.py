@@ -21,6 +21,7 @@ MEET = ROOT / "tests" / "support" / "launched" / "meet.py"
 VLM_LORA = Path(sys.executable).with_name("vlm-lora")
 LAUNCH: list[str | Path] = [VLM_LORA, "launch", "--backend", "cuda"]
 LAUNCHERS = ["", "--use_accelerate", "--use_deepspeed"]
+ZERO3 = f"--config_file={ROOT / 'launchers' / 'accelerate' / 'zero3.yaml'}"
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -73,7 +74,7 @@ def test_torchrun_itself_refuses_such_a_flag(tmp_path: Path) -> None:
     assert "ambiguous option: --n" in done.stderr
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", [*LAUNCHERS, pytest.param(ZERO3, id="accelerate and DeepSpeed")])
 def test_two_machines(launcher: str, tmp_path: Path) -> None:
     """Two launchers on this machine, each as one machine of two, meet over loopback."""
     port = str(free_port())
