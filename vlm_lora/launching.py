@@ -244,7 +244,7 @@ def deepspeed(request: LaunchRequest, command: Sequence[str], *, devices: Sequen
     slots = {f"machine-{number}": numbers for number in range(request.nnodes)}
     world = base64.urlsafe_b64encode(json.dumps(slots).encode()).decode()
     where = (f"--world_info={world}", f"--node_rank={request.node_rank}", "--master_addr", request.master_addr)
-    program = (sys.executable, "-u", "-m", "deepspeed.launcher.launch")
+    program = (sys.executable, "-u", "-m", "vlm_lora.deepspeed_launch")
     return Launch(argv=(*program, *where, *port, "--no_local_rank", "--", *command))
 
 
@@ -270,7 +270,7 @@ def free_port() -> int:
 def run_launch(launch: Launch) -> int:
     """Run a launch to its end and return its exit code; no process of it outlives this call.
 
-    Ctrl-C, SIGTERM and SIGUSR1 (what Slurm sends before the time is up) go to every process. What they write
+    Ctrl-C, SIGTERM and SIGUSR1 (on which training saves a checkpoint and ends) go to every process. What they write
     passes through; where the run fails, the last `error:` line is repeated at the end.
     """
     child = subprocess.Popen(

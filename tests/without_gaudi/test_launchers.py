@@ -129,7 +129,7 @@ def test_a_rank_that_dies_ends_the_run(
     assert [rank["pid"] for rank in ranks if is_running(rank["pid"])] == []
 
 
-@pytest.mark.parametrize("launcher", ["", "--use_accelerate"])
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_warning_signal_reaches_every_rank_and_ends_none(launcher: str, tmp_path: Path) -> None:
     """SIGUSR1 is what Slurm sends before the time is up: the ranks decide what to do about it."""
     words = launch(launcher, "--world_size", "2", MEET, "signal", tmp_path)

@@ -117,7 +117,7 @@ def test_one_of_several_machines_as_text(words: list[str]) -> None:
         *("--master_addr", "n1", "--master_port", "29511", "--", "run.py"),
     )
     argv = deepspeed(request, command).argv
-    assert argv[3] == "deepspeed.launcher.launch"
+    assert argv[3] == "vlm_lora.deepspeed_launch"
     slots = json.loads(base64.urlsafe_b64decode(argv[4].removeprefix("--world_info=")))
     assert [len(numbers) for numbers in slots.values()] == [8, 8]
     assert argv[5:] == (
