@@ -28,6 +28,9 @@ KILLED = (128 + signal.SIGKILL, 256 - signal.SIGKILL)
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Signals for every process of a run."""
 
+SHARING = ("TORCHELASTIC_RUN_ID", "CROSS_SIZE")
+"""Variables of launchers that bind their processes to no cores: torch's and accelerate's, and DeepSpeed's."""
+
 GRACE = 20.0
 """Seconds that processes have to end after the first signal."""
 
@@ -254,9 +257,15 @@ def meeting_port(request: LaunchRequest) -> int:
 
 
 def loader_workers() -> int:
-    """Return how many data loader workers to start: this process's share of the cores but one, at most 4."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(4, max(0, len(os.sched_getaffinity(0)) // processes - 1))
+    """Return how many data loader workers to start: this process's share of the cores but one, at most 4.
+
+    Where srun or mpirun started it, fewer cores than the machine's are a share already. A launcher's processes share
+    what the launcher has, be it all of the machine's or what srun gave it.
+    """
+    cores = len(os.sched_getaffinity(0))
+    shared = cores == os.cpu_count() or any(name in os.environ for name in SHARING)
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if shared else 1
+    return min(4, max(0, cores // processes - 1))
 
 
 def free_port() -> int:
