@@ -119,7 +119,7 @@ def main() -> int:
         sys.stderr.write(f"error: {error}\n")
         return fail(1, f"error: {error}")
     given["output_dir"] = [str(output)]
-    if any(output.glob("checkpoint-*")):
+    if any(output.glob("checkpoint-*/trainer_state.json")):  # written last: without it a save was cut short
         given["resume_from_checkpoint"] = ["true"]
     flags = [word for key, texts in given.items() for word in (f"--{key}", *texts)]
     code, reason = run(["vlm-lora", "launch", "train", *flags], environ)

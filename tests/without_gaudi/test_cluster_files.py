@@ -77,8 +77,9 @@ def test_a_pods_command(path: Path, resumes: bool, tmp_path: Path) -> None:
     stand_in = tmp_path / "vlm-lora"
     stand_in.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\nexit 7\n')
     stand_in.chmod(0o755)
+    (tmp_path / "checkpoint-5").mkdir()
     if resumes:
-        (tmp_path / "checkpoint-5").mkdir()
+        (tmp_path / "checkpoint-5" / "trainer_state.json").touch()
     _, job = read(path)
     (script,) = container(job)["args"]
     variables = {"MACHINES": "2", "JOB_COMPLETION_INDEX": "1", "OUTPUT_DIR": str(tmp_path)}

@@ -148,6 +148,7 @@ def test_a_containers_flags_and_machines(host: str, tmp_path: Path) -> None:
     container(tmp_path, {**given, "seed": '"7"', "lora_targets": "[qv]_proj", "sagemaker_region": "x"}, host)
     stand_in(tmp_path, 0)
     (tmp_path / "checkpoints" / "checkpoint-10").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "checkpoint-10" / "trainer_state.json").touch()
     done = enter(tmp_path)
     assert done.returncode == 0, done.stderr
     seen = json.loads((tmp_path / "seen.json").read_text(encoding="utf-8"))
