@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from torch.distributed import PrefixStore
-from torch.distributed.distributed_c10d import _get_default_store
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 from transformers import TrainerCallback
 
 from vlm_lora.errors import EndedEarlyError
