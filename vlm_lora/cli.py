@@ -1,6 +1,7 @@
 """The command line: verbs, exit codes, and the only place that turns an error into a message.
 
-Exit codes: 0 done, 1 the user can put it right, 2 wrong usage, 130 interrupted, 203 an error of ours.
+Exit codes: 0 done, 1 the user can put it right, 2 wrong usage, 75 a checkpoint was saved on SIGUSR1 and the run can go
+on from it, 130 interrupted, 203 an error of ours.
 Start-up imports neither torch nor transformers: `vlm-lora --help` answers at once.
 """
 
@@ -20,14 +21,14 @@ from typing import Any
 from vlm_lora import __version__
 from vlm_lora.backend import select
 from vlm_lora.config_sources import parse
-from vlm_lora.errors import ConfigError, UserError, plain_message
+from vlm_lora.errors import ConfigError, EndedEarlyError, UserError, plain_message
 from vlm_lora.launching import LaunchRequest, parse_launch, run_launch
 from vlm_lora.process_group import lost_partner
 from vlm_lora.verb_setup import configure, rank, set_up_logging, verb_parser, wants_debug
 
 logger = logging.getLogger(__name__)
 
-EXIT_DONE, EXIT_USER, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_INTERNAL = 0, 1, 2, 130, 203
+EXIT_DONE, EXIT_USER, EXIT_USAGE, EXIT_EARLY, EXIT_INTERRUPTED, EXIT_INTERNAL = 0, 1, 2, os.EX_TEMPFAIL, 130, 203
 
 USAGE = f"""\
 vlm-lora {__version__}: fine-tune vision-language models, LoRA first
@@ -114,6 +115,10 @@ def guard(action: Callable[[], int | None], *, debug: bool) -> int:
             traceback.print_exc()
         print(f"error: {plain_message(error)}", file=sys.stderr)
         return EXIT_USER
+    except EndedEarlyError as ended:
+        if _rank() == 0:
+            print(ended, file=sys.stderr)
+        return EXIT_EARLY
     except BrokenPipeError:  # `vlm-lora preview ... | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE

@@ -44,6 +44,10 @@ class MemoryExhaustedError(UserError):
     """A run that needs more memory than the device has."""
 
 
+class EndedEarlyError(Exception):
+    """A run that was told to end has saved a checkpoint and can go on from it; no mistake, but not done either."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the closest known name, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

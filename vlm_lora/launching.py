@@ -32,6 +32,9 @@ PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 MESSAGES = ("error: ", "internal error")
 """How the command line's messages begin."""
 
+SHARING = ("TORCHELASTIC_RUN_ID", "CROSS_SIZE")
+"""Variables of launchers that bind their processes to no cores: torch's and accelerate's, and DeepSpeed's."""
+
 GRACE = 20.0
 """Seconds that processes have to end after the first signal."""
 
@@ -248,7 +251,7 @@ def deepspeed(request: LaunchRequest, command: Sequence[str], *, devices: Sequen
     slots = {f"machine-{number}": numbers for number in range(request.nnodes)}
     world = base64.urlsafe_b64encode(json.dumps(slots).encode()).decode()
     where = (f"--world_info={world}", f"--node_rank={request.node_rank}", "--master_addr", request.master_addr)
-    program = (sys.executable, "-u", "-m", "deepspeed.launcher.launch")
+    program = (sys.executable, "-u", "-m", "vlm_lora.deepspeed_launch")
     return Launch(argv=(*program, *where, *port, "--no_local_rank", "--", *command))
 
 
@@ -258,9 +261,15 @@ def meeting_port(request: LaunchRequest) -> int:
 
 
 def loader_workers() -> int:
-    """Return how many data loader workers to start: this process's share of the cores but one, at most 4."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(4, max(0, len(os.sched_getaffinity(0)) // processes - 1))
+    """Return how many data loader workers to start: this process's share of the cores but one, at most 4.
+
+    Where srun or mpirun started it, fewer cores than the machine's are a share already. A launcher's processes share
+    what the launcher has, be it all of the machine's or what srun gave it.
+    """
+    cores = len(os.sched_getaffinity(0))
+    shared = cores == os.cpu_count() or any(name in os.environ for name in SHARING)
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if shared else 1
+    return min(4, max(0, cores // processes - 1))
 
 
 def free_port() -> int:
@@ -274,7 +283,7 @@ def free_port() -> int:
 def run_launch(launch: Launch) -> int:
     """Run a launch to its end and return its exit code; no process of it outlives this call.
 
-    Ctrl-C, SIGTERM and SIGUSR1 (what Slurm sends before the time is up) go to every process. What they write
+    Ctrl-C, SIGTERM and SIGUSR1 (on which training saves a checkpoint and ends) go to every process. What they write
     passes through; where the run fails, the message of the process that failed first is repeated at the end.
     """
     child = subprocess.Popen(

@@ -46,6 +46,7 @@ from vlm_lora.training.outputs import (
 )
 from vlm_lora.training.planning import announce, shared_survey
 from vlm_lora.training.rates import PartRates
+from vlm_lora.training.signals import ending_on_signal
 from vlm_lora.training.trainer import build_trainer
 
 logger = logging.getLogger(__name__)
@@ -244,7 +245,8 @@ def _fit(stage: Stage, splits: Splits, trainer: Any, checkpoint: str | None) -> 
     """Train, save the weights and the trainer's state, and return the figures."""
     if checkpoint is not None:
         check_adapter_settings(checkpoint, trainer.model)
-    metrics: dict[str, Any] = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    with ending_on_signal(trainer):
+        metrics: dict[str, Any] = trainer.train(resume_from_checkpoint=checkpoint).metrics
     trainer.save_model(stage.arguments.output_dir)
     trainer.save_state()
     memory = {f"train_{name}": value for name, value in stage.backend.memory().items()}

@@ -27,6 +27,9 @@ CHANNELS = {
 }
 """Which setting a channel is."""
 
+INTERFACES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
+"""A container has several networks, and the first one found may lead nowhere."""
+
 LONGEST_REASON = 1024
 """Characters that SageMaker shows of a failure."""
 
@@ -49,6 +52,13 @@ def settings(environ: Mapping[str, str]) -> dict[str, list[str]]:
         if key in found:
             raise ValueError(f"the channel {channel} and {key} ({' '.join(found[key])}) are one setting; leave one out")
         found[key] = [str(folder)]
+    for file in found.get("config", []):
+        if not Path(file).is_file():
+            raise ValueError(
+                f"--config {file}: there is no such file in the container, which has the image's own files and the "
+                "channels' data only; make its keys hyperparameters, or name it by its path here, such as "
+                f"{BASE / 'input' / 'data' / 'train' / Path(file).name}"
+            )
     if "output_dir" in found:
         raise ValueError("output_dir is SageMaker's business; leave it out")
     return found
@@ -68,16 +78,15 @@ def words(value: Any) -> list[str]:
 
 
 def machines(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables by which `vlm-lora launch` knows the job's machines."""
+    """Return the variables by which `vlm-lora launch` knows the job's machines, and NCCL and gloo their network."""
     resources = read("resourceconfig.json")
-    if "SM_HOSTS" in environ or not resources:
-        return {}
-    interface = resources.get("network_interface_name")
-    return {
-        "SM_HOSTS": json.dumps(resources["hosts"]),
-        "SM_CURRENT_HOST": resources["current_host"],
-        **({"NCCL_SOCKET_IFNAME": interface} if interface and "NCCL_SOCKET_IFNAME" not in environ else {}),
-    }
+    found: dict[str, str] = {}
+    if "SM_HOSTS" not in environ and resources:
+        found = {"SM_HOSTS": json.dumps(resources["hosts"]), "SM_CURRENT_HOST": resources["current_host"]}
+    interface = environ.get("SM_NETWORK_INTERFACE_NAME") or resources.get("network_interface_name")
+    if interface:
+        found |= {name: interface for name in INTERFACES if name not in environ}
+    return found
 
 
 def run(command: list[str], environ: Mapping[str, str]) -> tuple[int, str]:
@@ -119,7 +128,7 @@ def main() -> int:
         sys.stderr.write(f"error: {error}\n")
         return fail(1, f"error: {error}")
     given["output_dir"] = [str(output)]
-    if any(output.glob("checkpoint-*")):
+    if any(output.glob("checkpoint-*/trainer_state.json")):  # written last: without it a save was cut short
         given["resume_from_checkpoint"] = ["true"]
     flags = [word for key, texts in given.items() for word in (f"--{key}", *texts)]
     code, reason = run(["vlm-lora", "launch", "train", *flags], environ)

@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 LAUNCHERS = "/opt/vlm-lora/launchers"
 """Where `launchers/docker/cuda.Dockerfile` puts this folder's parent."""
 
 CHECKPOINTS = "/opt/ml/checkpoints"
+
+IN_CONTAINER = ("/opt/ml/", "/opt/vlm-lora/")
+"""What SageMaker mounts, and what the image holds."""
+
+JOB_NAME = "[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}"
+"""The service's pattern, which botocore knows and does not check."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +67,13 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--max_hours", type=int, default=24)
     parser.add_argument("--spot", action="store_true", help="spot capacity; goes on from the last checkpoint")
     parser.add_argument("--dry_run", action="store_true", help="print the request and stop")
-    return parser.parse_args(words[:place]), words[place + 1 :]
+    job = parser.parse_args(words[:place])
+    if not re.fullmatch(JOB_NAME, job.name):
+        raise SystemExit(
+            f"error: --name {job.name}: SageMaker allows 1 to 63 letters (a-z, A-Z), digits and hyphens, a letter or "
+            "digit first and last, such as --name scans-1."
+        )
+    return job, words[place + 1 :]
 
 
 def hyperparameters(flags: Sequence[str], instance: Instance) -> dict[str, str]:
@@ -76,6 +90,13 @@ def hyperparameters(flags: Sequence[str], instance: Instance) -> dict[str, str]:
         else:
             raise SystemExit(
                 f"error: {word}: what follows `--` are flags of vlm-lora train, such as --learning_rate 1e-5."
+            )
+    for file in given.get("config", []):
+        if not file.startswith(IN_CONTAINER) and (Path(file).exists() or not Path(file).is_absolute()):
+            raise SystemExit(
+                f"error: --config {file}: the run is in a container, which does not get this machine's files. Type its "
+                "keys as flags after `--`; or put it beside the data of --train, and type "
+                "--config /opt/ml/input/data/train/FILE."
             )
     if given.get("peft_method") == ["none"] and "deepspeed" not in given:
         given["deepspeed"] = [f"{LAUNCHERS}/deepspeed/{zero_file(instance)}"]

@@ -12,10 +12,10 @@ import pytest
 import torch
 from peft import PeftModel
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerState
 
 from support.rows import write_uneven_rows
-from support.runs import capture_trainer, logged, run
+from support.runs import capture_trainer, logged, run, script_flags
 from vlm_lora.cli import main, run_script
 from vlm_lora.training.trainer import VlmTrainerMixin
 
@@ -116,6 +116,36 @@ def test_resume_goes_on_bitwise(
     shutil.rmtree(parts / "checkpoint-4")
     run(model_folder("gemma3"), data, parts, **flags, resume_from_checkpoint="true")
     assert (parts / name).read_bytes() != (whole / name).read_bytes(), "without the optimizer's state it must differ"
+
+
+def test_killed_while_saving(
+    model_folder: Callable[[str], Path],
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The trainer's state is the last file of a checkpoint, so that one without it is told from a whole one."""
+    flags = {"do_train": True, "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(model_folder("gemma3"), data, whole, **flags)
+    save = TrainerState.save_to_json
+
+    def cut_short(self: TrainerState, path: str) -> None:
+        if "checkpoint-4" in path:
+            raise KeyboardInterrupt
+        save(self, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainerState, "save_to_json", cut_short)
+        assert run_script(script_flags(model_folder("gemma3"), data, killed, **flags)) == 130
+    names = {path.name for path in (whole / "checkpoint-4").iterdir()}
+    assert {path.name for path in (killed / "checkpoint-4").iterdir()} == names - {"trainer_state.json"}
+    flags["log_level"] = "warning"
+    run(model_folder("gemma3"), data, killed, **flags, resume_from_checkpoint="true")
+    assert f"{killed / 'checkpoint-4'}: saving was interrupted; going on from" in capsys.readouterr().err
+    name = "adapter_model.safetensors"
+    assert (killed / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_tensorboard_when_asked(

@@ -119,7 +119,11 @@ def test_flags_from_a_configuration() -> None:
     pairs = dict(itertools.pairwise(words))
     assert pairs["--fsdp_transformer_layer_cls_to_wrap"] == "GraniteDecoderLayer"
     assert pairs["--fsdp_use_orig_params"] == "true"
-    assert (pairs["--num_processes"], pairs["--mixed_precision"], pairs["--main_process_port"]) == ("8", "bf16", "1234")
+    assert (pairs["--num_processes"], pairs["--mixed_precision"], pairs["--main_process_port"]) == (
+        "8",
+        "bf16",
+        "29511",
+    )
     assert "--use_fsdp" in words, "an fsdp_ key means FSDP"
     assert "--multi_gpu" not in words
     assert "--debug" not in words
@@ -135,6 +139,93 @@ def test_flags_from_a_configuration() -> None:
     assert pairs["--main_process_ip"] == "a"
 
 
+def given(words: list[str], name: str) -> str | None:
+    return dict(itertools.pairwise(words)).get(f"--{name}")
+
+
+def test_fsdp_is_fsdp2_layer_by_layer() -> None:
+    """accelerate's own defaults are FSDP1, one unit for the whole model, and the model on rank 0 only."""
+    file = yaml.safe_load((ROOT / "launchers" / "accelerate" / "fsdp2.yaml").read_text(encoding="utf-8"))["fsdp_config"]
+    words = flags(asked({"num_processes": 8, "fsdp_transformer_layer_cls_to_wrap": "X"}), devices=8)
+    for key in ("version", "auto_wrap_policy", "state_dict_type", "cpu_ram_efficient_loading"):
+        assert given(words, f"fsdp_{key}") == str(file[f"fsdp_{key}"]).replace("False", "false")
+    own = flags(asked({"fsdp_version": 2, "fsdp_min_num_params": 10, "fsdp_offload_params": True}), devices=8)
+    assert given(own, "fsdp_auto_wrap_policy") is None
+    assert "--fsdp_version" not in flags(asked({"num_processes": 8}), devices=8)
+    of_file = flags(asked({}, config_file=ROOT / "launchers" / "accelerate" / "fsdp2.yaml"), devices=8)
+    assert [word for word in of_file if word.startswith("--fsdp")] == [], "the file says it all"
+
+
+@pytest.mark.parametrize("named", [None, "1"])
+def test_a_files_fsdp(named: str | None, tmp_path: Path) -> None:
+    content = {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": named} if named else {}}
+    file = tmp_path / "fsdp.yaml"
+    file.write_text(yaml.safe_dump(content))
+    if named is None:
+        assert given(flags(asked({}, config_file=file), devices=8), "fsdp_version") == "2"
+    else:
+        with pytest.raises(ConfigError, match="write fsdp_version: 2"):
+            flags(asked({}, config_file=file), devices=8)
+
+
+def test_deepspeed_on_several_machines_starts_on_each(tmp_path: Path) -> None:
+    """accelerate's default, pdsh, would start a run of its own on each machine."""
+    file = ROOT / "launchers" / "accelerate" / "zero3.yaml"
+    more: dict[str, Any] = {"nnodes": 2, "node_rank": 1, "master_addr": "first"}
+    words = flags(asked({}, config_file=file, **more), devices=8)
+    assert given(words, "deepspeed_multinode_launcher") == "standard"
+    assert given(flags(asked({"use_deepspeed": True}, **more), devices=8), "deepspeed_multinode_launcher") == "standard"
+    assert given(flags(asked({}, config_file=file), devices=8), "deepspeed_multinode_launcher") is None
+    for other in ("pdsh", "nossh"):
+        with pytest.raises(ConfigError, match=f"launcher: {other} takes the machines from a hostfile. Write standard"):
+            flags(asked({"use_deepspeed": True, "deepspeed_multinode_launcher": other}, **more), devices=8)
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env
+
+    arguments = launch_command_parser().parse_args([*words, "run.py"])
+    arguments = _validate_launch_command(arguments)[0]
+    arguments.deepspeed_fields_from_accelerate_config = ""  # which launch_command sets in between
+    command, _ = prepare_deepspeed_cmd_env(arguments)
+    assert command is None, "no program that logs in to machines"
+    assert (arguments.nproc_per_node, arguments.nnodes, arguments.node_rank) == ("8", "2", 1)
+    assert arguments.rdzv_endpoint == "first:29511"
+
+
+def test_machines_port_and_counts_of_a_file(tmp_path: Path) -> None:
+    """Typed, else accelerate_launch_args, else the file."""
+    file = ROOT / "launchers" / "accelerate" / "multi_node.yaml"
+    two = tmp_path / "two.yaml"
+    two.write_text(file.read_text() + "machine_rank: 1\nmain_process_ip: first\n")
+
+    def words(args: Mapping[str, Any], *, devices: int = 8, **more: Any) -> list[str]:
+        return flags(LaunchRequest(use_accelerate=True, accelerate_launch_args=args, **more), devices=devices)
+
+    place = {"machine_rank": 1, "main_process_ip": "first", "num_machines": 2}
+    typed: dict[str, Any] = {"nnodes": 2, "node_rank": 1, "master_addr": "other"}
+    assert given(words({}, config_file=two), "main_process_port") == "29500"
+    assert given(words(place), "main_process_port") == "29500", "a free one would differ between machines"
+    assert given(words(place), "num_processes") == "16"
+    assert given(words({**place, "main_process_port": 7}, config_file=two), "main_process_port") == "7"
+    assert given(words({"main_process_port": 7}, config_file=two, master_port=8), "main_process_port") == "8"
+    assert given(words(place, **typed), "main_process_ip") == "other"
+    assert given(words({}, config_file=two), "num_processes") is None, "the file's 16 are those of both"
+    assert given(words({}, config_file=two, **(typed | {"nnodes": 4})), "num_processes") == "32"
+    one = ROOT / "launchers" / "accelerate" / "fsdp2.yaml"
+    assert given(words({}, config_file=one, **typed), "num_processes") == "16", "8 on each machine"
+    assert given(words({}, config_file=one, world_size=4, **typed), "num_processes") == "8"
+    for args, more, named in (
+        ({}, {"config_file": file}, "machine_rank and main_process_ip .*--nnodes 2 --node_rank K --master_addr"),
+        ({"num_processes": 8}, typed, "on each machine, or on all together"),
+        ({**place, "num_processes": 9}, {}, "each must start the same number"),
+        ({}, {"config_file": one, "devices": 4}, r"has 4 GPUs. Type --world_size 4 before the verb\.$"),
+    ):
+        with pytest.raises(ConfigError, match=named):
+            words(args, **more)
+    two.write_text("distributed_type: MULTI_GPU\nnum_processes: auto\n")
+    with pytest.raises(ConfigError, match="num_processes: auto must be a whole number"):
+        words({}, config_file=two)
+
+
 @pytest.mark.parametrize(
     ("args", "more", "devices", "named"),
     [
@@ -143,8 +234,23 @@ def test_flags_from_a_configuration() -> None:
         ({"mixed_precision": "fp12"}, {}, 8, "fp12 is none of"),
         ({"use_fsdp": "yes"}, {}, 8, "must be true or false"),
         ({"fsdp_config": {"a": 1}}, {}, 8, "fsdp_config is not a flag"),
-        ({"num_processes": 2}, {"world_size": 4}, 8, "--world_size makes it num_processes: 4"),
-        ({"num_processes": 9}, {}, 8, "this machine has 8 GPUs"),
+        (
+            {"num_processes": 2},
+            {"world_size": 4},
+            8,
+            "makes it num_processes: 4, .* Type --world_size 2, or leave num_proc",
+        ),
+        ({"num_processes": "auto"}, {"world_size": 4}, 8, "num_processes: auto must be a whole number"),
+        (
+            {"config_file": "a.yaml"},
+            {"config_file": "b.yaml"},
+            8,
+            "Type --config_file a.yaml, or leave config_file out",
+        ),
+        ({"num_processes": 9}, {}, 8, "this machine has 8 GPUs.*leave num_processes out"),
+        ({"num_processes": "auto"}, {}, 8, "num_processes: auto must be a whole number"),
+        ({"num_processes": 0}, {}, 8, "num_processes: 0 must be a whole number"),
+        ({"use_fsdp": True, "fsdp_version": 1}, {}, 8, "write fsdp_version: 2"),
         ({"use_fsdp": True}, {}, 0, "FSDP needs GPUs"),
         ({"fsdp_offload_params": True}, {}, 0, "FSDP needs GPUs"),
         ({"cpu": True, "num_processes": 2}, {}, 0, "starts one process"),

@@ -64,6 +64,19 @@ def test_manifests_fit_the_schema_and_their_parts_fit_together(path: Path) -> No
     assert container(job)["resources"]["limits"][DEVICES[path.stem]] == 8
 
 
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+def test_pods_that_fail_are_started_again(path: Path) -> None:
+    """What Kubernetes asks for beside the schema: limits by index need an indexed Job, and policies new pods."""
+    _, job = read(path)
+    spec = job["spec"]
+    assert spec["completionMode"] == "Indexed"
+    assert spec["template"]["spec"]["restartPolicy"] == "Never"
+    assert spec["backoffLimitPerIndex"] > 0
+    assert spec["maxFailedIndexes"] == 0
+    assert "backoffLimit" not in spec, "it would count the pods of all machines together"
+    assert [rule["action"] for rule in spec["podFailurePolicy"]["rules"]] == ["Ignore"]
+
+
 def test_the_schema_refuses_what_is_wrong() -> None:
     _, job = read(MANIFESTS[0])
     job["spec"]["paralelism"] = 2
@@ -77,8 +90,9 @@ def test_a_pods_command(path: Path, resumes: bool, tmp_path: Path) -> None:
     stand_in = tmp_path / "vlm-lora"
     stand_in.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\nexit 7\n')
     stand_in.chmod(0o755)
+    (tmp_path / "checkpoint-5").mkdir()
     if resumes:
-        (tmp_path / "checkpoint-5").mkdir()
+        (tmp_path / "checkpoint-5" / "trainer_state.json").touch()
     _, job = read(path)
     (script,) = container(job)["args"]
     variables = {"MACHINES": "2", "JOB_COMPLETION_INDEX": "1", "OUTPUT_DIR": str(tmp_path)}

@@ -23,6 +23,7 @@ MEET = ROOT / "tests" / "support" / "launched" / "meet.py"
 VLM_LORA = Path(sys.executable).with_name("vlm-lora")
 LAUNCH: list[str | Path] = [VLM_LORA, "launch", "--backend", "cuda"]
 LAUNCHERS = ["", "--use_accelerate", "--use_deepspeed"]
+ZERO3 = f"--config_file={ROOT / 'launchers' / 'accelerate' / 'zero3.yaml'}"
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -75,7 +76,7 @@ def test_torchrun_itself_refuses_such_a_flag(tmp_path: Path) -> None:
     assert "ambiguous option: --n" in done.stderr
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", [*LAUNCHERS, pytest.param(ZERO3, id="accelerate and DeepSpeed")])
 def test_two_machines(launcher: str, tmp_path: Path) -> None:
     """Two launchers on this machine, each as one machine of two, meet over loopback."""
     port = str(free_port())
@@ -148,7 +149,7 @@ def test_the_message_of_the_rank_that_failed_is_last(
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("launcher", ["", "--use_accelerate"])
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_warning_signal_reaches_every_rank_and_ends_none(launcher: str, tmp_path: Path) -> None:
     """SIGUSR1 is what Slurm sends before the time is up: the ranks decide what to do about it."""
     words = launch(launcher, "--world_size", "2", MEET, "signal", tmp_path)

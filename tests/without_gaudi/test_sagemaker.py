@@ -101,6 +101,35 @@ def test_every_instance_is_known_to_the_service() -> None:
     assert set(start.INSTANCES) <= set(shape.members["ResourceConfig"].members["InstanceType"].enum)
 
 
+@pytest.mark.parametrize("name", ["scans_1", "-scans", "scans-", "a" * 64, "", "scans.1", "scans\n", "größe"])
+def test_names_that_the_service_refuses(name: str) -> None:
+    """botocore does not look at patterns: the service would, once everything has been uploaded."""
+    with pytest.raises(SystemExit, match="SageMaker allows 1 to 63 letters"):
+        start.parse([*JOB, f"--name={name}"])
+
+
+@pytest.mark.parametrize("name", ["a", "scans--1", "9", "a" * 63])
+def test_names_that_the_service_takes(name: str) -> None:
+    assert start.parse([*JOB, f"--name={name}"])[0].name == name
+
+
+def test_the_names_pattern_is_the_services() -> None:
+    client = get_session().create_client("sagemaker", region_name="eu-west-1")
+    shape = client.meta.service_model.operation_model("CreateTrainingJob").input_shape
+    assert shape.members["TrainingJobName"].metadata["max"] == 63
+    assert client.meta.service_model._service_description["shapes"]["TrainingJobName"]["pattern"] == start.JOB_NAME
+
+
+@pytest.mark.parametrize("words", [["--config", "run.yaml"], [f"--config={FOLDER / 'start.py'}"]])
+def test_a_file_that_the_container_does_not_get(words: list[str]) -> None:
+    with pytest.raises(
+        SystemExit, match=r"(run\.yaml|start\.py): the run is in a container, .*--config /opt/ml/input/data/train/FILE"
+    ):
+        request_for(run=words)
+    for file in ("/opt/ml/input/data/train/run.yaml", "/of/an/image/of/yours/run.yaml"):
+        assert request_for(run=["--config", file])["HyperParameters"]["config"] == file
+
+
 def container(base: Path, hyperparameters: dict[str, Any], host: str = "algo-1") -> None:
     """Lay out what SageMaker puts into a container."""
     config = base / "input" / "config"
@@ -132,7 +161,8 @@ def stand_in(base: Path, code: int) -> None:
     script.write_text(
         f"#!{sys.executable}\n"
         "import json, os, sys\n"
-        f"seen = dict(argv=sys.argv[1:], **{{n: v for n, v in os.environ.items() if n.startswith(('SM_', 'NCCL'))}})\n"
+        "seen = {n: v for n, v in os.environ.items() if n.startswith(('SM_', 'NCCL', 'GLOO'))}\n"
+        "seen['argv'] = sys.argv[1:]\n"
         f"json.dump(seen, open({str(base / 'seen.json')!r}, 'w'))\n"
         f"out = {str(base / 'checkpoints')!r}\n"
         "open(out + '/all_results.json', 'w').write('{}')\n"
@@ -148,6 +178,7 @@ def test_a_containers_flags_and_machines(host: str, tmp_path: Path) -> None:
     container(tmp_path, {**given, "seed": '"7"', "lora_targets": "[qv]_proj", "sagemaker_region": "x"}, host)
     stand_in(tmp_path, 0)
     (tmp_path / "checkpoints" / "checkpoint-10").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "checkpoint-10" / "trainer_state.json").touch()
     done = enter(tmp_path)
     assert done.returncode == 0, done.stderr
     seen = json.loads((tmp_path / "seen.json").read_text(encoding="utf-8"))
@@ -159,7 +190,7 @@ def test_a_containers_flags_and_machines(host: str, tmp_path: Path) -> None:
         *("--resume_from_checkpoint", "true"),
     ]
     assert json.loads(seen["SM_HOSTS"]) == ["algo-1", "algo-2"]
-    assert (seen["SM_CURRENT_HOST"], seen["NCCL_SOCKET_IFNAME"]) == (host, "eth0")
+    assert (seen["SM_CURRENT_HOST"], seen["NCCL_SOCKET_IFNAME"], seen["GLOO_SOCKET_IFNAME"]) == (host, "eth0", "eth0")
     kept = sorted(path.name for path in (tmp_path / "model").iterdir())
     assert kept == (["all_results.json"] if host == "algo-1" else []), "one machine keeps the results, no checkpoints"
     assert not (tmp_path / "output" / "failure").exists()
@@ -171,9 +202,12 @@ def test_variables_of_amazons_images_win(tmp_path: Path) -> None:
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     variables = {"SM_HPS": '{"seed": 2, "bf16": true}', "SM_CHANNEL_TRAIN": str(folder), "SM_HOSTS": '["algo-1"]'}
-    done = enter(tmp_path, SM_CURRENT_HOST="algo-1", SM_MODEL_DIR=str(tmp_path / "kept"), **variables)
+    network = {"SM_NETWORK_INTERFACE_NAME": "ens5", "NCCL_SOCKET_IFNAME": "typed"}
+    done = enter(tmp_path, SM_CURRENT_HOST="algo-1", SM_MODEL_DIR=str(tmp_path / "kept"), **variables, **network)
     assert done.returncode == 0, done.stderr
-    words = json.loads((tmp_path / "seen.json").read_text(encoding="utf-8"))["argv"]
+    seen = json.loads((tmp_path / "seen.json").read_text(encoding="utf-8"))
+    assert (seen["NCCL_SOCKET_IFNAME"], seen["GLOO_SOCKET_IFNAME"]) == ("typed", "ens5")
+    words = seen["argv"]
     assert words[2:8] == ["--seed", "2", "--bf16", "--dataset_name", str(folder), "--output_dir"]
     assert (tmp_path / "kept" / "all_results.json").exists()
 
@@ -189,7 +223,11 @@ def test_a_failure_is_told_to_sagemaker(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("given", "named"),
-    [({"dataset_name": "x"}, "the channel train and dataset_name (x)"), ({"output_dir": "x"}, "SageMaker's business")],
+    [
+        ({"dataset_name": "x"}, "the channel train and dataset_name (x)"),
+        ({"output_dir": "x"}, "SageMaker's business"),
+        ({"config": "runs/run.yaml"}, "--config runs/run.yaml: there is no such file in the container"),
+    ],
 )
 def test_settings_that_sagemaker_makes(given: dict[str, str], named: str, tmp_path: Path) -> None:
     container(tmp_path, given)
@@ -202,8 +240,8 @@ def test_settings_that_sagemaker_makes(given: dict[str, str], named: str, tmp_pa
 def test_a_real_run_in_a_container(model_folder: Any, tmp_path: Path) -> None:
     """One machine, nothing stood in for: the adapter is where SageMaker makes the model from."""
     flags = {
+        "config": str(tmp_path / "input" / "data" / "train" / "run.yaml"),
         "use_cpu": "true",
-        "max_steps": "1",
         "save_strategy": "no",
         "dataloader_num_workers": "0",
         "do_eval": "false",
@@ -212,6 +250,7 @@ def test_a_real_run_in_a_container(model_folder: Any, tmp_path: Path) -> None:
     (tmp_path / "input" / "config" / "resourceconfig.json").unlink()
     (tmp_path / "input" / "data" / "train").rmdir()
     write_uneven_rows(tmp_path / "input" / "data" / "train", rows=4, validation=2)
+    (tmp_path / "input" / "data" / "train" / "run.yaml").write_text("max_steps: 1\noutput_dir: elsewhere\n")
     done = enter(tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "model" / "adapter_model.safetensors").stat().st_size > 1000

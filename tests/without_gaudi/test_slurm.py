@@ -29,6 +29,7 @@ def job(folder: Path) -> dict[str, str]:
         "STAND_IN": str(folder),
         "SLURM_JOB_ID": str(os.getpid()),
         "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_CPUS_PER_TASK": "32",
         "SLURM_JOB_NODELIST": "127.0.0.[1-2]",
     }
 
@@ -57,11 +58,18 @@ def requeued(folder: Path) -> str:
 def test_two_machines(resumes: bool, tmp_path: Path) -> None:
     if resumes:
         (tmp_path / "out" / "checkpoint-10").mkdir(parents=True)
+        (tmp_path / "out" / "checkpoint-10" / "trainer_state.json").touch()
+    else:
+        (tmp_path / "out" / "checkpoint-9").mkdir(parents=True)  # cut short
     done = batch("count", tmp_path)
     assert done.returncode == 0, done.stderr
     given = json.loads((tmp_path / "srun.json").read_text(encoding="utf-8"))
-    expected = ["--ntasks-per-node=1", "--kill-on-bad-exit=1", "vlm-lora", "launch", *words("count", tmp_path)[2:]]
-    assert given == [*expected, *(["--resume_from_checkpoint", "true"] if resumes else [])]
+    expected = ["--ntasks-per-node=1", "--cpus-per-task=32", "--kill-on-bad-exit=1", "vlm-lora", "launch"]
+    assert given == [
+        *expected,
+        *words("count", tmp_path)[2:],
+        *(["--resume_from_checkpoint", "true"] if resumes else []),
+    ]
     assert [(rank["world_size"], rank["total"]) for rank in ranks(tmp_path)] == [(2, 3.0), (2, 3.0)]
     assert "on machine 1 of 2" in ranks(tmp_path)[1]["placement"]
     assert requeued(tmp_path) == ""
@@ -88,6 +96,12 @@ def test_before_the_time_is_up_ranks_are_told_and_the_job_is_requeued(finished: 
     assert process.returncode == 0, errors
     assert sorted(path.name for path in tmp_path.glob("signal*")) == ["signal0", "signal1"]
     assert requeued(tmp_path) == ("" if finished else f"requeue {os.getpid()}\n")
+
+
+def test_a_run_that_saved_and_ended_is_requeued(tmp_path: Path) -> None:
+    """Whoever told it: the shell heard nothing."""
+    assert batch("ended", tmp_path).returncode == 75
+    assert requeued(tmp_path) == f"requeue {os.getpid()}\n"
 
 
 def test_output_dir_must_be_known(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from vlm_lora.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-RESULT_FILES = ("trainer_state.json", "all_results.json", "adapter_config.json", "model.safetensors")
+STATE_FILE = "trainer_state.json"
+
+RESULT_FILES = (STATE_FILE, "all_results.json", "adapter_config.json", "model.safetensors")
 """Any of these in a folder means that a run has been there."""
 
 
@@ -45,7 +47,8 @@ def claim_output_dir(path: Path, *, overwrite: bool, checkpoint: str | None) -> 
             "Type another folder."
         )
     taken = [name for name in RESULT_FILES if (path / name).exists()]
-    taken += sorted(child.name for child in path.glob("checkpoint-*"))
+    # One that was cut short is of no use to anybody: a job that was killed while it saved its first can start again.
+    taken += [child.name for child in _checkpoints(path) if is_whole(child)]
     resumes_here = checkpoint is not None and Path(checkpoint).resolve().parent == path.resolve()
     if taken and overwrite and not resumes_here:
         _remove_earlier_run(path)
@@ -101,21 +104,50 @@ def _remove_earlier_run(path: Path) -> None:
 def find_checkpoint(folder: Path, resume: str | bool | None) -> str | None:
     """Turn `--resume_from_checkpoint` (true, or a folder) into the checkpoint's path; None starts afresh.
 
-    Raises:
-        ConfigError: there is no such checkpoint.
-    """
-    from transformers.trainer_utils import get_last_checkpoint
+    A checkpoint whose saving was cut short is passed over, with a warning, for the one before it.
 
+    Raises:
+        ConfigError: there is no such checkpoint, or none that was saved to its end.
+    """
     if resume is None or str(resume).lower() in ("false", ""):
         return None
     if str(resume).lower() != "true":
         if not Path(str(resume)).is_dir():
             raise ConfigError(f"--resume_from_checkpoint {resume}: no such folder.")
+        if not is_whole(Path(str(resume))):
+            raise ConfigError(
+                f"--resume_from_checkpoint {resume}: {STATE_FILE}, which is written last, is missing or cut short: "
+                "this is no checkpoint, or saving it was interrupted. Type another, or true for the newest whole one."
+            )
         return str(resume)
-    last: str | None = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if last is None:
-        raise ConfigError(f"--resume_from_checkpoint true: {folder} holds no checkpoint-N folder.")
-    return last
+    cut: list[str] = []
+    for checkpoint in reversed(_checkpoints(folder)):
+        if is_whole(checkpoint):
+            if cut:
+                logger.warning("%s: saving was interrupted; going on from %s instead.", ", ".join(cut), checkpoint)
+            return str(checkpoint)
+        cut.append(str(checkpoint))
+    if cut:
+        raise ConfigError(
+            f"--resume_from_checkpoint true: saving was interrupted in {', '.join(cut)}, and {folder} holds no other "
+            "checkpoint. Leave the flag out to start afresh."
+        )
+    raise ConfigError(f"--resume_from_checkpoint true: {folder} holds no checkpoint-N folder.")
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Say whether a checkpoint was saved to its end: the trainer writes its own state last."""
+    try:
+        state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(state, dict)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Return a run's checkpoint folders, oldest first."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit() and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name[11:]))
 
 
 PARTS = {

@@ -4,6 +4,7 @@
     count     sum the ranks, exit 0
     fail      rank 1 says an error and exits with 7, while the others wait for it in a collective
     killed    rank 1 is killed, while the others wait
+    ended     sum the ranks, exit 75
     signal    wait for SIGUSR1, say so in FOLDER/signal<N>, exit 0
 """
 
@@ -42,9 +43,9 @@ def main() -> int:
     }
     (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(record), encoding="utf-8")
     dist.barrier()
-    if mode == "count":
+    if mode in ("count", "ended"):
         dist.destroy_process_group()  # without it a rank may abort because the other has gone
-        return 0
+        return 75 if mode == "ended" else 0
     if mode == "signal":
         (folder / f"ready{dist.get_rank()}").touch()
         time.sleep(600)

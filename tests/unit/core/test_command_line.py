@@ -7,7 +7,7 @@ import pytest
 
 from vlm_lora import __version__
 from vlm_lora.cli import guard, main
-from vlm_lora.errors import ConfigError, RenderingError, plain_message
+from vlm_lora.errors import ConfigError, EndedEarlyError, RenderingError, plain_message
 
 
 def fail(error: BaseException) -> None:
@@ -16,7 +16,12 @@ def fail(error: BaseException) -> None:
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(ConfigError("wrong"), 1), (KeyboardInterrupt(), 130), (ZeroDivisionError("ours"), 203)],
+    [
+        (ConfigError("wrong"), 1),
+        (KeyboardInterrupt(), 130),
+        (EndedEarlyError("saved"), 75),
+        (ZeroDivisionError("ours"), 203),
+    ],
 )
 def test_exit_codes(error: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert guard(lambda: fail(error), debug=False) == code

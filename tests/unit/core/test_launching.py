@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,16 @@ from pathlib import Path
 import pytest
 
 from vlm_lora.errors import ConfigError
-from vlm_lora.launching import Hosts, Launch, LaunchRequest, deepspeed, parse_launch, run_launch, torchrun
+from vlm_lora.launching import (
+    Hosts,
+    Launch,
+    LaunchRequest,
+    deepspeed,
+    loader_workers,
+    parse_launch,
+    run_launch,
+    torchrun,
+)
 
 STEP = {
     "SLURM_STEP_NUM_NODES": "2",
@@ -117,7 +127,7 @@ def test_one_of_several_machines_as_text(words: list[str]) -> None:
         *("--master_addr", "n1", "--master_port", "29511", "--", "run.py"),
     )
     argv = deepspeed(request, command).argv
-    assert argv[3] == "deepspeed.launcher.launch"
+    assert argv[3] == "vlm_lora.deepspeed_launch"
     slots = json.loads(base64.urlsafe_b64decode(argv[4].removeprefix("--world_info=")))
     assert [len(numbers) for numbers in slots.values()] == [8, 8]
     assert argv[5:] == (
@@ -150,3 +160,27 @@ def test_a_killed_child_is_an_error_and_its_children_end(tmp_path: Path) -> None
     assert run_launch(Launch(argv=(sys.executable, "-c", code))) == 137
     status = Path(f"/proc/{mark.read_text()}/status")
     assert not status.exists() or "State:\tZ" in status.read_text()
+
+
+@pytest.mark.parametrize(
+    ("cores", "variables", "workers"),
+    [
+        (64, {}, 4),
+        (16, {"LOCAL_WORLD_SIZE": "8"}, 4),  # bound by srun or mpirun: 16 of 64 are its own
+        (3, {"LOCAL_WORLD_SIZE": "8"}, 2),
+        (1, {}, 0),
+        (64, {"LOCAL_WORLD_SIZE": "32"}, 1),  # bound to nothing
+        (16, {"LOCAL_WORLD_SIZE": "8", "TORCHELASTIC_RUN_ID": "none"}, 1),  # srun bound the launcher
+        (16, {"LOCAL_WORLD_SIZE": "8", "CROSS_SIZE": "2"}, 1),
+    ],
+)
+def test_loader_workers_by_the_cores_of_a_process(
+    cores: int, variables: Mapping[str, str], workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID", "CROSS_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+    assert loader_workers() == workers

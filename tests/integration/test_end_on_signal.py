@@ -1,0 +1,173 @@
+"""SIGUSR1 while training: a checkpoint at a step that all ranks agree on, exit code 75, and the run goes on from it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch._C._distributed_c10d import HashStore
+from transformers import TrainerCallback
+
+from support.rows import write_uneven_rows
+from support.runs import run, script_flags
+from vlm_lora import pipeline
+from vlm_lora.cli import run_script
+from vlm_lora.training import trainer
+from vlm_lora.training.signals import Agreement
+
+VLM_LORA = Path(sys.executable).with_name("vlm-lora")
+ADAPTER = "adapter_model.safetensors"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_uneven_rows(tmp_path / "data", rows=6, validation=2)
+
+
+def told_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the next run get the signal while it takes this step."""
+
+    class Tell(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step + 1 == step:
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+    build = trainer.build_trainer
+
+    def with_signal(*args: Any, **kwargs: Any) -> Any:
+        built = build(*args, **kwargs)
+        built.add_callback(Tell())
+        return built
+
+    monkeypatch.setattr(pipeline, "build_trainer", with_signal)
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_run_that_was_told_goes_on_as_if_it_had_not_been(
+    step: int,
+    model_folder: Callable[[str], Path],
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also in its last step; and though it saves nothing by itself and keeps the best checkpoint only."""
+    best = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1} if step == 2 else {}
+    limit = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "save_total_limit": 1} if best else {}
+    # It grows worse, so that the best is the first.
+    flags = {"do_train": True, "do_eval": True, "max_steps": 4, "learning_rate": 1.0, **best, **limit}
+    whole, told = tmp_path / "whole", tmp_path / "told"
+    run(model_folder("gemma3"), data, whole, **flags)
+    with monkeypatch.context() as patch:
+        told_at(step, patch)
+        assert run_script(script_flags(model_folder("gemma3"), data, told, **flags)) == 75
+    said = capsys.readouterr().err
+    assert f"SIGUSR1: ended after step {step} of 4, which is saved." in said
+    assert "Traceback" not in said
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+    assert (told / f"checkpoint-{step}" / "trainer_state.json").exists()
+    assert not (told / "all_results.json").exists(), "by which train.sbatch knows a run that is done"
+    run(model_folder("gemma3"), data, told, **flags, resume_from_checkpoint="true")
+    assert (told / ADAPTER).read_bytes() == (whole / ADAPTER).read_bytes()
+
+
+def start(launcher: str, model: Path, data: Path, output: Path, **flags: object) -> subprocess.Popen[str]:
+    words = script_flags(model, data, output, **{"log_level": "info", "do_eval": False, "ddp_backend": "gloo", **flags})
+    own = [launcher] if launcher else []
+    return subprocess.Popen(
+        [str(VLM_LORA), "launch", "--backend", "cuda", *own, "--world_size", "2", "train", *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def read_until(stream: Any, mark: str) -> Iterator[str]:
+    for line in stream:
+        yield line
+        if mark in line:
+            return
+
+
+def find_rank(rank: int, output: Path) -> int:
+    """Return the process that is this rank of the run that writes there."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            variables = (folder / "environ").read_bytes().split(b"\0")
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        if f"LOCAL_RANK={rank}".encode() in variables and str(output).encode() in words:
+            return int(folder.name)
+    raise AssertionError(f"rank {rank} does not run")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "whom"), [("", "all"), ("", "rank 1"), ("--use_deepspeed", "all"), ("--use_accelerate", "all")]
+)
+def test_two_ranks_end_at_the_same_step(
+    launcher: str, whom: str, model_folder: Callable[[str], Path], data: Path, tmp_path: Path
+) -> None:
+    """The signal never reaches them in the same step; where rank 1 alone gets it, rank 0 saves all the same."""
+    out = tmp_path / "out"
+    process = start(launcher, model_folder("gemma3"), data, out, max_steps=100_000, logging_steps=100)
+    lines: list[str] = []
+    late = threading.Timer(240, process.kill)
+    late.start()
+    with process:
+        assert process.stderr is not None
+        lines += read_until(process.stderr, "Gradient audit")  # the first step
+        if whom == "all":
+            process.send_signal(signal.SIGUSR1)
+        else:
+            os.kill(find_rank(1, out), signal.SIGUSR1)
+        begun = time.monotonic()
+        lines += process.stderr
+        code = process.wait(timeout=60)
+    late.cancel()
+    text = "".join(lines)
+    assert code == 75, text
+    assert time.monotonic() - begun < 60
+    steps = re.findall(r"SIGUSR1: saving checkpoint-(\d+) and ending", text)
+    assert len(steps) == 1, text
+    assert f"SIGUSR1: ended after step {steps[0]} of 100000, which is saved." in text
+    assert lines[-1] == "The run ended with exit code 75.\n"
+    assert "Traceback" not in text
+    assert [path.name for path in out.glob("checkpoint-*")] == [f"checkpoint-{steps[0]}"]
+    files = {path.name for path in (out / f"checkpoint-{steps[0]}").iterdir()}
+    assert {"rng_state_0.pth", "rng_state_1.pth", "trainer_state.json", ADAPTER} <= files
+    if whom == "rank 1":
+        more = start("", model_folder("gemma3"), data, out, max_steps=int(steps[0]) + 2, resume_from_checkpoint="true")
+        errors = more.communicate(timeout=200)[1]
+        assert more.returncode == 0, errors
+        assert (out / ADAPTER).exists()
+
+
+def test_ranks_agree_whoever_is_told_and_when() -> None:
+    """Three ranks of different pace; the slowest is told in its fifth step."""
+    store, answers = HashStore(), {rank: list[bool]() for rank in range(3)}
+
+    def take_steps(rank: int) -> None:
+        agreement = Agreement(store, 3, timedelta(seconds=20))
+        for step in range(8):
+            time.sleep(0.01 * rank)
+            answers[rank].append(agreement.any_told(rank == 2 and step >= 4))
+
+    ranks = [threading.Thread(target=take_steps, args=(rank,)) for rank in range(3)]
+    for thread in ranks:
+        thread.start()
+    for thread in ranks:
+        thread.join(timeout=60)
+    assert answers == dict.fromkeys(range(3), [False] * 5 + [True] * 3)
+    assert store.num_keys() <= 2, "what all have read is removed"

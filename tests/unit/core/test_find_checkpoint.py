@@ -1,0 +1,60 @@
+"""Which checkpoint a run goes on from, and what it does about one whose saving was cut short."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from vlm_lora.errors import ConfigError
+from vlm_lora.training.outputs import claim_output_dir, find_checkpoint
+
+
+def checkpoint(folder: Path, step: int, state: str | None = '{"global_step": 1}') -> str:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir()
+    if state is not None:
+        (path / "trainer_state.json").write_text(state)
+    return str(path)
+
+
+@pytest.mark.parametrize("resume", [None, False, "", "false"])
+def test_afresh(resume: str | bool | None, tmp_path: Path) -> None:
+    checkpoint(tmp_path, 5)
+    assert find_checkpoint(tmp_path, resume) is None
+
+
+def test_the_newest_by_number(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 9)
+    newest = checkpoint(tmp_path, 10)
+    (tmp_path / "checkpoint-best").mkdir()
+    (tmp_path / "checkpoint-11").touch()
+    assert find_checkpoint(tmp_path, True) == find_checkpoint(tmp_path, "true") == newest
+
+
+@pytest.mark.parametrize("state", [None, "", '{"epoch": 1.0, "log_hist', "[]"])
+def test_one_that_was_cut_short_is_passed_over(
+    state: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, cut = checkpoint(tmp_path, 2), checkpoint(tmp_path, 4, state)
+    with caplog.at_level(logging.WARNING):
+        assert find_checkpoint(tmp_path, True) == whole
+    assert caplog.messages == [f"{cut}: saving was interrupted; going on from {whole} instead."]
+    with pytest.raises(ConfigError, match=r"checkpoint-4: trainer_state\.json, which is written last"):
+        find_checkpoint(tmp_path, cut)
+
+
+def test_nothing_to_go_on_from(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(ConfigError, match="holds no checkpoint-N folder"):
+            find_checkpoint(folder, True)
+    with pytest.raises(ConfigError, match="no such folder"):
+        find_checkpoint(tmp_path, str(tmp_path / "checkpoint-7"))
+    checkpoint(tmp_path, 4, None)
+    with pytest.raises(ConfigError, match=r"interrupted in .*checkpoint-4, .* Leave the flag out to start afresh"):
+        find_checkpoint(tmp_path, True)
+    claim_output_dir(tmp_path, overwrite=False, checkpoint=None)
+    checkpoint(tmp_path, 5)
+    with pytest.raises(ConfigError, match=r"already holds a run \(checkpoint-5\)"):
+        claim_output_dir(tmp_path, overwrite=False, checkpoint=None)
