@@ -23,6 +23,7 @@ from vlm_lora import __version__
 from vlm_lora.backend import select, set_environment
 from vlm_lora.config import RunConfig
 from vlm_lora.config_sources import parse
+from vlm_lora.config_values import is_true
 from vlm_lora.errors import ConfigError, UserError, plain_message
 from vlm_lora.launching import LaunchRequest, parse_launch, run_launch
 from vlm_lora.placement import found
@@ -209,19 +210,18 @@ def _plan(rest: Sequence[str]) -> None:
 
     from vlm_lora import pipeline
     from vlm_lora.memory.request import PlanRequest
-    from vlm_lora.report.memory import as_json, print_plan
+    from vlm_lora.report.memory import as_json, print_plan, progress
 
-    report = pipeline.plan(
-        run,
-        PlanRequest(
-            devices=",".join(own.device),
-            world_size=own.world_size,
-            rows=own.rows,
-            images=own.images,
-            image_size=own.image_size,
-            answer_tokens=own.answer_tokens,
-        ),
+    request = PlanRequest(
+        devices=",".join(own.device),
+        world_size=own.world_size,
+        rows=own.rows,
+        images=own.images,
+        image_size=own.image_size,
+        answer_tokens=own.answer_tokens,
     )
+    with progress(disabled=is_true(run.raw.get("disable_tqdm"))) as announce:
+        report = pipeline.plan(run, request, announce)
     if own.json:
         print(json.dumps(as_json(report), indent=2))
         return

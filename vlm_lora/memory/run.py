@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,6 +17,8 @@ from vlm_lora.memory.proposals import propose
 from vlm_lora.memory.request import PlanReport, PlanRequest, Verdict, read_choice, simulated_attention
 from vlm_lora.memory.sample import Sample, assume_rows, sample_rows
 from vlm_lora.model.families import Family
+
+logger = logging.getLogger(__name__)
 
 ROWS = 64
 """Rows that are looked at."""
@@ -36,7 +39,9 @@ class Subject:
     data: Any
     """The training rows; None where none were named."""
 
-    def planner(self, backend: Backend, samples: Callable[[float], Sample]) -> Planner:
+    def planner(
+        self, backend: Backend, samples: Callable[[float], Sample], announce: Callable[[str], object]
+    ) -> Planner:
         """Return a planner of this run and its variations on a backend's devices."""
 
         def precision(choice: Choice, device: DeviceSpec) -> Precision:
@@ -52,13 +57,25 @@ class Subject:
             precision=precision,
             attention=simulated_attention(self.run.model.attn_implementation),
             trust_remote_code=self.run.model.trust_remote_code,
+            announce=announce,
         )
 
 
 def plan_run(
-    subject: Subject, request: PlanRequest, choice: Choice, devices: Sequence[tuple[Backend, DeviceSpec]]
+    subject: Subject,
+    request: PlanRequest,
+    choice: Choice,
+    devices: Sequence[tuple[Backend, DeviceSpec]],
+    announce: Callable[[str], object],
 ) -> PlanReport:
     """Plan a run on each device; where it does not fit, say what would help.
+
+    Args:
+        subject: the run.
+        request: what the verb was asked for.
+        choice: what is planned first.
+        devices: each with its backend.
+        announce: told what is simulated before it is.
 
     Raises:
         ConfigError: neither data nor a length was given.
@@ -74,7 +91,7 @@ def plan_run(
     planners: dict[str, Planner] = {}
     verdicts = []
     for backend, device in devices:
-        planner = planners.setdefault(backend.name, subject.planner(backend, samples))
+        planner = planners.setdefault(backend.name, subject.planner(backend, samples, announce))
         plan = planner.plan(choice, device)
         proposals = [] if plan.fits(device) else propose(planner, choice, device)
         verdicts.append(Verdict(device=device, plan=plan, proposals=proposals))
@@ -88,6 +105,8 @@ def advise(subject: Subject, arguments: Any, backend: Backend) -> Verdict:
     device = next(each for each in backend.devices() if each.is_here and each.is_cpu == on_cpu)
     choice = read_choice(subject.run, subject.values, type(arguments), world_size=arguments.world_size)
     planner = subject.planner(
-        backend, lru_cache(lambda side: sample_rows(subject.encoder, subject.data, count=ROWS, picture_side=side))
+        backend,
+        lru_cache(lambda side: sample_rows(subject.encoder, subject.data, count=ROWS, picture_side=side)),
+        logger.info,
     )
     return Verdict(device=device, plan=planner.plan(choice, device), proposals=propose(planner, choice, device))
