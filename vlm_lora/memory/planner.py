@@ -12,7 +12,7 @@ from vlm_lora.config import TuningConfig
 from vlm_lora.memory.plan import Layout, MemoryPlan, plan_memory
 from vlm_lora.memory.sample import Sample, worst_batch
 from vlm_lora.memory.sharding import Sharding
-from vlm_lora.memory.trace import Step, StepTrace, trace_step
+from vlm_lora.memory.trace import Known, Step, StepTrace, trace_step
 from vlm_lora.model.families import Family
 
 
@@ -53,6 +53,7 @@ class Planner:
     announce: Callable[[str], object] = lambda _: None
     """Told what is simulated before it is: a step of a deep model takes seconds."""
     _traces: dict[tuple[Any, ...], StepTrace] = field(default_factory=dict)
+    _known: Known = field(default_factory=dict)
 
     def plan(self, choice: Choice, device: DeviceSpec) -> MemoryPlan:
         """Return the plan of a choice on a device.
@@ -92,6 +93,7 @@ class Planner:
                 family=self.family,
                 batch=batch,
                 trust_remote_code=self.trust_remote_code,
+                known=self._known,
             )
         return self._traces[key]
 
