@@ -335,6 +335,8 @@ def _set_up_logging(level: str) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     # peft 0.21 reads an old name of transformers 5.23's; nothing that a user could act on.
     warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)
+    # It speaks of a faster kernel for the CPU whenever it is imported, wanted or not.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     for root in ("vlm_lora", "vlm_lora_cuda", "vlm_lora_habana"):
         logging.getLogger(root).setLevel(shown)
 

@@ -48,7 +48,7 @@ from vlm_lora.training.arguments import (
     check_arguments,
     default_arguments,
 )
-from vlm_lora.training.engine import EngineCheck, needs_pictures, refuse_other_engine
+from vlm_lora.training.engine import EngineCheck, needs_pictures, note_pictures, refuse_other_engine
 from vlm_lora.training.outputs import (
     check_adapter_settings,
     claim_output_dir,
@@ -328,7 +328,9 @@ def _build(stage: Stage, tools: Tools, splits: Splits, model: Any, groups: Mappi
     if stage.arguments.do_train:
         trainer.add_callback(EngineCheck(trainer))
     if needs_pictures(trainer, model, tools.family):
-        trainer.data_collator = tools.collator.with_pictures()
+        # In place: a backend's trainer may have put something of its own around the collator.
+        tools.collator.require_pictures()
+        note_pictures(tools.family)
     return trainer
 
 

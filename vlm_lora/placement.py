@@ -141,6 +141,15 @@ def by_accelerate(environ: Mapping[str, str]) -> bool:
     return "ACCELERATE_MIXED_PRECISION" in environ
 
 
+ENGINE_VARIABLES = {"deepspeed": "ACCELERATE_USE_DEEPSPEED", "fsdp": "ACCELERATE_USE_FSDP"}
+"""What `accelerate launch` sets for an engine that its own flags or file name."""
+
+
+def launcher_asks_for(engine: str, environ: Mapping[str, str]) -> bool:
+    """Say whether `accelerate launch` was told to run this engine (`deepspeed` or `fsdp`)."""
+    return environ.get(ENGINE_VARIABLES[engine], "").lower() in ("1", "true", "yes", "on")
+
+
 def _agent(environ: Mapping[str, str]) -> str | None:
     """Name the launcher that set torch's variables itself."""
     if "TORCHELASTIC_RUN_ID" in environ:

@@ -107,7 +107,7 @@ class CudaBackend:
         gpu = gpu_facts() if on_gpu else None
         check_precision(values, gpu)
         chosen = {
-            **choose_precision(values, gpu),
+            **choose_precision(values, gpu, by_deepspeed=asked("deepspeed", values)),
             "dataloader_pin_memory": on_gpu,
             "dataloader_num_workers": loader_workers(),
             # Every trainable tensor gets a gradient in every step (the collator sees to it): no need to search.

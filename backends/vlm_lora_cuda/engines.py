@@ -8,15 +8,14 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora.errors import ConfigError
-from vlm_lora.zero import offloads_optimizer, zero_settings
+from vlm_lora.launching import free_port
+from vlm_lora.placement import launcher_asks_for
+from vlm_lora.zero import offloads_optimizer, zero_settings, zero_stage
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
 
 logger = logging.getLogger(__name__)
-
-ASKED_BY_LAUNCHER = {"deepspeed": "ACCELERATE_USE_DEEPSPEED", "fsdp": "ACCELERATE_USE_FSDP"}
-"""What `accelerate launch` sets for an engine that its own configuration names."""
 
 WRAPPED_BY_LAUNCHER = "FSDP_TRANSFORMER_CLS_TO_WRAP"
 """Where `accelerate launch` puts the classes to shard as units."""
@@ -24,8 +23,7 @@ WRAPPED_BY_LAUNCHER = "FSDP_TRANSFORMER_CLS_TO_WRAP"
 
 def asked(engine: str, values: Mapping[str, Any]) -> bool:
     """Say whether an engine was asked for, by a flag or by `accelerate launch`."""
-    launcher = os.environ.get(ASKED_BY_LAUNCHER[engine], "false").lower()
-    return bool(values.get(engine)) or launcher in ("1", "true", "yes", "on")
+    return bool(values.get(engine)) or launcher_asks_for(engine, os.environ)
 
 
 def switched(fsdp: Any) -> Any:
@@ -45,15 +43,21 @@ def engine_arguments(values: Mapping[str, Any], *, on_gpu: bool, has_gpu: bool) 
     Raises:
         ConfigError: a configuration that cannot be honoured.
     """
+    if not on_gpu:
+        # accelerate imports DeepSpeed wherever it is installed; untold, it warns that it found no GPU.
+        os.environ["DS_ACCELERATOR"] = "cpu"
     fsdp = {"fsdp": switched(values["fsdp"])} if values.get("fsdp") is not None else {}
     if not asked("deepspeed", values):
         return fsdp
     if has_gpu and not on_gpu:
         raise ConfigError("--use_cpu and --deepspeed: DeepSpeed takes the GPUs of this machine. Leave one of them out.")
+    if "RANK" not in os.environ:
+        # One process that nobody launched: DeepSpeed would look for MPI.
+        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": free_port()}
+        os.environ.update({name: str(number) for name, number in alone.items()}, MASTER_ADDR="127.0.0.1")
     given = values.get("deepspeed")
     settings = zero_settings(given, bf16=bool(values.get("bf16")), fp16=bool(values.get("fp16"))) if given else None
     if not on_gpu:
-        os.environ["DS_ACCELERATOR"] = "cpu"
         # With it accelerate would silently run plain data parallelism.
         os.environ.pop("ACCELERATE_USE_CPU", None)
     return {**fsdp, "deepspeed": settings} if settings else fsdp
@@ -61,8 +65,12 @@ def engine_arguments(values: Mapping[str, Any], *, on_gpu: bool, has_gpu: bool) 
 
 def start_process_group(arguments: TrainingArguments, *, on_gpu: bool) -> None:
     """Let DeepSpeed know of all processes before any weights exist: ZeRO-3 splits them while they are loaded."""
-    if arguments.deepspeed_plugin is None:
+    plugin = arguments.deepspeed_plugin
+    if plugin is None:
         return
+    if zero_stage(plugin.deepspeed_config) == 3:
+        # accelerate's own flags and files leave it off, and the saved weights would be empty.
+        plugin.deepspeed_config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
     arguments.device  # noqa: B018 - sets up the process group
     if not on_gpu:
         import deepspeed

@@ -84,22 +84,29 @@ def _too_old(gpu: Gpu) -> str:
     return f"{gpu.name} has compute capability {gpu.capability[0]}.{gpu.capability[1]}, older than 8.0,"
 
 
-def choose_precision(values: Mapping[str, Any], gpu: Gpu | None) -> dict[str, bool]:
-    """Return what was not typed (bf16 autocast where the GPU has it), and log the whole choice in one line."""
+def choose_precision(values: Mapping[str, Any], gpu: Gpu | None, *, by_deepspeed: bool = False) -> dict[str, bool]:
+    """Return what was not typed (bf16 where the GPU has it), and log the whole choice in one line.
+
+    Args:
+        values: the training arguments that were typed.
+        gpu: None on the CPU.
+        by_deepspeed: DeepSpeed casts the model where others compute under autocast.
+    """
+    how = "weights by DeepSpeed, fp32 copies of what trains in its optimizer" if by_deepspeed else "autocast"
     typed = next((flag for flag in ("bf16", "fp16") if values.get(flag)), None)
     off = next((flag for flag in ("bf16", "fp16") if values.get(flag) is False), None)
     chosen: dict[str, bool] = {}
     if typed == "bf16":
-        summary = "bf16 autocast, because --bf16 says so"
+        summary = f"bf16 {how}, because --bf16 says so"
     elif typed == "fp16":
-        summary = "fp16 autocast with a loss scaler, because --fp16 says so"
+        summary = f"fp16 {how}, with a loss scaler, because --fp16 says so"
     elif off is not None:
         summary = f"fp32, because --{off} false says so"
     elif gpu is None:
         summary = "fp32, because the CPU is exact and fastest in it"
     elif gpu.bf16:
         chosen = {"bf16": True}
-        summary = "bf16 autocast, because this GPU computes in bf16 (--bf16 false for fp32)"
+        summary = f"bf16 {how}, because this GPU computes in bf16 (--bf16 false for fp32)"
     else:
         summary = "fp32, because this GPU has no bf16 (--fp16 for half precision with a loss scaler)"
     if values.get("tf32") is not None:
@@ -114,7 +121,7 @@ def choose_precision(values: Mapping[str, Any], gpu: Gpu | None) -> dict[str, bo
 def choose_dtype(
     run: RunConfig, config: PretrainedConfig, arguments: TrainingArguments, *, on_gpu: bool
 ) -> torch.dtype:
-    """Return the dtype that the base weights are loaded in; LoRA matrices are always float32.
+    """Return the dtype that the base weights are loaded in; LoRA matrices are made in float32.
 
     Raises:
         ConfigError: float16 weights would be trained.
@@ -150,9 +157,9 @@ def weights_dtype(run: RunConfig, *, bf16: bool, fp16: bool, published: str, on_
     if run.tuning.peft_method == "none":
         return "float32", "full-weight updates are lost in 16-bit weights"
     if bf16:
-        return "bfloat16", "the frozen base needs no more; LoRA matrices stay float32"
+        return "bfloat16", "the frozen base needs no more"
     if fp16 and published == "float16":
-        return "float16", "they were published so; LoRA matrices stay float32"
+        return "float16", "they were published so"
     if fp16:
         return "float32", (
             "they were not published in float16, whose range is smaller (--dtype float16 halves their memory)"

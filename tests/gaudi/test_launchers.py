@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from support.rows import write_uneven_rows
+from support.rows import write_mixed_rows, write_uneven_rows
 from support.stacks import GAUDI, ROOT, SPAWN, environment, losses_of, on_hpu, recorded, run_words
 
 LAZY = {"PT_HPU_LAZY_MODE": "1"}
@@ -79,6 +79,20 @@ def test_zero_trains_as_one_process(stage: str, folder: Path, model_folder: Call
     adapter = json.loads((folder / stage / "adapter_config.json").read_text(encoding="utf-8"))
     assert adapter["r"] == 16
     assert (folder / stage / "adapter_model.safetensors").stat().st_size > 10_000, "complete, not ZeRO's empty shards"
+
+
+def test_batches_without_pictures_and_lora_on_the_tower(folder: Path, model_folder: Callable[[str], Path]) -> None:
+    """Steps whose rows have no picture: without a plain picture behind them DDP waits for the tower's gradients."""
+    write_mixed_rows(folder / "mixed", steps=4)
+    words = flags(folder, model_folder("gemma3"), "mixed out", lora_targets="all", num_train_epochs=1, max_shapes=2)
+    words[words.index("--dataset_name") + 1] = str(folder / "mixed")
+    words[words.index("--max_steps") + 1] = "-1"
+    launcher: list[str | Path] = [SPAWN, "--world_size", "2"]
+    ranks = recorded(folder / "mixed records", [words], python=GAUDI, launcher=launcher, variables=LAZY)
+    records = [records[0] for records in ranks]
+    assert {record["wrapped"] for record in records} == {"DistributedDataParallel"}
+    assert records[0]["parameters"] == records[1]["parameters"]
+    assert sum(count > 0 for record in records for batch in record["supervised"][:2] for count in batch) == 8
 
 
 def check_equal(ranks: Sequence[Any], single: Any, *, wrapped: str, norm: float) -> None:

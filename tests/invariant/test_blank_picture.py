@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from support.tiny.folders import available
-from vlm_lora.batching.blank import with_blank
-from vlm_lora.batching.collator import Collator
+from vlm_lora.batching.blank import blank_conversation, with_blank
 from vlm_lora.batching.encoded import EncodedRow
 from vlm_lora.config import ModelConfig, RunConfig
 from vlm_lora.data.conversation import Conversation, RowSource, Text, Turn
@@ -56,8 +55,8 @@ def test_losses_stay_and_the_tower_gets_zeros(
     head = SupervisedHead(model)
     rows = text_rows()
     without = losses_of(model, head, tools.collator(rows))
-    collator = tools.collator.with_pictures()
-    batch = collator(rows)
+    tools.collator.require_pictures()
+    batch = tools.collator(rows)
     losses = losses_of(model, head, batch)
     exact = name not in SEES_WHAT_FOLLOWS
     assert torch.allclose(losses, without, rtol=1e-5, atol=1e-6) is exact
@@ -78,11 +77,8 @@ def test_in_front_of_the_row_it_would_change_the_losses(
     model = load_model(config, model_kwargs={"torch_dtype": torch.float32})
     head = SupervisedHead(model)
     rows = [tools.encoder.encode(row) for row in text_rows()]
-    collator: Collator = tools.collator.with_pictures()
     without = losses_of(model, head, tools.collator.collate(rows))
-    assert collator._blank is not None
-    blank = collator._blank
-    (joined,) = with_blank([rows[0]], blank)
+    (joined,) = with_blank([rows[0]], tools.encoder.encode(blank_conversation()))
     moved = in_front(joined, len(rows[0].input_ids))
     losses = losses_of(model, head, tools.collator.collate([moved, rows[1]]))
     assert not torch.allclose(losses[0], without[0], rtol=1e-3)
@@ -104,8 +100,8 @@ def in_front(row: EncodedRow, length: int) -> EncodedRow:
 
 def test_a_batch_with_a_picture_stays_as_it_is(model_folder: Callable[[str], Path]) -> None:
     tools = open_tools(RunConfig(model=ModelConfig(model_name_or_path=str(model_folder("gemma3")))))
-    from vlm_lora.batching.blank import blank_conversation
-
     rows = [*text_rows(), blank_conversation()]
-    plain, with_pictures = tools.collator(rows), tools.collator.with_pictures()(rows)
+    plain = tools.collator(rows)
+    tools.collator.require_pictures()
+    with_pictures = tools.collator(rows)
     assert all(torch.equal(plain[name], with_pictures[name]) for name in plain)

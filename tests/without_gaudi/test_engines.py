@@ -127,7 +127,7 @@ LAUNCHES: dict[str, tuple[list[str], str, dict[str, str]]] = {
     "accelerate, ddp": ([*ACCELERATE, *PLAIN, "--multi_gpu"], "ddp", {}),
     "accelerate, zero2": ([*ACCELERATE, *PLAIN, "--multi_gpu"], "zero2", {}),
     "accelerate, zero3 by its own flags": (
-        [*ACCELERATE, *PLAIN, "--use_deepspeed", "--zero_stage", "3", "--zero3_save_16bit_model", "true"],
+        [*ACCELERATE, *PLAIN, "--use_deepspeed", "--zero_stage", "3"],
         "zero3",
         {"DS_ACCELERATOR": "cpu"},
     ),

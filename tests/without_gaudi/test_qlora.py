@@ -205,6 +205,23 @@ def test_refusals(
         assert word in printed, printed
 
 
+@pytest.mark.parametrize("engine", [{"ACCELERATE_USE_FSDP": "true"}, {"ACCELERATE_USE_DEEPSPEED": "true"}])
+def test_engines_that_the_launcher_asked_for_are_refused_too(
+    engine: dict[str, str],
+    model_folder: Callable[[str], Path],
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`accelerate launch --config_file zero3.yaml`: the run's own flags do not speak of it."""
+    for name, value in {**engine, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}.items():
+        monkeypatch.setenv(name, value)
+    command = script_flags(model_folder("llava"), data, tmp_path / "out", **{**TRAIN, "load_in_4bit": True})
+    assert run_script(command) == 1
+    assert "--load_in_4bit with FSDP or ZeRO-3" in capsys.readouterr().err
+
+
 def test_without_bitsandbytes(
     model_folder: Callable[[str], Path],
     data: Path,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -57,15 +56,13 @@ class Collator:
         self._plan = plan
         self._blank: EncodedRow | None = None
 
-    def with_pictures(self) -> Collator:
-        """Return a collator that puts a blank picture into every batch that has none (see `batching.blank`).
+    def require_pictures(self) -> None:
+        """From now on, put a blank picture into every batch that has none (see `batching.blank`).
 
         Raises:
             RenderingError: the model's template cannot write a picture.
         """
-        other = copy.copy(self)
-        other._blank = self._encoder.encode(blank_conversation())
-        return other
+        self._blank = self._encoder.encode(blank_conversation())
 
     def __call__(self, rows: Sequence[Conversation | Filler]) -> dict[str, torch.Tensor]:
         """Encode and pad rows for training.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ from vlm_lora.errors import BackendError, ConfigError, ModelError
 from vlm_lora.model.families import Family, family_of
 from vlm_lora.model.loading import adapter_folder
 from vlm_lora.model.parts import find_parts
+from vlm_lora.placement import launcher_asks_for
+from vlm_lora.zero import zero_stage
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +83,7 @@ def check_request(run: RunConfig, backend: Backend, arguments: Any) -> None:
     for flag in ("bf16_full_eval", "fp16_full_eval"):
         if getattr(arguments, flag):
             raise ConfigError(f"--{flag} with --load_in_4bit: weights in 4 bits cannot be cast. Leave one of them out.")
-    if arguments.fsdp or _is_zero3(arguments):
+    if arguments.fsdp or launcher_asks_for("fsdp", os.environ) or _is_zero3(arguments):
         raise ConfigError(
             "--load_in_4bit with FSDP or ZeRO-3: transformers does not partition a base in 4 bits while loading it. "
             "Leave --load_in_4bit out, or use ZeRO-2 (launchers/deepspeed/zero2.json), where each device holds the "
@@ -127,5 +130,5 @@ def _is_quantized(module: nn.Module) -> bool:
 
 
 def _is_zero3(arguments: Any) -> bool:
-    settings = getattr(arguments, "hf_deepspeed_config", None)
-    return settings is not None and settings.is_zero3()
+    plugin = getattr(arguments, "deepspeed_plugin", None)
+    return plugin is not None and zero_stage(plugin.deepspeed_config) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 from torch import nn
@@ -11,6 +12,7 @@ from transformers import TrainerCallback
 from vlm_lora.errors import ConfigError
 from vlm_lora.model.families import Family
 from vlm_lora.model.parts import find_parts
+from vlm_lora.placement import launcher_asks_for
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,16 @@ def needs_pictures(trainer: Any, model: nn.Module, family: Family) -> bool:
     return any(parts.needs_picture(name) for name, p in model.named_parameters() if p.requires_grad)
 
 
+def note_pictures(family: Family) -> None:
+    """Say that batches without a picture get one, and where that is not without effect."""
+    logger.info("Batches without a picture get a plain one, so that all processes do the same work.")
+    if family.media_only_layers is not None:
+        logger.warning(
+            "This family lets a token that may see no picture attend to all of them: the losses of rows without a "
+            "picture change by it, as they do beside a row with one."
+        )
+
+
 def refuse_other_engine(arguments: Any, trainer: Any) -> None:
     """Stop where FSDP or DeepSpeed was asked for and plain data parallelism would run.
 
@@ -46,7 +58,7 @@ def refuse_other_engine(arguments: Any, trainer: Any) -> None:
         ConfigError: names the flag.
     """
     for flag, active in (("fsdp", trainer.is_fsdp_enabled), ("deepspeed", trainer.is_deepspeed_enabled)):
-        if getattr(arguments, flag) and not active:
+        if (getattr(arguments, flag) or launcher_asks_for(flag, os.environ)) and not active:
             raise ConfigError(
                 f"--{flag} was asked for and is not what would run: this device or launcher does not offer it. "
                 "Leave it out, or start with accelerate launch on GPUs."
@@ -72,18 +84,18 @@ class EngineCheck(TrainerCallback):
         trainer = self._trainer
         wrapped, processes = trainer.model_wrapped, args.world_size
         kind = type(wrapped).__name__
-        wanted = ""
+        wanted: tuple[str, ...] = ()
         if trainer.is_deepspeed_enabled:
-            wanted = "DeepSpeedEngine"
+            wanted = ("DeepSpeedEngine",)
         elif trainer.is_fsdp_enabled:
-            wanted = "FSDP"
+            wanted = ("FSDP", "FullyShardedDataParallel")  # versions 2 and 1
         elif processes > 1:
-            wanted = "DistributedDataParallel"
-        if not kind.startswith(wanted):
+            wanted = ("DistributedDataParallel",)
+        if wanted and not kind.startswith(wanted):
             raise ConfigError(
-                f"The model is wrapped by {kind}, and {wanted} was asked for on {processes} processes. Start with "
+                f"The model is wrapped by {kind}, and {wanted[0]} was asked for on {processes} processes. Start with "
                 "`vlm-lora launch`, or leave --deepspeed and --fsdp out."
             )
         stage = f" (ZeRO stage {zero_stage(trainer)})" if trainer.is_deepspeed_enabled else ""
         if processes > 1 or wanted:
-            logger.info("Engine: %s%s on %d processes.", wanted, stage, processes)
+            logger.info("Engine: %s%s on %d processes.", kind, stage, processes)

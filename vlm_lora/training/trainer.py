@@ -55,15 +55,20 @@ class VlmTrainerMixin:
         """Save complete weights, whatever shards them, and look at what was written."""
         arguments, model = self.args, self.model  # type: ignore[attr-defined]
         folder = output_dir or arguments.output_dir
+        written = False
+        state: dict[str, torch.Tensor] | None = None
         if self.is_fsdp_enabled and is_sharded_by_tensor(model):  # type: ignore[attr-defined]
-            self._save(folder, state_dict=gathered_state(model, keep=arguments.should_save))  # type: ignore[attr-defined]
-        elif self.is_deepspeed_enabled and zero_stage(self) < 3:  # type: ignore[attr-defined]
-            # Every process has all weights; the base class would copy them first, tied ones twice.
-            self._save(folder)  # type: ignore[attr-defined]
-        else:
-            super().save_model(output_dir, _internal_call)  # type: ignore[misc]
+            state = gathered_state(model, keep=arguments.should_save)
+        elif not self.is_deepspeed_enabled or zero_stage(self) == 3:  # type: ignore[attr-defined]
+            super().save_model(output_dir, _internal_call=True)  # type: ignore[misc]
+            written = True
+        # Under ZeRO-1 and 2 every process has all weights; the base class would copy them first, tied ones twice.
         if arguments.should_save:
+            if not written:
+                self._save(folder, state_dict=state)  # type: ignore[attr-defined]
             check_saved(Path(folder), self.accelerator.unwrap_model(model))  # type: ignore[attr-defined]
+        if arguments.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save")  # type: ignore[attr-defined]
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Build the optimizer, with each part's own rate; what the user typed for it can be wrong."""

@@ -31,9 +31,9 @@ CPU = None
         ({}, CPU, {}, "fp32, because the CPU is exact and fastest in it."),
         ({"bf16": True}, H200, {}, "bf16 autocast, because --bf16 says so."),
         ({"bf16": True}, CPU, {}, "bf16 autocast, because --bf16 says so."),
-        ({"fp16": True}, T4, {}, "fp16 autocast with a loss scaler, because --fp16 says so."),
+        ({"fp16": True}, T4, {}, "fp16 autocast, with a loss scaler, because --fp16 says so."),
         ({"bf16": False}, H200, {}, "fp32, because --bf16 false says so."),
-        ({"bf16": False, "fp16": True}, H200, {}, "fp16 autocast with a loss scaler, because --fp16 says so."),
+        ({"bf16": False, "fp16": True}, H200, {}, "fp16 autocast, with a loss scaler, because --fp16 says so."),
         ({"bf16": False}, CPU, {}, "fp32, because --bf16 false says so."),
         (
             {"bf16": False, "tf32": True},
@@ -58,7 +58,7 @@ CPU = None
             {"fp16": True, "fp16_full_eval": True},
             T4,
             {},
-            "fp16 autocast with a loss scaler, because --fp16 says so; "
+            "fp16 autocast, with a loss scaler, because --fp16 says so; "
             "evaluation with all weights in fp16 (--fp16_full_eval).",
         ),
     ],
@@ -70,6 +70,14 @@ def test_one_line_says_what_will_be_done(
     with caplog.at_level(logging.INFO):
         assert choose_precision(values, gpu) == chosen
     assert caplog.messages == [f"Precision: {said}"]
+
+
+def test_deepspeed_casts_weights_instead(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        choose_precision({"bf16": True}, H200, by_deepspeed=True)
+    assert caplog.messages == [
+        "Precision: bf16 weights by DeepSpeed, fp32 copies of what trains in its optimizer, because --bf16 says so."
+    ]
 
 
 @pytest.mark.parametrize(
