@@ -2,11 +2,12 @@
 
 A model of `n` layers is simulated instead of one of `n + m * p`, where the layers repeat with period `p`. What is alive
 when layer `i` begins grows by the same bytes from one period to the next in the forward pass, and shrinks by the same
-in the backward pass while gradients grow. So each moment of the shallow step stands for two of the deep one: in the
-first layers and in the last ones. Between them everything changes linearly, so no peak lies there.
+in the backward pass while gradients grow. So the moments of a layer that was left out are those of a layer of its kind,
+with that growth added as often as periods lie between them.
 
 That layers repeat is read from the built model: classes, settings and shapes of every layer, and of everything around
-the layers. That the growth is the same each time is measured. Where either does not hold, the whole model is simulated.
+the layers. That the growth is the same each time, and what a layer makes on top of it, is measured. Where one of these
+does not hold, the whole model is simulated.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlm_lora.memory.ledger import GRADIENTS, PASSING, Ledger, Moment, highest
+from vlm_lora.memory.ledger import GRADIENTS, PASSING, Ledger, Moment, Stage, highest
 
 BEFORE, FORWARD, AFTER, TURN, BACKWARD = "before", "forward", "after", "turn", "backward"
 """Stages of a step: up to the first layer; layer by layer; up to the end of the forward pass; up to the last layer's
@@ -127,7 +128,7 @@ def extend(ledger: Ledger, cut: Cut) -> tuple[Moment, ...] | None:
     """
     kept = _growth(ledger, FORWARD, cut)
     back = _growth(ledger, BACKWARD, cut)
-    if kept is None or back is None:
+    if kept is None or back is None or not _alike(ledger, cut):
         return None
     # In the backward pass an earlier layer has fewer activations and more gradients.
     gradients = {GRADIENTS: -back[GRADIENTS]}
@@ -141,16 +142,18 @@ def _extended(
     ledger: Ledger, cut: Cut, kept: Mapping[str, int], alive: Mapping[str, int], gradients: Mapping[str, int]
 ) -> Iterator[Moment]:
     for (stage, layer), moments in ledger.stages.items():
-        late = layer >= cut.first
+        # A later layer stands for all of its kind that were left out behind it.
+        ahead = range(cut.missing + 1) if layer >= cut.first else range(1)
         for moment in moments.values():
-            if stage in (BEFORE, FORWARD):
+            if stage == BEFORE:
                 yield moment
-            if stage == AFTER or (stage == FORWARD and late):
-                yield _shifted(moment, kept, cut.missing)
-            if stage == TURN or (stage == BACKWARD and late):
-                yield _shifted(moment, alive, cut.missing)
-            if stage == BACKWARD:
-                yield _shifted(moment, gradients, cut.missing)
+            elif stage == FORWARD:
+                yield from (_shifted(moment, kept, times) for times in ahead)
+            elif stage == BACKWARD:
+                for times in ahead:
+                    yield _shifted(_shifted(moment, alive, times), gradients, cut.missing - times)
+            else:
+                yield _shifted(moment, kept if stage == AFTER else alive, cut.missing)
 
 
 def _shifted(moment: Moment, growth: Mapping[str, int], times: int) -> Moment:
@@ -169,6 +172,28 @@ def _growth(ledger: Ledger, stage: str, cut: Cut) -> Mapping[str, int] | None:
             return None
         found.append({label: late[label] - early[label] for label in (GRADIENTS, *PASSING)})
     return found[0] if all(each == found[0] for each in found) else None
+
+
+def _alike(ledger: Ledger, cut: Cut) -> bool:
+    """Say whether the layers of a kind rise above where they begin by the same bytes, at the same gradients."""
+    pairs = [
+        ((stage, layer), (stage, layer - cut.period))
+        for stage in (FORWARD, BACKWARD)
+        for layer in range(cut.first + cut.period, cut.layers)
+    ]
+    rises = [(_rise(ledger, late), _rise(ledger, early)) for late, early in pairs]
+    return all(late is not None and late == early for late, early in rises)
+
+
+def _rise(ledger: Ledger, stage: Stage) -> Mapping[int, int] | None:
+    begun = ledger.marks.get(stage)
+    if begun is None:
+        return None
+    passing = sum(begun[label] for label in PASSING)
+    return {
+        gradients - begun[GRADIENTS]: moment.passing_bytes - passing
+        for gradients, moment in ledger.stages[stage].items()
+    }
 
 
 def _outline(module: nn.Module, *, without: Sequence[str] = ()) -> Any:

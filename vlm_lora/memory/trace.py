@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -123,6 +123,8 @@ def trace_step(
                 model = build(config)
                 known[key] = model.describe(config)
             run = None if whole else _shallow(known[key], build, batch)
+            if run is None and not whole:
+                known[key] = replace(known[key], cut=None)  # it would not stand for it with other batches either
             if run is None:
                 model = model or build(config)
                 model.run(batch)
