@@ -27,7 +27,7 @@ from vlm_lora.model.families import Family
 from vlm_lora.model.objective import SupervisedHead, gather_targets, token_losses
 from vlm_lora.model.parts import Part, Parts, base_of, decoder_layers, find_parts
 from vlm_lora.model.tuning import apply_tuning
-from vlm_lora.stack import TRAINER_TURNS_CACHE_OFF, without_initialisation
+from vlm_lora.stack import TRAINER_TURNS_CACHE_OFF, set_dtype, without_initialisation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Weight:
     adapter: bool
     """Made by LoRA."""
     quantizable: bool
-    """The matrix of a frozen linear layer of the decoder."""
+    """The matrix of a frozen linear layer of the decoder, which `--load_in_4bit` quantizes."""
     layer: str
     """The decoder layer that holds it; empty outside of them."""
 
@@ -220,8 +220,10 @@ def _build(step: Step, config: Any, family: Family, trust_remote_code: bool) -> 
     if TRAINER_TURNS_CACHE_OFF:
         for each in {id(c): c for c in (own, own.get_text_config())}.values():
             each.use_cache = False
+    dtype = getattr(torch, step.precision.weights)
+    set_dtype(own, dtype)
     before = torch.get_default_dtype()
-    torch.set_default_dtype(getattr(torch, step.precision.weights))
+    torch.set_default_dtype(dtype)
     try:
         with warnings.catch_warnings(), without_initialisation():
             warnings.simplefilter("ignore")  # initialisers warn about tensors without numbers
@@ -259,7 +261,7 @@ def _weights(model: nn.Module, parts: Parts) -> Iterator[Weight]:
     linear = {
         f"{name}.weight"
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and parts.part_of(name) == "language"
+        if isinstance(module, nn.Linear) and parts.part_of(name) == "language" and parts.carries_lora(name)
     }
     layers = decoder_layers(model, parts)
     prefix = "base_model.model."
