@@ -12,11 +12,13 @@ from vlm_lora.backend import Backend, DeviceSpec, Precision
 from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.encoding import RowEncoder
 from vlm_lora.config import RunConfig
+from vlm_lora.memory.plan import bits_of
 from vlm_lora.memory.planner import Choice, Planner
-from vlm_lora.memory.proposals import propose
+from vlm_lora.memory.proposals import Proposal, propose
 from vlm_lora.memory.request import PlanReport, PlanRequest, Verdict, read_choice, simulated_attention
 from vlm_lora.memory.sample import Sample, assume_rows, sample_rows
 from vlm_lora.model.families import Family
+from vlm_lora.model.quantization import check_training
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,11 @@ class Subject:
             announce=announce,
         )
 
+    def propose(self, planner: Planner, choice: Choice, device: DeviceSpec, backend: Backend) -> list[Proposal]:
+        """Return what to change, 4-bit weights among it where the device's backend has them."""
+        there = self.run.model.bnb_4bit_quant_type in backend.traits.quantization
+        return propose(planner, choice, device, four_bits=bits_of(self.run.model) if there else None)
+
 
 def plan_run(
     subject: Subject,
@@ -78,7 +85,7 @@ def plan_run(
         announce: told what is simulated before it is.
 
     Raises:
-        ConfigError: neither data nor a length was given.
+        BackendError, ConfigError: neither data nor a length was given, or --load_in_4bit cannot be honoured.
         ModelError: the model's step cannot be simulated.
     """
 
@@ -88,12 +95,14 @@ def plan_run(
             return sample_rows(subject.encoder, subject.data, count=request.rows, picture_side=side)
         return assume_rows(subject.encoder, request.assumption(subject.run.batching.max_length).scaled(side))
 
+    for backend, _ in devices:
+        check_training(subject.run, backend, trains=True, partitioned=choice.sharding.shares_weights)
     planners: dict[str, Planner] = {}
     verdicts = []
     for backend, device in devices:
         planner = planners.setdefault(backend.name, subject.planner(backend, samples, announce))
         plan = planner.plan(choice, device)
-        proposals = [] if plan.fits(device) else propose(planner, choice, device)
+        proposals = [] if plan.fits(device) else subject.propose(planner, choice, device, backend)
         verdicts.append(Verdict(device=device, plan=plan, proposals=proposals))
     model = str(subject.run.model.model_name_or_path)
     return PlanReport(model=model, choice=choice, note=samples(1.0).note, verdicts=verdicts)
@@ -109,4 +118,5 @@ def advise(subject: Subject, arguments: Any, backend: Backend) -> Verdict:
         lru_cache(lambda side: sample_rows(subject.encoder, subject.data, count=ROWS, picture_side=side)),
         logger.info,
     )
-    return Verdict(device=device, plan=planner.plan(choice, device), proposals=propose(planner, choice, device))
+    plan = planner.plan(choice, device)
+    return Verdict(device=device, plan=plan, proposals=subject.propose(planner, choice, device, backend))
