@@ -21,6 +21,7 @@ from typing import Any
 from vlm_lora import __version__
 from vlm_lora.backend import select
 from vlm_lora.config_sources import parse
+from vlm_lora.config_values import is_true
 from vlm_lora.errors import ConfigError, EndedEarlyError, UserError, plain_message
 from vlm_lora.launching import LaunchRequest, parse_launch, run_launch
 from vlm_lora.process_group import lost_partner
@@ -116,7 +117,7 @@ def guard(action: Callable[[], int | None], *, debug: bool) -> int:
         print(f"error: {plain_message(error)}", file=sys.stderr)
         return EXIT_USER
     except EndedEarlyError as ended:
-        if _rank() == 0:
+        if rank() == 0:
             print(ended, file=sys.stderr)
         return EXIT_EARLY
     except BrokenPipeError:  # `vlm-lora preview ... | head` has seen enough
@@ -206,19 +207,18 @@ def _plan(rest: Sequence[str]) -> None:
 
     from vlm_lora import pipeline
     from vlm_lora.memory.request import PlanRequest
-    from vlm_lora.report.memory import as_json, print_plan
+    from vlm_lora.report.memory import as_json, print_plan, progress
 
-    report = pipeline.plan(
-        run,
-        PlanRequest(
-            devices=",".join(own.device),
-            world_size=own.world_size,
-            rows=own.rows,
-            images=own.images,
-            image_size=own.image_size,
-            answer_tokens=own.answer_tokens,
-        ),
+    request = PlanRequest(
+        devices=",".join(own.device),
+        world_size=own.world_size,
+        rows=own.rows,
+        images=own.images,
+        image_size=own.image_size,
+        answer_tokens=own.answer_tokens,
     )
+    with progress(disabled=is_true(run.raw.get("disable_tqdm"))) as announce:
+        report = pipeline.plan(run, request, announce)
     if own.json:
         print(json.dumps(as_json(report), indent=2))
         return

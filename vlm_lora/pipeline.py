@@ -7,7 +7,7 @@ exists, and everything that can be wrong without weights is found before they ar
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -117,7 +117,7 @@ def preview(run: RunConfig, *, rows: int) -> list[tuple[EncodedRow, Any]]:
     return [(tools.encoder.encode(data[index]), tools.tokenizer) for index in shown if data is not None]
 
 
-def plan(run: RunConfig, request: PlanRequest) -> PlanReport:
+def plan(run: RunConfig, request: PlanRequest, announce: Callable[[str], object] = logger.debug) -> PlanReport:
     """Predict what a training run needs on each device, from the model's configuration and a sample of the data."""
     request.check()
     devices = choose_devices(installed(), request.devices)
@@ -130,7 +130,7 @@ def plan(run: RunConfig, request: PlanRequest) -> PlanReport:
         held_out = run.data.validation_name is None and run.data.validation_fraction > 0
         data = load_splits(run.data, need_train=True, need_validation=held_out).train
     choice = read_choice(run, values, arguments_class, world_size=request.world_size)
-    return plan_run(_subject(run, values, tools, data), request, choice, devices)
+    return plan_run(_subject(run, values, tools, data), request, choice, devices, announce)
 
 
 def _subject(run: RunConfig, values: Mapping[str, Any], tools: Tools, data: Any) -> Subject:

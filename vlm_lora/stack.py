@@ -18,6 +18,15 @@ TRAINER_TURNS_CACHE_OFF = IS_5
 """5.x's trainer switches the key-value cache off; with 4.55 a training step fills it."""
 
 
+def set_dtype(config: Any, dtype: Any) -> None:
+    """Make a model that is built from a configuration have this dtype in all parts, whatever the file says."""
+    setattr(config, "dtype" if IS_5 else "torch_dtype", dtype)
+    for name in getattr(config, "sub_configs", {}):
+        part = getattr(config, name, None)
+        if part is not None:
+            set_dtype(part, dtype)
+
+
 def without_initialisation() -> Any:
     """Return a context in which models are built without drawing their weights; weights are not tied either."""
     if IS_5:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch._subclasses.fake_tensor import FakeTensor
 
 from support.peaks import watch_training
@@ -18,6 +20,7 @@ from support.runs import script_flags
 from vlm_lora import pipeline
 from vlm_lora.cli import main, run_script
 from vlm_lora.model.objective import SupervisedHead
+from vlm_lora.report.memory import progress
 from vlm_lora.training import trainer
 
 TOLERANCE = 0.10
@@ -121,6 +124,39 @@ def test_the_table_names_the_assumption(
     assert "assumed, no data was read: rows of 256 tokens" in shown
     assert "H100-80: " in shown
     assert "fits" in shown
+
+
+@pytest.mark.parametrize(("words", "disabled"), [((), False), (("--disable_tqdm",), True)])
+def test_what_is_simulated_is_said_while_it_is(
+    words: tuple[str, ...],
+    disabled: bool,
+    rows: Path,
+    model_folder: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said: list[str] = []
+    asked: list[bool] = []
+
+    @contextmanager
+    def collect(*, disabled: bool) -> Iterator[Callable[[str], None]]:
+        asked.append(disabled)
+        yield said.append
+
+    monkeypatch.setattr("vlm_lora.report.memory.progress", collect)
+    planned(model_folder("llava"), rows, capsys, "--gradient_checkpointing", "--device", "H200", *words)
+    assert said == ["Simulating step 1: batch 8, LoRA, checkpointing"]
+    assert asked == [disabled]
+
+
+def test_progress_is_a_terminals_alone(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Console, "is_terminal", property(lambda console: console.stderr))
+    for disabled in (False, True):
+        with progress(disabled=disabled) as announce:
+            announce("Simulating [step] 1")
+        shown = capsys.readouterr()
+        assert ("Simulating [step] 1" in shown.err) is not disabled
+        assert shown.out == ""
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
@@ -31,6 +32,23 @@ class Moment:
         return sum(self.passing.values())
 
 
+Stage: TypeAlias = tuple[str, int]
+"""A stretch of a step: its name, and the decoder layer it belongs to."""
+
+
+def highest(moments: Iterable[Moment]) -> tuple[Moment, ...]:
+    """Return the moments of which one is the peak, whatever share of the gradients a device holds.
+
+    Gradients grow while the backward pass frees activations, so a device that holds a part of them peaks at
+    another moment. A moment counts unless another has both more gradients and more of everything else.
+    """
+    kept: list[Moment] = []
+    for moment in sorted(moments, key=lambda each: (-each.gradients, -each.passing_bytes)):
+        if not kept or moment.passing_bytes > kept[-1].passing_bytes:
+            kept.append(moment)
+    return tuple(kept)
+
+
 class Ledger:
     """Counts each storage from the moment it is first seen until it is freed.
 
@@ -42,7 +60,11 @@ class Ledger:
         self._entries: dict[int, tuple[weakref.ref[torch.UntypedStorage], str, int]] = {}
         self._alive: Counter[str] = Counter()
         self._labels = [WEIGHTS]
-        self._highest: dict[int, Moment] = {}
+        self._stage: Stage = ("", 0)
+        self.stages: dict[Stage, dict[int, Moment]] = {self._stage: {}}
+        """By stage and bytes of gradients: the moment with most of everything else."""
+        self.marks: dict[Stage, Mapping[str, int]] = {}
+        """What was alive when a stage first began, by label."""
 
     def add(self, tensor: torch.Tensor) -> None:
         """Count a tensor's storage, if it is new."""
@@ -85,26 +107,25 @@ class Ledger:
         """Go back to the label before."""
         self._labels.pop()
 
-    def moments(self) -> tuple[Moment, ...]:
-        """Return the moments of which one is the peak, whatever share of the gradients a device holds.
+    def begin(self, stage: Stage) -> None:
+        """From now on moments belong to this stage."""
+        self._stage = stage
+        if stage not in self.marks:
+            self.marks[stage] = {label: self._alive[label] for label in (GRADIENTS, *PASSING)}
+            self.stages[stage] = {}
+        self._note()
 
-        Gradients grow while the backward pass frees activations, so a device that holds a part of them peaks at
-        another moment. A moment counts unless another has both more gradients and more of everything else.
-        """
-        kept: list[Moment] = []
-        for moment in sorted(self._highest.values(), key=lambda each: -each.gradients):
-            if not kept or moment.passing_bytes > kept[-1].passing_bytes:
-                kept.append(moment)
-        return tuple(kept)
+    def moments(self) -> tuple[Moment, ...]:
+        """Return the moments of which one is the peak."""
+        return highest(moment for moments in self.stages.values() for moment in moments.values())
 
     def _note(self) -> None:
         gradients = self._alive[GRADIENTS]
         passing = sum(self._alive[label] for label in PASSING)
-        before = self._highest.get(gradients)
+        highest = self.stages[self._stage]
+        before = highest.get(gradients)
         if before is None or passing > before.passing_bytes:
-            self._highest[gradients] = Moment(
-                gradients=gradients, passing={label: self._alive[label] for label in PASSING}
-            )
+            highest[gradients] = Moment(gradients=gradients, passing={label: self._alive[label] for label in PASSING})
 
     def _remove(self, key: int) -> None:
         _, label, size = self._entries.pop(key)

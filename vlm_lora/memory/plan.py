@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from vlm_lora.backend import DeviceSpec
+from vlm_lora.config import ModelConfig
 from vlm_lora.memory.ledger import BACKWARD, BATCH, LANGUAGE, LOGITS, VISION
 from vlm_lora.memory.optimizers import find_optimizer, state_bytes, transient_bytes
 from vlm_lora.memory.sharding import Sharding
@@ -29,9 +30,14 @@ ITEMS = (
 TIGHT = 0.15
 """The plan is meant to be right within this share: a run that needs more than 85 % of a device may not fit."""
 
-NF4_BITS, NF4_DOUBLE_BITS = 4.5, 4.127
+NF4_BITS, NF4_DOUBLE_BITS = 4 + 32 / 64, 4 + 8 / 64 + 32 / (64 * 256)
 """Bits a weight: 4, and a scale of 32 bits for 64 weights, or of 8 bits with double quantization, whose own scales
 are 32 bits for 256 (Dettmers et al. 2023, "QLoRA", section 3)."""
+
+
+def bits_of(model: ModelConfig) -> float:
+    """Return the bits a weight that `--load_in_4bit` takes with a model's other settings; nf4 and fp4 take the same."""
+    return NF4_DOUBLE_BITS if model.bnb_4bit_use_double_quant else NF4_BITS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +51,7 @@ class Layout:
     world_size: int = 1
     sharding: Sharding = field(default_factory=Sharding)
     weight_bits: float | None = None
-    """Bits a weight of the decoder's frozen linear layers, where they are quantized (`NF4_DOUBLE_BITS`)."""
+    """Bits a weight of the decoder's frozen linear layers, where they are quantized (`bits_of`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from vlm_lora.config import TuningConfig
 from vlm_lora.memory.plan import Layout, MemoryPlan, plan_memory
 from vlm_lora.memory.sample import Sample, worst_batch
 from vlm_lora.memory.sharding import Sharding
-from vlm_lora.memory.trace import Step, StepTrace, trace_step
+from vlm_lora.memory.trace import Known, Step, StepTrace, trace_step
 from vlm_lora.model.families import Family
 
 
@@ -50,7 +50,10 @@ class Planner:
     precision: Callable[[Choice, DeviceSpec], Precision]
     attention: str | None
     trust_remote_code: bool = False
+    announce: Callable[[str], object] = lambda _: None
+    """Told what is simulated before it is: a step of a deep model takes seconds."""
     _traces: dict[tuple[Any, ...], StepTrace] = field(default_factory=dict)
+    _known: Known = field(default_factory=dict)
 
     def plan(self, choice: Choice, device: DeviceSpec) -> MemoryPlan:
         """Return the plan of a choice on a device.
@@ -82,6 +85,7 @@ class Planner:
         )
         key = (step, choice.batch_size, choice.picture_side)
         if key not in self._traces:
+            self.announce(f"Simulating step {len(self._traces) + 1}: {_words(choice)}")
             batch = worst_batch(self.samples(choice.picture_side), self.collator, choice.batch_size)
             self._traces[key] = trace_step(
                 step,
@@ -89,5 +93,15 @@ class Planner:
                 family=self.family,
                 batch=batch,
                 trust_remote_code=self.trust_remote_code,
+                known=self._known,
             )
         return self._traces[key]
+
+
+def _words(choice: Choice) -> str:
+    """Say what sets a step apart from the others of a search."""
+    parts = [f"batch {choice.batch_size}", "LoRA" if choice.tuning.peft_method == "lora" else "full weights"]
+    parts += ["checkpointing"] if choice.checkpointing else []
+    parts += [choice.sharding.flag.removeprefix("--") or choice.sharding.engine] if choice.sharding.engine else []
+    parts += [f"pictures at {choice.picture_side:.0%} of their side"] if choice.picture_side != 1.0 else []
+    return ", ".join(parts)

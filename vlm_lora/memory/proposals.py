@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from vlm_lora.backend import DeviceSpec
-from vlm_lora.memory.plan import NF4_DOUBLE_BITS, MemoryPlan
+from vlm_lora.memory.plan import MemoryPlan
 from vlm_lora.memory.planner import Choice, Planner
 from vlm_lora.memory.sharding import deepspeed_word
 
@@ -27,32 +27,30 @@ class Proposal:
     fits: bool
 
 
-def propose(
-    planner: Planner, choice: Choice, device: DeviceSpec, *, four_bit_flag: str | None = None
-) -> list[Proposal]:
+def propose(planner: Planner, choice: Choice, device: DeviceSpec, *, four_bits: float | None = None) -> list[Proposal]:
     """Return single changes that help, in order, and if none is enough alone, changes on top of each other.
 
     Args:
         planner: plans the run's variations.
         choice: the run as it was asked for.
         device: what it shall fit.
-        four_bit_flag: what to type for 4-bit weights; None where the product does not offer them.
+        four_bits: bits a weight with `--load_in_4bit`; None where the device's backend does not have it.
     """
     now = planner.plan(choice, device)
-    singles = list(_improvements(planner, choice, device, now, four_bit_flag))
+    singles = list(_improvements(planner, choice, device, now, four_bits))
     if any(proposal.fits for proposal in singles):
         return singles
-    return [*singles, *_combined(planner, choice, device, now, four_bit_flag)]
+    return [*singles, *_combined(planner, choice, device, now, four_bits)]
 
 
 def _combined(
-    planner: Planner, choice: Choice, device: DeviceSpec, now: MemoryPlan, four_bit_flag: str | None
+    planner: Planner, choice: Choice, device: DeviceSpec, now: MemoryPlan, four_bits: float | None
 ) -> Iterator[Proposal]:
     """Apply one change after the other, each only if it helps what came before, until the run fits."""
     flags: list[str] = []
     for kind in _KINDS:
         best: Proposal | None = None
-        for proposal in _improvements(planner, choice, device, now, four_bit_flag, only=kind):
+        for proposal in _improvements(planner, choice, device, now, four_bits, only=kind):
             if best is None or (proposal.fits and not best.fits) or proposal.plan.total < best.plan.total:
                 best = proposal
             if proposal.fits:
@@ -80,11 +78,11 @@ def _improvements(
     choice: Choice,
     device: DeviceSpec,
     now: MemoryPlan,
-    four_bit_flag: str | None,
+    four_bits: float | None,
     *,
     only: str | None = None,
 ) -> Iterator[Proposal]:
-    for kind, flags, changed in _changes(planner, choice, device, four_bit_flag):
+    for kind, flags, changed in _changes(planner, choice, device, four_bits):
         if only not in (None, kind):
             continue
         plan = planner.plan(changed, device)
@@ -93,7 +91,7 @@ def _improvements(
 
 
 def _changes(
-    planner: Planner, choice: Choice, device: DeviceSpec, four_bit_flag: str | None
+    planner: Planner, choice: Choice, device: DeviceSpec, four_bits: float | None
 ) -> Iterator[tuple[str, str, Choice]]:
     """Yield kind, flags and choice of every change that applies."""
     if not choice.checkpointing:
@@ -108,8 +106,9 @@ def _changes(
         for word in _ENGINES:
             sharding = deepspeed_word(word)
             more = (sharding.stage, sharding.offload_weights) > (choice.sharding.stage, choice.sharding.offload_weights)
+            whole = choice.weight_bits is None or not sharding.shares_weights  # 4-bit weights are not shared out
             # Stages 2 and 3 share out among processes; offload helps one process too.
-            if more and (choice.world_size > 1 or sharding.offload_weights):
+            if more and whole and (choice.world_size > 1 or sharding.offload_weights):
                 yield "engine", sharding.flag, replace(choice, sharding=sharding)
     if choice.picture_side == 1.0:
         half = replace(choice, picture_side=0.5)
@@ -121,8 +120,8 @@ def _changes(
             choice.tuning, peft_method="lora", freeze_language=False, freeze_vision=True, freeze_projector=False
         )
         yield "tuning", "--peft_method lora", replace(choice, tuning=lora)
-    elif four_bit_flag is not None and choice.weight_bits is None:
-        yield "bits", four_bit_flag, replace(choice, weight_bits=NF4_DOUBLE_BITS)
+    elif four_bits is not None and choice.weight_bits is None and not choice.sharding.shares_weights:
+        yield "bits", "--load_in_4bit", replace(choice, weight_bits=four_bits)
 
 
 def _smaller_batch(planner: Planner, choice: Choice, device: DeviceSpec) -> Choice | None:

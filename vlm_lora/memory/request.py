@@ -10,7 +10,7 @@ from typing import Any
 from vlm_lora.backend import Backend, DeviceSpec
 from vlm_lora.config import RunConfig
 from vlm_lora.errors import ConfigError, nearest
-from vlm_lora.memory.plan import MemoryPlan
+from vlm_lora.memory.plan import MemoryPlan, bits_of
 from vlm_lora.memory.planner import Choice
 from vlm_lora.memory.proposals import Proposal
 from vlm_lora.memory.sample import Assumption
@@ -123,6 +123,7 @@ def read_choice(run: RunConfig, values: Mapping[str, Any], arguments_class: type
         checkpointing=bool(run.raw.get("gradient_checkpointing")),
         world_size=world_size,
         sharding=read_sharding(values),
+        weight_bits=bits_of(run.model) if run.model.load_in_4bit else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -11,11 +12,15 @@ from vlm_lora.backend import Backend, DeviceSpec, Precision
 from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.encoding import RowEncoder
 from vlm_lora.config import RunConfig
+from vlm_lora.memory.plan import bits_of
 from vlm_lora.memory.planner import Choice, Planner
-from vlm_lora.memory.proposals import propose
+from vlm_lora.memory.proposals import Proposal, propose
 from vlm_lora.memory.request import PlanReport, PlanRequest, Verdict, read_choice, simulated_attention
 from vlm_lora.memory.sample import Sample, assume_rows, sample_rows
 from vlm_lora.model.families import Family
+from vlm_lora.model.quantization import check_training
+
+logger = logging.getLogger(__name__)
 
 ROWS = 64
 """Rows that are looked at."""
@@ -36,7 +41,9 @@ class Subject:
     data: Any
     """The training rows; None where none were named."""
 
-    def planner(self, backend: Backend, samples: Callable[[float], Sample]) -> Planner:
+    def planner(
+        self, backend: Backend, samples: Callable[[float], Sample], announce: Callable[[str], object]
+    ) -> Planner:
         """Return a planner of this run and its variations on a backend's devices."""
 
         def precision(choice: Choice, device: DeviceSpec) -> Precision:
@@ -52,16 +59,33 @@ class Subject:
             precision=precision,
             attention=simulated_attention(self.run.model.attn_implementation),
             trust_remote_code=self.run.model.trust_remote_code,
+            announce=announce,
         )
+
+    def propose(self, planner: Planner, choice: Choice, device: DeviceSpec, backend: Backend) -> list[Proposal]:
+        """Return what to change, 4-bit weights among it where the device's backend has them."""
+        there = self.run.model.bnb_4bit_quant_type in backend.traits.quantization
+        return propose(planner, choice, device, four_bits=bits_of(self.run.model) if there else None)
 
 
 def plan_run(
-    subject: Subject, request: PlanRequest, choice: Choice, devices: Sequence[tuple[Backend, DeviceSpec]]
+    subject: Subject,
+    request: PlanRequest,
+    choice: Choice,
+    devices: Sequence[tuple[Backend, DeviceSpec]],
+    announce: Callable[[str], object],
 ) -> PlanReport:
     """Plan a run on each device; where it does not fit, say what would help.
 
+    Args:
+        subject: the run.
+        request: what the verb was asked for.
+        choice: what is planned first.
+        devices: each with its backend.
+        announce: told what is simulated before it is.
+
     Raises:
-        ConfigError: neither data nor a length was given.
+        BackendError, ConfigError: neither data nor a length was given, or --load_in_4bit cannot be honoured.
         ModelError: the model's step cannot be simulated.
     """
 
@@ -71,12 +95,14 @@ def plan_run(
             return sample_rows(subject.encoder, subject.data, count=request.rows, picture_side=side)
         return assume_rows(subject.encoder, request.assumption(subject.run.batching.max_length).scaled(side))
 
+    for backend, _ in devices:
+        check_training(subject.run, backend, trains=True, partitioned=choice.sharding.shares_weights)
     planners: dict[str, Planner] = {}
     verdicts = []
     for backend, device in devices:
-        planner = planners.setdefault(backend.name, subject.planner(backend, samples))
+        planner = planners.setdefault(backend.name, subject.planner(backend, samples, announce))
         plan = planner.plan(choice, device)
-        proposals = [] if plan.fits(device) else propose(planner, choice, device)
+        proposals = [] if plan.fits(device) else subject.propose(planner, choice, device, backend)
         verdicts.append(Verdict(device=device, plan=plan, proposals=proposals))
     model = str(subject.run.model.model_name_or_path)
     return PlanReport(model=model, choice=choice, note=samples(1.0).note, verdicts=verdicts)
@@ -88,6 +114,9 @@ def advise(subject: Subject, arguments: Any, backend: Backend) -> Verdict:
     device = next(each for each in backend.devices() if each.is_here and each.is_cpu == on_cpu)
     choice = read_choice(subject.run, subject.values, type(arguments), world_size=arguments.world_size)
     planner = subject.planner(
-        backend, lru_cache(lambda side: sample_rows(subject.encoder, subject.data, count=ROWS, picture_side=side))
+        backend,
+        lru_cache(lambda side: sample_rows(subject.encoder, subject.data, count=ROWS, picture_side=side)),
+        logger.info,
     )
-    return Verdict(device=device, plan=planner.plan(choice, device), proposals=propose(planner, choice, device))
+    plan = planner.plan(choice, device)
+    return Verdict(device=device, plan=plan, proposals=subject.propose(planner, choice, device, backend))

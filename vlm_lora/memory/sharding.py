@@ -25,6 +25,11 @@ class Sharding:
     """Of DeepSpeed's buffer for gradients; None: the square of the hidden size, as transformers fills in `auto`."""
 
     @property
+    def shares_weights(self) -> bool:
+        """Whether the engine takes weights apart, which it cannot do to a base in 4 bits: FSDP and ZeRO-3."""
+        return self.engine == "fsdp" or self.stage >= 3
+
+    @property
     def flag(self) -> str:
         """What to type for it."""
         if self.engine != "deepspeed":

@@ -7,13 +7,13 @@ values stay real and are computed, and only what meets weights or pixels is fake
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from vlm_lora.memory.ledger import Ledger
 
@@ -44,9 +44,8 @@ class Simulation(TorchDispatchMode):
         """Run one operation and count what it made."""
         kwargs = kwargs or {}
         output = self._run(func, args, kwargs)
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, torch.Tensor):
-                self._ledger.add(tensor)
+        for tensor in _tensors(output):
+            self._ledger.add(tensor)
         return output
 
     def without_numbers(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -63,13 +62,17 @@ class Simulation(TorchDispatchMode):
         return fake
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        if any(isinstance(tensor, FakeTensor) for tensor in tensors):
+        tensors = [*_tensors(args), *_tensors(kwargs)]
+        fakes = sum(isinstance(tensor, FakeTensor) for tensor in tensors)
+        if fakes == len(tensors) > 0:  # nearly all, and a step is tens of thousands of them
+            with self._fake:
+                return func(*args, **kwargs)
+        if fakes:
             return self._fakely(func, self._by_position(func, args), kwargs)
         if tensors and _is_real(func):
             return func(*args, **kwargs)
         output = self._fakely(func, args, kwargs)
-        sizes = [leaf.numel() for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+        sizes = [tensor.numel() for tensor in _tensors(output)]
         return func(*args, **kwargs) if max(sizes, default=0) <= REAL_ELEMENTS else output
 
     def _fakely(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -96,6 +99,17 @@ class Simulation(TorchDispatchMode):
             else:
                 places.append(index)
         return (args[0], places, *args[2:])
+
+
+def _tensors(values: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors among an operation's values; operators nest only lists and mappings."""
+    if isinstance(values, torch.Tensor):
+        yield values
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            yield from _tensors(value)
+    elif isinstance(values, dict):
+        yield from _tensors(list(values.values()))
 
 
 def _is_real(func: Any) -> bool:

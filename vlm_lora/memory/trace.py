@@ -6,8 +6,9 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 from vlm_lora.backend import Precision
 from vlm_lora.config import TuningConfig
 from vlm_lora.errors import ModelError
+from vlm_lora.memory.depth import BEFORE, TURN, Cut, Outline, cut_config, extend, mark_layers
 from vlm_lora.memory.ledger import BACKWARD, BATCH, GRADIENTS, LANGUAGE, LOGITS, VISION, Ledger, Moment
 from vlm_lora.memory.simulation import Simulation
 from vlm_lora.model.checkpointing import enable_checkpointing
@@ -25,7 +27,7 @@ from vlm_lora.model.families import Family
 from vlm_lora.model.objective import SupervisedHead, gather_targets, token_losses
 from vlm_lora.model.parts import Part, Parts, base_of, decoder_layers, find_parts
 from vlm_lora.model.tuning import apply_tuning
-from vlm_lora.stack import TRAINER_TURNS_CACHE_OFF, without_initialisation
+from vlm_lora.stack import TRAINER_TURNS_CACHE_OFF, set_dtype, without_initialisation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,7 @@ class Weight:
     adapter: bool
     """Made by LoRA."""
     quantizable: bool
-    """The matrix of a frozen linear layer of the decoder."""
+    """The matrix of a frozen linear layer of the decoder, which `--load_in_4bit` quantizes."""
     layer: str
     """The decoder layer that holds it; empty outside of them."""
 
@@ -68,10 +70,33 @@ class StepTrace:
     batch_bytes: int
     """One micro-batch."""
     moments: tuple[Moment, ...]
+    layers_run: int = 0
+    """Decoder layers of the simulated step: fewer than the model's where they repeat."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """What is counted on the whole model, whatever part of it is run."""
+
+    weights: tuple[Weight, ...]
+    buffer_bytes: int
+    outline: Outline
+    cut: Cut | None
+    """A shallower model that may stand for it."""
+
+
+Known: TypeAlias = dict[tuple[TuningConfig, Precision], Whole]
 
 
 def trace_step(
-    step: Step, *, config: Any, family: Family, batch: Mapping[str, torch.Tensor], trust_remote_code: bool
+    step: Step,
+    *,
+    config: Any,
+    family: Family,
+    batch: Mapping[str, torch.Tensor],
+    trust_remote_code: bool,
+    known: Known | None = None,
+    whole: bool = False,
 ) -> StepTrace:
     """Simulate forward pass, loss and backward pass of one micro-batch with the model's own code.
 
@@ -81,35 +106,111 @@ def trace_step(
         family: the model's family.
         batch: what the collator makes: `input_ids` `(B, T)`, `labels`, `supervised_positions` `(B, K)`, pictures.
         trust_remote_code: whether the model's own Python code may run.
+        known: of the same model, from earlier steps; added to.
+        whole: run every layer, also where layers that repeat could be left out.
 
     Raises:
         ModelError: the model's code reads a value that is not there without weights, so it cannot be simulated.
     """
-    ledger = Ledger()
-    simulation = Simulation(ledger)
+    known = {} if known is None else known
+    build = partial(_Built, step, family=family, trust_remote_code=trust_remote_code)
+    key = (step.tuning, step.precision)
+    model: _Built | None = None
     try:
         # The simulation draws no numbers that anybody sees; the process's generator stays as it is.
-        with torch.random.fork_rng(devices=[]), simulation:
-            model = _build(step, config, family, trust_remote_code)
-            _empty(model, simulation, step.precision)
-            parts = find_parts(model, family)
-            weights = tuple(_weights(model, parts))
-            buffer_bytes = sum(buffer.nbytes for buffer in model.buffers())
-            with ledger.labelled(BATCH):
-                inputs = {name: simulation.without_numbers(tensor) for name, tensor in batch.items()}
-            batch_bytes = ledger.alive(BATCH)
-            _watch(model, parts, ledger)
-            _run(step, model, inputs, ledger)
+        with torch.random.fork_rng(devices=[]):
+            if key not in known:
+                model = build(config)
+                known[key] = model.describe(config)
+            run = None if whole else _shallow(known[key], build, batch)
+            if run is None and not whole:
+                known[key] = replace(known[key], cut=None)  # it would not stand for it with other batches either
+            if run is None:
+                model = model or build(config)
+                model.run(batch)
+                run = model, model.ledger.moments()
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         raise ModelError(
             f"{type(config).__name__}: the step cannot be simulated ({type(error).__name__}: {_short(error)}). "
             "Please report the model's class; --debug shows the place."
         ) from error
-    return StepTrace(weights=weights, buffer_bytes=buffer_bytes, batch_bytes=batch_bytes, moments=ledger.moments())
+    taken, moments = run
+    return StepTrace(
+        weights=known[key].weights,
+        buffer_bytes=known[key].buffer_bytes,
+        batch_bytes=taken.batch_bytes,
+        moments=moments,
+        layers_run=len(taken.layers),
+    )
 
 
 def _short(error: Exception) -> str:
     return str(error).strip().partition("\n")[0][:200].rstrip(".")
+
+
+def _shallow(
+    whole: Whole, build: Callable[[Any], _Built], batch: Mapping[str, torch.Tensor]
+) -> tuple[_Built, tuple[Moment, ...]] | None:
+    """Run a model with fewer layers; return it and the whole one's moments, None where it cannot stand for that."""
+    if whole.cut is None:
+        return None
+    try:
+        model = build(whole.cut.config)
+        if not model.outline().stands_for(whole.outline):
+            return None
+        model.run(batch)
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
+        # Other settings depend on the number of layers. The whole model, run next, says so if it is at fault itself.
+        return None
+    moments = extend(model.ledger, whole.cut)
+    return None if moments is None else (model, moments)
+
+
+class _Built:
+    """A model without numbers, and what its step makes.
+
+    Args:
+        step: what is simulated.
+        config: the model's configuration.
+        family: the model's family.
+        trust_remote_code: whether the model's own Python code may run.
+    """
+
+    def __init__(self, step: Step, config: Any, *, family: Family, trust_remote_code: bool) -> None:
+        self.ledger = Ledger()
+        self.batch_bytes = 0
+        self._step = step
+        self._simulation = Simulation(self.ledger)
+        with self._simulation:
+            self.module = _build(step, config, family, trust_remote_code)
+            _empty(self.module, self._simulation, step.precision)
+        self._parts = find_parts(self.module, family)
+        self.layers = decoder_layers(self.module, self._parts)
+
+    def outline(self) -> Outline:
+        """Return what tells this model from others."""
+        return Outline.of(base_of(self.module), self.layers)
+
+    def describe(self, config: Any) -> Whole:
+        """Return what is counted on this model, the whole one, and how it may be cut."""
+        outline = self.outline()
+        return Whole(
+            weights=tuple(_weights(self.module, self._parts)),
+            buffer_bytes=sum(buffer.nbytes for buffer in self.module.buffers()),
+            outline=outline,
+            cut=cut_config(config, outline),
+        )
+
+    def run(self, batch: Mapping[str, torch.Tensor]) -> None:
+        """Take the step; the ledger counts it."""
+        with self._simulation:
+            with self.ledger.labelled(BATCH):
+                inputs = {name: self._simulation.without_numbers(tensor) for name, tensor in batch.items()}
+            self.batch_bytes = self.ledger.alive(BATCH)
+            _watch(self.module, self._parts, self.ledger)
+            modules = [base_of(self.module).get_submodule(name) for name in self.layers]
+            mark_layers(modules, self.ledger)
+            _run(self._step, self.module, inputs, self.ledger)
 
 
 def _build(step: Step, config: Any, family: Family, trust_remote_code: bool) -> Any:
@@ -119,8 +220,10 @@ def _build(step: Step, config: Any, family: Family, trust_remote_code: bool) -> 
     if TRAINER_TURNS_CACHE_OFF:
         for each in {id(c): c for c in (own, own.get_text_config())}.values():
             each.use_cache = False
+    dtype = getattr(torch, step.precision.weights)
+    set_dtype(own, dtype)
     before = torch.get_default_dtype()
-    torch.set_default_dtype(getattr(torch, step.precision.weights))
+    torch.set_default_dtype(dtype)
     try:
         with warnings.catch_warnings(), without_initialisation():
             warnings.simplefilter("ignore")  # initialisers warn about tensors without numbers
@@ -158,7 +261,7 @@ def _weights(model: nn.Module, parts: Parts) -> Iterator[Weight]:
     linear = {
         f"{name}.weight"
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and parts.part_of(name) == "language"
+        if isinstance(module, nn.Linear) and parts.part_of(name) == "language" and parts.carries_lora(name)
     }
     layers = decoder_layers(model, parts)
     prefix = "base_model.model."
@@ -215,6 +318,7 @@ def _run(step: Step, model: Any, inputs: dict[str, torch.Tensor], ledger: Ledger
         targets = gather_targets(inputs.pop("labels"), positions)
     head = SupervisedHead(model)
     autocast = step.precision.autocast
+    ledger.begin((BEFORE, 0))
     with ledger.labelled(LANGUAGE), ExitStack() as stack:
         if not step.fused_attention:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -224,6 +328,7 @@ def _run(step: Step, model: Any, inputs: dict[str, torch.Tensor], ledger: Ledger
                 outputs = tree_map_only(torch.Tensor, lambda t: t.float() if t.is_floating_point() else t, outputs)
             loss = token_losses(outputs.logits, targets).sum() / positions.numel()
         del outputs
+        ledger.begin((TURN, 0))  # autocast has forgotten its copies of weights
         with ledger.labelled(BACKWARD):
             loss.backward()
 

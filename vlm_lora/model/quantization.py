@@ -68,6 +68,27 @@ def check_request(run: RunConfig, backend: Backend, arguments: Any) -> None:
     """
     if not run.model.load_in_4bit:
         return
+    partitioned = bool(arguments.fsdp or launcher_asks_for("fsdp", os.environ) or _is_zero3(arguments))
+    check_training(run, backend, trains=arguments.do_train, partitioned=partitioned)
+    for flag in ("bf16_full_eval", "fp16_full_eval"):
+        if getattr(arguments, flag):
+            raise ConfigError(f"--{flag} with --load_in_4bit: weights in 4 bits cannot be cast. Leave one of them out.")
+
+
+def check_training(run: RunConfig, backend: Backend, *, trains: bool, partitioned: bool) -> None:
+    """Refuse `--load_in_4bit` where backend, tuning or engine do not go together with it; the run need not be here.
+
+    Args:
+        run: what was asked for.
+        backend: of the device that it would run on.
+        trains: whether weights are trained at all.
+        partitioned: whether FSDP or ZeRO-3 share out the weights.
+
+    Raises:
+        BackendError, ConfigError: as `check_request`.
+    """
+    if not run.model.load_in_4bit:
+        return
     kind = run.model.bnb_4bit_quant_type
     if kind not in backend.traits.quantization:
         there = ", ".join(backend.traits.quantization) or "none"
@@ -75,15 +96,12 @@ def check_request(run: RunConfig, backend: Backend, arguments: Any) -> None:
             f"--load_in_4bit ({kind}) cannot be used with the {backend.name} backend: quantizations it has: {there}. "
             "Leave it out: LoRA on the 16-bit base needs no other flag."
         )
-    if run.tuning.peft_method == "none" and arguments.do_train:
+    if run.tuning.peft_method == "none" and trains:
         raise ConfigError(
             "--load_in_4bit with --peft_method none: weights in 4 bits cannot be trained. Leave --load_in_4bit out, "
             "or type --peft_method lora."
         )
-    for flag in ("bf16_full_eval", "fp16_full_eval"):
-        if getattr(arguments, flag):
-            raise ConfigError(f"--{flag} with --load_in_4bit: weights in 4 bits cannot be cast. Leave one of them out.")
-    if arguments.fsdp or launcher_asks_for("fsdp", os.environ) or _is_zero3(arguments):
+    if partitioned:
         raise ConfigError(
             "--load_in_4bit with FSDP or ZeRO-3: transformers does not partition a base in 4 bits while loading it. "
             "Leave --load_in_4bit out, or use ZeRO-2 (launchers/deepspeed/zero2.json), where each device holds the "

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vlm_lora.backend import Backend, DeviceSpec
@@ -36,6 +37,16 @@ _MEANINGS = {
 def size(count: float) -> str:
     """Return bytes in words: `3.21 GiB`, and `41 MiB` below a tenth of one."""
     return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"
+
+
+@contextmanager
+def progress(*, disabled: bool) -> Iterator[Callable[[str], None]]:
+    """Yield what shows one line of progress on stderr, where that is a terminal, and takes it away at the end."""
+    if disabled:
+        yield lambda _: None
+        return
+    with Console(stderr=True, highlight=False).status("Reading configuration, processor and rows ...") as status:
+        yield lambda words: status.update(f"{escape(words)} ...")
 
 
 def print_plan(report: PlanReport, console: Console) -> None:

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 
 from vlm_lora.backend import DeviceSpec
+from vlm_lora.config import ModelConfig
 from vlm_lora.errors import ConfigError
 from vlm_lora.memory.ledger import BACKWARD, BATCH, LANGUAGE, LOGITS, VISION, Moment
 from vlm_lora.memory.optimizers import OPTIMIZERS
-from vlm_lora.memory.plan import NF4_BITS, NF4_DOUBLE_BITS, Layout, MemoryPlan, plan_memory
+from vlm_lora.memory.plan import NF4_BITS, NF4_DOUBLE_BITS, Layout, MemoryPlan, bits_of, plan_memory
 from vlm_lora.memory.sharding import Sharding, deepspeed_word, read_sharding
 from vlm_lora.memory.trace import StepTrace, Weight
 
@@ -103,9 +104,15 @@ def test_stage_3_gathers_a_layer_and_its_buffer() -> None:
 
 def test_quantized_weights_are_counted_in_bits_and_unpacked_one_at_a_time() -> None:
     found = plan(weight_bits=NF4_DOUBLE_BITS)
-    assert found.items["weights"] == round(100_000 * 4.127 / 8)
+    # 4 bits each; one byte for 64; four bytes for 64 * 256
+    assert found.items["weights"] == round(50_000 + 100_000 / 64 + 4 * 100_000 / (64 * 256))
     assert found.items["communication"] == 200_000
-    assert plan(weight_bits=NF4_BITS).items["weights"] == 56_250
+    assert plan(weight_bits=NF4_BITS).items["weights"] == 50_000 + 4 * 100_000 // 64
+
+
+@pytest.mark.parametrize(("double", "bits"), [(False, NF4_BITS), (True, NF4_DOUBLE_BITS)])
+def test_bits_follow_the_scales(double: bool, bits: float) -> None:
+    assert bits_of(ModelConfig(load_in_4bit=True, bnb_4bit_use_double_quant=double)) == bits
 
 
 def test_an_update_that_needs_more_than_the_step_is_the_peak() -> None:

@@ -22,8 +22,9 @@ from vlm_lora.memory.trace import Step, StepTrace, trace_step
 from vlm_lora.model.checkpointing import enable_checkpointing
 from vlm_lora.model.families import family_of
 from vlm_lora.model.objective import SupervisedHead, gather_targets, token_losses
+from vlm_lora.model.quantization import find_layers
 from vlm_lora.model.tuning import apply_tuning
-from vlm_lora.stack import TRAINER_TURNS_CACHE_OFF
+from vlm_lora.stack import TRAINER_TURNS_CACHE_OFF, set_dtype
 
 TOLERANCE = 0.06
 """A kernel's own work space is what a simulation cannot see: tiny towers' convolutions have most of it."""
@@ -51,9 +52,12 @@ def simulated(
     tuning: TuningConfig,
     checkpointing: bool,
     precision: Precision | None = None,
+    published: torch.dtype | None = None,
 ) -> StepTrace:
     remote = (folder / "modeling_phi3_v.py").exists()
     config = AutoConfig.from_pretrained(folder, trust_remote_code=remote)
+    if published is not None:
+        set_dtype(config, published)
     step = Step(
         tuning=tuning,
         checkpointing=checkpointing,
@@ -127,11 +131,34 @@ def test_simulated_weights_are_the_models(name: str, model_folder: Callable[[str
     assert sum(weight.bytes for weight in trace.weights) == storage_bytes(model.parameters())
 
 
+@pytest.mark.parametrize("name", available())
+def test_the_weights_that_4_bits_would_hold_are_those_that_are_quantized(
+    name: str, model_folder: Callable[[str], Path]
+) -> None:
+    folder = model_folder(name)
+    remote = name == "phi3_v"
+    layers = find_layers(AutoConfig.from_pretrained(folder, trust_remote_code=remote), trust_remote_code=remote)
+    trace = simulated(folder, rows_of(folder), TuningConfig(), False)
+    held = {weight.name.replace(".base_layer", "") for weight in trace.weights if weight.quantizable}
+    assert held == {f"{layer}.weight" for layer in layers.quantized}
+
+
 def test_tolerance_would_show_forgotten_checkpointing(model_folder: Callable[[str], Path]) -> None:
     folder = model_folder("qwen2_5_vl")
     batch = rows_of(folder)
     wrong = peak_of(simulated(folder, batch, TuningConfig(), True))
     assert wrong < 0.8 * measured(folder, batch, TuningConfig(), False)
+
+
+@pytest.mark.parametrize("name", available())
+@pytest.mark.parametrize(("dtype", "published"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_weights_have_the_runs_dtype_and_not_the_files(
+    name: str, dtype: str, published: str, model_folder: Callable[[str], Path]
+) -> None:
+    folder = model_folder(name)
+    precision = Precision(weights=dtype)
+    trace = simulated(folder, rows_of(folder), FULL, False, precision=precision, published=getattr(torch, published))
+    assert {weight.bytes // weight.elements for weight in trace.weights} == {4 if dtype == "float32" else 2}
 
 
 def test_an_engines_cast_reaches_every_weight(model_folder: Callable[[str], Path]) -> None:

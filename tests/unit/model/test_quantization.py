@@ -19,12 +19,12 @@ ASKED = RunConfig(model=ModelConfig(load_in_4bit=True))
 
 
 def arguments(**changes: Any) -> Any:
-    fine = {"do_train": True, "fsdp": [], "hf_deepspeed_config": None, "bf16_full_eval": False, "fp16_full_eval": False}
+    fine = {"do_train": True, "fsdp": [], "deepspeed_plugin": None, "bf16_full_eval": False, "fp16_full_eval": False}
     return SimpleNamespace(**{**fine, **changes})
 
 
 def zero(stage: int) -> Any:
-    return SimpleNamespace(is_zero3=lambda: stage == 3)
+    return SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": stage}})
 
 
 def backend(*kinds: str) -> Any:
@@ -33,7 +33,7 @@ def backend(*kinds: str) -> Any:
 
 def test_what_goes_together_passes() -> None:
     check_request(ASKED, CudaBackend(), arguments())
-    check_request(ASKED, backend("nf4"), arguments(hf_deepspeed_config=zero(2)))
+    check_request(ASKED, backend("nf4"), arguments(deepspeed_plugin=zero(2)))
     check_request(RunConfig(), backend(), arguments(fsdp=["full_shard"]))
     full = RunConfig(model=ModelConfig(load_in_4bit=True), tuning=TuningConfig(peft_method="none"))
     check_request(full, backend("nf4"), arguments(do_train=False))
@@ -45,7 +45,7 @@ def test_what_goes_together_passes() -> None:
         (ASKED, HabanaBackend(), {}, BackendError, "habana backend: quantizations it has: none.*LoRA on the 16-bit"),
         (ASKED, backend("fp4"), {}, BackendError, r"--load_in_4bit \(nf4\).*it has: fp4"),
         (ASKED, backend("nf4"), {"fsdp": ["full_shard"]}, ConfigError, "FSDP or ZeRO-3.*zero2.json"),
-        (ASKED, backend("nf4"), {"hf_deepspeed_config": zero(3)}, ConfigError, "FSDP or ZeRO-3.*zero2.json"),
+        (ASKED, backend("nf4"), {"deepspeed_plugin": zero(3)}, ConfigError, "FSDP or ZeRO-3.*zero2.json"),
         (ASKED, backend("nf4"), {"fp16_full_eval": True}, ConfigError, "--fp16_full_eval with --load_in_4bit"),
         (
             RunConfig(model=ModelConfig(load_in_4bit=True), tuning=TuningConfig(peft_method="none")),
