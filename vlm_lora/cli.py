@@ -6,41 +6,29 @@ Start-up imports neither torch nor transformers: `vlm-lora --help` answers at on
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
 import shlex
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vlm_lora import __version__
-from vlm_lora.backend import select, set_environment
-from vlm_lora.config import RunConfig
+from vlm_lora.backend import select
 from vlm_lora.config_sources import parse
 from vlm_lora.config_values import is_true
 from vlm_lora.errors import ConfigError, UserError, plain_message
 from vlm_lora.launching import LaunchRequest, parse_launch, run_launch
-from vlm_lora.placement import found
+from vlm_lora.process_group import lost_partner
+from vlm_lora.verb_setup import configure, rank, set_up_logging, verb_parser, wants_debug
 
 logger = logging.getLogger(__name__)
 
 EXIT_DONE, EXIT_USER, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_INTERNAL = 0, 1, 2, 130, 203
-
-LOG_LEVELS = {
-    "debug": logging.DEBUG,
-    "info": logging.INFO,
-    "warning": logging.WARNING,
-    "error": logging.ERROR,
-    "critical": logging.CRITICAL,
-    "passive": logging.INFO,
-}
-"""transformers' names; `passive` is its default and leaves ours at info."""
 
 USAGE = f"""\
 vlm-lora {__version__}: fine-tune vision-language models, LoRA first
@@ -134,13 +122,17 @@ def guard(action: Callable[[], int | None], *, debug: bool) -> int:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:  # the last resort: anything that reaches it is a fault of ours
+        lost = lost_partner(error)
+        if lost and not debug:
+            print(f"error: {lost}", file=sys.stderr)
+            return EXIT_USER
         traceback.print_exc()
         print(f"internal error ({type(error).__name__}): please report it with the lines above", file=sys.stderr)
         return EXIT_INTERNAL
 
 
 def _train(rest: Sequence[str], defaults: Mapping[str, Any] | None = None) -> None:
-    run = _configure(rest, {"do_train": True, "do_eval": True} if defaults is None else defaults, placed=True)
+    run = configure(rest, {"do_train": True, "do_eval": True} if defaults is None else defaults, placed=True)
     if not run.raw.get("output_dir"):
         raise ConfigError("--output_dir is missing: the folder that adapter, checkpoints and results go to.")
     from vlm_lora import pipeline
@@ -150,39 +142,39 @@ def _train(rest: Sequence[str], defaults: Mapping[str, Any] | None = None) -> No
 
 
 def _eval(rest: Sequence[str]) -> None:
-    run = _configure(rest, {"do_eval": True, "output_dir": "eval_results"}, placed=True)
+    run = configure(rest, {"do_eval": True, "output_dir": "eval_results"}, placed=True)
     from vlm_lora import pipeline
 
     _report(pipeline.train(replace(run, raw={**run.raw, "do_train": False})))
 
 
 def _report(results: Mapping[str, Any]) -> None:
-    if _rank() == 0:
+    if rank() == 0:
         print(json.dumps(dict(results), indent=2, sort_keys=True))
 
 
 def _ask(rest: Sequence[str]) -> None:
-    parser = _parser("ask")
+    parser = verb_parser("ask")
     parser.add_argument("--image", action="extend", nargs="+", default=[])
     parser.add_argument("--prompt", required=True)
     own, others = parser.parse_known_args(rest)
     links = [name for name in own.image if "://" in name]
     if links:
         raise ConfigError(f"--image {links[0]}: URLs are not fetched; download the picture and give its path.")
-    run = _configure(others, {"output_dir": "unused"}, log_level="warning")
+    run = configure(others, {"output_dir": "unused"}, log_level="warning")
     from vlm_lora import pipeline
 
     print(pipeline.ask(run, images=[Path(name) for name in own.image], prompt=own.prompt))
 
 
 def _preview(rest: Sequence[str]) -> None:
-    parser = _parser("preview")
+    parser = verb_parser("preview")
     parser.add_argument("--rows", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     own, others = parser.parse_known_args(rest)
     if own.rows < 1:
         raise ConfigError(f"--rows {own.rows}: must be 1 or more.")
-    run = _configure(others, {}, log_level="warning")
+    run = configure(others, {}, log_level="warning")
     from rich.console import Console
 
     from vlm_lora import pipeline
@@ -198,14 +190,14 @@ def _preview(rest: Sequence[str]) -> None:
 
 
 def _plan(rest: Sequence[str]) -> None:
-    parser = _parser("plan")
+    parser = verb_parser("plan")
     parser.add_argument("--device", nargs="+", default=["here"])
     for flag, default in (("world_size", 1), ("rows", 64), ("images", 1), ("answer_tokens", 64)):
         parser.add_argument(f"--{flag}", type=int, default=default)
     parser.add_argument("--image_size", default="1024x1024")
     parser.add_argument("--json", action="store_true")
     own, others = parser.parse_known_args(rest)
-    run = _configure(others, {}, log_level="error")
+    run = configure(others, {}, log_level="error")
     from rich.console import Console
 
     from vlm_lora import pipeline
@@ -229,17 +221,17 @@ def _plan(rest: Sequence[str]) -> None:
 
 
 def _demo(rest: Sequence[str]) -> None:
-    parser = _parser("demo")
+    parser = verb_parser("demo")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"))
     own = parser.parse_args(rest)
-    _set_up_logging("warning")
+    set_up_logging("warning")
     from vlm_lora.demo.run import run_demo
 
     run_demo(own.output_dir)
 
 
 def _doctor(rest: Sequence[str]) -> None:
-    _parser("doctor").parse_args(rest)
+    verb_parser("doctor").parse_args(rest)
     from vlm_lora.report.doctor import diagnose
 
     print(diagnose())
@@ -257,7 +249,7 @@ def _start(program: str, backend: str, words: Sequence[str]) -> int:
         command = [str(Path(sys.executable).with_name("vlm-lora")), *command]
     if not Path(command[0]).is_file():
         raise ConfigError(f"{program}: {command[0]} is no script here and no verb ({', '.join(VERBS)}).")
-    _set_up_logging("info")
+    set_up_logging("info")
     chosen, probe = select(request.backend)
     launch = chosen.launch(request, command)
     if request.nnodes > 1:
@@ -291,62 +283,6 @@ VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "demo": _demo,
     "doctor": _doctor,
 }
-
-
-class _Parser(argparse.ArgumentParser):
-    """Raises instead of exiting, so that every message takes the same road."""
-
-    def error(self, message: str) -> Any:
-        raise ConfigError(f"{self.prog}: {message}.")
-
-
-def _parser(verb: str) -> argparse.ArgumentParser:
-    return _Parser(prog=f"vlm-lora {verb}", allow_abbrev=False, add_help=False)
-
-
-def _configure(
-    rest: Sequence[str], defaults: Mapping[str, Any], log_level: str = "info", *, placed: bool = False
-) -> RunConfig:
-    """Parse the configuration, add the verb's defaults below it, and set up logging.
-
-    `placed` is for verbs that may be one process of several: it finds which, and tells torch.
-    """
-    run = parse(rest, environ=os.environ)
-    placement = found({**os.environ, **run.environment}) if placed else None
-    # Before the pipeline, and with it torch, is imported: some hardware reads its variables then.
-    os.environ.update(placement.variables if placement else {})
-    set_environment(run)
-    _set_up_logging(str(run.raw.get("log_level", log_level)))
-    if placement:
-        logger.info("%s", placement)
-    return replace(run, raw={**defaults, **run.raw})
-
-
-def _rank() -> int:
-    names = ("RANK", "OMPI_COMM_WORLD_RANK", "LOCAL_RANK")
-    return int(next((os.environ[name] for name in names if name in os.environ), "0"))
-
-
-def _set_up_logging(level: str) -> None:
-    """Log to stderr, on rank 0 at the level asked for, on other ranks errors only."""
-    if level.lower() not in LOG_LEVELS:
-        raise ConfigError(f"--log_level {level}: allowed are {', '.join(LOG_LEVELS)}.")
-    shown = LOG_LEVELS[level.lower()] if _rank() == 0 else logging.ERROR
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
-    # peft 0.21 reads an old name of transformers 5.23's; nothing that a user could act on.
-    warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)
-    # It speaks of a faster kernel for the CPU whenever it is imported, wanted or not.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    for root in ("vlm_lora", "vlm_lora_cuda", "vlm_lora_habana"):
-        logging.getLogger(root).setLevel(shown)
-
-
-def wants_debug(words: Sequence[str]) -> bool:
-    """Say whether flags or configuration file ask for tracebacks; a mistake in them does not hide its own."""
-    try:
-        return parse(words, environ=os.environ).debug
-    except UserError:
-        return "--debug" in words
 
 
 def _verb_help(verb: str, *, everything: bool) -> str:

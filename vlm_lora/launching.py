@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from vlm_lora.errors import ConfigError, nearest
 from vlm_lora.machines import LOOPBACK, PORT, machines
+from vlm_lora.process_group import LOST
 
 ENTRY = "-m", "vlm_lora.elastic"
 """`torchrun`, which passes on the exit code of the process that failed first and prints no traceback of its own."""
@@ -27,6 +28,9 @@ KILLED = (128 + signal.SIGKILL, 256 - signal.SIGKILL)
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Signals for every process of a run."""
+
+MESSAGES = ("error: ", "internal error")
+"""How the command line's messages begin."""
 
 GRACE = 20.0
 """Seconds that processes have to end after the first signal."""
@@ -271,7 +275,7 @@ def run_launch(launch: Launch) -> int:
     """Run a launch to its end and return its exit code; no process of it outlives this call.
 
     Ctrl-C, SIGTERM and SIGUSR1 (what Slurm sends before the time is up) go to every process. What they write
-    passes through; where the run fails, the last `error:` line is repeated at the end.
+    passes through; where the run fails, the message of the process that failed first is repeated at the end.
     """
     child = subprocess.Popen(
         launch.argv,
@@ -291,7 +295,7 @@ def run_launch(launch: Launch) -> int:
     code = exit_code(code)
     if code:
         killed = "A process was killed (SIGKILL), as the kernel does where memory runs out."
-        why = relay.last_error or (killed if code in KILLED else "")
+        why = relay.cause or (killed if code in KILLED else "")
         sys.stderr.write(f"The run ended with exit code {code}.{f' {why}' if why else ''}\n")
     return code
 
@@ -320,12 +324,12 @@ def pass_signal_on() -> None:
 
 
 class _Relay(threading.Thread):
-    """Passes a stream on to stderr and remembers the last line that names an error."""
+    """Passes a stream on to stderr and remembers the message of the process that failed first."""
 
     def __init__(self, stream: IO[bytes] | None) -> None:
         super().__init__(daemon=True)
         self._stream = stream
-        self.last_error = ""
+        self.cause = ""
         self.start()
 
     def run(self) -> None:
@@ -335,10 +339,15 @@ class _Relay(threading.Thread):
         with self._stream:
             for line in self._stream:
                 text = line.decode(errors="replace")
-                if text.startswith(("error: ", "internal error")):
-                    self.last_error = text.strip()
+                if text.startswith(MESSAGES):
+                    self._remember(text.strip())
                 sys.stderr.write(text)
                 sys.stderr.flush()
+
+    def _remember(self, message: str) -> None:
+        """The first message is the cause, unless it only says that another process has gone."""
+        if not self.cause or (LOST in self.cause and LOST not in message):
+            self.cause = message
 
 
 def _forward(child: subprocess.Popen[bytes]) -> Any:

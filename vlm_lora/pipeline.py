@@ -7,47 +7,35 @@ exists, and everything that can be wrong without weights is found before they ar
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlm_lora.backend import Backend, Probe, installed, select, set_environment
+from vlm_lora.backend import installed
 from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.encoded import EncodedRow
-from vlm_lora.batching.encoding import RowEncoder
 from vlm_lora.batching.order import FillableRows
 from vlm_lora.batching.survey import survey_rows
 from vlm_lora.config import RunConfig
-from vlm_lora.config_aliases import canonical_name
 from vlm_lora.config_resolution import resolve, write_resolved
-from vlm_lora.config_values import is_true
 from vlm_lora.data.conversation import Conversation, ImageRef, Part, RowSource, Text, Turn
 from vlm_lora.data.dataset import Splits, load_splits
-from vlm_lora.data.images import ImageLimits
 from vlm_lora.errors import ConfigError
 from vlm_lora.evaluation.generation import Answerer, exact_match, write_answers
 from vlm_lora.memory.request import PlanReport, PlanRequest, choose_devices, read_choice
 from vlm_lora.memory.run import Subject, advise, plan_run
 from vlm_lora.model.audit import GradientAudit
 from vlm_lora.model.checkpointing import enable_checkpointing
-from vlm_lora.model.families import Family, family_of
-from vlm_lora.model.loading import load_config, load_model, load_processor
+from vlm_lora.model.loading import load_model
 from vlm_lora.model.parts import find_parts
-from vlm_lora.model.quantization import check_quantized, check_request, find_layers, note_training_precision
-from vlm_lora.model.terminators import eos_token_ids
+from vlm_lora.model.quantization import check_quantized, find_layers, note_training_precision
 from vlm_lora.model.tuning import apply_tuning
-from vlm_lora.placement import by_accelerate
 from vlm_lora.report.memory import explain_exhaustion
 from vlm_lora.report.model_card import write_model_card
-from vlm_lora.training.arguments import (
-    CHECKPOINTING,
-    FORCED_ARGUMENTS,
-    check_arguments,
-    default_arguments,
-)
+from vlm_lora.stages import Stage, Tools, choose_backend, open_stage, open_tools
+from vlm_lora.training.arguments import check_arguments
 from vlm_lora.training.engine import EngineCheck, needs_pictures, note_pictures, refuse_other_engine
 from vlm_lora.training.outputs import (
     check_adapter_settings,
@@ -61,88 +49,6 @@ from vlm_lora.training.rates import PartRates
 from vlm_lora.training.trainer import build_trainer
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """Configuration checked against the backend that will run it."""
-
-    run: RunConfig
-    backend: Backend
-    arguments: Any
-    values: Mapping[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tools:
-    """What turns rows into batches. Needs the model's folder, not its weights."""
-
-    config: Any
-    family: Family
-    processor: Any
-    tokenizer: Any
-    encoder: RowEncoder
-    collator: Collator
-    longest: int | None
-    """Longest row in tokens."""
-
-
-def open_stage(run: RunConfig) -> Stage:
-    """Choose the backend, check every key against it, and let it prepare the process."""
-    # Before the arguments class, whose import reads the environment on some hardware, and again once resolved.
-    # The command line has done so already, before torch was imported.
-    set_environment(run)
-    backend, probe = _select(run)
-    logger.info("Backend: %s on %s.", backend.name, probe.device)
-    run, values = resolve(run, backend.arguments_class())
-    set_environment(run)
-    backend.prepare(run)
-    check_arguments(values)
-    if run.accelerate_launch_args and not by_accelerate(os.environ):
-        logger.warning(
-            "accelerate_launch_args are for the launcher and have no effect here: %s. "
-            "To use them: vlm-lora launch train --config FILE",
-            run.accelerate_launch_args,
-        )
-    passed = {name: value for name, value in values.items() if canonical_name(name) not in CHECKPOINTING}
-    defaults = default_arguments(backend.arguments_class(), lora=run.tuning.peft_method == "lora")
-    arguments = backend.build_arguments(run, {**defaults, **passed, **FORCED_ARGUMENTS})
-    check_request(run, backend, arguments)
-    return Stage(run=run, backend=backend, values=values, arguments=arguments)
-
-
-def _select(run: RunConfig) -> tuple[Backend, Probe]:
-    return select(run.backend, on_cpu=is_true(run.raw.get("use_cpu")))
-
-
-def open_tools(run: RunConfig) -> Tools:
-    """Open the model's configuration and processor, and build encoder and collator from them."""
-    if run.model.model_name_or_path is None:
-        raise ConfigError("--model_name_or_path is missing: a Hub id such as google/gemma-3-4b-it, or a folder.")
-    config = load_config(run.model)
-    if run.model.model_type not in (None, config.model_type):
-        raise ConfigError(f"--model_type {run.model.model_type}: the model's configuration says {config.model_type}.")
-    family = family_of(config)
-    processor = load_processor(run.model)
-    tokenizer = processor.tokenizer
-    longest = run.batching.max_length or getattr(config.get_text_config(), "max_position_embeddings", None)
-    encoder = RowEncoder(
-        processor,
-        family.rendering,
-        eos_token_ids=eos_token_ids(run.model, config, tokenizer),
-        max_length=longest,
-        image_limits=ImageLimits.of(run.data),
-    )
-    collator = Collator(encoder, family.rendering, pad_token_id=tokenizer.pad_token_id)
-    return Tools(
-        config=config,
-        family=family,
-        processor=processor,
-        tokenizer=tokenizer,
-        encoder=encoder,
-        collator=collator,
-        longest=longest,
-    )
 
 
 def train(run: RunConfig) -> dict[str, Any]:
@@ -202,7 +108,7 @@ def ask(run: RunConfig, *, images: list[Path], prompt: str) -> str:
 
 def preview(run: RunConfig, *, rows: int) -> list[tuple[EncodedRow, Any]]:
     """Encode the first rows of the data as training would; return each with the tokenizer that decodes it."""
-    run, _ = resolve(run, _select(run)[0].arguments_class())
+    run, _ = resolve(run, choose_backend(run)[0].arguments_class())
     everything = replace(run.data, validation_fraction=0.0)
     data = load_splits(everything, need_train=True, need_validation=False).train
     tools = open_tools(run)
@@ -214,7 +120,7 @@ def plan(run: RunConfig, request: PlanRequest, announce: Callable[[str], object]
     """Predict what a training run needs on each device, from the model's configuration and a sample of the data."""
     request.check()
     devices = choose_devices(installed(), request.devices)
-    arguments_class = _select(run)[0].arguments_class()
+    arguments_class = choose_backend(run)[0].arguments_class()
     run, values = resolve(run, arguments_class)
     check_arguments(values)
     tools = open_tools(run)

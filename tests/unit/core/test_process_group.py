@@ -1,0 +1,52 @@
+"""How a process knows that another has gone, and which message a launcher repeats."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from vlm_lora.launching import Launch, run_launch
+from vlm_lora.process_group import LOST, lost_partner
+
+GLOO = "[transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:27784."
+
+
+@pytest.mark.parametrize(
+    ("error", "world_size", "lost"),
+    [
+        (RuntimeError(GLOO), "2", True),
+        (ConnectionResetError("[Errno 104] Connection reset by peer"), "2", True),
+        (RuntimeError(GLOO), "1", False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "2", False),
+        (ValueError("closed by peer review"), "2", False),
+    ],
+)
+def test_lost_partner(error: Exception, world_size: str, lost: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", world_size)
+    monkeypatch.setenv("RANK", "1")
+    message = lost_partner(error)
+    assert (message is not None) is lost
+    assert message is None or message.startswith(f"{LOST}; rank 1")
+
+
+@pytest.mark.parametrize(
+    ("lines", "repeated"),
+    [
+        (["error: row 6 is bad", f"error: {LOST}; rank 1"], "error: row 6 is bad"),
+        ([f"error: {LOST}; rank 1", "error: row 6 is bad"], "error: row 6 is bad"),
+        (["error: row 6 is bad", "error: row 7 is bad"], "error: row 6 is bad"),
+        ([f"error: {LOST}; rank 1", "internal error (KeyError): please report it"], "internal error (KeyError)"),
+        (["Step 3", f"error: {LOST}; rank 1"], f"error: {LOST}; rank 1"),
+        (["an error: within a line"], ""),
+    ],
+)
+def test_the_first_cause_is_repeated_last(
+    lines: list[str], repeated: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "fails.py"
+    script.write_text(f"import sys; sys.stderr.write({chr(10).join(lines)!r} + chr(10)); sys.exit(3)", encoding="utf-8")
+    assert run_launch(Launch(argv=(sys.executable, str(script)))) == 3
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith(f"The run ended with exit code 3. {repeated}".strip())

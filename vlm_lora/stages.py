@@ -1,0 +1,110 @@
+"""What every verb opens first: configuration checked against its backend, and the tools that make batches of rows."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vlm_lora.backend import Backend, Probe, select, set_environment
+from vlm_lora.batching.collator import Collator
+from vlm_lora.batching.encoding import RowEncoder
+from vlm_lora.config import RunConfig
+from vlm_lora.config_aliases import canonical_name
+from vlm_lora.config_resolution import resolve
+from vlm_lora.config_values import is_true
+from vlm_lora.data.images import ImageLimits
+from vlm_lora.errors import ConfigError
+from vlm_lora.model.families import Family, family_of
+from vlm_lora.model.loading import load_config, load_processor
+from vlm_lora.model.quantization import check_request
+from vlm_lora.model.terminators import eos_token_ids
+from vlm_lora.placement import by_accelerate
+from vlm_lora.training.arguments import CHECKPOINTING, FORCED_ARGUMENTS, check_arguments, default_arguments
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Configuration checked against the backend that will run it."""
+
+    run: RunConfig
+    backend: Backend
+    arguments: Any
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tools:
+    """What turns rows into batches. Needs the model's folder, not its weights."""
+
+    config: Any
+    family: Family
+    processor: Any
+    tokenizer: Any
+    encoder: RowEncoder
+    collator: Collator
+    longest: int | None
+    """Longest row in tokens."""
+
+
+def open_stage(run: RunConfig) -> Stage:
+    """Choose the backend, check every key against it, and let it prepare the process."""
+    # Before the arguments class, whose import reads the environment on some hardware, and again once resolved.
+    # The command line has done so already, before torch was imported.
+    set_environment(run)
+    backend, probe = choose_backend(run)
+    logger.info("Backend: %s on %s.", backend.name, probe.device)
+    run, values = resolve(run, backend.arguments_class())
+    set_environment(run)
+    backend.prepare(run)
+    check_arguments(values)
+    if run.accelerate_launch_args and not by_accelerate(os.environ):
+        logger.warning(
+            "accelerate_launch_args are for the launcher and have no effect here: %s. "
+            "To use them: vlm-lora launch train --config FILE",
+            run.accelerate_launch_args,
+        )
+    passed = {name: value for name, value in values.items() if canonical_name(name) not in CHECKPOINTING}
+    defaults = default_arguments(backend.arguments_class(), lora=run.tuning.peft_method == "lora")
+    arguments = backend.build_arguments(run, {**defaults, **passed, **FORCED_ARGUMENTS})
+    check_request(run, backend, arguments)
+    return Stage(run=run, backend=backend, values=values, arguments=arguments)
+
+
+def choose_backend(run: RunConfig) -> tuple[Backend, Probe]:
+    """Return the backend that a run asks for, and what it found of its hardware."""
+    return select(run.backend, on_cpu=is_true(run.raw.get("use_cpu")))
+
+
+def open_tools(run: RunConfig) -> Tools:
+    """Open the model's configuration and processor, and build encoder and collator from them."""
+    if run.model.model_name_or_path is None:
+        raise ConfigError("--model_name_or_path is missing: a Hub id such as google/gemma-3-4b-it, or a folder.")
+    config = load_config(run.model)
+    if run.model.model_type not in (None, config.model_type):
+        raise ConfigError(f"--model_type {run.model.model_type}: the model's configuration says {config.model_type}.")
+    family = family_of(config)
+    processor = load_processor(run.model)
+    tokenizer = processor.tokenizer
+    longest = run.batching.max_length or getattr(config.get_text_config(), "max_position_embeddings", None)
+    encoder = RowEncoder(
+        processor,
+        family.rendering,
+        eos_token_ids=eos_token_ids(run.model, config, tokenizer),
+        max_length=longest,
+        image_limits=ImageLimits.of(run.data),
+    )
+    collator = Collator(encoder, family.rendering, pad_token_id=tokenizer.pad_token_id)
+    return Tools(
+        config=config,
+        family=family,
+        processor=processor,
+        tokenizer=tokenizer,
+        encoder=encoder,
+        collator=collator,
+        longest=longest,
+    )

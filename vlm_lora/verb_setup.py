@@ -1,0 +1,93 @@
+"""What the verbs of the command line share: their own flags, the configuration, and logging. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from vlm_lora.backend import set_environment
+from vlm_lora.config import RunConfig
+from vlm_lora.config_sources import parse
+from vlm_lora.errors import ConfigError, UserError
+from vlm_lora.placement import found
+from vlm_lora.process_group import part_at_exit
+
+logger = logging.getLogger(__name__)
+
+LOG_LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+    "critical": logging.CRITICAL,
+    "passive": logging.INFO,
+}
+"""transformers' names; `passive` is its default and leaves ours at info."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of exiting, so that every message takes the same road."""
+
+    def error(self, message: str) -> Any:
+        raise ConfigError(f"{self.prog}: {message}.")
+
+
+def verb_parser(verb: str) -> argparse.ArgumentParser:
+    """Return a parser for the flags that only this verb has."""
+    return _Parser(prog=f"vlm-lora {verb}", allow_abbrev=False, add_help=False)
+
+
+def configure(
+    rest: Sequence[str], defaults: Mapping[str, Any], log_level: str = "info", *, placed: bool = False
+) -> RunConfig:
+    """Parse the configuration, add the verb's defaults below it, and set up logging.
+
+    `placed` is for verbs that may be one process of several: it finds which, and tells torch.
+    """
+    run = parse(rest, environ=os.environ)
+    placement = found({**os.environ, **run.environment}) if placed else None
+    # Before the pipeline, and with it torch, is imported: some hardware reads its variables then.
+    os.environ.update(placement.variables if placement else {})
+    if placement:
+        part_at_exit()
+    set_environment(run)
+    set_up_logging(str(run.raw.get("log_level", log_level)))
+    if placement:
+        logger.info("%s", placement)
+    return replace(run, raw={**defaults, **run.raw})
+
+
+def rank() -> int:
+    """Return this process's number among those of its run, from the environment alone."""
+    names = ("RANK", "OMPI_COMM_WORLD_RANK", "LOCAL_RANK")
+    return int(next((os.environ[name] for name in names if name in os.environ), "0"))
+
+
+def set_up_logging(level: str) -> None:
+    """Log to stderr, on rank 0 at the level asked for, on other ranks errors only."""
+    if level.lower() not in LOG_LEVELS:
+        raise ConfigError(f"--log_level {level}: allowed are {', '.join(LOG_LEVELS)}.")
+    shown = LOG_LEVELS[level.lower()] if rank() == 0 else logging.ERROR
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    # peft 0.21 reads an old name of transformers 5.23's; nothing that a user could act on.
+    warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)
+    # Engines and accelerate call what torch 2.13 renamed, at every step; nothing that a user could act on.
+    warnings.filterwarnings("ignore", message=".torch.distributed.* is deprecated", category=FutureWarning)
+    # It speaks of a faster kernel for the CPU whenever it is imported, wanted or not.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for root in ("vlm_lora", "vlm_lora_cuda", "vlm_lora_habana"):
+        logging.getLogger(root).setLevel(shown)
+
+
+def wants_debug(words: Sequence[str]) -> bool:
+    """Say whether flags or configuration file ask for tracebacks; a mistake in them does not hide its own."""
+    try:
+        return parse(words, environ=os.environ).debug
+    except UserError:
+        return "--debug" in words
