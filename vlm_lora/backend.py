@@ -33,6 +33,8 @@ class Traits:
     """True for the backend that runs on the CPU, with `--use_cpu` or where there is nothing else."""
     quantization: tuple[str, ...] = ()
     """Kinds of 4-bit weights (`nf4`, `fp4`) that `model_kwargs` knows to load with `--load_in_4bit`."""
+    optimizer: str = ""
+    """What its arguments class takes without `--optim`, for plans where the class is not; empty: as transformers'."""
 
 
 @dataclass(frozen=True, kw_only=True)

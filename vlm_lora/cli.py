@@ -7,6 +7,7 @@ Start-up imports neither torch nor transformers: `vlm-lora --help` answers at on
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ from vlm_lora.config_values import is_true
 from vlm_lora.errors import ConfigError, EndedEarlyError, UserError, plain_message
 from vlm_lora.launching import LaunchRequest, parse_launch, run_launch
 from vlm_lora.process_group import lost_partner
-from vlm_lora.verb_setup import configure, rank, set_up_logging, verb_parser, wants_debug
+from vlm_lora.verb_setup import configure, described, rank, set_up_logging, verb_parser, wants_debug
 
 logger = logging.getLogger(__name__)
 
@@ -158,11 +159,15 @@ def _report(results: Mapping[str, Any]) -> None:
         print(json.dumps(dict(results), indent=2, sort_keys=True))
 
 
-def _ask(rest: Sequence[str]) -> None:
+def _ask_flags() -> argparse.ArgumentParser:
     parser = verb_parser("ask")
-    parser.add_argument("--image", action="extend", nargs="+", default=[])
-    parser.add_argument("--prompt", required=True)
-    own, others = parser.parse_known_args(rest)
+    parser.add_argument("--image", action="extend", nargs="+", default=[], metavar="FILE", help="pictures, in order")
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="the question (needed)")
+    return parser
+
+
+def _ask(rest: Sequence[str]) -> None:
+    own, others = _ask_flags().parse_known_args(rest)
     links = [name for name in own.image if "://" in name]
     if links:
         raise ConfigError(f"--image {links[0]}: URLs are not fetched; download the picture and give its path.")
@@ -172,11 +177,15 @@ def _ask(rest: Sequence[str]) -> None:
     print(pipeline.ask(run, images=[Path(name) for name in own.image], prompt=own.prompt))
 
 
-def _preview(rest: Sequence[str]) -> None:
+def _preview_flags() -> argparse.ArgumentParser:
     parser = verb_parser("preview")
-    parser.add_argument("--rows", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
-    own, others = parser.parse_known_args(rest)
+    parser.add_argument("--rows", type=int, default=3, metavar="N", help="rows to show (3)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _preview(rest: Sequence[str]) -> None:
+    own, others = _preview_flags().parse_known_args(rest)
     if own.rows < 1:
         raise ConfigError(f"--rows {own.rows}: must be 1 or more.")
     run = configure(others, {}, log_level="warning")
@@ -194,14 +203,27 @@ def _preview(rest: Sequence[str]) -> None:
         print_row(row, tokenizer, console)
 
 
-def _plan(rest: Sequence[str]) -> None:
+def _plan_flags() -> argparse.ArgumentParser:
     parser = verb_parser("plan")
-    parser.add_argument("--device", nargs="+", default=["here"])
-    for flag, default in (("world_size", 1), ("rows", 64), ("images", 1), ("answer_tokens", 64)):
-        parser.add_argument(f"--{flag}", type=int, default=default)
-    parser.add_argument("--image_size", default="1024x1024")
-    parser.add_argument("--json", action="store_true")
-    own, others = parser.parse_known_args(rest)
+    parser.add_argument(
+        "--device", nargs="+", default=["here"], metavar="NAME", help="here, all, or names such as H100-80 (here)"
+    )
+    for flag, default, meaning in (
+        ("world_size", 1, "processes, one per device"),
+        ("rows", 64, "rows of the data to measure"),
+        ("images", 1, "without data: pictures of a row"),
+        ("answer_tokens", 64, "without data: supervised tokens of a row"),
+    ):
+        parser.add_argument(f"--{flag}", type=int, default=default, metavar="N", help=f"{meaning} ({default})")
+    parser.add_argument(
+        "--image_size", default="1024x1024", metavar="WxH", help="without data: pictures in pixels (1024x1024)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON; sizes are bytes")
+    return parser
+
+
+def _plan(rest: Sequence[str]) -> None:
+    own, others = _plan_flags().parse_known_args(rest)
     run = configure(others, {}, log_level="error")
     from rich.console import Console
 
@@ -290,10 +312,19 @@ VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
 }
 
 
+OWN_FLAGS: dict[str, Callable[[], argparse.ArgumentParser]] = {
+    "ask": _ask_flags,
+    "preview": _preview_flags,
+    "plan": _plan_flags,
+}
+"""The verbs that have flags beside the run's."""
+
+
 def _verb_help(verb: str, *, everything: bool) -> str:
     from vlm_lora.config_help import help_text
 
-    return help_text(verb, everything=everything)
+    own = described(OWN_FLAGS[verb]()) if verb in OWN_FLAGS else {}
+    return help_text(verb, everything=everything, own=own)
 
 
 if __name__ == "__main__":

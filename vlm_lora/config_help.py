@@ -61,18 +61,29 @@ COMMON_KEYS = (
 """The backend's keys that most runs set."""
 
 
-def help_text(verb: str = "train", *, everything: bool = False, arguments_class: type | None = None) -> str:
+def help_text(
+    verb: str = "train",
+    *,
+    everything: bool = False,
+    arguments_class: type | None = None,
+    own: Mapping[str, str] | None = None,
+) -> str:
     """Return the help of a verb.
 
     Args:
         verb: the word after `vlm-lora`.
         everything: also list every key of the backend's arguments class (`--help_all`).
         arguments_class: that class; transformers' own when not given. Only used with `everything`.
+        own: the flags that the verb has beside the run's, each with what it is for.
     """
     parts = [
         f"vlm-lora {verb} [--config FILE] [--key value ...]",
         _wrapped(INTRODUCTION, ""),
     ]
+    if own:
+        width = max(map(len, own)) + 2
+        lines = [f"  {flag:<{width}}{meaning}" for flag, meaning in own.items()]
+        parts.append("\n".join([f"Of {verb} alone (no keys of a configuration file)", *lines]))
     for section, owner in (*SECTIONS.items(), ("", RunConfig)):
         settings = [field for field in own_fields().values() if field.section == section]
         parts.append("\n".join([_heading(owner, section), *(_own_entry(setting) for setting in settings)]))

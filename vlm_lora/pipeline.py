@@ -34,7 +34,7 @@ from vlm_lora.model.quantization import check_quantized, find_layers, note_train
 from vlm_lora.model.tuning import apply_tuning
 from vlm_lora.report.memory import explain_exhaustion
 from vlm_lora.report.model_card import write_model_card
-from vlm_lora.stages import Stage, Tools, choose_backend, open_stage, open_tools
+from vlm_lora.stages import Stage, Tools, choose_backend, open_stage, open_tools, resolve_anywhere
 from vlm_lora.training.arguments import check_arguments
 from vlm_lora.training.engine import EngineCheck, needs_pictures, note_pictures, refuse_other_engine
 from vlm_lora.training.outputs import (
@@ -100,7 +100,7 @@ def ask(run: RunConfig, *, images: list[Path], prompt: str) -> str:
     system = (Turn(role="system", parts=(Text(text=said),)),) if said else ()
     question = Conversation(
         turns=(*system, Turn(role="user", parts=parts), Turn(role="assistant", parts=(Text(text=""),))),
-        source=RowSource(file="--prompt", row=0),
+        source=RowSource(file="--prompt"),
     )
     tools.encoder.encode_prompt(question)  # a bad picture is found before the weights load
     model = _load_for_answers(stage, tools).to(stage.backend.device())
@@ -120,9 +120,8 @@ def preview(run: RunConfig, *, rows: int) -> list[tuple[EncodedRow, Any]]:
 def plan(run: RunConfig, request: PlanRequest, announce: Callable[[str], object] = logger.debug) -> PlanReport:
     """Predict what a training run needs on each device, from the model's configuration and a sample of the data."""
     request.check()
-    devices = choose_devices(installed(), request.devices)
-    arguments_class = choose_backend(run)[0].arguments_class()
-    run, values = resolve(run, arguments_class)
+    devices = choose_devices(installed(), request.devices, named=run.backend)
+    run, values, arguments_class = resolve_anywhere(run)
     check_arguments(values)
     tools = open_tools(run)
     data = None

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from vlm_lora.backend import Backend, Probe, select, set_environment
+from vlm_lora.backend import Backend, Probe, installed, select, set_environment
 from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.encoding import RowEncoder
 from vlm_lora.config import RunConfig
-from vlm_lora.config_aliases import canonical_name
+from vlm_lora.config_aliases import HABANA_KEYS, canonical_name
 from vlm_lora.config_resolution import resolve
 from vlm_lora.config_values import is_true
 from vlm_lora.data.images import ImageLimits
@@ -73,6 +73,29 @@ def open_stage(run: RunConfig) -> Stage:
     arguments = backend.build_arguments(run, {**defaults, **passed, **FORCED_ARGUMENTS})
     check_request(run, backend, arguments)
     return Stage(run=run, backend=backend, values=values, arguments=arguments)
+
+
+def resolve_anywhere(run: RunConfig) -> tuple[RunConfig, dict[str, Any], type]:
+    """Check a run's keys where the hardware that it names need not be: return it, the checked keys and their class.
+
+    Without a vendor's software its class is not here either. transformers' own stands in, with the vendor's default
+    optimizer; keys that only the vendor's class has are left out, of which a memory plan reads none.
+
+    Raises:
+        ConfigError: unknown keys, wrong values, contradictions.
+    """
+    named = installed().get(run.backend)
+    if named is None or named.probe().usable:
+        arguments_class: type = choose_backend(run)[0].arguments_class()
+        return *resolve(run, arguments_class), arguments_class
+    from transformers import TrainingArguments
+
+    own = HABANA_KEYS if run.backend == "habana" else frozenset()
+    run, values = resolve(
+        replace(run, raw={key: value for key, value in run.raw.items() if key not in own}), TrainingArguments
+    )
+    defaults = {"optim": named.traits.optimizer} if named.traits.optimizer else {}
+    return run, {**defaults, **values}, TrainingArguments
 
 
 def choose_backend(run: RunConfig) -> tuple[Backend, Probe]:

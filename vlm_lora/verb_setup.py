@@ -43,6 +43,14 @@ def verb_parser(verb: str) -> argparse.ArgumentParser:
     return _Parser(prog=f"vlm-lora {verb}", allow_abbrev=False, add_help=False)
 
 
+def described(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """Return what each flag of a parser is for, by the flag as it is typed."""
+    return {
+        " ".join([action.option_strings[0], *([str(action.metavar)] if action.metavar else [])]): action.help or ""
+        for action in parser._actions
+    }
+
+
 def configure(
     rest: Sequence[str], defaults: Mapping[str, Any], log_level: str = "info", *, placed: bool = False
 ) -> RunConfig:

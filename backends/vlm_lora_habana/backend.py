@@ -53,7 +53,7 @@ class HabanaBackend:
     """Gaudi, alone or many cards; never anything else."""
 
     name: ClassVar[str] = "habana"
-    traits: ClassVar[Traits] = Traits(static_shapes=True)
+    traits: ClassVar[Traits] = Traits(static_shapes=True, optimizer="adamw_torch")
 
     def __init__(self) -> None:
         self._arguments: TrainingArguments | None = None

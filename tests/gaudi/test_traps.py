@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,11 @@ from vlm_lora_habana import HabanaBackend
 from vlm_lora_habana.models import check_plain
 
 BACKEND = HabanaBackend
+
+
+def test_the_plan_knows_the_vendors_default_optimizer() -> None:
+    [field] = [field for field in fields(BACKEND().arguments_class()) if field.name == "optim"]
+    assert BACKEND.traits.optimizer == field.default
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from support.datasets import write_chartqa_folder
 from support.runs import script_flags
 from support.stacks import MAIN, SPAWN, run_words
-from vlm_lora.cli import run_script
+from vlm_lora.cli import main, run_script
 from vlm_lora_habana import HabanaBackend
 
 MISSING = ("habana_frameworks", "optimum-habana", "hl-smi")
@@ -53,3 +54,35 @@ def test_the_adapter_asks_for_no_variables_and_has_no_facts() -> None:
 
     assert HabanaBackend().environment(RunConfig(backend="habana")) == {}
     assert HabanaBackend().facts() == {}
+
+
+def test_a_run_on_gaudi_is_planned_without_it(
+    model_folder: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["plan", "--model_name_or_path", str(model_folder("llava")), "--max_length", "256", "--json"]
+    vendor = ["--use_habana", "--use_lazy_mode", "--gaudi_config_name", "Habana/gpt2", "--device", "gaudi2"]
+    assert main([*words, *vendor]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [device["device"] for device in report["devices"]] == ["Gaudi2"]
+    assert report["choice"]["optimizer"] == "adamw_torch", "the vendor's default"
+    assert main([*words, "--device", "gaudi2", "--optim", "adamw_torch"]) == 0
+    assert json.loads(capsys.readouterr().out)["devices"] == report["devices"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--use_habana"], "this machine has none of its devices. Type which to plan for: --device Gaudi2 or"),
+        (["--use_habana", "--device", "gaudi2", "--use_lazy_mod"], "--use_lazy_mod is not a known key"),
+        (["--use_lazy_mode", "--device", "gaudi2"], "--use_lazy_mode is for the habana backend: add --use_habana"),
+    ],
+)
+def test_a_wrong_plan_for_gaudi_is_one_message(
+    flags: list[str], said: str, model_folder: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["plan", "--model_name_or_path", str(model_folder("llava")), "--max_length", "256"]
+    assert main([*words, *flags]) == 1
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert shown.err.count("error: ") == 1
+    assert shown.out == ""

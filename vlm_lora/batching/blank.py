@@ -25,7 +25,7 @@ def picture_conversation(picture: Image.Image) -> Conversation:
     """Return a short conversation about one picture."""
     question = Turn(role="user", parts=(ImageRef(source=picture), Text(text="?")))
     answer = Turn(role="assistant", parts=(Text(text="!"),))
-    return Conversation(turns=(question, answer), source=RowSource(file="a blank picture", row=0))
+    return Conversation(turns=(question, answer), source=RowSource(file="a blank picture"))
 
 
 def blank_conversation() -> Conversation:

@@ -49,10 +49,12 @@ class RowSource:
     """Where a row came from, for messages: `str()` gives `train.jsonl row 17` (rows count from 0)."""
 
     file: str
-    row: int
+    """Or what else made it, in words."""
+    row: int | None = None
+    """None where it is of no file."""
 
     def __str__(self) -> str:
-        return f"{self.file} row {self.row}"
+        return self.file if self.row is None else f"{self.file} row {self.row}"
 
 
 @dataclass(frozen=True, kw_only=True)

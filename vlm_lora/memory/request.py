@@ -81,8 +81,15 @@ class PlanReport:
     verdicts: Sequence[Verdict]
 
 
-def choose_devices(backends: Mapping[str, Backend], words: str) -> list[tuple[Backend, DeviceSpec]]:
+def choose_devices(
+    backends: Mapping[str, Backend], words: str, *, named: str = "auto"
+) -> list[tuple[Backend, DeviceSpec]]:
     """Return the devices that were asked for, each with the backend it belongs to.
+
+    Args:
+        backends: by name.
+        words: of `--device`.
+        named: `--backend`: `here` means a device of it.
 
     Raises:
         ConfigError: no such device; the message lists those there are.
@@ -92,7 +99,13 @@ def choose_devices(backends: Mapping[str, Backend], words: str) -> list[tuple[Ba
         return known
     if words == HERE:
         # An accelerator before the host.
-        here = sorted((pair for pair in known if pair[1].is_here), key=lambda pair: pair[1].is_cpu)
+        own = [pair for pair in known if named not in backends or pair[0].name == named]
+        here = sorted((pair for pair in own if pair[1].is_here), key=lambda pair: pair[1].is_cpu)
+        if not here:
+            raise ConfigError(
+                f"--backend {named}{' (--use_habana)' if named == 'habana' else ''}: this machine has none of its "
+                f"devices. Type which to plan for: {' or '.join(f'--device {device.name}' for _, device in own)}."
+            )
         return here[:1]
     names = {device.name.lower(): (backend, device) for backend, device in known}
     found = []

@@ -93,7 +93,7 @@ def assume_rows(encoder: RowEncoder, assumption: Assumption) -> Sample:
     parts: tuple[Part, ...] = (*(ImageRef(source=picture) for _ in range(assumption.pictures)), Text(text="?"))
     turns = (Turn(role="user", parts=parts), Turn(role="assistant", parts=(Text(text="!"),)))
     try:
-        row = encoder.encode(Conversation(turns=turns, source=RowSource(file="an assumed row", row=0)))
+        row = encoder.encode(Conversation(turns=turns, source=RowSource(file="the assumed row")))
     except RenderingError as error:
         raise ConfigError(
             f"--max_length {assumption.tokens} is too little for {_pictures(assumption)}: {error}"
@@ -122,7 +122,8 @@ def worst_batch(sample: Sample, collator: Collator, batch_size: int) -> dict[str
 
 def _pictures(assumption: Assumption) -> str:
     width, height = assumption.picture_size
-    return f"{assumption.pictures} pictures of {width}x{height} (--images, --image_size)"
+    count = assumption.pictures
+    return f"{count} {'picture' if count == 1 else 'pictures'} of {width}x{height} (--images, --image_size)"
 
 
 def _supervised(row: EncodedRow) -> int:

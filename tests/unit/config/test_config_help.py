@@ -2,9 +2,12 @@
 
 from dataclasses import fields
 
+import pytest
+
+from vlm_lora.cli import OWN_FLAGS, main
 from vlm_lora.config_aliases import describe_aliases
 from vlm_lora.config_fields import own_fields
-from vlm_lora.config_help import COMMON_KEYS, field_docs, help_text
+from vlm_lora.config_help import COMMON_KEYS, WIDTH, field_docs, help_text
 from vlm_lora.config_resolution import resolve
 from vlm_lora.config_sources import parse
 
@@ -45,3 +48,28 @@ def test_the_named_keys_exist() -> None:
     known = set(TrainingArguments.__dataclass_fields__)
     assert set(COMMON_KEYS) - known <= {"warmup_ratio"}
     assert len(resolve(parse(["--warmup_ratio", "0.1"], environ={}), TrainingArguments)[1]) == 1
+
+
+OWN = {
+    "ask": ("image", "prompt"),
+    "preview": ("rows", "json"),
+    "plan": ("device", "world_size", "rows", "images", "image_size", "answer_tokens", "json"),
+}
+
+
+@pytest.mark.parametrize("verb", OWN)
+def test_a_verbs_own_flags_come_first_with_one_line_each(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    before, heading, rest = capsys.readouterr().out.partition(f"Of {verb} alone")
+    own = rest.partition("\n\n")[0].splitlines()[1:]
+    assert heading
+    assert "  --model_name_or_path (" in rest
+    assert "  --" not in before
+    assert {line.split()[0] for line in own} == {f"--{name}" for name in OWN[verb]}
+    assert all(len(line) <= WIDTH and len(line.split()) > 2 for line in own)
+
+
+def test_the_other_verbs_have_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(OWN) == set(OWN_FLAGS)
+    assert main(["train", "--help"]) == 0
+    assert "alone (no keys" not in capsys.readouterr().out
