@@ -50,9 +50,11 @@ class RowSource:
 
     file: str
     row: int
+    key: str | None = None
+    """The row's own name, where it has one: the key of a sample in a tar."""
 
     def __str__(self) -> str:
-        return f"{self.file} row {self.row}"
+        return f"{self.file} row {self.row}" + (f" (key {self.key})" if self.key is not None else "")
 
 
 @dataclass(frozen=True, kw_only=True)
