@@ -65,10 +65,11 @@ class Rows:
         """Return row `index`, with 0 <= index < len."""
         if not 0 <= index < self._length:
             raise IndexError(f"row {index} of {self._length}")
-        table, row = self._find(index)
+        table, row = self.locate(index)
         return table[row]
 
-    def _find(self, index: int) -> tuple[Table, int]:
+    def locate(self, index: int) -> tuple[Table, int]:
+        """Return the table that row `index` lies in, and its place there."""
         place = bisect_right(self._starts, index) - 1
         return self._tables[place], index - self._starts[place]
 
@@ -79,9 +80,14 @@ class Rows:
     def source(self, index: int) -> RowSource:
         """Return file, row (counting from 0 within the file) and key, where rows have one, for messages."""
         origin = self.origin(index)
-        table, row = self._find(index)
+        table, row = self.locate(index)
         key = table.key(row) if isinstance(table, KeyedTable) else None
         return RowSource(file=origin.file, row=index - origin.first, key=key)
+
+    @property
+    def origins(self) -> tuple[Origin, ...]:
+        """Where the rows come from, in order."""
+        return self._origins
 
     @property
     def files(self) -> tuple[str, ...]:
