@@ -40,6 +40,7 @@ vlm-lora {__version__}: fine-tune vision-language models, LoRA first
   vlm-lora ask      --model_name_or_path MODEL_OR_ADAPTER --image FILE --prompt "QUESTION"
   vlm-lora preview  --model_name_or_path MODEL --dataset_name DATA [--rows N] [--json]
   vlm-lora plan     --model_name_or_path MODEL --dataset_name DATA [--device H100-80 | all] [--world_size N] [--json]
+  vlm-lora shard    --input DATA --out_dir DIR (--num_shards N | --samples_per_shard N) [--shuffle] [--prefix eval]
   vlm-lora launch   [--world_size N] [--nnodes N] [--use_deepspeed | --use_accelerate | --use_mpi] VERB_OR_SCRIPT ...
   vlm-lora demo     [--output_dir DIR]
   vlm-lora doctor
@@ -247,6 +248,12 @@ def _plan(rest: Sequence[str]) -> None:
     print_plan(report, Console(highlight=False, soft_wrap=True))
 
 
+def _shard(rest: Sequence[str]) -> None:
+    from vlm_lora.verbs import shard
+
+    shard.run(rest)
+
+
 def _demo(rest: Sequence[str]) -> None:
     parser = verb_parser("demo")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"))
@@ -306,6 +313,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "ask": _ask,
     "preview": _preview,
     "plan": _plan,
+    "shard": _shard,
     "launch": _launch,
     "demo": _demo,
     "doctor": _doctor,
@@ -321,6 +329,10 @@ OWN_FLAGS: dict[str, Callable[[], argparse.ArgumentParser]] = {
 
 
 def _verb_help(verb: str, *, everything: bool) -> str:
+    if verb == "shard":
+        from vlm_lora.verbs.shard import HELP
+
+        return HELP
     from vlm_lora.config_help import help_text
 
     own = described(OWN_FLAGS[verb]()) if verb in OWN_FLAGS else {}

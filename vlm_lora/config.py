@@ -29,11 +29,11 @@ class DataConfig:
     """Where the rows come from and which columns mean what."""
 
     dataset_name: str | None = None
-    """Hub id, file, folder or glob of the training data (and of validation, where it has such a split)."""
+    """Hub id, file, folder, glob, {000..007} or list of files with training data (and validation, if it has it)."""
     dataset_config_name: str | None = None
     """Configuration name of a Hub data set."""
     validation_name: str | None = None
-    """Hub id, file, folder or glob of separate validation data."""
+    """Hub id, file, folder, glob, {000..007} or list of files of separate validation data."""
     image_root: str | None = None
     """Folder that relative image paths start from; by default the folder of the data file."""
     image_column: str | None = None

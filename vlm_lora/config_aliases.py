@@ -83,6 +83,8 @@ _ROWS: tuple[Alias, ...] = (
         num_workers="dataloader_num_workers",
         persistent_workers="dataloader_persistent_workers",
         prefetch_factor="dataloader_prefetch_factor",
+        tar_pattern="dataset_name",
+        eval_tar_pattern="validation_name",
     ),
     _switch(_OCR, "train_vision", "freeze_vision", true=False, false=True),
     _switch(_OCR, "no_eval", "do_eval", true=False, false=True),

@@ -52,9 +52,12 @@ class RowSource:
     """Or what else made it, in words."""
     row: int | None = None
     """None where it is of no file."""
+    key: str | None = None
+    """The row's own name, where it has one: the key of a sample in a tar."""
 
     def __str__(self) -> str:
-        return self.file if self.row is None else f"{self.file} row {self.row}"
+        place = self.file if self.row is None else f"{self.file} row {self.row}"
+        return place if self.key is None else f"{place} (key {self.key})"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from vlm_lora.data.conversation import RowSource
 
@@ -21,6 +21,14 @@ class Table(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Mapping[str, Any]: ...
+
+
+@runtime_checkable
+class KeyedTable(Protocol):
+    """A table whose rows have names of their own."""
+
+    def key(self, number: int) -> str:
+        """Return a row's name, for messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,17 +65,29 @@ class Rows:
         """Return row `index`, with 0 <= index < len."""
         if not 0 <= index < self._length:
             raise IndexError(f"row {index} of {self._length}")
-        table = bisect_right(self._starts, index) - 1
-        return self._tables[table][index - self._starts[table]]
+        table, row = self.locate(index)
+        return table[row]
+
+    def locate(self, index: int) -> tuple[Table, int]:
+        """Return the table that row `index` lies in, and its place there."""
+        place = bisect_right(self._starts, index) - 1
+        return self._tables[place], index - self._starts[place]
 
     def origin(self, index: int) -> Origin:
         """Return the file that row `index` lies in."""
         return self._origins[bisect_right(self._origin_starts, index) - 1]
 
     def source(self, index: int) -> RowSource:
-        """Return file and row (counting from 0 within the file) for messages."""
+        """Return file, row (counting from 0 within the file) and key, where rows have one, for messages."""
         origin = self.origin(index)
-        return RowSource(file=origin.file, row=index - origin.first)
+        table, row = self.locate(index)
+        key = table.key(row) if isinstance(table, KeyedTable) else None
+        return RowSource(file=origin.file, row=index - origin.first, key=key)
+
+    @property
+    def origins(self) -> tuple[Origin, ...]:
+        """Where the rows come from, in order."""
+        return self._origins
 
     @property
     def files(self) -> tuple[str, ...]:

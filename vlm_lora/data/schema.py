@@ -101,6 +101,18 @@ def detect_schema(rows: Rows, config: DataConfig) -> Schema:
     return _pair_schema(search, mapped, image, why_image)
 
 
+def find_image_column(rows: Rows, config: DataConfig) -> str:
+    """Return the column that holds the pictures, whatever the others mean.
+
+    Raises:
+        DataError: None, several, or one that is named and not there.
+    """
+    sample = [rows[i] for i in range(min(len(rows), SAMPLE))]
+    search = _Search(columns=rows.columns, sample=sample, where=_where(rows))
+    column, _ = _find_image(search, _read_mapping(search, config).get("image"))
+    return column if column is not None else search.single("image", [])
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Search:
     """The columns and first rows of one split, and questions about them."""

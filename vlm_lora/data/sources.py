@@ -2,8 +2,8 @@
 
 1. Decide what the name is: an existing file or folder, a glob, else a Hub id.
 2. List the data files of a folder or glob and group them by the split that their names say.
-3. Open each file: JSON by byte ranges, CSV and small Parquet in memory, Arrow memory-mapped, large Parquet
-   through the Arrow cache of `datasets`, whose key holds each file's path and modification time.
+3. Open each file: JSON by byte ranges, tars by an index, CSV and small Parquet in memory, Arrow memory-mapped,
+   large Parquet through the Arrow cache of `datasets`, whose key holds each file's path and modification time.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlm_lora.data.json_files import read_json, read_json_lines
+from vlm_lora.data.name_patterns import expand
 from vlm_lora.data.rows import Origin, Rows, Table, join_files
 from vlm_lora.data.splits import split_kind, split_word
 from vlm_lora.data.table_files import HeldOpen, count_parquet_rows, read_arrow, read_csv, read_parquet
+from vlm_lora.data.tars.index_files import is_index_file
+from vlm_lora.data.tars.opening import check_all_there, is_tar, open_tars, tar_stem
 from vlm_lora.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -51,7 +54,7 @@ class Source:
 
 
 def open_source(name: str, *, config_name: str | None = None, flag: str = "dataset_name") -> Source:
-    """Open a Hub id, file, folder or glob.
+    """Open a Hub id, file, folder or glob, or several files: `{0000..0007}`, `{a,b}`, commas.
 
     Args:
         name: What the user typed.
@@ -66,19 +69,42 @@ def open_source(name: str, *, config_name: str | None = None, flag: str = "datas
         return _open_folder(name, path, config_name)
     if path.is_file():
         return Source(name=name, splits=_open_files(_group_by_split([path])))
-    if glob.has_magic(name):
-        # Path.glob takes no absolute patterns.
-        matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
-        files = [match for match in matches if match.is_file()]
-        if not files:
-            raise DataError(f"--{flag} {name}: no file matches (looked from {Path.cwd()}).")
+    names = expand(name, flag=flag)
+    if len(names) > 1 or glob.has_magic(name):
+        files = _list_named(name, names, flag)
         return Source(name=name, splits=_open_files(_group_by_split(files)))
     if path.exists():
         raise DataError(f"--{flag} {name}: neither a regular file nor a folder.")
-    looks_local = path.suffix.lower() in READERS or name.startswith((".", "/", "~"))
+    looks_local = path.suffix.lower() in READERS or is_tar(path) or name.startswith((".", "/", "~"))
     if looks_local or not _HUB_ID.fullmatch(name):
         raise DataError(f"--{flag} {name}: no such file or folder (looked at {path.absolute()}).")
     return _open_hub(name, config_name, flag)
+
+
+def _list_named(name: str, names: Sequence[str], flag: str) -> list[Path]:
+    """Return the files of several names, each a file, a glob or a folder of tars, each file once.
+
+    Raises:
+        DataError: A name that nothing matches.
+    """
+    files: list[Path] = []
+    for each in names:
+        path = Path(each).expanduser()
+        if path.is_dir():
+            found = [p for p in _list_data_files(path) if is_tar(p)]
+            check_all_there(found, "*")
+        elif path.is_file():
+            found = [path]
+        else:
+            # Path.glob takes no absolute patterns.
+            matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
+            found = [p for p in map(Path, matches) if p.is_file() and not is_index_file(p)]
+            check_all_there([p for p in found if is_tar(p)], path.name)
+        if not found:
+            of = "" if each == name else f"{each}: "
+            raise DataError(f"--{flag} {name}: {of}no file matches (looked from {Path.cwd()}).")
+        files += found
+    return list(dict.fromkeys(files))
 
 
 def _open_hub(name: str, config_name: str | None, flag: str) -> Source:
@@ -112,6 +138,7 @@ def _open_folder(name: str, folder: Path, config_name: str | None) -> Source:
     files = metadata or _list_data_files(folder)
     if not files:
         raise DataError(_explain_empty(folder))
+    check_all_there([p for p in files if is_tar(p)], "*")
     return Source(name=name, splits=_open_files(_group_by_split(files, root=folder)))
 
 
@@ -158,8 +185,9 @@ def _list_data_files(folder: Path) -> list[Path]:
         for place in _split_folders(folder)
         for p in sorted(place.iterdir())
         if p.is_file()
-        and p.suffix.lower() in READERS
+        and (p.suffix.lower() in READERS or is_tar(p))
         and p.name not in BOOKKEEPING
+        and not is_index_file(p)
         and not p.name.startswith((".", "_"))
     ]
 
@@ -167,7 +195,16 @@ def _list_data_files(folder: Path) -> list[Path]:
 def _split_of(path: Path, root: Path | None = None) -> str | None:
     """Return the split a file says it belongs to: by its folder below the root, else by its name."""
     below = root is not None and path.parent != root
-    return (split_word(path.parent.name) if below else None) or split_word(path.stem)
+    return (split_word(path.parent.name) if below else None) or split_word(_stem(path))
+
+
+def _stem(path: Path) -> str:
+    return tar_stem(path) if is_tar(path) else path.stem
+
+
+def _suffix(path: Path) -> str:
+    """Return the ending that says the format; packed tars are tars."""
+    return ".tar" if is_tar(path) else path.suffix.lower()
 
 
 def _group_by_split(files: Sequence[Path], root: Path | None = None) -> dict[str, list[Path]]:
@@ -194,10 +231,10 @@ def _group_by_split(files: Sequence[Path], root: Path | None = None) -> dict[str
 def _open_files(groups: Mapping[str, Sequence[Path]]) -> dict[str, Rows]:
     splits = {}
     for split, paths in groups.items():
-        suffixes = {path.suffix.lower() for path in paths}
-        unknown = sorted(suffixes - set(READERS))
+        suffixes = {_suffix(path) for path in paths}
+        unknown = sorted(suffixes - {*READERS, ".tar"})
         if unknown:
-            odd = next(path for path in paths if path.suffix.lower() in unknown)
+            odd = next(path for path in paths if _suffix(path) in unknown)
             raise DataError(_explain_suffix(odd))
         if len(suffixes) > 1:
             raise DataError(
@@ -205,7 +242,9 @@ def _open_files(groups: Mapping[str, Sequence[Path]]) -> dict[str, Rows]:
                 f"{_listed(paths)}. "
                 "Keep one format, or name the file to use."
             )
-        if suffixes == {".parquet"} and sum(path.stat().st_size for path in paths) > PARQUET_IN_MEMORY:
+        if suffixes == {".tar"}:
+            splits[split] = open_tars(paths)
+        elif suffixes == {".parquet"} and sum(path.stat().st_size for path in paths) > PARQUET_IN_MEMORY:
             splits[split] = _open_large_parquet(paths)
         else:
             splits[split] = join_files([(str(path), path.parent, _read(path)) for path in paths])
@@ -235,9 +274,7 @@ def _open_large_parquet(paths: Sequence[Path]) -> Rows:
 
 
 def _explain_suffix(path: Path) -> str:
-    if path.suffix.lower() == ".tar":
-        return f"{path}: tar shards are not read in this version. Unpack them, or write the rows as .jsonl."
-    return f"{path}: files ending in '{path.suffix}' are not read. Readable are {', '.join(READERS)}."
+    return f"{path}: files ending in '{path.suffix}' are not read. Readable are {', '.join(READERS)}, .tar, .tar.gz."
 
 
 def _explain_empty(folder: Path) -> str:
@@ -252,13 +289,10 @@ def _explain_empty(folder: Path) -> str:
             'beside them, one line for each picture: {"file_name": "0001.png", "prompt": "...", '
             '"response": "..."}.'
         )
-    tars = [p for p in inside if p.suffix.lower() == ".tar"]
-    if tars:
-        return _explain_suffix(tars[0])
     shown = _listed(p.name + ("/" if p.is_dir() else "") for p in inside[:10]) or "nothing"
     return (
-        f"{folder} holds no data files. Looked for {', '.join(READERS)} in it, in its data folder and in "
-        "folders "
+        f"{folder} holds no data files. Looked for {', '.join(READERS)}, .tar, .tar.gz in it, in its data folder "
+        "and in folders "
         f"named as splits, and for a save_to_disk folder; it holds {shown}. "
         "A sub-folder is chosen with --dataset_config_name or by naming it."
     )

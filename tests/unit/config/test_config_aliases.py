@@ -19,6 +19,8 @@ MEANINGS: list[tuple[str, Any, dict[str, Any]]] = [
     ("num_workers", "2", {"dataloader_num_workers": "2"}),
     ("persistent_workers", "true", {"dataloader_persistent_workers": "true"}),
     ("prefetch_factor", "2", {"dataloader_prefetch_factor": "2"}),
+    ("tar_pattern", "s/*.tar", {"dataset_name": "s/*.tar"}),
+    ("eval_tar_pattern", "e/*.tar", {"validation_name": "e/*.tar"}),
     ("train_vision", "true", {"freeze_vision": False}),
     ("train_vision", "false", {"freeze_vision": True}),
     ("no_eval", "true", {"do_eval": False}),

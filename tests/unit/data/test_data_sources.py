@@ -158,7 +158,7 @@ def test_long_csv_fields_are_read_and_the_limit_of_python_is_left_alone(tmp_path
         ("a.parquet", b"PAR1 nonsense PAR1", "not a readable Parquet file"),
         ("a.arrow", b"nonsense, quite long nonsense", "not an Arrow file"),
         ("a.arrow", b"", "empty"),
-        ("a.tar", b"x", "Unpack them"),
+        ("a.tar", b"x", r"a\.tar is no tar"),
         ("a.txt", b"x", r"ending in '\.txt' are not read. Readable are \.json, \.jsonl"),
     ],
 )

@@ -1,0 +1,57 @@
+"""Packed tars (`.tar.gz`, `.tgz`): unpacked once to the cache folder, because rows are read by offset."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import hashlib
+import logging
+import zlib
+from pathlib import Path
+
+from vlm_lora.data.cache_folder import VARIABLE, cache_folder, replacing
+from vlm_lora.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+LARGEST_RATIO = 200
+"""A packed tar may unpack to so many times its size; pictures hardly shrink, JSON to a tenth or less."""
+ALWAYS_ALLOWED = 64 * 1024 * 1024
+"""Unpacked bytes that are allowed whatever the ratio."""
+
+_CHUNK = 1024 * 1024
+
+
+def unpack(path: Path) -> Path:
+    """Return the plain tar of a packed one: unpacked now, or before from the same file.
+
+    Raises:
+        DataError: Damaged or cut off, more than the cap, or no room.
+    """
+    try:
+        status = path.stat()
+        file = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+        name = hashlib.sha256(file.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        plain = cache_folder("tars") / f"{name}.tar"
+        if not plain.is_file():
+            logger.info("%s is unpacked to %s once (%s chooses the folder).", path, plain, VARIABLE)
+            _unpack(path, plain, most=max(ALWAYS_ALLOWED, LARGEST_RATIO * status.st_size))
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path} is cut off or damaged: {error}. Copy it again, or make it again.") from error
+    except OSError as error:
+        cure = f" Set {VARIABLE} to a folder with room." if error.errno == errno.ENOSPC else ""
+        raise DataError(f"{path} cannot be unpacked: {error.strerror or error}.{cure}") from error
+    return plain
+
+
+def _unpack(path: Path, plain: Path, *, most: int) -> None:
+    with gzip.open(path, "rb") as packed, replacing(plain) as stream:
+        written = 0
+        while chunk := packed.read(_CHUNK):
+            written += len(chunk)
+            if written > most:
+                raise DataError(
+                    f"{path} unpacks to more than {most} bytes, {LARGEST_RATIO} times its size or more: that is no "
+                    "set of pictures. If it is meant, unpack it yourself and name the .tar."
+                )
+            stream.write(chunk)
