@@ -22,7 +22,8 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from vlm_lora.config import DataConfig
-from vlm_lora.data.conversation import ImageSource
+from vlm_lora.data.conversation import ImageSource, Url
+from vlm_lora.data.urls import PUBLIC, Fetcher, keep, kept_file
 from vlm_lora.errors import ImageError
 
 logger = logging.getLogger(__name__)
@@ -77,12 +78,13 @@ class ImageLimits:
         return cls(max_pixels=config.max_image_pixels, max_bytes=config.max_image_bytes)
 
 
-def load_image(source: ImageSource, *, limits: ImageLimits) -> Image.Image:
+def load_image(source: ImageSource, *, limits: ImageLimits, fetcher: Fetcher | None = None) -> Image.Image:
     """Load one picture as RGB, upright, without metadata.
 
     Args:
-        source: File, encoded bytes, or a picture.
+        source: File, encoded bytes, a picture, or a URL (whoever made it has checked that URLs are allowed).
         limits: What is refused before decoding.
+        fetcher: Where URLs may lead; by default to public addresses only.
 
     Returns:
         A new picture of mode RGB, height × width × 3 bytes.
@@ -90,6 +92,8 @@ def load_image(source: ImageSource, *, limits: ImageLimits) -> Image.Image:
     Raises:
         ImageError: Refused or undecodable; says which image, why, and what to do.
     """
+    if isinstance(source, Url):
+        return _load_url(source, limits, PUBLIC if fetcher is None else fetcher)
     if isinstance(source, Image.Image):
         return _decode(source, f"the {source.width}x{source.height} picture of mode {source.mode}", limits)
     name = str(source) if isinstance(source, Path) else f"the image of {len(source)} bytes in the row"
@@ -111,6 +115,23 @@ def load_image(source: ImageSource, *, limits: ImageLimits) -> Image.Image:
             raise ImageError(_explain_unreadable(name, encoded)) from error
         with picture:
             return _decode(picture, name, limits)
+
+
+def _load_url(url: Url, limits: ImageLimits, fetcher: Fetcher) -> Image.Image:
+    """Load a URL's picture from the cache, or fetch it; only what can be loaded is kept."""
+    kept = kept_file(url)
+    if kept.is_file():
+        try:
+            return load_image(kept, limits=limits)
+        except ImageError as error:
+            raise ImageError(f"{url.text} (kept from an earlier run): {error}") from error
+    encoded = fetcher.fetch(url)
+    try:
+        picture = load_image(encoded, limits=limits)
+    except ImageError as error:
+        raise ImageError(f"{url.text}: {error}") from error
+    keep(url, encoded)
+    return picture
 
 
 def _read_file(path: Path, limits: ImageLimits) -> bytes:
