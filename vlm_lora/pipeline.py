@@ -44,6 +44,7 @@ from vlm_lora.training.outputs import (
     save_processor,
     write_results,
 )
+from vlm_lora.training.pickles import refuse_programs
 from vlm_lora.training.planning import announce, shared_survey
 from vlm_lora.training.rates import PartRates
 from vlm_lora.training.trainer import build_trainer
@@ -59,6 +60,8 @@ def train(run: RunConfig) -> dict[str, Any]:
         raise ConfigError("Nothing to do: type --do_train, --do_eval, or both.")
     folder = Path(arguments.output_dir)
     checkpoint = find_checkpoint(folder, arguments.resume_from_checkpoint)
+    if checkpoint is not None:
+        refuse_programs(Path(checkpoint))
     if arguments.do_train:
         run.tuning.refuse_what_has_no_effect()
         if folder.resolve() == Path(str(run.model.model_name_or_path)).resolve():
