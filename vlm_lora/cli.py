@@ -169,13 +169,12 @@ def _ask_flags() -> argparse.ArgumentParser:
 
 def _ask(rest: Sequence[str]) -> None:
     own, others = _ask_flags().parse_known_args(rest)
-    links = [name for name in own.image if "://" in name]
-    if links:
-        raise ConfigError(f"--image {links[0]}: URLs are not fetched; download the picture and give its path.")
     run = configure(others, {"output_dir": "unused"}, log_level="warning")
     from vlm_lora import pipeline
+    from vlm_lora.data.image_values import read_url
 
-    print(pipeline.ask(run, images=[Path(name) for name in own.image], prompt=own.prompt))
+    images = [read_url(name, allow=run.data.allow_urls) if "://" in name else Path(name) for name in own.image]
+    print(pipeline.ask(run, images=images, prompt=own.prompt))
 
 
 def _preview_flags() -> argparse.ArgumentParser:

@@ -54,6 +54,8 @@ class DataConfig:
     """Use only the first N training rows."""
     max_eval_samples: int | None = None
     """Use only the first N validation rows."""
+    allow_urls: bool = False
+    """Fetch pictures that rows name by http or https URL, from public addresses only; they are kept on disk."""
     max_image_pixels: int = 64_000_000
     """Images with more pixels are refused, from the header, before they are decoded."""
     max_image_bytes: int = 256 * 1024 * 1024

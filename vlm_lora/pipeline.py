@@ -7,7 +7,7 @@ exists, and everything that can be wrong without weights is found before they ar
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from vlm_lora.batching.order import FillableRows
 from vlm_lora.batching.survey import survey_rows
 from vlm_lora.config import RunConfig
 from vlm_lora.config_resolution import resolve, write_resolved
-from vlm_lora.data.conversation import Conversation, ImageRef, Part, RowSource, Text, Turn
+from vlm_lora.data.conversation import Conversation, ImageRef, ImageSource, Part, RowSource, Text, Turn
 from vlm_lora.data.dataset import Splits, load_splits
 from vlm_lora.errors import ConfigError
 from vlm_lora.evaluation.generation import Answerer, exact_match, write_answers
@@ -44,6 +44,7 @@ from vlm_lora.training.outputs import (
     save_processor,
     write_results,
 )
+from vlm_lora.training.pickles import refuse_programs
 from vlm_lora.training.planning import announce, shared_survey
 from vlm_lora.training.rates import PartRates
 from vlm_lora.training.signals import ending_on_signal
@@ -60,6 +61,8 @@ def train(run: RunConfig) -> dict[str, Any]:
         raise ConfigError("Nothing to do: type --do_train, --do_eval, or both.")
     folder = Path(arguments.output_dir)
     checkpoint = find_checkpoint(folder, arguments.resume_from_checkpoint)
+    if checkpoint is not None:
+        refuse_programs(Path(checkpoint))
     if arguments.do_train:
         run.tuning.refuse_what_has_no_effect()
         if folder.resolve() == Path(str(run.model.model_name_or_path)).resolve():
@@ -91,11 +94,11 @@ def train(run: RunConfig) -> dict[str, Any]:
     return results
 
 
-def ask(run: RunConfig, *, images: list[Path], prompt: str) -> str:
+def ask(run: RunConfig, *, images: Sequence[ImageSource], prompt: str) -> str:
     """Answer one question about the given pictures with a model or adapter folder."""
     stage = open_stage(run)
     tools = open_tools(stage.run)
-    parts: tuple[Part, ...] = (*(ImageRef(source=path) for path in images), Text(text=prompt))
+    parts: tuple[Part, ...] = (*(ImageRef(source=image) for image in images), Text(text=prompt))
     said = run.data.system_prompt
     system = (Turn(role="system", parts=(Text(text=said),)),) if said else ()
     question = Conversation(

@@ -183,6 +183,11 @@ class ChatTemplate:
         return Layout(literals=literals, order=order, answers=tuple(answers))
 
     def _answer(self, turns: Sequence[Turn], number: int, part: int, layout: Layout) -> Answer:
+        if number == 0:
+            raise RenderingError(
+                "the conversation begins with an answer, to which nothing leads. Remove that turn, or put the user's "
+                "before it."
+            )
         place = layout.order.index(part)
         before, after = layout.literals[place], layout.literals[place + 1]
         lead = self._lead(turns[:number], before)

@@ -10,8 +10,16 @@ from PIL.Image import Image
 
 Role = Literal["system", "user", "assistant"]
 
-ImageSource: TypeAlias = "Path | bytes | Image"
-"""Where an image's pixels come from: a file under the image root, encoded bytes, or a decoded picture."""
+
+@dataclass(frozen=True, kw_only=True)
+class Url:
+    """An http or https address, fetched when its picture is loaded and not before."""
+
+    text: str
+
+
+ImageSource: TypeAlias = "Path | bytes | Image | Url"
+"""Where an image's pixels come from: a file under the image root, encoded bytes, a picture, or a URL."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ class ConversationDataset:
         self._indices = part.indices
         self._image_root = _open_image_root(config.image_root)
         self._system_prompt = config.system_prompt
+        self._allow_urls = config.allow_urls
         self._hub_roots = _hub_roots(part.rows)
 
     def __len__(self) -> int:
@@ -46,7 +47,7 @@ class ConversationDataset:
         origin = self.rows.origin(position)
         source = self.rows.source(position)
         folder = self._image_root or origin.folder
-        place = ImagePlace(folder=folder, roots=(folder,) if folder else self._hub_roots)
+        place = ImagePlace(folder=folder, roots=(folder,) if folder else self._hub_roots, allow_urls=self._allow_urls)
         return build_conversation(
             self.rows[position], self.schema, source=source, place=place, system_prompt=self._system_prompt
         )

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 
-from vlm_lora.data.conversation import ImageRef
+from vlm_lora.data.conversation import ImageRef, Url
 from vlm_lora.errors import ImageError
 
 MAGICS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"BM", b"GIF8", b"II*\x00", b"MM\x00*")
@@ -38,6 +38,8 @@ class ImagePlace:
     """Start of relative paths; None where there is none (a Hub data set)."""
     roots: tuple[Path, ...] = ()
     """Folders that the real path must lie in; by default the one that relative paths start from."""
+    allow_urls: bool = False
+    """Whether http and https URLs become references; they are fetched when they are loaded."""
 
 
 def read_image_value(value: Any, place: ImagePlace) -> ImageRef:
@@ -151,6 +153,26 @@ def _read_struct(value: Mapping[str, Any], place: ImagePlace) -> ImageRef:
     )
 
 
+def read_url(text: str, *, allow: bool) -> Url:
+    """Return the reference for an image URL; nothing is fetched yet.
+
+    Raises:
+        ImageError: URLs are not allowed, or it is one that is never fetched.
+    """
+    if not text.lower().startswith(("http://", "https://")):
+        raise ImageError(
+            f"The image is a URL that is never fetched ({_short(text)}); only http and https are. Download the images "
+            "and name files."
+        )
+    if not allow:
+        raise ImageError(
+            f"The image is a URL ({_short(text)}). URLs are not fetched unless you allow it: a run must not depend on "
+            "other machines, nor reach into the network on behalf of a data file. Download the images and name files, "
+            "or type --allow_urls true."
+        )
+    return Url(text=text)
+
+
 def _read_text(text: str, place: ImagePlace) -> ImageRef:
     uri = _DATA_URI.match(text)
     if uri:
@@ -159,13 +181,11 @@ def _read_text(text: str, place: ImagePlace) -> ImageRef:
     if scheme:
         name = scheme.group(1).lower()
         if name == "file":
-            return ImageRef(source=resolve_path(unquote(urlsplit(text).path), place))
-        raise ImageError(
-            f"The image is a URL ({_short(text)}). URLs are not fetched in this version: a run must not "
-            "depend on "
-            "other machines, nor reach into the network on behalf of a data file. Download the images and "
-            "name files."
-        )
+            parts = urlsplit(text)
+            if parts.netloc not in ("", "localhost"):
+                raise ImageError(f"The image ({_short(text)}) lies on another machine; file:/// is followed by a path.")
+            return ImageRef(source=resolve_path(unquote(parts.path), place))
+        return ImageRef(source=read_url(text, allow=place.allow_urls))
     if _is_base64_image(text):
         return ImageRef(source=_decode_base64(text))
     return ImageRef(source=resolve_path(text, place))

@@ -11,6 +11,7 @@ Colour profiles are not applied: a picture's numbers are taken as sRGB.
 from __future__ import annotations
 
 import logging
+import os
 import stat
 import warnings
 from dataclasses import dataclass
@@ -22,7 +23,9 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from vlm_lora.config import DataConfig
-from vlm_lora.data.conversation import ImageSource
+from vlm_lora.data.conversation import ImageSource, Url
+from vlm_lora.data.jpeg_scans import MAX_SCANS, count_scans
+from vlm_lora.data.urls import PUBLIC, Fetcher, keep, kept_file
 from vlm_lora.errors import ImageError
 
 logger = logging.getLogger(__name__)
@@ -39,6 +42,7 @@ _REFUSED = (
     (b"<!doctype html", "a web page"),
     (b"<html", "a web page"),
     (b"8BPS", "Photoshop"),
+    (b"version https://git-lfs", "a Git LFS pointer in place of the file, which `git lfs pull` fetches"),
     (b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
 )
 """First bytes of files that people take for pictures, and what to call them."""
@@ -77,12 +81,13 @@ class ImageLimits:
         return cls(max_pixels=config.max_image_pixels, max_bytes=config.max_image_bytes)
 
 
-def load_image(source: ImageSource, *, limits: ImageLimits) -> Image.Image:
+def load_image(source: ImageSource, *, limits: ImageLimits, fetcher: Fetcher | None = None) -> Image.Image:
     """Load one picture as RGB, upright, without metadata.
 
     Args:
-        source: File, encoded bytes, or a picture.
+        source: File, encoded bytes, a picture, or a URL (whoever made it has checked that URLs are allowed).
         limits: What is refused before decoding.
+        fetcher: Where URLs may lead; by default to public addresses only.
 
     Returns:
         A new picture of mode RGB, height × width × 3 bytes.
@@ -90,6 +95,8 @@ def load_image(source: ImageSource, *, limits: ImageLimits) -> Image.Image:
     Raises:
         ImageError: Refused or undecodable; says which image, why, and what to do.
     """
+    if isinstance(source, Url):
+        return _load_url(source, limits, PUBLIC if fetcher is None else fetcher)
     if isinstance(source, Image.Image):
         return _decode(source, f"the {source.width}x{source.height} picture of mode {source.mode}", limits)
     name = str(source) if isinstance(source, Path) else f"the image of {len(source)} bytes in the row"
@@ -105,22 +112,49 @@ def load_image(source: ImageSource, *, limits: ImageLimits) -> Image.Image:
             picture = Image.open(BytesIO(encoded), formats=FORMATS)
         except Image.DecompressionBombError as error:
             raise ImageError(f"{name}: more pixels than Pillow ever decodes: {error} Make it smaller.") from error
-        except MemoryError:
-            raise
+        except MemoryError as error:
+            raise _out_of_memory(name) from error
         except Exception as error:  # decoders let all kinds of errors through on broken headers
             raise ImageError(_explain_unreadable(name, encoded)) from error
         with picture:
+            if picture.format in ("JPEG", "MPO") and (scans := count_scans(encoded)) > MAX_SCANS:
+                raise ImageError(
+                    f"{name}: a JPEG of {scans} scans, each a pass over the whole picture; at most {MAX_SCANS} are "
+                    "decoded. Save it again."
+                )
             return _decode(picture, name, limits)
+
+
+def _load_url(url: Url, limits: ImageLimits, fetcher: Fetcher) -> Image.Image:
+    """Load a URL's picture from the cache, or fetch it; only what can be loaded is kept."""
+    kept = kept_file(url)
+    if kept.is_file():
+        try:
+            return load_image(kept, limits=limits)
+        except ImageError as error:
+            raise ImageError(f"{url.text} (kept from an earlier run): {error}") from error
+    encoded = fetcher.fetch(url)
+    try:
+        picture = load_image(encoded, limits=limits)
+    except ImageError as error:
+        raise ImageError(f"{url.text}: {error}") from error
+    keep(url, encoded)
+    return picture
 
 
 def _read_file(path: Path, limits: ImageLimits) -> bytes:
     try:
-        status = path.stat()
+        # Opened first and looked at then, so that nothing else can take its place; a pipe is not waited for.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
+            os.close(descriptor)
             raise ImageError(f"{path}: not a regular file.")
-        if status.st_size > limits.max_bytes:
-            raise _too_many_bytes(str(path), status.st_size, limits)
-        return path.read_bytes()
+        with os.fdopen(descriptor, "rb") as stream:
+            if status.st_size > limits.max_bytes:
+                raise _too_many_bytes(str(path), status.st_size, limits)
+            # One more than allowed: some files are longer than they say.
+            return stream.read(limits.max_bytes + 1)
     except OSError as error:
         raise ImageError(f"{path}: cannot be read: {error.strerror or error}.") from error
 
@@ -138,9 +172,13 @@ def _decode(picture: Image.Image, name: str, limits: ImageLimits) -> Image.Image
         top = _highest_sample(picture)
         inverted = _tiff_tag(picture, _TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
         picture.load()
+        _check_header(picture, name, limits)  # some formats learn their true size only now
         pixels = _to_rgb(picture, name, top, inverted)
-    except (ImageError, MemoryError):
+    except ImageError:
         raise
+    except MemoryError as error:
+        # Not only a machine that is full: decoders ask for what a broken header says, and report that alike.
+        raise _out_of_memory(name) from error
     except Exception as error:  # decoders let all kinds of errors through on broken files
         raise ImageError(
             f"{name}: the {picture.format or 'picture'} data is broken or cut off ({error}). Replace the file."
@@ -219,8 +257,6 @@ def _orientation(picture: Image.Image, name: str) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             value = picture.getexif().get(_ORIENTATION, 1)
-    except MemoryError:
-        raise
     except Exception as error:  # an EXIF block is data from anywhere; its parser raises all kinds of errors
         logger.warning("%s: the EXIF block is broken (%s): shown as stored, not turned.", name, error)
         return 1
@@ -228,12 +264,19 @@ def _orientation(picture: Image.Image, name: str) -> int:
 
 
 def _explain_unreadable(name: str, encoded: bytes) -> str:
-    start = encoded[:512].lstrip().lower()
+    start = encoded[:512].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     kind = next((words for magic, words in _REFUSED if start.startswith(magic.lower())), None)
     if kind is None and encoded[4:8] == b"ftyp":
         kind = "HEIC, AVIF or video"
     what = f"this is {kind}" if kind else "this is none of them, or its header is broken"
     return f"{name}: not a readable image: formats are {', '.join(FORMATS)}; {what}. Convert it to PNG or JPEG."
+
+
+def _out_of_memory(name: str) -> ImageError:
+    return ImageError(
+        f"{name}: decoding it takes more memory than there is, or its header asks for more than the picture needs. "
+        "Make it smaller, or save it again."
+    )
 
 
 def _too_many_bytes(name: str, size: int, limits: ImageLimits) -> ImageError:

@@ -214,8 +214,20 @@ def _check_turns(turns: Sequence[Turn]) -> None:
             f"The last turn is the {last.role}'s ({last.text[:40]!r}) and has no answer. Remove it or answer it."
         )
     for number, turn in enumerate(turns, start=1):
+        _check_unicode(turn.text, f"Turn {number} ({turn.role})")
         if turn.role == "assistant" and any(isinstance(part, ImageRef) for part in turn.parts):
             raise DataError(f"Turn {number} (assistant) holds a picture; models here answer with text only.")
+
+
+def _check_unicode(text: str, what: str) -> None:
+    """Refuse what JSON can escape and no encoding can write: tokenizers crash on it."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{what} holds half of a surrogate pair at character {error.start} ({text[error.start]!a}), which is no "
+            "text. Write the whole character, or leave it out."
+        ) from error
 
 
 def _read_text(value: Any, what: str) -> str:
@@ -239,4 +251,6 @@ def _read_answers(value: Any, column: str) -> tuple[str, tuple[str, ...]]:
     if not value:
         raise DataError(f"The list of accepted answers in '{column}' is empty.")
     accepted = tuple(_read_text(item.get("answer") if isinstance(item, Mapping) else item, what) for item in value)
+    for answer in accepted:
+        _check_unicode(answer, what)
     return accepted[0], accepted

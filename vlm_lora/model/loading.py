@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -163,11 +164,21 @@ def load_adapter(model: Any, folder: Path) -> Any:
     from peft import PeftModel, get_peft_model_state_dict
     from peft.utils import load_peft_weights
 
+    if json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8")).get("megatron_config"):
+        raise ModelError(
+            f"{folder / ADAPTER_FILE}: megatron_config makes older PEFT import a module that the file names. "
+            "Models here need no Megatron: remove it if you trust the adapter."
+        )
     try:
         with warnings.catch_warnings():
             # PEFT only warns about tensors that it does not find; below that is an error.
             warnings.filterwarnings("ignore", message="Found missing adapter keys")
             tuned = PeftModel.from_pretrained(model, str(folder))
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{folder}: adapter_model.bin holds more than weights, or is damaged; it was not loaded "
+            f"({_first_line(error)}). Use an adapter_model.safetensors."
+        ) from error
     except (ValueError, RuntimeError, OSError) as error:
         raise ModelError(
             f"{folder}: the adapter does not fit {type(model).__name__} ({_first_line(error)}). Give the "
@@ -237,6 +248,11 @@ def _translated(config: ModelConfig, base: ModelConfig) -> Iterator[None]:
             f"name; for a gated model type `hf auth login`; without a network type `hf download {name}` "
             "where there is "
             "one and give the folder."
+        ) from error
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{name}: a weight file holds more than weights, or is damaged; it was not loaded ({_first_line(error)}). "
+            "Only .safetensors files, and .bin files of plain tensors, are."
         ) from error
     except SafetensorError as error:
         raise ModelError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from support.datasets import draw_chart, encode_png, write_picture
-from vlm_lora.data.conversation import ImageRef
+from vlm_lora.data.conversation import ImageRef, Url
 from vlm_lora.data.image_values import (
     ImagePlace,
     is_missing,
@@ -142,11 +143,25 @@ def test_irregular_and_missing_files_are_refused(place: ImagePlace) -> None:
         read_image_value("a\x00.png", place)
 
 
-@pytest.mark.parametrize("url", ["http://x.org/a.png", "https://x.org/a.png", "S3://bucket/a.png", "ftp://x/a.png"])
-def test_urls_are_refused_with_the_reason(url: str, place: ImagePlace) -> None:
+@pytest.mark.parametrize("url", ["http://x.org/a.png", "https://x.org/a.png", "HTTPS://x.org/a.png"])
+def test_urls_are_refused_unless_allowed(url: str, place: ImagePlace) -> None:
     for value in (url, {"bytes": None, "path": url}):
-        with pytest.raises(ImageError, match="URLs are not fetched in this version"):
+        with pytest.raises(ImageError, match=r"URLs are not fetched unless you allow it.*--allow_urls true"):
             read_image_value(value, place)
+        assert read_image_value(value, replace(place, allow_urls=True)) == ImageRef(source=Url(text=url))
+
+
+@pytest.mark.parametrize("url", ["S3://bucket/a.png", "ftp://x/a.png", "gopher://x/_a", "httpx://x.org/a.png"])
+def test_other_urls_are_never_fetched(url: str, place: ImagePlace) -> None:
+    for allowed in (False, True):
+        with pytest.raises(ImageError, match="only http and https are"):
+            read_image_value(url, replace(place, allow_urls=allowed))
+
+
+def test_a_file_url_names_no_other_machine(place: ImagePlace) -> None:
+    assert read_image_value(f"file://localhost{real(place)}", place) == ImageRef(source=real(place))
+    with pytest.raises(ImageError, match="lies on another machine"):
+        read_image_value(f"file://pictures{real(place)}", place)
 
 
 @pytest.mark.parametrize(
