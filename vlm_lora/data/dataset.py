@@ -14,6 +14,7 @@ from vlm_lora.data.rows import Rows
 from vlm_lora.data.schema import Schema, detect_schema
 from vlm_lora.data.sources import Source, open_source
 from vlm_lora.data.splits import Part, hold_out, limit, pick_split, pick_train, whole
+from vlm_lora.data.task_answers import Draw
 from vlm_lora.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,21 @@ class ConversationDataset:
         return len(self._indices)
 
     def __getitem__(self, index: int) -> Conversation:
-        """Return one conversation; its images are references, not decoded yet.
+        """Return one conversation, of epoch 0; its images are references, not decoded yet.
+
+        Raises:
+            DataError: The row cannot be used; the message begins with file and row.
+            IndexError: Outside -len .. len - 1.
+        """
+        return self.at(index)
+
+    @property
+    def varies(self) -> bool:
+        """Whether a row's conversation depends on the epoch."""
+        return self.schema.page is not None
+
+    def at(self, index: int, *, epoch: int = 0, repeat: int = 0) -> Conversation:
+        """Return one conversation as it is in an epoch; `repeat` counts its earlier times in that epoch.
 
         Raises:
             DataError: The row cannot be used; the message begins with file and row.
@@ -48,7 +63,12 @@ class ConversationDataset:
         folder = self._image_root or origin.folder
         place = ImagePlace(folder=folder, roots=(folder,) if folder else self._hub_roots)
         return build_conversation(
-            self.rows[position], self.schema, source=source, place=place, system_prompt=self._system_prompt
+            self.rows[position],
+            self.schema,
+            source=source,
+            place=place,
+            system_prompt=self._system_prompt,
+            draw=Draw(epoch=epoch, row=position, repeat=repeat),
         )
 
     def source(self, index: int) -> RowSource:

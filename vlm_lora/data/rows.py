@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from vlm_lora.data.class_names import Described
 from vlm_lora.data.conversation import RowSource
 
 
@@ -68,6 +69,15 @@ class Rows:
         """Return file and row (counting from 0 within the file) for messages."""
         origin = self.origin(index)
         return RowSource(file=origin.file, row=index - origin.first)
+
+    @property
+    def features(self) -> Mapping[str, Any]:
+        """What the tables declare of their columns, the first that says something of a column."""
+        declared: dict[str, Any] = {}
+        for table in self._tables:
+            if isinstance(table, Described):
+                declared = {**table.features, **declared}
+        return declared
 
     @property
     def files(self) -> tuple[str, ...]:
