@@ -1,0 +1,54 @@
+"""OCR pages through a whole run: tasks change by epoch, and nothing else changes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from support.datasets import write_jsonl, write_picture
+from support.runs import logged, run
+
+FLAGS = {
+    "do_train": True,
+    "num_train_epochs": 3,
+    "per_device_train_batch_size": 2,
+    "learning_rate": 1e-3,
+    "save_strategy": "epoch",
+    "validation_fraction": 0,
+    "max_length": 2048,
+}
+TASKS = Path(__file__).parents[2] / "examples" / "ocr_tasks.csv"
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pages")
+    rows = []
+    for number in range(4):
+        write_picture(folder / f"{number}.png", seed=number, size=(48, 40))
+        lines = [{"text": f"line {n} of {number}", "bbox": [2, 10 * n, 40, 10 * n + 8]} for n in range(1, 3)]
+        rows.append({"image": f"{number}.png", "text": {"lines": lines, "paragraphs": lines[:1]}})
+    return write_jsonl(folder / "train.jsonl", rows)
+
+
+def losses(model: Path, pages: Path, output: Path, **flags: object) -> list[float]:
+    run(model, pages, output, **{**FLAGS, "task_file": TASKS, **flags})
+    return logged(output, "loss")
+
+
+def test_tasks_are_the_same_with_workers_and_after_a_resume(
+    model_folder: Callable[[str], Path], pages: Path, tmp_path: Path
+) -> None:
+    model = model_folder("gemma3")
+    whole = losses(model, pages, tmp_path / "whole")
+    assert len(whole) == 6
+    workers = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}
+    assert losses(model, pages, tmp_path / "workers", **workers) == whole
+    checkpoint = tmp_path / "whole" / "checkpoint-4"
+    assert losses(model, pages, tmp_path / "resumed", resume_from_checkpoint=checkpoint) == whole
+    # The control: the same run with other tasks has other losses, and from its first step on.
+    other = losses(model, pages, tmp_path / "other", task_seed=7, num_train_epochs=1)
+    assert len(other) == 2
+    assert other[0] != whole[0]
