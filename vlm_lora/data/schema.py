@@ -129,6 +129,11 @@ class _Search:
         telling = [value for value in self.values(column) if not is_missing(value)]
         return bool(telling) and all(test(value) for value in telling)
 
+    def may_hold(self, column: str, test: Callable[[Any], bool]) -> bool:
+        """Tell whether any value of a column passes a test, or none says anything."""
+        telling = [value for value in self.values(column) if not is_missing(value)]
+        return not telling or any(test(value) for value in telling)
+
     def has_chat(self, column: str) -> bool:
         """Tell whether any value is a chat: one odd row must not hide what the column is."""
         return any(parse_turns(value) is not None for value in self.values(column))
@@ -195,7 +200,8 @@ def _find_image(search: _Search, mapped: str | None) -> tuple[str | None, str]:
     if mapped is not None:
         return mapped, f"image: column '{mapped}', named by --image_column"
     # A column of another meaning may carry a usual name: a chat is never a picture, nor is a number.
-    named = [c for c in search.named("image") if search.holds(c, _may_be_image) or not _tells(search, c)]
+    # One odd row must not hide what the column is, or all rows would be text only.
+    named = [c for c in search.named("image") if search.may_hold(c, _may_be_image)]
     if named:
         column = search.single("image", named)
         return column, f"image: column '{column}', by its name"
@@ -204,10 +210,6 @@ def _find_image(search: _Search, mapped: str | None) -> tuple[str | None, str]:
         column = search.single("image", by_value)
         return column, f"image: column '{column}', because its values are pictures or names of picture files"
     return None, "image: no column"
-
-
-def _tells(search: _Search, column: str) -> bool:
-    return any(not is_missing(value) for value in search.values(column))
 
 
 def _may_be_image(value: Any) -> bool:

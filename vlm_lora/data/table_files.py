@@ -27,6 +27,9 @@ class ArrowTable:
         self._opener = opener
         self._table: Any = opener(path)
         self.columns: tuple[str, ...] = tuple(self._table.column_names)
+        doubled = [name for name in self.columns if self.columns.count(name) > 1]
+        if doubled:
+            raise DataError(f"{path}: two columns are called '{doubled[0]}'. Rename or remove one.")
         self.features: Mapping[str, Any] = _declared(self._table.schema.metadata)
         """What `datasets` declared of the columns when it wrote the file; empty for other files."""
         self._length: int = self._table.num_rows
