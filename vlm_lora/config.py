@@ -28,8 +28,10 @@ def _check_positive(flag: str, value: float | None) -> None:
 class DataConfig:
     """Where the rows come from and which columns mean what."""
 
-    dataset_name: str | None = None
-    """Hub id, file, folder or glob of the training data (and of validation, where it has such a split)."""
+    dataset_name: str | None = field(default=None, metadata={"join": " + "})
+    """Hub id, file, folder or glob of the training data (and of validation, where it has such a split); or several."""
+    dataset_weights: tuple[float, ...] = ()
+    """With several data sets: how often an epoch the rows of each are seen; by default each once."""
     dataset_config_name: str | None = None
     """Configuration name of a Hub data set."""
     validation_name: str | None = None
@@ -82,6 +84,8 @@ class DataConfig:
             raise ConfigError(
                 f"--validation_fraction {self.validation_fraction}: must be at least 0 and below 1, such as 0.05."
             )
+        for weight in self.dataset_weights:
+            _check_positive("dataset_weights", weight)
         _check_choice("box_format", self.box_format, ("xywh", "xyxy"))
         for flag in ("max_train_samples", "max_eval_samples", "max_image_pixels", "max_image_bytes"):
             _check_positive(flag, getattr(self, flag))

@@ -158,8 +158,8 @@ def _plan_shapes(stage: Stage, tools: Tools, splits: Splits) -> tuple[Tools, Map
         return tools, {}
     if splits.train is not None and splits.train.varies:
         logger.warning(
-            "Batch shapes are planned from the rows of the first epoch, so every epoch repeats its tasks. "
-            "--static_shapes false draws new ones each epoch."
+            "Batch shapes are planned from the rows of the first epoch, so every epoch repeats what it drew (OCR "
+            "tasks, the rows of a weight's fraction). --static_shapes false draws anew each epoch."
         )
     given = {"train": splits.train, "validation": splits.validation}
     survey = shared_survey(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 from vlm_lora.config import DataConfig
 from vlm_lora.data.conversation import Conversation, RowSource
 from vlm_lora.data.image_values import ImagePlace
 from vlm_lora.data.layouts import build_conversation
+from vlm_lora.data.mixture import Mixture, check_weights, split_names
 from vlm_lora.data.rows import Rows
 from vlm_lora.data.schema import Schema, detect_schema
 from vlm_lora.data.sources import Source, open_source
@@ -76,18 +79,22 @@ class ConversationDataset:
         return self.rows.source(self._indices[index])
 
 
+Conversations: TypeAlias = "ConversationDataset | Mixture"
+"""The rows of one data set, or of several together."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Splits:
     """What a run trains on and what it is measured on; None where it was not asked for."""
 
-    train: ConversationDataset | None
-    validation: ConversationDataset | None
+    train: Conversations | None
+    validation: Conversations | None
     explanation: str
     """Which splits, rows and columns were taken, and why; several lines of text."""
 
 
 def load_splits(config: DataConfig, *, need_train: bool, need_validation: bool) -> Splits:
-    """Open the data a run needs, detect its columns, and divide it.
+    """Open the data a run needs, detect its columns, and divide it; several data sets each on its own.
 
     Args:
         config: What the user asked for.
@@ -97,7 +104,62 @@ def load_splits(config: DataConfig, *, need_train: bool, need_validation: bool) 
 
     Raises:
         DataError: No data named, nothing usable there, an empty split, or columns that cannot be told apart.
+        ConfigError: Weights that are not one for each data set.
     """
+    names = split_names(config.dataset_name)
+    weights = check_weights(names, config.dataset_weights)
+    if len(names) > 1 or config.dataset_weights:
+        splits = _load_mixture(config, names, weights, need_train=need_train, need_validation=need_validation)
+    else:
+        one = _load_one(config, need_train=need_train, need_validation=need_validation)
+        splits = Splits(train=one.train, validation=one.validation, explanation=one.explanation)
+    logger.info("Data:\n%s", splits.explanation)
+    return splits
+
+
+def _load_mixture(
+    config: DataConfig, names: Sequence[str], weights: Sequence[float], *, need_train: bool, need_validation: bool
+) -> Splits:
+    """Load each data set as if it were alone, and put them together; separate validation data is loaded once."""
+    separate = config.validation_name is not None
+    trained, measured, notes = [], [], []
+    if separate and need_validation:
+        alone = _load_one(replace(config, dataset_name=None), need_train=False, need_validation=True)
+        measured.append(alone.validation)
+        notes.append(alone.explanation)
+    needed = need_train or not separate
+    for name, weight in zip(names, weights, strict=True) if needed else ():
+        try:
+            one = _load_one(
+                replace(config, dataset_name=name),
+                need_train=need_train,
+                need_validation=need_validation and not separate,
+            )
+        except DataError as error:
+            raise type(error)(f"--dataset_name {name}: {error}") from error
+        trained.append(one.train)
+        measured.append(one.validation)
+        rows = "" if one.train is None else f": {one.train.name} is seen {weight:g} times an epoch"
+        notes.append(f"data set {name}{rows}\n{one.explanation}")
+    train = [data for data in trained if data is not None]
+    validation = [data for data in measured if data is not None]
+    return Splits(
+        train=Mixture(train, weights, seed=config.split_seed) if train else None,
+        validation=Mixture(validation, [1.0] * len(validation), seed=config.split_seed) if validation else None,
+        explanation="\n".join(notes),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _One:
+    """What one data set gives."""
+
+    train: ConversationDataset | None
+    validation: ConversationDataset | None
+    explanation: str
+
+
+def _load_one(config: DataConfig, *, need_train: bool, need_validation: bool) -> _One:
     notes: list[str] = []
     train: Part | None = None
     validation: Part | None = None
@@ -114,9 +176,7 @@ def load_splits(config: DataConfig, *, need_train: bool, need_validation: bool) 
         validation = _hold_out_for_evaluation(config, source, notes)
     trained = _finish(train, config, config.max_train_samples, notes)
     measured = _finish(validation, config, config.max_eval_samples, notes, trained)
-    explanation = "\n".join(notes)
-    logger.info("Data:\n%s", explanation)
-    return Splits(train=trained, validation=measured, explanation=explanation)
+    return _One(train=trained, validation=measured, explanation="\n".join(notes))
 
 
 def _take_validation(config: DataConfig, source: Source | None, need_train: bool, notes: list[str]) -> Part | None:

@@ -40,6 +40,7 @@ BY_HINT: dict[Any, st.SearchStrategy[Any]] = {
     float | None: st.floats(1e-9, 1),
     bool: st.booleans(),
     bool | None: st.booleans(),
+    tuple[float, ...]: st.lists(st.floats(1e-3, 1e3), max_size=3),
     tuple[str, ...]: st.lists(WORDS, max_size=3),
 }
 CHOICES = st.fixed_dictionaries(

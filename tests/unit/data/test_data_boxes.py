@@ -15,7 +15,7 @@ from PIL import Image
 from support.datasets import encode_png, write_jsonl
 from vlm_lora.config import DataConfig
 from vlm_lora.data.boxes import BoxReading, answer_boxes, check_size, holds_boxes, read_box
-from vlm_lora.data.dataset import ConversationDataset, load_splits
+from vlm_lora.data.dataset import Conversations, load_splits
 from vlm_lora.data.image_size import read_size
 from vlm_lora.data.images import ImageLimits, load_image
 from vlm_lora.errors import ConfigError, DataError, ImageError
@@ -123,7 +123,7 @@ def test_sizes_are_those_of_the_picture_shown_upright(orientation: int, tmp_path
         read_size(b"no picture")
 
 
-def load(tmp_path: Path, row: dict[str, Any], **config: Any) -> ConversationDataset:
+def load(tmp_path: Path, row: dict[str, Any], **config: Any) -> Conversations:
     (tmp_path / "a.png").write_bytes(encode_png(Image.new("RGB", SIZE)))
     path = write_jsonl(tmp_path / "rows.jsonl", [row])
     data = load_splits(

@@ -172,7 +172,8 @@ def mistyped(layout: Layout, rng: random.Random) -> Variant:
 
 
 def number(layout: Layout, rng: random.Random) -> Variant:
-    role, n = rng.choice(["prompt", "response"]), rng.randrange(ROWS)
+    roles: tuple[ColumnRole, ColumnRole] = ("prompt", "response")
+    role, n = rng.choice(roles), rng.randrange(ROWS)
     if role not in layout.roles:
         return mistyped(layout, rng)
     rows = good_rows(layout)
