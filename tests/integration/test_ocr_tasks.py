@@ -9,6 +9,7 @@ import pytest
 
 from support.datasets import write_jsonl, write_picture
 from support.runs import logged, run
+from vlm_lora.data.dataset import ConversationDataset
 
 FLAGS = {
     "do_train": True,
@@ -39,7 +40,7 @@ def losses(model: Path, pages: Path, output: Path, **flags: object) -> list[floa
 
 
 def test_tasks_are_the_same_with_workers_and_after_a_resume(
-    model_folder: Callable[[str], Path], pages: Path, tmp_path: Path
+    model_folder: Callable[[str], Path], pages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = model_folder("gemma3")
     whole = losses(model, pages, tmp_path / "whole")
@@ -52,3 +53,26 @@ def test_tasks_are_the_same_with_workers_and_after_a_resume(
     other = losses(model, pages, tmp_path / "other", task_seed=7, num_train_epochs=1)
     assert len(other) == 2
     assert other[0] != whole[0]
+    # And where no epoch reaches the rows, the first epoch is the same and the next is not.
+    monkeypatch.setattr(ConversationDataset, "varies", False)
+    stale = losses(model, pages, tmp_path / "stale", num_train_epochs=3)
+    assert stale[:2] == whole[:2]
+    assert stale[2:] != whole[2:]
+
+
+def test_a_mixture_draws_other_rows_each_epoch_and_resumes(
+    model_folder: Callable[[str], Path], pages: Path, tmp_path: Path
+) -> None:
+    """Pictured pages and rows of text alone, with a fraction of the latter."""
+    model = model_folder("gemma3")
+    chats = [{"query": f"question {n}", "label": f"answer {n}"} for n in range(8)]
+    text = write_jsonl(tmp_path / "text" / "train.jsonl", chats)
+    flags = {"dataset_name": f"{pages} + {text}", "dataset_weights": "[1, 0.5]"}
+    whole = losses(model, pages, tmp_path / "whole", **flags)
+    assert len(whole) == 12
+    checkpoint = tmp_path / "whole" / "checkpoint-4"
+    resumed = losses(model, pages, tmp_path / "resumed", **flags, resume_from_checkpoint=checkpoint)
+    assert resumed == whole
+    # The control: other rows of the fraction, from the first step on.
+    other = losses(model, pages, tmp_path / "other", **flags, split_seed=7, num_train_epochs=1)
+    assert other != whole[:4]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from vlm_lora.config_sources import parse
 from vlm_lora.data.pages import Page, read_page
 from vlm_lora.data.task_answers import PHRASES, Draw, PageReading, ask_about, can_serve, page_text, page_text2d
 from vlm_lora.data.tasks import COLUMNS, OWN_FILE, Task, load_tasks, read_tasks
@@ -222,3 +223,11 @@ def test_task_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         load_tasks(renamed)
     with pytest.raises(DataError, match="has no rows"):
         load_tasks(write(tmp_path / "b.csv"))
+
+
+def test_flags_of_other_tools_choose_tasks() -> None:
+    words = ["--tasks", "reading", "detection", "--output-types", "text", "lines,box"]
+    words += ["--task-file", "mine.csv", "--task_seed", "3"]
+    data = parse(words, environ={}).data
+    assert (data.tasks, data.output_types) == (("reading", "detection"), ("text", "lines,box"))
+    assert (data.task_file, data.task_seed) == ("mine.csv", 3)
