@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from vlm_lora.data.pages import holds_page
 from vlm_lora.data.rows import Rows
 from vlm_lora.data.task_answers import PageReading
 from vlm_lora.data.tasks import load_tasks
-from vlm_lora.errors import DataError
+from vlm_lora.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,3 +78,28 @@ def read_pages(column: str, config: DataConfig) -> tuple[PageReading, tuple[str,
     where = config.task_file or "our own file (--task_file brings others)"
     reading = PageReading(column=column, tasks=tasks, seed=config.task_seed)
     return reading, (f"tasks: {listed}, from {where}; drawn by --task_seed {config.task_seed}, epoch and row",)
+
+
+FLAGS: Mapping[str, tuple[str, ...]] = {
+    "boxes": ("box_format", "box_labels", "box_prompt"),
+    "page": ("task_file", "tasks", "output_types", "task_seed"),
+}
+"""Settings that only one layout reads."""
+
+
+def refuse_unused(config: DataConfig, layouts: Iterable[str]) -> None:
+    """Refuse settings of boxes or OCR pages where no data set of the run holds any: they would have no effect.
+
+    Raises:
+        ConfigError: names the first such setting and the layouts that were found.
+    """
+    found = list(dict.fromkeys(layouts))
+    untouched = DataConfig()
+    for layout, names in FLAGS.items():
+        given = [name for name in names if getattr(config, name) != getattr(untouched, name)]
+        if given and found and layout not in found:
+            what, flag = ("boxes", "--boxes_column") if layout == "boxes" else ("OCR pages", "--page_column")
+            raise ConfigError(
+                f"--{given[0]} is for {what}, and the data is read as {', '.join(found)}. Leave it out, or type {flag} "
+                f"with the column that holds {what}."
+            )

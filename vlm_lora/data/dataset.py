@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from vlm_lora.config import DataConfig
+from vlm_lora.data.annotations import refuse_unused
 from vlm_lora.data.conversation import Conversation, RowSource
 from vlm_lora.data.image_values import ImagePlace
 from vlm_lora.data.layouts import build_conversation
@@ -79,7 +80,7 @@ class ConversationDataset:
         return self.rows.source(self._indices[index])
 
 
-Conversations: TypeAlias = "ConversationDataset | Mixture"
+Conversations: TypeAlias = "ConversationDataset | Mixture[ConversationDataset]"
 """The rows of one data set, or of several together."""
 
 
@@ -104,7 +105,7 @@ def load_splits(config: DataConfig, *, need_train: bool, need_validation: bool) 
 
     Raises:
         DataError: No data named, nothing usable there, an empty split, or columns that cannot be told apart.
-        ConfigError: Weights that are not one for each data set.
+        ConfigError: Weights that are not one for each data set, or settings that none of the data sets reads.
     """
     names = split_names(config.dataset_name)
     weights = check_weights(names, config.dataset_weights)
@@ -114,7 +115,17 @@ def load_splits(config: DataConfig, *, need_train: bool, need_validation: bool) 
         one = _load_one(config, need_train=need_train, need_validation=need_validation)
         splits = Splits(train=one.train, validation=one.validation, explanation=one.explanation)
     logger.info("Data:\n%s", splits.explanation)
+    refuse_unused(
+        config, [member.schema.layout for data in (splits.train, splits.validation) for member in _each(data)]
+    )
     return splits
+
+
+def _each(data: Conversations | None) -> Sequence[ConversationDataset]:
+    """Return the data sets that are read together."""
+    if data is None:
+        return ()
+    return data.members if isinstance(data, Mixture) else (data,)
 
 
 def _load_mixture(

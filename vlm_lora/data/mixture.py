@@ -13,7 +13,7 @@ import random
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from vlm_lora.data.conversation import Conversation, RowSource
 from vlm_lora.errors import ConfigError, DataError
@@ -65,7 +65,10 @@ def check_weights(names: Sequence[str], weights: Sequence[float]) -> tuple[float
     return tuple(weights)
 
 
-class Mixture:
+AnyMember = TypeVar("AnyMember", bound=Member)
+
+
+class Mixture(Generic[AnyMember]):
     """Conversations of several data sets by number. Picklable as far as they are.
 
     Args:
@@ -77,7 +80,7 @@ class Mixture:
         DataError: a weight so small that it takes none of the rows.
     """
 
-    def __init__(self, members: Sequence[Member], weights: Sequence[float], *, seed: int) -> None:
+    def __init__(self, members: Sequence[AnyMember], weights: Sequence[float], *, seed: int) -> None:
         self.members = tuple(members)
         self.name = JOINT.join(member.name for member in self.members)
         """The splits as the log names them."""

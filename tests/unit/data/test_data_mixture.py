@@ -158,6 +158,28 @@ def test_separate_validation_data_counts_once(sets: tuple[Path, Path], tmp_path:
     assert answers(alone.validation) == ["measured"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            {"tasks": ("reading",)},
+            r"--tasks is for OCR pages, and the data is read as question_answer\..*--page_column",
+        ),
+        ({"task_seed": 7}, "--task_seed is for OCR pages"),
+        ({"box_prompt": "Where?"}, r"--box_prompt is for boxes, .*--boxes_column"),
+    ],
+)
+def test_settings_that_no_data_set_reads_are_refused(sets: tuple[Path, Path], flags: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load(sets[0], **flags)
+    with pytest.raises(ConfigError, match="the data is read as question_answer, messages"):
+        load(*sets, **flags)
+    pages = [{"image": "a.png", "text": {"text": "a"}, "objects": {"bbox": [[1, 2, 3, 4]], "category": ["x"]}}]
+    marked = write_jsonl(sets[0] / "marked.jsonl", pages * 2)
+    column: dict[str, Any] = {"boxes_column": "objects"} if "box_prompt" in flags else {"page_column": "text"}
+    assert load(marked, **flags, **column).train is not None
+
+
 def test_messages_name_the_data_set_that_failed(sets: tuple[Path, Path], tmp_path: Path) -> None:
     bad = write_jsonl(tmp_path / "bad.jsonl", [{"x": 1}])
     with pytest.raises(DataError, match=rf"^--dataset_name {bad}: .*no column could be taken as the prompt"):
