@@ -28,8 +28,11 @@ def _check_positive(flag: str, value: float | None) -> None:
 class DataConfig:
     """Where the rows come from and which columns mean what."""
 
-    dataset_name: str | None = None
-    """Hub id, file, folder, glob, {000..007} or list of files with training data (and validation, if it has it)."""
+    dataset_name: str | None = field(default=None, metadata={"join": " + "})
+    """Hub id, file, folder, glob, {000..007} or list of files with training data (and validation, if it has it); or
+    several data sets."""
+    dataset_weights: tuple[float, ...] = ()
+    """With several data sets: how often an epoch the rows of each are seen; by default each once."""
     dataset_config_name: str | None = None
     """Configuration name of a Hub data set."""
     validation_name: str | None = None
@@ -44,6 +47,24 @@ class DataConfig:
     """Column that holds the answer or the list of accepted answers; detected when not given."""
     messages_column: str | None = None
     """Column that holds chat messages; detected when not given."""
+    boxes_column: str | None = None
+    """Column that holds an object of `bbox` and `category` (boxes as answers); detected when not given."""
+    box_format: str = "xywh"
+    """What a box's four numbers are: xywh (left, top, width, height, as COCO has it) or xyxy."""
+    box_labels: tuple[str, ...] = ()
+    """Names of the boxes' categories, number 0 first; by default those that the data declares."""
+    box_prompt: str | None = None
+    """What is asked where boxes are the answer; by default for a JSON list of bbox_2d and label, in pixels."""
+    page_column: str | None = None
+    """Column that holds OCR JSON (words, lines, paragraphs, latex, text, text2d); detected when not given."""
+    task_file: str | None = None
+    """CSV of OCR tasks (task, input_type, output_type, question); by default our own, its plain reading alone."""
+    tasks: tuple[str, ...] = ()
+    """OCR tasks of these categories only, for example reading detection; by default all of the task file."""
+    output_types: tuple[str, ...] = ()
+    """OCR tasks with these output types only, for example text lines,box; by default all of the task file."""
+    task_seed: int = 42
+    """Seed of the OCR task that each page gets in each epoch."""
     system_prompt: str | None = None
     """System turn put before every conversation that has none."""
     validation_fraction: float = 0.05
@@ -66,6 +87,9 @@ class DataConfig:
             raise ConfigError(
                 f"--validation_fraction {self.validation_fraction}: must be at least 0 and below 1, such as 0.05."
             )
+        for weight in self.dataset_weights:
+            _check_positive("dataset_weights", weight)
+        _check_choice("box_format", self.box_format, ("xywh", "xyxy"))
         for flag in ("max_train_samples", "max_eval_samples", "max_image_pixels", "max_image_bytes"):
             _check_positive(flag, getattr(self, flag))
 

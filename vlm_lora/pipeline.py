@@ -159,6 +159,11 @@ def _plan_shapes(stage: Stage, tools: Tools, splits: Splits) -> tuple[Tools, Map
     wanted = stage.run.batching.static_shapes
     if not (stage.backend.traits.static_shapes if wanted is None else wanted):
         return tools, {}
+    if splits.train is not None and splits.train.varies:
+        logger.warning(
+            "Batch shapes are planned from the rows of the first epoch, so every epoch repeats what it drew (OCR "
+            "tasks, the rows of a weight's fraction). --static_shapes false draws anew each epoch."
+        )
     given = {"train": splits.train, "validation": splits.validation}
     survey = shared_survey(
         Path(stage.arguments.output_dir),

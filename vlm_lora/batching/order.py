@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,6 +28,18 @@ class Rows(Protocol):
         """Return row `index`."""
 
 
+@runtime_checkable
+class VaryingRows(Rows, Protocol):
+    """Rows that may read otherwise in another epoch."""
+
+    @property
+    def varies(self) -> bool:
+        """Whether any row does."""
+
+    def at(self, index: int, *, epoch: int = 0) -> Conversation:
+        """Return row `index` as it is in an epoch; `rows[index]` is that of epoch 0."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Filler:
     """A row that only fills a batch: it is encoded like any other and its labels are masked."""
@@ -38,12 +50,17 @@ class Filler:
 class FillableRows:
     """`rows`, with index `len(rows) + i` standing for row i as a filler.
 
+    `2 * len(rows) * epoch` added to an index asks for the row of that epoch: what a loader's worker is to read
+    travels with the index, so workers that outlive an epoch read the right one.
+
     Args:
         rows: what a data set gives by index.
     """
 
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
+        self.varies = isinstance(rows, VaryingRows) and rows.varies
+        """Whether rows read otherwise in another epoch."""
 
     def __len__(self) -> int:
         """Return the number of rows, fillers not counted."""
@@ -52,7 +69,14 @@ class FillableRows:
     def __getitem__(self, index: int) -> Conversation | Filler:
         """Return a row, or a filler for an index beyond the rows."""
         count = len(self._rows)
-        return self._rows[index] if index < count else Filler(row=self._rows[index - count])
+        epoch, place = divmod(index, 2 * count) if count else (0, index)
+        if epoch and not self.varies:
+            raise IndexError(f"row {index} of {count} with as many fillers")
+        row = self._read(place % count, epoch)
+        return row if place < count else Filler(row=row)
+
+    def _read(self, place: int, epoch: int) -> Conversation:
+        return self._rows.at(place, epoch=epoch) if isinstance(self._rows, VaryingRows) else self._rows[place]
 
 
 class BatchOrder(Sampler[int]):
@@ -68,6 +92,7 @@ class BatchOrder(Sampler[int]):
         processes: the number of batches is a multiple of this.
         seed: shuffles rows within groups, then batches; None keeps the rows' order.
         drop_last: drop batches that are too small instead of filling them.
+        carries_epoch: indices ask `FillableRows` for the epoch's rows instead of epoch 0's.
 
     Example: rows 0-4 in batches of two for two processes, in order; 5 + i is row i as a filler.
 
@@ -83,6 +108,7 @@ class BatchOrder(Sampler[int]):
         processes: int,
         seed: int | None,
         drop_last: bool = False,
+        carries_epoch: bool = False,
     ) -> None:
         self._groups = groups
         self._rows = sum(len(group) for group in groups)
@@ -90,6 +116,7 @@ class BatchOrder(Sampler[int]):
         self._processes = processes
         self._seed = seed
         self._drop_last = drop_last
+        self._carries_epoch = carries_epoch
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -106,6 +133,11 @@ class BatchOrder(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         """Yield the epoch's indices."""
+        carried = 2 * self._rows * self._epoch if self._carries_epoch else 0
+        for index in self._places():
+            yield carried + index
+
+    def _places(self) -> Iterator[int]:
         generator = torch.Generator()
         if self._seed is not None:
             # Hashed together: torch's generator takes 32 bits of a seed, so the two cannot just stand side by side.

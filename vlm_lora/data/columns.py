@@ -8,7 +8,7 @@ from typing import Literal
 
 from vlm_lora.data.conversation import Role
 
-ColumnRole = Literal["image", "prompt", "response", "messages"]
+ColumnRole = Literal["image", "prompt", "response", "messages", "boxes", "page"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,8 @@ COLUMN_NAMES: Mapping[ColumnRole, ColumnNames] = {
         flag="--messages_column",
         usual=("messages", "conversations", "conversation", "chat", "dialog", "dialogue"),
     ),
+    "boxes": ColumnNames(flag="--boxes_column", usual=("objects",)),
+    "page": ColumnNames(flag="--page_column", usual=("text", "ocr", "json", "page", "annotation", "annotations")),
 }
 
 CONTEXT_OF_PROMPT: Mapping[str, str] = {"instruction": "input"}

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 from vlm_lora.config import DataConfig
+from vlm_lora.data.annotations import refuse_unused
 from vlm_lora.data.conversation import Conversation, RowSource
 from vlm_lora.data.image_values import ImagePlace
 from vlm_lora.data.layouts import build_conversation
+from vlm_lora.data.mixture import Mixture, check_weights, split_names
 from vlm_lora.data.rows import Rows
 from vlm_lora.data.schema import Schema, detect_schema
 from vlm_lora.data.sources import Source, open_source
 from vlm_lora.data.splits import Part, hold_out, limit, pick_split, pick_train, whole
+from vlm_lora.data.task_answers import Draw
 from vlm_lora.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -37,7 +42,21 @@ class ConversationDataset:
         return len(self._indices)
 
     def __getitem__(self, index: int) -> Conversation:
-        """Return one conversation; its images are references, not decoded yet.
+        """Return one conversation, of epoch 0; its images are references, not decoded yet.
+
+        Raises:
+            DataError: The row cannot be used; the message begins with file and row.
+            IndexError: Outside -len .. len - 1.
+        """
+        return self.at(index)
+
+    @property
+    def varies(self) -> bool:
+        """Whether a row's conversation depends on the epoch."""
+        return self.schema.page is not None
+
+    def at(self, index: int, *, epoch: int = 0, repeat: int = 0) -> Conversation:
+        """Return one conversation as it is in an epoch; `repeat` counts its earlier times in that epoch.
 
         Raises:
             DataError: The row cannot be used; the message begins with file and row.
@@ -49,7 +68,12 @@ class ConversationDataset:
         folder = self._image_root or origin.folder
         place = ImagePlace(folder=folder, roots=(folder,) if folder else self._hub_roots, allow_urls=self._allow_urls)
         return build_conversation(
-            self.rows[position], self.schema, source=source, place=place, system_prompt=self._system_prompt
+            self.rows[position],
+            self.schema,
+            source=source,
+            place=place,
+            system_prompt=self._system_prompt,
+            draw=Draw(epoch=epoch, row=position, repeat=repeat),
         )
 
     def source(self, index: int) -> RowSource:
@@ -57,18 +81,22 @@ class ConversationDataset:
         return self.rows.source(self._indices[index])
 
 
+Conversations: TypeAlias = "ConversationDataset | Mixture[ConversationDataset]"
+"""The rows of one data set, or of several together."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Splits:
     """What a run trains on and what it is measured on; None where it was not asked for."""
 
-    train: ConversationDataset | None
-    validation: ConversationDataset | None
+    train: Conversations | None
+    validation: Conversations | None
     explanation: str
     """Which splits, rows and columns were taken, and why; several lines of text."""
 
 
 def load_splits(config: DataConfig, *, need_train: bool, need_validation: bool) -> Splits:
-    """Open the data a run needs, detect its columns, and divide it.
+    """Open the data a run needs, detect its columns, and divide it; several data sets each on its own.
 
     Args:
         config: What the user asked for.
@@ -78,7 +106,72 @@ def load_splits(config: DataConfig, *, need_train: bool, need_validation: bool) 
 
     Raises:
         DataError: No data named, nothing usable there, an empty split, or columns that cannot be told apart.
+        ConfigError: Weights that are not one for each data set, or settings that none of the data sets reads.
     """
+    names = split_names(config.dataset_name)
+    weights = check_weights(names, config.dataset_weights)
+    if len(names) > 1 or config.dataset_weights:
+        splits = _load_mixture(config, names, weights, need_train=need_train, need_validation=need_validation)
+    else:
+        one = _load_one(config, need_train=need_train, need_validation=need_validation)
+        splits = Splits(train=one.train, validation=one.validation, explanation=one.explanation)
+    logger.info("Data:\n%s", splits.explanation)
+    refuse_unused(
+        config, [member.schema.layout for data in (splits.train, splits.validation) for member in _each(data)]
+    )
+    return splits
+
+
+def _each(data: Conversations | None) -> Sequence[ConversationDataset]:
+    """Return the data sets that are read together."""
+    if data is None:
+        return ()
+    return data.members if isinstance(data, Mixture) else (data,)
+
+
+def _load_mixture(
+    config: DataConfig, names: Sequence[str], weights: Sequence[float], *, need_train: bool, need_validation: bool
+) -> Splits:
+    """Load each data set as if it were alone, and put them together; separate validation data is loaded once."""
+    separate = config.validation_name is not None
+    trained, measured, notes = [], [], []
+    if separate and need_validation:
+        alone = _load_one(replace(config, dataset_name=None), need_train=False, need_validation=True)
+        measured.append(alone.validation)
+        notes.append(alone.explanation)
+    needed = need_train or not separate
+    for name, weight in zip(names, weights, strict=True) if needed else ():
+        try:
+            one = _load_one(
+                replace(config, dataset_name=name),
+                need_train=need_train,
+                need_validation=need_validation and not separate,
+            )
+        except DataError as error:
+            raise type(error)(f"--dataset_name {name}: {error}") from error
+        trained.append(one.train)
+        measured.append(one.validation)
+        rows = "" if one.train is None else f": {one.train.name} is seen {weight:g} times an epoch"
+        notes.append(f"data set {name}{rows}\n{one.explanation}")
+    train = [data for data in trained if data is not None]
+    validation = [data for data in measured if data is not None]
+    return Splits(
+        train=Mixture(train, weights, seed=config.split_seed) if train else None,
+        validation=Mixture(validation, [1.0] * len(validation), seed=config.split_seed) if validation else None,
+        explanation="\n".join(notes),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _One:
+    """What one data set gives."""
+
+    train: ConversationDataset | None
+    validation: ConversationDataset | None
+    explanation: str
+
+
+def _load_one(config: DataConfig, *, need_train: bool, need_validation: bool) -> _One:
     notes: list[str] = []
     train: Part | None = None
     validation: Part | None = None
@@ -95,9 +188,7 @@ def load_splits(config: DataConfig, *, need_train: bool, need_validation: bool) 
         validation = _hold_out_for_evaluation(config, source, notes)
     trained = _finish(train, config, config.max_train_samples, notes)
     measured = _finish(validation, config, config.max_eval_samples, notes, trained)
-    explanation = "\n".join(notes)
-    logger.info("Data:\n%s", explanation)
-    return Splits(train=trained, validation=measured, explanation=explanation)
+    return _One(train=trained, validation=measured, explanation="\n".join(notes))
 
 
 def _take_validation(config: DataConfig, source: Source | None, need_train: bool, notes: list[str]) -> Part | None:

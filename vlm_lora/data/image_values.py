@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 from PIL import Image
 
 from vlm_lora.data.conversation import ImageRef, Url
+from vlm_lora.data.number_arrays import is_number_array, picture_of_numbers
 from vlm_lora.errors import ImageError
 
 MAGICS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"BM", b"GIF8", b"II*\x00", b"MM\x00*")
@@ -58,10 +59,12 @@ def read_image_value(value: Any, place: ImagePlace) -> ImageRef:
         return _read_text(value, place)
     if isinstance(value, Mapping):
         return _read_struct(value, place)
+    if is_number_array(value):
+        return ImageRef(source=picture_of_numbers(value))
     kind = "a list of numbers or lists" if isinstance(value, Sequence) else f"a value of type {type(value).__name__}"
     raise ImageError(
-        f"An image is given as {kind}. Accepted are a path, encoded bytes, base64, a data URI and "
-        '{"bytes": ..., "path": ...}.'
+        f"An image is given as {kind}. Accepted are a path, encoded bytes, base64, a data URI, "
+        '{"bytes": ..., "path": ...} and nested lists of the numbers 0-255.'
     )
 
 
@@ -77,7 +80,7 @@ def read_image_values(value: Any, place: ImagePlace) -> tuple[ImageRef, ...]:
     """Return the references for an image column's value: nothing, one picture or a list of pictures."""
     if is_missing(value):
         return ()
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple) and not is_number_array(value):
         refs = []
         for number, item in enumerate(value, start=1):
             if is_missing(item):

@@ -20,7 +20,22 @@ from vlm_lora.errors import DataError
 
 _BLANK = re.compile(r"[ \t\n\r]*")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_DECODER = json.JSONDecoder()
+
+
+class _DoubledKeyError(ValueError):
+    """One object has a key twice; Python's json keeps the last value and says nothing."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        doubled = next(name for name in names if names.count(name) > 1)
+        raise _DoubledKeyError(f"the key '{doubled}' is there twice in one object. Rename or remove one")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +165,12 @@ def _read_list(
     known_char, known_byte, known_line, line_char = 0, skipped, 1, 0
     position = _skip_blank(text, opening + 1)
     while text[position : position + 1] != "]":
-        row, end = _DECODER.raw_decode(text, position)
         known_line += text.count("\n", line_char, position)
         line_char = position
+        try:
+            row, end = _DECODER.raw_decode(text, position)
+        except _DoubledKeyError as error:
+            raise DataError(f"{path} row {len(index.starts)} (line {known_line}): {error}.") from error
         if ascii_only:
             start_byte, length = skipped + position, end - position
         else:
@@ -191,7 +209,7 @@ def _find_data_list(text: str, opening: int) -> int | None:
 
 def _parse_line(path: Path, number: int, line: bytes) -> object:
     try:
-        return json.loads(line.decode("utf-8"))
+        return _decode_line(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise DataError(f"{path} line {number}: not UTF-8 text ({error.reason}). Save it as UTF-8.") from error
     except json.JSONDecodeError as error:
@@ -199,6 +217,14 @@ def _parse_line(path: Path, number: int, line: bytes) -> object:
         raise DataError(f"{path} line {number}: not JSON: {error.msg} (column {error.colno}).{hint}") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} line {number}: not usable as JSON: {error}.") from error
+
+
+def _decode_line(text: str) -> object:
+    row, end = _DECODER.raw_decode(text, _skip_blank(text, 0))
+    rest = _skip_blank(text, end)
+    if rest < len(text):
+        raise json.JSONDecodeError("Extra data", text, rest)
+    return row
 
 
 def _skip_blank(text: str, position: int) -> int:

@@ -13,12 +13,20 @@ from typing import Any
 from vlm_lora.data.columns import IMAGE_PARTS, PLACEHOLDER, ROLES, TEXT_PARTS, TURN_KEYS
 from vlm_lora.data.conversation import Conversation, ImageRef, Part, RowSource, Text, Turn
 from vlm_lora.data.image_values import ImagePlace, read_image_value, read_image_values
-from vlm_lora.data.schema import Layout, Row, Schema, parse_turns
+from vlm_lora.data.marked_rows import convert_boxes, convert_page
+from vlm_lora.data.schema import Row, Schema, parse_turns
+from vlm_lora.data.task_answers import Draw
 from vlm_lora.errors import DataError
 
 
 def build_conversation(
-    row: Row, schema: Schema, *, source: RowSource, place: ImagePlace, system_prompt: str | None = None
+    row: Row,
+    schema: Schema,
+    *,
+    source: RowSource,
+    place: ImagePlace,
+    system_prompt: str | None = None,
+    draw: Draw | None = None,
 ) -> Conversation:
     """Turn a row into a conversation.
 
@@ -28,13 +36,20 @@ def build_conversation(
         source: File and row.
         place: Where image paths start and may lead.
         system_prompt: System turn for conversations that bring none.
+        draw: Which task a page of OCR data gets; by default that of epoch 0 and the row.
 
     Raises:
         DataError: The row cannot be used; the message begins with file and row.
     """
     try:
         images = read_image_values(row.get(schema.image), place) if schema.image else ()
-        turns, accepted = _CONVERTERS[schema.layout](row, schema, images, place)
+        accepted: tuple[str, ...] = ()
+        if schema.boxes is not None:
+            turns = convert_boxes(row, schema.boxes, images)
+        elif schema.page is not None:
+            turns = convert_page(row, schema.page, images, draw or Draw(row=source.row))
+        else:
+            turns, accepted = _CONVERTERS[schema.layout](row, schema, images, place)
         _check_turns(turns)
     except DataError as error:
         raise type(error)(f"{source}: {error}") from error
@@ -76,7 +91,7 @@ def _convert_pair(row: Row, schema: Schema, images: Sequence[ImageRef], place: I
     return _place_images(_read_turns([*prompt, *response], schema, place), images), accepted
 
 
-_CONVERTERS: Mapping[Layout, Callable[[Row, Schema, Sequence[ImageRef], ImagePlace], _Converted]] = {
+_CONVERTERS: Mapping[str, Callable[[Row, Schema, Sequence[ImageRef], ImagePlace], _Converted]] = {
     "question_answer": _convert_question,
     "messages": _convert_messages,
     "prompt_completion": _convert_pair,

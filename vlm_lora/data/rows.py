@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from vlm_lora.data.class_names import Described
 from vlm_lora.data.conversation import RowSource
 
 
@@ -88,6 +89,15 @@ class Rows:
     def origins(self) -> tuple[Origin, ...]:
         """Where the rows come from, in order."""
         return self._origins
+
+    @property
+    def features(self) -> Mapping[str, Any]:
+        """What the tables declare of their columns, the first that says something of a column."""
+        declared: dict[str, Any] = {}
+        for table in self._tables:
+            if isinstance(table, Described):
+                declared = {**table.features, **declared}
+        return declared
 
     @property
     def files(self) -> tuple[str, ...]:

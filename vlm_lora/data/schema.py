@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vlm_lora.config import DataConfig
+from vlm_lora.data.annotations import Marked, read_boxes, read_pages, refuse_two_answers
+from vlm_lora.data.boxes import BoxReading
 from vlm_lora.data.columns import (
     COLUMN_NAMES,
     CONTEXT_OF_PROMPT,
@@ -23,7 +25,9 @@ from vlm_lora.data.columns import (
     ColumnRole,
 )
 from vlm_lora.data.image_values import is_missing, looks_like_image
+from vlm_lora.data.number_arrays import is_number_array
 from vlm_lora.data.rows import Rows
+from vlm_lora.data.task_answers import PageReading
 from vlm_lora.errors import DataError, nearest
 
 logger = logging.getLogger(__name__)
@@ -31,7 +35,7 @@ logger = logging.getLogger(__name__)
 SAMPLE = 100
 """Rows that detection looks at."""
 
-Layout = Literal["question_answer", "messages", "prompt_completion"]
+Layout = Literal["question_answer", "messages", "prompt_completion", "boxes", "page"]
 Row = Mapping[str, Any]
 
 
@@ -40,13 +44,15 @@ class Schema:
     """What each column is taken as. Columns that a layout does not use are None."""
 
     layout: Layout
-    """One question and answer, one chat, or a chat prompt with a chat completion."""
+    """One question and answer, one chat, a chat prompt with a chat completion, boxes, or a page of OCR data."""
     image: str | None = None
     prompt: str | None = None
     context: str | None = None
     """Alpaca's `input`: continues the prompt on a new line where it is not empty."""
     response: str | None = None
     messages: str | None = None
+    boxes: BoxReading | None = None
+    page: PageReading | None = None
     placeholders: bool = False
     """Whether `<image>` in a user's text marks a picture's place; otherwise it is text like any other."""
     reasons: tuple[str, ...] = ()
@@ -81,6 +87,8 @@ def detect_schema(rows: Rows, config: DataConfig) -> Schema:
     search = _Search(columns=rows.columns, sample=sample, where=_where(rows))
     mapped = _read_mapping(search, config)
     image, why_image = _find_image(search, mapped.get("image"))
+    if "boxes" in mapped or "page" in mapped:
+        return _marked_schema(rows, search, config, mapped, image, why_image)
     if "messages" in mapped:
         return _chat_schema(search, mapped["messages"], "named by --messages_column", image, why_image)
     if "prompt" in mapped or "response" in mapped:
@@ -89,6 +97,10 @@ def detect_schema(rows: Rows, config: DataConfig) -> Schema:
     prompts = search.named("prompt")
     responses = search.named("response")
     separate = [c for c in chats if c not in prompts and c not in responses]
+    marked = Marked.among(rows.columns, search.sample)
+    if marked.boxes or marked.pages:
+        refuse_two_answers(search.where, marked, chats, prompts, responses)
+        return _marked_schema(rows, search, config, _single_mark(search, marked), image, why_image)
     if separate and len(prompts) == 1 and len(responses) == 1:
         raise DataError(
             f"{search.where} has a chat column ({_listed(separate)}) and a question with an answer "
@@ -129,6 +141,11 @@ class _Search:
         telling = [value for value in self.values(column) if not is_missing(value)]
         return bool(telling) and all(test(value) for value in telling)
 
+    def may_hold(self, column: str, test: Callable[[Any], bool]) -> bool:
+        """Tell whether any value of a column passes a test, or none says anything."""
+        telling = [value for value in self.values(column) if not is_missing(value)]
+        return not telling or any(test(value) for value in telling)
+
     def has_chat(self, column: str) -> bool:
         """Tell whether any value is a chat: one odd row must not hide what the column is."""
         return any(parse_turns(value) is not None for value in self.values(column))
@@ -165,6 +182,8 @@ def _read_mapping(search: _Search, config: DataConfig) -> dict[ColumnRole, str]:
         "prompt": config.prompt_column,
         "response": config.response_column,
         "messages": config.messages_column,
+        "boxes": config.boxes_column,
+        "page": config.page_column,
     }
     mapped = {role: column for role, column in given.items() if column is not None}
     for role, column in mapped.items():
@@ -179,6 +198,13 @@ def _read_mapping(search: _Search, config: DataConfig) -> dict[ColumnRole, str]:
             "--messages_column names whole conversations, so it does not go with --prompt_column or "
             "--response_column. Leave one of them out."
         )
+    marks = [role for role in ("boxes", "page") if role in mapped]
+    if marks and len(mapped.keys() - {"image"}) > 1:
+        raise DataError(
+            f"--{marks[0]}_column says what is asked and answered, so it does not go with "
+            f"{', '.join(COLUMN_NAMES[role].flag for role in mapped if role not in ('image', marks[0]))}. "
+            "Leave one of them out."
+        )
     return mapped
 
 
@@ -186,7 +212,8 @@ def _find_image(search: _Search, mapped: str | None) -> tuple[str | None, str]:
     if mapped is not None:
         return mapped, f"image: column '{mapped}', named by --image_column"
     # A column of another meaning may carry a usual name: a chat is never a picture, nor is a number.
-    named = [c for c in search.named("image") if search.holds(c, _may_be_image) or not _tells(search, c)]
+    # One odd row must not hide what the column is, or all rows would be text only.
+    named = [c for c in search.named("image") if search.may_hold(c, _may_be_image)]
     if named:
         column = search.single("image", named)
         return column, f"image: column '{column}', by its name"
@@ -197,16 +224,51 @@ def _find_image(search: _Search, mapped: str | None) -> tuple[str | None, str]:
     return None, "image: no column"
 
 
-def _tells(search: _Search, column: str) -> bool:
-    return any(not is_missing(value) for value in search.values(column))
-
-
 def _may_be_image(value: Any) -> bool:
     if isinstance(value, list | tuple):
+        if is_number_array(value):
+            return True
         return all(_may_be_image(item) for item in value)
     if isinstance(value, Mapping):
         return "bytes" in value or "path" in value
     return not isinstance(value, int | float)
+
+
+def _single_mark(search: _Search, marked: Marked) -> Mapping[ColumnRole, str]:
+    """Return the one column of boxes or pages. Raises DataError where there are several."""
+    if marked.boxes and marked.pages:
+        raise DataError(
+            f"{search.where} has boxes ('{marked.boxes[0]}') and OCR pages ('{marked.pages[0]}'). Type "
+            f"--boxes_column {marked.boxes[0]}, or --page_column {marked.pages[0]}."
+        )
+    if marked.boxes:
+        return {"boxes": search.single("boxes", marked.boxes)}
+    return {"page": search.single("page", marked.pages)}
+
+
+def _marked_schema(
+    rows: Rows,
+    search: _Search,
+    config: DataConfig,
+    mapped: Mapping[ColumnRole, str],
+    image: str | None,
+    why_image: str,
+) -> Schema:
+    role: ColumnRole = "boxes" if "boxes" in mapped else "page"
+    column = mapped[role]
+    if image is None or image == column:
+        raise DataError(
+            f"{search.where}: '{column}' holds {'boxes' if role == 'boxes' else 'OCR pages'}, and no other column "
+            f"could be taken as the picture. It has {_listed(search.columns)}. Type --image_column COLUMN."
+        )
+    given = config.boxes_column if role == "boxes" else config.page_column
+    why = f"named by {COLUMN_NAMES[role].flag}" if given else "by its values"
+    if role == "boxes":
+        boxes, lines = read_boxes(rows, column, config)
+        reasons = (why_image, f"boxes: column '{column}', {why}", *lines)
+        return Schema(layout="boxes", image=image, boxes=boxes, reasons=reasons)
+    page, lines = read_pages(column, config)
+    return Schema(layout="page", image=image, page=page, reasons=(why_image, f"page: column '{column}', {why}", *lines))
 
 
 def _chat_schema(search: _Search, column: str, why: str, image: str | None, why_image: str) -> Schema:
@@ -274,7 +336,7 @@ def _plain_user_texts(turns: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _count(value: Any) -> int:
-    return len(value) if isinstance(value, list | tuple) else 1
+    return len(value) if isinstance(value, list | tuple) and not is_number_array(value) else 1
 
 
 def _has_own_images(turn: Mapping[str, Any]) -> bool:

@@ -7,6 +7,7 @@ or paths that the file holds.
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,11 @@ class ArrowTable:
         self._opener = opener
         self._table: Any = opener(path)
         self.columns: tuple[str, ...] = tuple(self._table.column_names)
+        doubled = [name for name in self.columns if self.columns.count(name) > 1]
+        if doubled:
+            raise DataError(f"{path}: two columns are called '{doubled[0]}'. Rename or remove one.")
+        self.features: Mapping[str, Any] = _declared(self._table.schema.metadata)
+        """What `datasets` declared of the columns when it wrote the file; empty for other files."""
         self._length: int = self._table.num_rows
 
     def __len__(self) -> int:
@@ -52,6 +58,11 @@ class HeldOpen:
     def of(cls, dataset: Any) -> HeldOpen:
         """Take a `datasets.Dataset` whatever its format is."""
         return cls(dataset=dataset.with_format("arrow"), columns=tuple(dataset.column_names))
+
+    @property
+    def features(self) -> Mapping[str, Any]:
+        """What the data set declares of its columns."""
+        return dict(self.dataset.features.to_dict())
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -89,6 +100,15 @@ def count_parquet_rows(path: Path) -> int:
         return pq.read_metadata(path).num_rows
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable Parquet file: {error}") from error
+
+
+def _declared(metadata: Mapping[bytes, bytes] | None) -> Mapping[str, Any]:
+    """Return the features in an Arrow schema's metadata."""
+    try:
+        declared = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+    except (ValueError, KeyError, TypeError):
+        return {}  # other tools may write what they like under this name
+    return declared if isinstance(declared, dict) else {}
 
 
 def _open_csv(path: Path) -> Any:

@@ -130,13 +130,16 @@ class VlmTrainerMixin:
         """Order the training rows by seed and epoch, the same on every stack."""
         arguments = self.args  # type: ignore[attr-defined]
         in_order = str(getattr(arguments, "train_sampling_strategy", "")) == "sequential"
+        rows = self.train_dataset  # type: ignore[attr-defined]
         seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
         return BatchOrder(
-            self.row_groups.get("train") or [range(len(self.train_dataset))],  # type: ignore[attr-defined]
+            self.row_groups.get("train") or [range(len(rows))],
             batch_size=self._train_batch_size,  # type: ignore[attr-defined]
             processes=arguments.world_size,
             seed=None if in_order else seed,
             drop_last=arguments.dataloader_drop_last,
+            # A planned shape fits what a row was measured as, so with shapes every epoch reads epoch 0's rows.
+            carries_epoch=rows.varies and "train" not in self.row_groups,
         )
 
     def _get_eval_sampler(self, eval_dataset: Any) -> BatchOrder:

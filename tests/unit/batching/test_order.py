@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from vlm_lora.batching.order import BatchOrder, FillableRows, Filler
 from vlm_lora.data.conversation import Conversation, RowSource, Text, Turn
@@ -77,3 +78,65 @@ def test_fillable_rows() -> None:
     assert len(rows) == 1
     assert rows[0] is row
     assert rows[1] == Filler(row=row)
+
+
+class Speaking:
+    """Rows that tell the epoch they are read in."""
+
+    def __init__(self, varies: bool = True) -> None:
+        self.varies = varies
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> Conversation:
+        return self.at(index)
+
+    def at(self, index: int, *, epoch: int = 0) -> Conversation:
+        said = Turn(role="assistant", parts=(Text(text=f"row {index} in epoch {epoch}"),))
+        return Conversation(turns=(said,), source=RowSource(file="rows", row=index))
+
+
+def said(item: Conversation | Filler) -> str:
+    return (item.row if isinstance(item, Filler) else item).turns[-1].text
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 7])
+def test_indices_carry_the_epoch_to_the_rows(epoch: int) -> None:
+    rows = FillableRows(Speaking())
+    order = BatchOrder([range(5)], batch_size=2, processes=2, seed=3, carries_epoch=True)
+    order.set_epoch(epoch)
+    found = [rows[index] for index in order]
+    assert Counter(said(row) for row in found if not isinstance(row, Filler)) == Counter(
+        f"row {n} in epoch {epoch}" for n in range(5)
+    )
+    fillers = [row for row in found if isinstance(row, Filler)]
+    assert len(fillers) == 3
+    assert {said(row).split()[-1] for row in fillers} == {str(epoch)}
+    plain = BatchOrder([range(5)], batch_size=2, processes=2, seed=3)
+    plain.set_epoch(epoch)
+    assert [said(rows[index]).split()[1] for index in plain] == [said(row).split()[1] for row in found]
+    assert {said(rows[index]).split()[-1] for index in plain} == {"0"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_that_outlive_an_epoch_read_the_next_one(workers: int) -> None:
+    order = BatchOrder([range(5)], batch_size=5, processes=1, seed=None, carries_epoch=True)
+    loader: DataLoader[Conversation] = DataLoader(
+        FillableRows(Speaking()),  # type: ignore[arg-type]
+        batch_size=5,
+        sampler=order,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        collate_fn=list,
+    )
+    for epoch in range(3):
+        order.set_epoch(epoch)
+        assert [said(row) for batch in loader for row in batch] == [f"row {n} in epoch {epoch}" for n in range(5)]
+
+
+def test_rows_that_do_not_vary_end() -> None:
+    rows = FillableRows(Speaking(varies=False))
+    assert not rows.varies
+    with pytest.raises(IndexError, match="row 10 of 5"):
+        rows[10]

@@ -25,6 +25,7 @@ BY_NAME: dict[str, st.SearchStrategy[Any]] = {
     "bnb_4bit_quant_type": st.sampled_from(["nf4", "fp4"]),
     "bnb_4bit_compute_dtype": st.sampled_from(["auto", "float32", "bfloat16", "float16"]),
     "image_backend": st.sampled_from(["pil", "torchvision"]),
+    "box_format": st.sampled_from(["xywh", "xyxy"]),
     "peft_method": st.sampled_from(["lora", "none"]),
     "on_overflow": st.just("error"),
     "freeze_language": st.just(False),
@@ -39,6 +40,8 @@ BY_HINT: dict[Any, st.SearchStrategy[Any]] = {
     float | None: st.floats(1e-9, 1),
     bool: st.booleans(),
     bool | None: st.booleans(),
+    tuple[float, ...]: st.lists(st.floats(1e-3, 1e3), max_size=3),
+    tuple[str, ...]: st.lists(WORDS, max_size=3),
 }
 CHOICES = st.fixed_dictionaries(
     {},
@@ -51,7 +54,7 @@ def as_flag(name: str, value: Any, *, dashes: bool, bare: bool) -> str:
     spelled = name.replace("_", "-") if dashes else name
     if bare and isinstance(value, bool):
         return f"--{spelled}" if value else f"--no_{spelled}"
-    return f"--{spelled}={json.dumps(value) if isinstance(value, (dict, bool)) else value}"
+    return f"--{spelled}={json.dumps(value) if isinstance(value, (dict, list, bool)) else value}"
 
 
 def run_of(words: list[str], content: dict[str, Any], suffix: str) -> RunConfig:

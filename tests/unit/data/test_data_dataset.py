@@ -22,7 +22,7 @@ from support.datasets import (
 )
 from vlm_lora.config import DataConfig
 from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
-from vlm_lora.data.dataset import ConversationDataset, Splits, load_splits
+from vlm_lora.data.dataset import Conversations, Splits, load_splits
 from vlm_lora.data.images import ImageLimits, load_image
 from vlm_lora.errors import DataError
 
@@ -40,7 +40,7 @@ def load(*, train: bool = True, validation: bool = True, **config: Any) -> Split
     return load_splits(DataConfig(**config), need_train=train, need_validation=validation)
 
 
-def answers(data: ConversationDataset | None) -> list[str]:
+def answers(data: Conversations | None) -> list[str]:
     assert data is not None
     return [data[i].turns[-1].text for i in range(len(data))]
 
@@ -218,7 +218,7 @@ def test_train_and_validation_may_have_different_columns(tmp_path: Path) -> None
     assert answers(splits.validation) == ["b"]
 
 
-def read_in_worker(data: ConversationDataset, indices: Sequence[int]) -> list[Conversation]:
+def read_in_worker(data: Conversations, indices: Sequence[int]) -> list[Conversation]:
     return [data[i] for i in indices]
 
 

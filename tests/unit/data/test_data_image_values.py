@@ -172,7 +172,7 @@ def test_a_file_url_names_no_other_machine(place: ImagePlace) -> None:
         ("data:text/html;base64,aGk=", "text/html"),
         ("data:image/png;base64,", "empty"),
         (TEXT[:-3], "broken"),
-        ([[0, 255], [255, 0]], "list of numbers"),
+        ([0, 255], "list of numbers"),
         (7, "of type int"),
         ({"url": "x"}, "`bytes` or `path`"),
     ],

@@ -112,6 +112,13 @@ def test_empty_picture_values_do_not_hide_the_column(detect: Detect) -> None:
         assert detect({"images": empty, "query": "q", "label": "a"}).image == "images"
 
 
+def test_one_odd_row_does_not_hide_the_pictures(detect: Detect) -> None:
+    """Without the column, all rows would be text only."""
+    rows = [{"image": value, "query": "q", "label": "a"} for value in ("a.png", 7, "b.png")]
+    assert detect(*rows).image == "image"
+    assert detect(*rows[1:2]).image is None
+
+
 def test_one_odd_row_does_not_hide_a_chat(detect: Detect) -> None:
     assert detect({"messages": CHAT}, {"messages": [{"text": "?"}]}, {"messages": CHAT}).messages == "messages"
 

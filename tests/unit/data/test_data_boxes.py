@@ -1,0 +1,187 @@
+"""Boxes: formats, clipping, names of categories, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from support.datasets import encode_png, write_jsonl
+from vlm_lora.config import DataConfig
+from vlm_lora.data.boxes import BoxReading, answer_boxes, check_size, holds_boxes, read_box
+from vlm_lora.data.dataset import Conversations, load_splits
+from vlm_lora.data.image_size import read_size
+from vlm_lora.data.images import ImageLimits, load_image
+from vlm_lora.errors import ConfigError, DataError, ImageError
+
+SIZE = (100, 50)
+GOOD = {"bbox": [[1, 2, 3, 4]], "category": ["mask"]}
+
+
+def answer(value: Any, **options: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(answer_boxes(value, BoxReading(column="objects", **options), SIZE))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("box", "style", "expected"),
+    [
+        ([10, 20, 30, 10], "xywh", (10, 20, 40, 30)),
+        ([10, 20, 30, 40], "xyxy", (10, 20, 30, 40)),
+        ([9.6, 20.4, 30.0, 10.2], "xywh", (10, 20, 40, 31)),
+        ([-5, -5, 20, 20], "xywh", (0, 0, 15, 15)),
+        ([90, 40, 30, 30], "xywh", (90, 40, 100, 50)),
+        ([0, 0, 100, 50], "xyxy", (0, 0, 100, 50)),
+    ],
+)
+def test_boxes_become_corners_in_whole_pixels_of_the_picture(box: list[float], style: str, expected: Any) -> None:
+    assert read_box(box, style, SIZE) == expected
+
+
+@given(st.lists(st.floats(-300, 300), min_size=4, max_size=4), st.sampled_from(["xywh", "xyxy"]), st.integers(1, 200))
+def test_any_box_lies_in_the_picture_or_is_refused(box: list[float], style: str, side: int) -> None:
+    try:
+        left, top, right, bottom = read_box(box, style, (side, 50))
+    except DataError:
+        return
+    assert 0 <= left <= right <= side
+    assert 0 <= top <= bottom <= 50
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"bbox": [[1, 2, 3]], "category": ["a"]}, r"Box 1 in column 'objects': \[1, 2, 3\] is no box"),
+        ({"bbox": [[1, 2, 3, None]], "category": ["a"]}, "is no box"),
+        ({"bbox": [[1, 2, 3, float("nan")]], "category": ["a"]}, "is no box"),
+        ({"bbox": [[1, 2, 3, 4], [5, 5, -1, 3]], "category": ["a", "b"]}, "Box 2 .* ends before it starts"),
+        ({"bbox": [[200, 2, 3, 4]], "category": ["a"]}, "lies outside the picture of 100x50 pixels.*--box_format xywh"),
+        ({"bbox": [[1, 2, 3, 4]], "category": ["a", "b"]}, "1 boxes and 2 categories"),
+        ({"bbox": [[1, 2, 3, 4]], "category": [3]}, "the number 3, and the data names no categories.*--box_labels"),
+        ({"bbox": [[1, 2, 3, 4]], "category": [None]}, "neither a name nor a whole number"),
+        ({"bbox": [[1, 2, 3, 4]], "category": [True]}, "neither a name nor a whole number"),
+        ({"bbox": [1, 2, 3, 4], "category": "a"}, "wanted is"),
+        ({"area": [4]}, "wanted is"),
+        ([{"bbox": [1, 2, 3, 4], "category": "a"}, {"bbox": [1, 2, 3, 4]}], "Box 2 .* wanted is"),
+        (None, "Column 'objects' holds None"),
+    ],
+)
+def test_what_is_no_box_is_named(value: Any, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        answer(value)
+
+
+def test_categories_by_number_take_their_names() -> None:
+    value = {"bbox": [[1, 2, 3, 4], [1, 2, 3, 4]], "category": [1, 0]}
+    assert [found["label"] for found in answer(value, names=("mask", "glove"))] == ["glove", "mask"]
+    for number in (2, -1):
+        with pytest.raises(DataError, match=f"category {number} is not one of the 2 names"):
+            answer({"bbox": [[1, 2, 3, 4]], "category": [number]}, names=("mask", "glove"))
+
+
+def test_answers_are_json_whatever_the_labels_hold() -> None:
+    label = 'a "quoted" label, größer\n\\'
+    found = answer_boxes({"bbox": [[1, 2, 3, 4]], "label": [label]}, BoxReading(column="objects"), SIZE)
+    assert "größer" in found
+    assert "\n" not in found
+    assert json.loads(found) == [{"bbox_2d": [1, 2, 4, 6], "label": label}]
+
+
+def test_columns_of_boxes_are_told_from_others() -> None:
+    assert holds_boxes(GOOD)
+    assert holds_boxes([{"bbox": [1, 2, 3, 4], "label": "a"}])
+    for value in ([], {}, "text", [{"bbox": [1, 2, 3, 4], "text": "a"}], {"bbox": [[1, 2, 3, 4]]}, None, [1, 2, 3, 4]):
+        assert not holds_boxes(value)
+
+
+def test_a_picture_of_another_size_is_refused() -> None:
+    check_size((100, 50), SIZE)
+    check_size((None, None), SIZE)
+    with pytest.raises(DataError, match=r"for a picture of 200x100 pixels .* the picture has 100x50"):
+        check_size((200, 100), SIZE)
+    with pytest.raises(DataError, match="turned by its EXIF orientation"):
+        check_size((50, 100), SIZE)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_sizes_are_those_of_the_picture_shown_upright(orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stream = io.BytesIO()
+    Image.new("RGB", (30, 20)).save(stream, "JPEG", exif=exif)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(stream.getvalue())
+    for source in (stream.getvalue(), path):
+        assert read_size(source) == load_image(source, limits=ImageLimits()).size
+    with pytest.raises(ImageError, match="size cannot be read"):
+        read_size(b"no picture")
+
+
+def load(tmp_path: Path, row: dict[str, Any], **config: Any) -> Conversations:
+    (tmp_path / "a.png").write_bytes(encode_png(Image.new("RGB", SIZE)))
+    path = write_jsonl(tmp_path / "rows.jsonl", [row])
+    data = load_splits(
+        DataConfig(dataset_name=str(path), validation_fraction=0.0, **config), need_train=True, need_validation=False
+    ).train
+    assert data is not None
+    return data
+
+
+def test_flags_name_column_format_labels_and_question(tmp_path: Path) -> None:
+    row = {"image": "a.png", "found": {"bbox": [[1, 2, 3, 4]], "category": [1]}, "objects": GOOD}
+    flags = {"boxes_column": "found", "box_format": "xyxy", "box_labels": ("a", "b"), "box_prompt": "Where?"}
+    turns = load(tmp_path, row, **flags)[0].turns
+    assert [turn.text for turn in turns] == ["Where?", '[{"bbox_2d": [1, 2, 3, 4], "label": "b"}]']
+    with pytest.raises(DataError, match=r"2 columns that could be the boxes: 'found', 'objects'\. Type --boxes_column"):
+        load(tmp_path, row)
+    with pytest.raises(ConfigError, match="--box_format cxcywh: allowed are xywh, xyxy"):
+        DataConfig(box_format="cxcywh")
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (
+            {"image": "a.png", "objects": GOOD, "question": "q", "answer": "a"},
+            "Type --boxes_column objects, or --prompt",
+        ),
+        ({"image": "a.png", "objects": GOOD, "text": {"text": "a"}}, "--boxes_column objects, or --page_column text"),
+        ({"objects": GOOD}, "no other column could be taken as the picture"),
+    ],
+)
+def test_what_could_be_meant_otherwise_is_asked(tmp_path: Path, row: dict[str, Any], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        load(tmp_path, row)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"image": "a.png", "objects": GOOD, "width": 200, "height": 100}, "for a picture of 200x100"),
+        ({"image": ["a.png", "a.png"], "objects": GOOD}, "marks one picture, and the row has 2"),
+        ({"image": None, "objects": GOOD}, "marks one picture, and the row has 0"),
+        (
+            {"image": "a.png", "text": {"lines": [{"text": "a", "bbox": [150, 2, 160, 4]}]}},
+            "Item 1 of 'lines': .*outside",
+        ),
+        ({"image": "a.png", "json": {"text": {"text": "a"}, "image": {"width": 9, "height": 9}}}, "picture of 9x9"),
+    ],
+)
+def test_rows_that_cannot_be_used_name_file_and_row(tmp_path: Path, row: dict[str, Any], said: str) -> None:
+    flags = {} if row.get("image") else {"image_column": "image"}
+    with pytest.raises(DataError, match=rf"rows\.jsonl row 0: .*{said}"):
+        load(tmp_path, row, **flags)[0]
+
+
+def test_an_explicit_mapping_wins_over_boxes(tmp_path: Path) -> None:
+    row = {"image": "a.png", "objects": GOOD, "question": "q", "answer": "a"}
+    assert load(tmp_path, row, prompt_column="question")[0].turns[-1].text == "a"
+    assert load(tmp_path, row, boxes_column="objects")[0].turns[-1].text.startswith("[{")
+    with pytest.raises(DataError, match=r"--boxes_column says .* does not go with --prompt_column"):
+        load(tmp_path, row, boxes_column="objects", prompt_column="question")

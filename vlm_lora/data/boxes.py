@@ -1,0 +1,180 @@
+"""Boxes as answers: what detection data holds becomes JSON that a program can read back.
+
+An answer is `[{"bbox_2d": [x1, y1, x2, y2], "label": "..."}, ...]` in the row's order: whole pixels of the
+picture as it is shown upright, before any processor resizes it, clipped to it; x to the right, y down.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vlm_lora.errors import DataError
+
+BOX_KEYS = ("bbox", "bboxes", "box", "boxes")
+"""Keys of the boxes in an `objects` column, the first that is there counts."""
+CATEGORY_KEYS = ("category", "categories", "label", "labels", "category_id", "category_name", "class")
+"""Keys of what each box shows, alike."""
+
+BOX_FORMATS = ("xywh", "xyxy")
+"""COCO's left, top, width, height; or left, top, right, bottom."""
+_SIDES: Mapping[str, str] = {"xywh": "left, top, width, height", "xyxy": "left, top, right, bottom"}
+
+QUESTION = (
+    "Find every object in the picture. Answer with a JSON list of "
+    '{"bbox_2d": [x1, y1, x2, y2], "label": "..."}, in pixels.'
+)
+"""What is asked where the data asks nothing; `--box_prompt` replaces it."""
+
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom in whole pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxReading:
+    """How a column of boxes is read."""
+
+    column: str
+    format: str = "xywh"
+    names: tuple[str, ...] = ()
+    """Names of the categories that the data gives as numbers, number 0 first."""
+    question: str = QUESTION
+
+
+def holds_boxes(value: Any) -> bool:
+    """Tell whether a value is `{"bbox": [...], "category": [...]}` or a list of such objects, each of one box."""
+    if isinstance(value, list | tuple):
+        return bool(value) and all(isinstance(item, Mapping) and _has_keys(item) for item in value)
+    return isinstance(value, Mapping) and _has_keys(value)
+
+
+def answer_boxes(value: Any, reading: BoxReading, size: tuple[int, int]) -> str:
+    """Return a row's boxes as the answer's JSON text; no boxes give `[]`.
+
+    Args:
+        value: the column's value: an object of lists, or a list of objects.
+        reading: format of the boxes and names of the categories.
+        size: the picture's width and height in pixels.
+
+    Raises:
+        DataError: what is given cannot be read as boxes with categories; the message names the box.
+    """
+    found = []
+    for number, (box, category) in enumerate(_pairs(value, reading.column), start=1):
+        try:
+            found.append({"bbox_2d": read_box(box, reading.format, size), "label": _name(category, reading.names)})
+        except DataError as error:
+            raise DataError(
+                f"Box {number} in column '{reading.column}': {error} (--box_format {reading.format}; allowed are "
+                f"{', '.join(BOX_FORMATS)}.)"
+            ) from error
+    return as_json(found)
+
+
+def as_json(items: Sequence[Mapping[str, Any]]) -> str:
+    """Write an answer's objects on one line, text as it is and not escaped to ASCII."""
+    return json.dumps(list(items), ensure_ascii=False)
+
+
+def read_box(value: Any, style: str, size: tuple[int, int] | None) -> Box:
+    """Return a box as left, top, right, bottom, rounded to pixels and clipped to the picture.
+
+    Args:
+        value: four numbers.
+        style: `xywh` or `xyxy`.
+        size: the picture's width and height in pixels; None where it is not known, and nothing is clipped.
+
+    Raises:
+        DataError: not four finite numbers, an end before its start, or nothing of it lies in the picture.
+    """
+    if not isinstance(value, list | tuple) or len(value) != 4 or not all(_is_finite(n) for n in value):
+        raise DataError(f"{_short(value)} is no box; a box is four numbers.")
+    left, top, third, fourth = value
+    right, bottom = (left + third, top + fourth) if style == "xywh" else (third, fourth)
+    if right < left or bottom < top:
+        raise DataError(f"{_short(value)} ends before it starts, read as {_SIDES[style]}.")
+    if size is None:
+        return round(left), round(top), round(right), round(bottom)
+    width, height = size
+    if right <= 0 or bottom <= 0 or left >= width or top >= height:
+        raise DataError(
+            f"{_short(value)} lies outside the picture of {width}x{height} pixels, read as {_SIDES[style]} in pixels."
+        )
+    return (
+        min(max(round(left), 0), width),
+        min(max(round(top), 0), height),
+        min(max(round(right), 0), width),
+        min(max(round(bottom), 0), height),
+    )
+
+
+def check_size(given: tuple[Any, Any], size: tuple[int, int]) -> None:
+    """Refuse boxes that were drawn on a picture of another size; None says nothing.
+
+    Raises:
+        DataError: the sizes differ.
+    """
+    width, height = given
+    if width is None or height is None or (width, height) == size:
+        return
+    turned = " It is turned by its EXIF orientation." if (height, width) == size else ""
+    raise DataError(
+        f"The boxes are for a picture of {width}x{height} pixels (by the row's width and height), and the picture has "
+        f"{size[0]}x{size[1]}.{turned} Correct the row: boxes of another size would teach wrong places."
+    )
+
+
+def _has_keys(value: Mapping[str, Any]) -> bool:
+    return _key(value, BOX_KEYS) is not None and _key(value, CATEGORY_KEYS) is not None
+
+
+def _key(value: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    return next((name for name in names if name in value), None)
+
+
+def _pairs(value: Any, column: str) -> Iterator[tuple[Any, Any]]:
+    """Yield box and category, from an object of lists or a list of objects."""
+    if isinstance(value, list | tuple):
+        for number, item in enumerate(value, start=1):
+            if not isinstance(item, Mapping) or not _has_keys(item):
+                raise DataError(f"Box {number} in column '{column}' is {_short(item)}; {_WANTED}")
+            yield item[str(_key(item, BOX_KEYS))], item[str(_key(item, CATEGORY_KEYS))]
+        return
+    if not isinstance(value, Mapping) or not _has_keys(value):
+        raise DataError(f"Column '{column}' holds {_short(value)}; {_WANTED}")
+    boxes, categories = value[str(_key(value, BOX_KEYS))], value[str(_key(value, CATEGORY_KEYS))]
+    if not isinstance(boxes, list | tuple) or not isinstance(categories, list | tuple):
+        raise DataError(f"Column '{column}' holds {_short(value)}; {_WANTED}")
+    if len(boxes) != len(categories):
+        raise DataError(f"Column '{column}' holds {len(boxes)} boxes and {len(categories)} categories.")
+    yield from zip(boxes, categories, strict=True)
+
+
+_WANTED = 'wanted is {"bbox": [[...], ...], "category": [...]} or [{"bbox": [...], "category": ...}, ...].'
+
+
+def _name(category: Any, names: tuple[str, ...]) -> str:
+    if isinstance(category, str):
+        return category
+    if isinstance(category, bool) or not isinstance(category, int):
+        raise DataError(f"the category {category!r} is neither a name nor a whole number.")
+    if not names:
+        raise DataError(
+            f"the category is the number {category}, and the data names no categories. Type --box_labels with the "
+            "names, number 0 first."
+        )
+    if not 0 <= category < len(names):
+        raise DataError(f"the category {category} is not one of the {len(names)} names (0 to {len(names) - 1}).")
+    return names[category]
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,68 @@
+"""Rows whose answer is made from what was marked in the picture: boxes, or a page of OCR data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vlm_lora.data.boxes import BoxReading, answer_boxes, check_size
+from vlm_lora.data.conversation import ImageRef, Text, Turn
+from vlm_lora.data.image_size import read_size
+from vlm_lora.data.pages import read_page
+from vlm_lora.data.task_answers import Draw, PageReading, ask_about, clipped
+from vlm_lora.errors import DataError
+
+SIZE_COLUMNS = ("image", "image_info")
+"""Columns that may hold `{"width", "height"}` of the picture, beside columns of these two names."""
+
+
+def convert_boxes(row: Mapping[str, Any], reading: BoxReading, images: Sequence[ImageRef]) -> tuple[Turn, ...]:
+    """Return the question and the boxes' JSON as two turns.
+
+    Raises:
+        DataError: not exactly one picture, a picture of another size than the row says, or broken boxes.
+    """
+    size = _size_of_only(images, reading.column)
+    check_size(_given_size(row), size)
+    return _turns(images, reading.question, answer_boxes(row.get(reading.column), reading, size))
+
+
+def convert_page(
+    row: Mapping[str, Any], reading: PageReading, images: Sequence[ImageRef], draw: Draw
+) -> tuple[Turn, ...]:
+    """Return the task that a page gets in this draw, as two turns.
+
+    Raises:
+        DataError: not exactly one picture, a picture of another size than the data says, a broken page, or one that
+            none of the tasks can be asked about.
+    """
+    size = _size_of_only(images, reading.column)
+    page = read_page(row.get(reading.column))
+    check_size(page.size, size)
+    check_size(_given_size(row), size)
+    question, answer = ask_about(clipped(page, size), reading, draw)
+    return _turns(images, question, answer)
+
+
+def _turns(images: Sequence[ImageRef], question: str, answer: str) -> tuple[Turn, ...]:
+    user = Turn(role="user", parts=(*images, Text(text=question)))
+    return user, Turn(role="assistant", parts=(Text(text=answer),))
+
+
+def _size_of_only(images: Sequence[ImageRef], column: str) -> tuple[int, int]:
+    if len(images) != 1:
+        raise DataError(f"'{column}' marks one picture, and the row has {len(images)}.")
+    return read_size(images[0].source)
+
+
+def _given_size(row: Mapping[str, Any]) -> tuple[Any, Any]:
+    structs = [row[name] for name in SIZE_COLUMNS if isinstance(row.get(name), Mapping)]
+    found = next((value for value in structs if value.get("width") is not None), row)
+    return _number(found.get("width")), _number(found.get("height"))
+
+
+def _number(value: Any) -> int | None:
+    """Return a whole number, also from a CSV's text; None for anything else."""
+    if isinstance(value, str) and value.strip().isdecimal():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
