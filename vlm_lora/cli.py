@@ -35,6 +35,7 @@ vlm-lora {__version__}: fine-tune vision-language models, LoRA first
   vlm-lora train    --model_name_or_path MODEL --dataset_name DATA --output_dir DIR
   vlm-lora eval     --model_name_or_path MODEL_OR_ADAPTER --dataset_name DATA
   vlm-lora ask      --model_name_or_path MODEL_OR_ADAPTER --image FILE --prompt "QUESTION"
+  vlm-lora check    --model_name_or_path MODEL --dataset_name DATA [--json] [--html FILE] [--workers N]
   vlm-lora preview  --model_name_or_path MODEL --dataset_name DATA [--rows N] [--json]
   vlm-lora plan     --model_name_or_path MODEL --dataset_name DATA [--device H100-80 | all] [--world_size N] [--json]
   vlm-lora launch   [--world_size N] [--nnodes N] [--use_deepspeed | --use_accelerate | --use_mpi] VERB_OR_SCRIPT ...
@@ -166,6 +167,12 @@ def _ask(rest: Sequence[str]) -> None:
     print(pipeline.ask(run, images=[Path(name) for name in own.image], prompt=own.prompt))
 
 
+def _check(rest: Sequence[str]) -> None:
+    from vlm_lora.verbs.check import check
+
+    check(rest)
+
+
 def _preview(rest: Sequence[str]) -> None:
     parser = verb_parser("preview")
     parser.add_argument("--rows", type=int, default=3)
@@ -277,6 +284,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "train": _train,
     "eval": _eval,
     "ask": _ask,
+    "check": _check,
     "preview": _preview,
     "plan": _plan,
     "launch": _launch,

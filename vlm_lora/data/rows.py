@@ -70,6 +70,11 @@ class Rows:
         return RowSource(file=origin.file, row=index - origin.first)
 
     @property
+    def tables(self) -> tuple[Table, ...]:
+        """The tables, in order."""
+        return self._tables
+
+    @property
     def files(self) -> tuple[str, ...]:
         """The files the rows come from, in order."""
         return tuple(origin.file for origin in self._origins)
