@@ -18,6 +18,7 @@ from dataclasses import asdict
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,7 @@ class CheckCache:
     def store(self, key: str, findings: Findings) -> None:
         """Keep findings under a key; whole or not at all."""
         path = self._path(key)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
+        partial = path.with_suffix(f".{token_hex(6)}.partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             partial.write_text(json.dumps(findings.to_mapping()), encoding="utf-8")

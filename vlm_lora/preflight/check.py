@@ -70,4 +70,8 @@ def check_before_training(
     counts: dict[str, int] = {name: split["rows"] for name, split in content["splits"].items()}
     judge(bad, counts, run.data, where=str(folder / REPORT), shown=SHOWN)
     logger.info("Checked %d rows: %d bad. %s says what they are.", sum(counts.values()), len(bad), folder / REPORT)
+    if content["leaked"]:
+        logger.warning(
+            "%d validation rows are also trained on; %s names the first.", content["leaked"], folder / REPORT
+        )
     return leave_out(splits, bad, folder)

@@ -37,7 +37,7 @@ class Inspection:
             encoded = self._encoder.encode(conversation)
         except DataError as error:
             reason = str(error).removeprefix(f"{self._rows.source(index)}: ")
-            return Finding(kind=kind_of(error), reason=reason)
+            return Finding(kind=kind_of(error), reason=one_line(reason))
         return Finding(
             tokens=len(encoded.input_ids),
             supervised=int(encoded.labels.ne(IGNORE_INDEX).sum()),
@@ -59,6 +59,14 @@ class Stamping:
             return stamp_of(self._rows[index])
         except DataError:
             return 0
+
+
+def one_line(text: str) -> str:
+    """Return a text with everything that is no printable character written as an escape.
+
+    Reasons quote the rows, which may hold line breaks, half surrogate pairs and commands to a terminal.
+    """
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
 def stamp_of(conversation: Conversation) -> int:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from vlm_lora.config import DataConfig
@@ -35,9 +35,9 @@ def write_report(folder: Path, report: DataReport, config: DataConfig) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that no reader ever sees half of it."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    # A row's text may hold half a surrogate pair, which JSON allows and UTF-8 does not.
-    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+    # Several machines may share the folder, so a process number is not enough.
+    partial = path.with_name(f"{path.name}.{token_hex(6)}.partial")
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 

@@ -101,6 +101,53 @@ def test_ten_faults_of_ten_kinds_are_all_that_is_found(
     assert errors[0].startswith(f"error: 10 of 300 rows cannot be used, the first: {data / 'train.jsonl'} row 7: ")
 
 
+PICTURE = {"type": "image"}
+ANSWER = {"role": "assistant", "content": "red"}
+CHATS: dict[str, tuple[list[Any] | str | None, str, str]] = {
+    "fine": ([{"role": "user", "content": [PICTURE, "What?"]}, ANSWER], "", ""),
+    "unknown role": ([{"role": "robot\x1b[2J\ud800", "content": "x"}, ANSWER], "row", r"role 'robot\x1b[2J\ud800'"),
+    "no content": ([{"role": "user", "content": None}, ANSWER], "row", "has no content"),
+    "open end": ([ANSWER, {"role": "user", "content": "And?"}], "row", "The last turn is the user's"),
+    "no answer": ([{"role": "user", "content": "x"}], "row", "No assistant turn"),
+    "sound": ([{"role": "user", "content": [{"type": "audio", "audio": "a"}]}, ANSWER], "row", "'audio'"),
+    "too many places": ([{"role": "user", "content": [PICTURE, PICTURE]}, ANSWER], "row", "2 places for images"),
+    "drawn answer": ([{"role": "user", "content": "x"}, {"role": "assistant", "content": [PICTURE]}], "row", "picture"),
+    "no chat": ("What?", "row", "no list of turns"),
+    "empty chat": ([], "row", "is empty"),
+    "two users": ([{"role": "user", "content": "x"}] * 2 + [ANSWER], "labels", "alternate"),
+}
+
+
+@pytest.mark.parametrize("skipped", [False, True])
+def test_ten_kinds_of_broken_chats(
+    skipped: bool, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    Image.new("RGB", (16, 16)).save(folder / "a.png")
+    write_jsonl(folder / "train.jsonl", [])
+    lines = [json.dumps({"image": "a.png", "messages": chat}) + "\n" for chat, _, _ in CHATS.values()]
+    (folder / "train.jsonl").write_text("".join(lines), encoding="utf-8")
+    policy = ["--on_bad_sample", "skip", "--max_bad_fraction", "0.95"] if skipped else []
+    words = ("--validation_fraction", "0", "--do_eval", "false", *policy)
+    code, report, errors = check(model, folder, capsys, *words)
+    assert (code, len(errors)) == ((0, 0) if skipped else (1, 1)), "with skip, training would go on"
+    assert [row["row"] for row in report["bad"]] == list(range(1, 11))
+    for row, (_, kind, words_of_reason) in zip(report["bad"], list(CHATS.values())[1:], strict=True):
+        assert row["kind"] == kind
+        assert words_of_reason in row["reason"]
+        assert row["reason"].isprintable(), "one line, and no command to the terminal"
+
+
+def test_file_that_cannot_be_read_is_named_with_its_line(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"question": "What?", "answer": "Red."}\n{"question": "Wh', encoding="utf-8")
+    assert main(["check", "--model_name_or_path", str(model), "--dataset_name", str(path), "--use_cpu"]) == 1
+    assert f"error: {path} line 2: not JSON" in capsys.readouterr().err
+
+
 def test_nothing_is_found_where_nothing_is_wrong(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
