@@ -61,13 +61,12 @@ class CheckCache:
     def __init__(self, folder: Path, run: RunConfig, tools: Tools) -> None:
         self._folder = folder
         settings = {name: value for name, value in asdict(run.data).items() if name not in IRRELEVANT}
-        named_files = [Path(value) for value in settings.values() if isinstance(value, str) and value]
         self._common = {
             "format": FORMAT,
             "byteorder": sys.byteorder,
             "versions": [__version__, *(version(name) for name in ("transformers", "tokenizers", "pillow"))],
             "data": settings,
-            "files_of_settings": [_stamp(path) for path in named_files if path.is_file()],
+            "files_of_settings": _stamps(_files_named(settings.values())),
             "batching": {"longest": tools.longest, "on_overflow": run.batching.on_overflow},
             "eos": sorted(tools.eos_token_ids),
             "processor": processor_content(tools.processor),
@@ -137,6 +136,12 @@ def processor_content(processor: Any) -> str:
 
 def _is_plain(value: object) -> bool:
     return isinstance(value, str | int | float | bool | None)
+
+
+def _files_named(values: Iterable[Any]) -> list[Path]:
+    """Return the files among settings; most settings are no paths, and a long prompt cannot even be one."""
+    texts = (os.path.expanduser(value) for value in values if isinstance(value, str))  # noqa: PTH111
+    return [Path(text) for text in texts if os.path.isfile(text)]  # noqa: PTH113
 
 
 def _files_of(rows: ConversationDataset) -> list[Any] | None:

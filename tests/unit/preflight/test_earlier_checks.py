@@ -123,6 +123,7 @@ def test_changed_processor(model: Path, is_hit: Callable[..., bool]) -> None:
     [
         ["--max_length", "500"],
         ["--system_prompt", "Be brief."],
+        ["--system_prompt", "Be brief. " * 30],
         ["--max_image_pixels", "1000"],
         ["--max_train_samples", "4"],
         ["--validation_fraction", "0"],
