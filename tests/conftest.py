@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,9 @@ settings.load_profile("repeatable")
 # No test may reach a network: what is not in the tree is not there.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Earlier checks of data are kept for the session alone.
+CACHE = tempfile.TemporaryDirectory(prefix="vlm-lora-cache-")
+os.environ["VLM_LORA_CACHE"] = CACHE.name
 
 
 # Each stack has tests of its own: a machine with Gaudi (simulated on the gaudi stack) and one without.

@@ -38,6 +38,7 @@ vlm-lora {__version__}: fine-tune vision-language models, LoRA first
   vlm-lora train    --model_name_or_path MODEL --dataset_name DATA --output_dir DIR
   vlm-lora eval     --model_name_or_path MODEL_OR_ADAPTER --dataset_name DATA
   vlm-lora ask      --model_name_or_path MODEL_OR_ADAPTER --image FILE --prompt "QUESTION"
+  vlm-lora check    --model_name_or_path MODEL --dataset_name DATA [--json] [--html FILE] [--workers N]
   vlm-lora preview  --model_name_or_path MODEL --dataset_name DATA [--rows N] [--json]
   vlm-lora plan     --model_name_or_path MODEL --dataset_name DATA [--device H100-80 | all] [--world_size N] [--json]
   vlm-lora shard    --input DATA --out_dir DIR (--num_shards N | --samples_per_shard N) [--shuffle] [--prefix eval]
@@ -184,6 +185,12 @@ def _preview_flags() -> argparse.ArgumentParser:
     return parser
 
 
+def _check(rest: Sequence[str]) -> None:
+    from vlm_lora.verbs.check import check
+
+    check(rest)
+
+
 def _preview(rest: Sequence[str]) -> None:
     own, others = _preview_flags().parse_known_args(rest)
     if own.rows < 1:
@@ -310,6 +317,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "train": _train,
     "eval": _eval,
     "ask": _ask,
+    "check": _check,
     "preview": _preview,
     "plan": _plan,
     "shard": _shard,

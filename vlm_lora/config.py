@@ -81,6 +81,12 @@ class DataConfig:
     """Images with more pixels are refused, from the header, before they are decoded."""
     max_image_bytes: int = 256 * 1024 * 1024
     """Image files with more bytes are refused before they are decoded."""
+    skip_check: bool = False
+    """Train without reading every row first; only the first row of each split is tried."""
+    on_bad_sample: str = "error"
+    """A row that cannot be used: error (stop before training) or skip (leave it out, into quarantine.jsonl)."""
+    max_bad_fraction: float = 0.01
+    """With --on_bad_sample skip: stop where more than this share of a split's rows is bad."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation_fraction < 1:
@@ -92,6 +98,14 @@ class DataConfig:
         _check_choice("box_format", self.box_format, ("xywh", "xyxy"))
         for flag in ("max_train_samples", "max_eval_samples", "max_image_pixels", "max_image_bytes"):
             _check_positive(flag, getattr(self, flag))
+        _check_choice("on_bad_sample", self.on_bad_sample, ("error", "skip"))
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ConfigError(f"--max_bad_fraction {self.max_bad_fraction}: must be from 0 to 1, such as 0.01.")
+        if self.skip_check and self.on_bad_sample == "skip":
+            raise ConfigError(
+                "--on_bad_sample skip needs the check that --skip_check leaves out: bad rows are found by it, before "
+                "the rows are divided among processes. Leave --skip_check out, or type --on_bad_sample error."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,10 @@ class RenderingError(DataError):
     """A conversation whose rendering or labels would break the label promise."""
 
 
+class OverlongError(RenderingError):
+    """A row with more tokens than the limit."""
+
+
 class ModelError(UserError):
     """A model folder, family or setting that cannot be used."""
 

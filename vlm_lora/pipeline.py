@@ -20,6 +20,7 @@ from vlm_lora.batching.order import FillableRows
 from vlm_lora.batching.survey import survey_rows
 from vlm_lora.config import RunConfig
 from vlm_lora.config_resolution import resolve, write_resolved
+from vlm_lora.config_values import is_true
 from vlm_lora.data.conversation import Conversation, ImageRef, ImageSource, Part, RowSource, Text, Turn
 from vlm_lora.data.dataset import Splits, load_splits
 from vlm_lora.errors import ConfigError
@@ -32,6 +33,8 @@ from vlm_lora.model.loading import load_model
 from vlm_lora.model.parts import find_parts
 from vlm_lora.model.quantization import check_quantized, find_layers, note_training_precision
 from vlm_lora.model.tuning import apply_tuning
+from vlm_lora.preflight.check import check_before_training, check_rows
+from vlm_lora.preflight.figures import DataReport
 from vlm_lora.report.memory import explain_exhaustion
 from vlm_lora.report.model_card import write_model_card
 from vlm_lora.stages import Stage, Tools, choose_backend, open_stage, open_tools, resolve_anywhere
@@ -72,7 +75,8 @@ def train(run: RunConfig) -> dict[str, Any]:
     measured = arguments.do_eval or arguments.eval_on_start
     splits = load_splits(run.data, need_train=arguments.do_train, need_validation=measured)
     tools = open_tools(run)
-    _check_first_rows(tools, splits)
+    workers = stage.values.get("dataloader_num_workers")
+    splits = check_before_training(run, arguments, splits, tools, workers=workers)
     tools, groups = _plan_shapes(stage, tools, splits)
     needs = partial(advise, _subject(run, stage.values, tools, splits.train), arguments, stage.backend)
     with explain_exhaustion(stage.backend, "loading the model", needs):
@@ -120,6 +124,14 @@ def preview(run: RunConfig, *, rows: int) -> list[tuple[EncodedRow, Any]]:
     return [(tools.encoder.encode(data[index]), tools.tokenizer) for index in shown if data is not None]
 
 
+def check(run: RunConfig, *, workers: int | None, show_progress: bool) -> DataReport:
+    """Read every row once, as `train` with the same flags would, and report what they are; needs no weights."""
+    run, values, _ = resolve_anywhere(run)
+    measured = is_true(values.get("do_eval", True))
+    splits = load_splits(run.data, need_train=is_true(values.get("do_train", True)), need_validation=measured)
+    return check_rows(run, splits, open_tools(run), workers=workers, show_progress=show_progress)
+
+
 def plan(run: RunConfig, request: PlanRequest, announce: Callable[[str], object] = logger.debug) -> PlanReport:
     """Predict what a training run needs on each device, from the model's configuration and a sample of the data."""
     request.check()
@@ -145,13 +157,6 @@ def _subject(run: RunConfig, values: Mapping[str, Any], tools: Tools, data: Any)
         collator=tools.collator,
         data=data,
     )
-
-
-def _check_first_rows(tools: Tools, splits: Splits) -> None:
-    """Encode the first row of each split, so that a wrong column or template stops before weights load."""
-    for rows in (splits.train, splits.validation):
-        if rows is not None:
-            tools.encoder.encode(rows[0])
 
 
 def _plan_shapes(stage: Stage, tools: Tools, splits: Splits) -> tuple[Tools, Mapping[str, Any]]:

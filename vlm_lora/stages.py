@@ -49,6 +49,8 @@ class Tools:
     collator: Collator
     longest: int | None
     """Longest row in tokens."""
+    eos_token_ids: frozenset[int]
+    """Tokens that end an answer."""
 
 
 def open_stage(run: RunConfig) -> Stage:
@@ -114,10 +116,11 @@ def open_tools(run: RunConfig) -> Tools:
     processor = load_processor(run.model)
     tokenizer = processor.tokenizer
     longest = run.batching.max_length or getattr(config.get_text_config(), "max_position_embeddings", None)
+    ends = eos_token_ids(run.model, config, tokenizer)
     encoder = RowEncoder(
         processor,
         family.rendering,
-        eos_token_ids=eos_token_ids(run.model, config, tokenizer),
+        eos_token_ids=ends,
         max_length=longest,
         image_limits=ImageLimits.of(run.data),
     )
@@ -130,4 +133,5 @@ def open_tools(run: RunConfig) -> Tools:
         encoder=encoder,
         collator=collator,
         longest=longest,
+        eos_token_ids=ends,
     )

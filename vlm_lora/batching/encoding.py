@@ -25,7 +25,7 @@ from vlm_lora.batching.sentinels import prompt_turns
 from vlm_lora.batching.style import RenderingStyle
 from vlm_lora.batching.tokenization import ControlTokens, SubstitutingTokenizer, Tokenized, assemble
 from vlm_lora.data.conversation import Conversation, ImageRef
-from vlm_lora.errors import ModelError, RenderingError, UserError
+from vlm_lora.errors import ModelError, OverlongError, RenderingError, UserError
 
 _PROCESSOR_FAULTS = (ValueError, TypeError, LookupError, RuntimeError, AttributeError, StopIteration)
 
@@ -62,6 +62,7 @@ class RowEncoder:
         self._eos_token_ids = eos_token_ids
         self._max_length = max_length
         self._canvases: tuple[Size, ...] = ()
+        self._watcher: Callable[[Any], None] | None = None
         self._load_image, self._image_limits = _loader(load_image, image_limits)
         self._bos = (tokenizer.bos_token, tokenizer.bos_token_id)
         ends = {tokenizer.convert_ids_to_tokens(token_id): token_id for token_id in sorted(eos_token_ids)}
@@ -92,7 +93,7 @@ class RowEncoder:
         try:
             return self._row(rendering, conversation, conversation.images, prompt=False)
         except RenderingError as error:
-            raise RenderingError(f"{conversation.source}: {error}") from error
+            raise type(error)(f"{conversation.source}: {error}") from error
 
     def encode_prompt(self, conversation: Conversation) -> EncodedRow:
         """Return everything before the last assistant turn, with the generation prompt; no labels.
@@ -106,12 +107,18 @@ class RowEncoder:
         try:
             return self._row(rendering, conversation, images, prompt=True)
         except RenderingError as error:
-            raise RenderingError(f"{conversation.source}: {error}") from error
+            raise type(error)(f"{conversation.source}: {error}") from error
 
     def with_canvases(self, canvases: Sequence[Size]) -> RowEncoder:
         """Return an encoder that resizes each row's pictures to the nearest of these sizes (width, height)."""
         other = copy.copy(self)
         other._canvases = tuple(canvases)
+        return other
+
+    def watched_by(self, watcher: Callable[[Any], None]) -> RowEncoder:
+        """Return an encoder that shows `watcher` each picture as it is loaded, in reading order, before resizing."""
+        other = copy.copy(self)
+        other._watcher = watcher
         return other
 
     def picture_sizes(self, conversation: Conversation) -> list[Size]:
@@ -128,7 +135,10 @@ class RowEncoder:
         Raises:
             ImageError: it cannot be read.
         """
-        return self._load_image(image.source, limits=self._image_limits)
+        picture = self._load_image(image.source, limits=self._image_limits)
+        if self._watcher is not None:
+            self._watcher(picture)
+        return picture
 
     def _row(
         self, rendering: Rendering, conversation: Conversation, images: tuple[ImageRef, ...], *, prompt: bool
@@ -227,7 +237,7 @@ class RowEncoder:
 
     def _check_length(self, length: int) -> None:
         if self._max_length is not None and length > self._max_length:
-            raise RenderingError(
+            raise OverlongError(
                 f"{length} tokens (images included) are more than the limit of {self._max_length}. Raise "
                 "--max_length, shorten or split the row, or use smaller images; rows are never cut."
             )

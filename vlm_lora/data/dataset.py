@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -79,6 +81,18 @@ class ConversationDataset:
     def source(self, index: int) -> RowSource:
         """Return file and row of a conversation without reading it."""
         return self.rows.source(self._indices[index])
+
+    @property
+    def positions(self) -> Sequence[int]:
+        """Which of `rows` these are, in order."""
+        return self._indices
+
+    def without(self, indices: Iterable[int]) -> ConversationDataset:
+        """Return the same rows without those at `indices`, in the same order; no other takes their place."""
+        left_out = frozenset(indices)
+        kept = copy.copy(self)
+        kept._indices = array("q", (at for index, at in enumerate(self._indices) if index not in left_out))
+        return kept
 
 
 Conversations: TypeAlias = "ConversationDataset | Mixture[ConversationDataset]"

@@ -108,6 +108,10 @@ class Mixture(Generic[AnyMember]):
         """Whether a row's conversation depends on the epoch."""
         return any(self._parts) or any(member.varies for member in self.members)
 
+    def with_members(self, members: Sequence[AnyMember]) -> Mixture[AnyMember]:
+        """Return a mixture of other data sets by the same weights and seed."""
+        return Mixture(members, self._weights, seed=self._seed)
+
     def __getitem__(self, index: int) -> Conversation:
         """Return one conversation, of epoch 0.
 

@@ -100,6 +100,11 @@ class Rows:
         return declared
 
     @property
+    def tables(self) -> tuple[Table, ...]:
+        """The tables, in order."""
+        return self._tables
+
+    @property
     def files(self) -> tuple[str, ...]:
         """The files the rows come from, in order."""
         return tuple(origin.file for origin in self._origins)

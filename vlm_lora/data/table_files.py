@@ -64,6 +64,16 @@ class HeldOpen:
         """What the data set declares of its columns."""
         return dict(self.dataset.features.to_dict())
 
+    @property
+    def fingerprint(self) -> str:
+        """What `datasets` knows these rows by: it changes with the data and with everything done to them."""
+        return str(self.dataset._fingerprint)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The Arrow files that the rows lie in."""
+        return tuple(Path(entry["filename"]) for entry in self.dataset.cache_files)
+
     def __len__(self) -> int:
         return len(self.dataset)
 

@@ -95,7 +95,13 @@ def _remove_earlier_run(path: Path) -> None:
     for checkpoint in path.glob("checkpoint-*"):
         if checkpoint.is_dir():
             shutil.rmtree(checkpoint)
-    for pattern in ("*_results.json", "predictions.jsonl", "trainer_state.json"):
+    for pattern in (
+        "*_results.json",
+        "predictions.jsonl",
+        "trainer_state.json",
+        "data_report.json",
+        "quarantine.jsonl",
+    ):
         for file in path.glob(pattern):
             file.unlink()
     logger.info("--overwrite_output_dir: checkpoints and results of the run in %s were removed.", path)

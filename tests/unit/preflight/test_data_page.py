@@ -1,0 +1,115 @@
+"""The page of the data report: complete, self-contained, and deaf to what the rows say."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from support.datasets import write_jsonl, write_picture
+from vlm_lora.cli import main
+from vlm_lora.preflight.figures import Distribution
+from vlm_lora.preflight.page import HEIGHT, bars
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
+
+
+class Elements(HTMLParser):
+    """Every start tag with its attributes, and all text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def parse(text: str) -> Elements:
+    elements = Elements()
+    elements.feed(text)
+    return elements
+
+
+@pytest.fixture
+def page(model_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """The page of 40 rows, 30 of them bad, with hostile text in column, file name, role and picture name."""
+    folder = tmp_path / f"data {HOSTILE.replace('/', '|')}"
+    write_picture(folder / "0.png", seed=0)
+    good = {
+        "<b>image": "0.png",
+        "messages": [{"role": "user", "content": HOSTILE}, {"role": "assistant", "content": "a"}],
+    }
+    role: dict[str, Any] = {**good, "messages": [{"role": HOSTILE, "content": "x"}]}
+    rows = [*[good] * 10, *[role] * 15, *[{**good, "<b>image": f"{HOSTILE}.png"}] * 15]
+    write_jsonl(folder / "train.jsonl", rows)
+    flags = ["--model_name_or_path", str(model_folder("gemma3")), "--dataset_name", str(folder), "--use_cpu"]
+    target = tmp_path / "page.html"
+    columns = ["--image_column", "<b>image", "--validation_fraction", "0", "--do_eval", "false"]
+    assert main(["check", *flags, *columns, "--html", str(target)]) == 1
+    capsys.readouterr()
+    return target.read_text(encoding="utf-8")
+
+
+def test_hostile_text_stays_text(page: str) -> None:
+    elements = parse(page)
+    assert {tag for tag, _ in elements.tags}.isdisjoint({"script", "img", "b", "iframe", "object", "link"})
+    assert not [name for _, attributes in elements.tags for name in attributes if name.startswith("on")]
+    assert "unknown role '<script>alert(1)</script>" in elements.text
+    assert "column '<b>image'" in elements.text
+
+
+def test_the_parser_sees_what_is_forbidden() -> None:
+    elements = parse(HOSTILE)
+    assert [tag for tag, _ in elements.tags] == ["script", "img"]
+
+
+def test_nothing_is_fetched(page: str) -> None:
+    elements = parse(page)
+    assert not [
+        value for _, attributes in elements.tags for name, value in attributes.items() if name in ("src", "href")
+    ]
+    assert "url(" not in page
+    assert "@import" not in page
+    policy = next(attributes["content"] for tag, attributes in elements.tags if "http-equiv" in attributes)
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def test_all_bad_rows_are_listed(page: str) -> None:
+    found = re.findall(r'<tr class="bad-row"><td>train</td><td class="t">[^<]*</td><td class="n">(\d+)</td>', page)
+    assert [int(row) for row in found] == list(range(10, 40))
+
+
+def test_histograms_are_drawn(page: str) -> None:
+    drawings = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert len(drawings) == 5
+    for drawing in drawings:
+        labels = [title.text or "" for title in ET.fromstring(drawing).iter("title")]
+        assert sum(int(label.rsplit(" ", 1)[1]) for label in labels) == 10
+
+
+@pytest.mark.parametrize("values", [[5], [0, 0, 0], [1, 2, 3, 1000], list(range(41)), [7, 8]])
+def test_bars_count_every_value_once(values: list[int]) -> None:
+    figures = Distribution.of(np.array(values))
+    assert sum(figures.counts) == len(values) == figures.count
+    assert figures.edges[0] == min(values)
+    assert figures.edges[-1] > max(values)
+    assert figures.edges[-2] <= max(values)
+    drawn = bars(figures)
+    assert max(bar.height for bar in drawn) == HEIGHT
+    assert [bar.y + bar.height for bar in drawn] == pytest.approx([HEIGHT] * len(drawn))
+
+
+def test_no_values() -> None:
+    figures = Distribution.of(np.array([], dtype=np.int64))
+    assert (figures.count, figures.most, figures.counts, bars(figures)) == (0, 0, (), [])

@@ -1,0 +1,163 @@
+"""Earlier checks, kept by everything that their outcome depends on.
+
+A key is made of the data files (path, size, time; or the fingerprint of `datasets`), the rows chosen of them,
+what their columns were taken as, the data and length settings, the processor's own content (tokenizer, chat
+template, image settings) and the versions of the packages. Picture files beside the data are compared by the
+reader, row by row. Nothing here can make a run fail: what cannot be read or written is said and done without.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from hashlib import blake2b
+from importlib.metadata import version
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+import numpy as np
+
+from vlm_lora import __version__
+from vlm_lora.config import RunConfig
+from vlm_lora.data.dataset import ConversationDataset
+from vlm_lora.data.table_files import HeldOpen
+from vlm_lora.preflight.findings import Findings
+from vlm_lora.stages import Tools
+
+logger = logging.getLogger(__name__)
+
+VARIABLE = "VLM_LORA_CACHE"
+FORMAT = 1
+"""Changes with the layout of the files."""
+
+KEPT = 50
+"""Earlier checks that are kept, the newest."""
+
+IRRELEVANT = frozenset({"skip_check", "on_bad_sample", "max_bad_fraction", "max_train_samples", "max_eval_samples"})
+"""Data settings that change no row: what is done about bad ones, and limits, which the chosen rows show."""
+
+
+def cache_folder() -> Path:
+    """Return where checks are kept: $VLM_LORA_CACHE/checks, by default ~/.cache/vlm-lora/checks."""
+    named = os.environ.get(VARIABLE)
+    return (Path(named) if named else Path.home() / ".cache" / "vlm-lora") / "checks"
+
+
+class CheckCache:
+    """Findings of earlier checks with one model and one configuration.
+
+    Args:
+        folder: where they lie.
+        run: the resolved configuration.
+        tools: the processor and what was made of it.
+    """
+
+    def __init__(self, folder: Path, run: RunConfig, tools: Tools) -> None:
+        self._folder = folder
+        settings = {name: value for name, value in asdict(run.data).items() if name not in IRRELEVANT}
+        self._common = {
+            "format": FORMAT,
+            "byteorder": sys.byteorder,
+            "versions": [__version__, *(version(name) for name in ("transformers", "tokenizers", "pillow"))],
+            "data": settings,
+            "files_of_settings": _stamps(_files_named(settings.values())),
+            "batching": {"longest": tools.longest, "on_overflow": run.batching.on_overflow},
+            "eos": sorted(tools.eos_token_ids),
+            "processor": processor_content(tools.processor),
+        }
+
+    def key(self, rows: ConversationDataset) -> str | None:
+        """Return the name of these rows' check, or None where nothing tells whether the rows have changed."""
+        files = _files_of(rows)
+        if files is None:
+            logger.info("%s: its rows have neither files nor a fingerprint, so this check is not kept.", rows.name)
+            return None
+        chosen = blake2b(np.asarray(rows.positions, dtype=np.int64).tobytes(), digest_size=16).hexdigest()
+        schema = asdict(rows.schema)
+        content = {**self._common, "files": files, "rows": [len(rows), chosen], "schema": schema}
+        text = json.dumps(content, sort_keys=True, default=str)
+        return blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def load(self, key: str) -> Findings | None:
+        """Return the findings kept under a key, or None."""
+        path = self._path(key)
+        try:
+            return Findings.from_mapping(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning("%s cannot be used (%s): the rows are read again.", path, error)
+            return None
+
+    def store(self, key: str, findings: Findings) -> None:
+        """Keep findings under a key; whole or not at all."""
+        path = self._path(key)
+        partial = path.with_suffix(f".{token_hex(6)}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps(findings.to_mapping()), encoding="utf-8")
+            partial.replace(path)
+            kept = sorted(path.parent.glob("*.json"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
+            for old in kept[KEPT:]:
+                old.unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("This check could not be kept in %s (%s); the next one reads every row again.", path, error)
+
+    def _path(self, key: str) -> Path:
+        return self._folder / f"{key}.json"
+
+
+def processor_content(processor: Any) -> str:
+    """Return a hash of everything in a processor that could change a row, wherever it was loaded from."""
+    tokenizer = processor.tokenizer
+    parts: list[str] = [
+        json.dumps(getattr(processor, "chat_template", None), sort_keys=True, default=str),
+        json.dumps(tokenizer.chat_template, sort_keys=True, default=str),
+        json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str),
+        tokenizer.backend_tokenizer.to_str(),
+        processor.image_processor.to_json_string(),
+        json.dumps({name: value for name, value in vars(processor).items() if _is_plain(value)}, sort_keys=True),
+    ]
+    for part in (processor, tokenizer, processor.image_processor):
+        owner = type(part)
+        parts.append(f"{owner.__module__}.{owner.__qualname__}")
+        if not owner.__module__.startswith("transformers."):
+            # Code that came with the model: its text is the only version it has.
+            source = inspect.getsourcefile(owner)
+            parts.append(Path(source).read_text(encoding="utf-8") if source else "")
+    return blake2b("\0".join(parts).encode(errors="surrogatepass"), digest_size=16).hexdigest()
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str | int | float | bool | None)
+
+
+def _files_named(values: Iterable[Any]) -> list[Path]:
+    """Return the files among settings; most settings are no paths, and a long prompt cannot even be one."""
+    texts = (os.path.expanduser(value) for value in values if isinstance(value, str))  # noqa: PTH111
+    return [Path(text) for text in texts if os.path.isfile(text)]  # noqa: PTH113
+
+
+def _files_of(rows: ConversationDataset) -> list[Any] | None:
+    """Return what tells whether the stored rows have changed, or None where nothing does."""
+    held = [table for table in rows.rows.tables if isinstance(table, HeldOpen)]
+    known: list[Any] = [[table.fingerprint, *_stamps(table.files)] for table in held]
+    named = [Path(name) for name in rows.rows.files]
+    if not held and not all(path.is_file() for path in named):
+        return None
+    return [*known, *_stamps(path for path in named if path.is_file())]
+
+
+def _stamps(paths: Iterable[Path]) -> list[Mapping[str, Any]]:
+    return [_stamp(path) for path in paths]
+
+
+def _stamp(path: Path) -> Mapping[str, Any]:
+    status = path.stat()
+    return {"path": str(path.resolve()), "size": status.st_size, "time": status.st_mtime_ns}

@@ -1,0 +1,77 @@
+"""The preflight: every row of a run read once, and what follows from it before any weight is loaded."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from vlm_lora.config import RunConfig
+from vlm_lora.data.dataset import Splits
+from vlm_lora.data.split_parts import split_parts
+from vlm_lora.preflight.cache import CheckCache, cache_folder
+from vlm_lora.preflight.figures import DataReport, build_report
+from vlm_lora.preflight.policy import REPORT, SHOWN, faulty_rows, judge, leave_out, read_report, write_report
+from vlm_lora.preflight.reading import RowReader
+from vlm_lora.stages import Tools
+
+logger = logging.getLogger(__name__)
+
+
+def check_rows(run: RunConfig, splits: Splits, tools: Tools, *, workers: int | None, show_progress: bool) -> DataReport:
+    """Read every row of the splits as training will, and report what they are.
+
+    Args:
+        run: the resolved configuration.
+        splits: the rows.
+        tools: the model's processor and what was made of it.
+        workers: processes; None for a number that fits rows and machine.
+        show_progress: whether a bar is shown.
+
+    Returns:
+        The report; bad rows are in it and raise nothing.
+    """
+    cache = CheckCache(cache_folder(), run, tools)
+    reader = RowReader(workers=workers, show_progress=show_progress, cache=cache)
+    found = {name: (rows, reader.read(rows, tools.encoder)) for name, rows in split_parts(splits).items()}
+    data = run.data.dataset_name or run.data.validation_name
+    return build_report(str(run.model.model_name_or_path), str(data), tools.longest, found)
+
+
+def check_before_training(
+    run: RunConfig, arguments: Any, splits: Splits, tools: Tools, *, workers: int | None
+) -> Splits:
+    """Check the rows once on each machine; return the splits as every process shall use them.
+
+    The output folder gets `data_report.json`, and `quarantine.jsonl` with `--on_bad_sample skip`.
+
+    Args:
+        run: the resolved configuration.
+        arguments: the training arguments, which know the processes.
+        splits: the rows.
+        tools: the model's processor and what was made of it.
+        workers: processes that read; None for a number that fits rows and machine.
+
+    Raises:
+        DataError: bad rows that stop the run, on every process alike.
+    """
+    folder = Path(arguments.output_dir)
+    if run.data.skip_check:
+        for rows in (splits.train, splits.validation):
+            if rows is not None:
+                tools.encoder.encode(rows[0])
+        return splits
+    with arguments.main_process_first(desc="checking the data"):
+        if arguments.local_process_index == 0:
+            report = check_rows(run, splits, tools, workers=workers, show_progress=not arguments.disable_tqdm)
+            write_report(folder, report, run.data)
+    content = read_report(folder)
+    bad = faulty_rows(content)
+    counts: dict[str, int] = {name: split["rows"] for name, split in content["splits"].items()}
+    judge(bad, counts, run.data, where=str(folder / REPORT), shown=SHOWN)
+    logger.info("Checked %d rows: %d bad. %s says what they are.", sum(counts.values()), len(bad), folder / REPORT)
+    if content["leaked"]:
+        logger.warning(
+            "%d validation rows are also trained on; %s names the first.", content["leaked"], folder / REPORT
+        )
+    return leave_out(splits, bad, folder)

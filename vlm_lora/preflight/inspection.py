@@ -1,0 +1,113 @@
+"""One row looked at as training will: conversation built, pictures decoded, rendered, encoded, labels checked."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from vlm_lora.batching.encoded import IGNORE_INDEX
+from vlm_lora.batching.encoding import RowEncoder
+from vlm_lora.data.conversation import Conversation, Text
+from vlm_lora.data.dataset import ConversationDataset
+from vlm_lora.errors import DataError
+from vlm_lora.preflight.findings import Finding, kind_of
+
+
+class Inspection:
+    """What training would make of row `index`, as a `Finding`. Can be pickled into loader workers.
+
+    Args:
+        rows: the rows of one split.
+        encoder: makes them into tensors.
+    """
+
+    def __init__(self, rows: ConversationDataset, encoder: RowEncoder) -> None:
+        self._rows = rows
+        self._seen = _SeenPictures()
+        self._encoder = encoder.watched_by(self._seen)
+
+    def __call__(self, index: int) -> Finding:
+        """Return what row `index` is; a fault of the row is a finding, any other error is raised."""
+        self._seen.clear()
+        try:
+            conversation = self._rows[index]
+            # Before the files are read: a change while they are read then shows at the next check.
+            stamp = stamp_of(conversation)
+            encoded = self._encoder.encode(conversation)
+        except DataError as error:
+            reason = str(error).removeprefix(f"{self._rows.source(index)}: ")
+            return Finding(kind=kind_of(error), reason=one_line(reason))
+        return Finding(
+            tokens=len(encoded.input_ids),
+            supervised=int(encoded.labels.ne(IGNORE_INDEX).sum()),
+            sizes=tuple(self._seen.sizes),
+            content=_content_of(conversation, self._seen.digests),
+            stamp=stamp,
+        )
+
+
+class Stamping:
+    """The `stamp` of row `index` alone: its values are read, no picture is. Can be pickled into loader workers."""
+
+    def __init__(self, rows: ConversationDataset) -> None:
+        self._rows = rows
+
+    def __call__(self, index: int) -> int:
+        """Return the row's stamp, 0 where it names no picture file or cannot be read any more."""
+        try:
+            return stamp_of(self._rows[index])
+        except DataError:
+            return 0
+
+
+def one_line(text: str) -> str:
+    """Return a text with everything that is no printable character written as an escape.
+
+    Reasons quote the rows, which may hold line breaks, half surrogate pairs and commands to a terminal.
+    """
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+
+
+def stamp_of(conversation: Conversation) -> int:
+    """Return 64 bits that change when one of a row's picture files does (path, size or time); 0 for none."""
+    files = [image.source for image in conversation.images if isinstance(image.source, Path)]
+    if not files:
+        return 0
+    digest = blake2b(digest_size=8)
+    for path in files:
+        try:
+            status = path.stat()
+        except OSError as error:
+            digest.update(f"{path}\0{error.errno}\0".encode(errors="surrogateescape"))
+        else:
+            digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="surrogateescape"))
+    return int.from_bytes(digest.digest(), "little")
+
+
+class _SeenPictures:
+    """Size and digest of each picture as the encoder loads it."""
+
+    def __init__(self) -> None:
+        self.sizes: list[tuple[int, int]] = []
+        self.digests: list[bytes] = []
+
+    def clear(self) -> None:
+        self.sizes, self.digests = [], []
+
+    def __call__(self, picture: Any) -> None:
+        self.sizes.append(picture.size)
+        self.digests.append(blake2b(picture.tobytes(), digest_size=16).digest())
+
+
+def _content_of(conversation: Conversation, pictures: list[bytes]) -> int:
+    """Hash what a row says; lengths go in, so that no two different rows give the same bytes."""
+    digest = blake2b(digest_size=8)
+    following = iter(pictures)
+    for turn in conversation.turns:
+        digest.update(f"turn {turn.role} {len(turn.parts)}\0".encode())
+        for part in turn.parts:
+            content = part.text.encode(errors="surrogatepass") if isinstance(part, Text) else next(following)
+            digest.update(f"{type(part).__name__} {len(content)}\0".encode())
+            digest.update(content)
+    return int.from_bytes(digest.digest(), "little")

@@ -1,0 +1,128 @@
+"""What a run does about bad rows: stop with their names, or leave them out and write them down."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+from vlm_lora.config import DataConfig
+from vlm_lora.data.dataset import Splits
+from vlm_lora.data.split_parts import split_parts, with_parts
+from vlm_lora.errors import DataError
+from vlm_lora.preflight.figures import DataReport, FaultyRow
+
+logger = logging.getLogger(__name__)
+
+REPORT, QUARANTINE = "data_report.json", "quarantine.jsonl"
+
+SHOWN = 10
+"""Bad rows that an error message names."""
+
+
+def write_report(folder: Path, report: DataReport, config: DataConfig) -> None:
+    """Write `data_report.json`, and `quarantine.jsonl` where bad rows are left out; each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / REPORT, json.dumps(report.to_mapping(), indent=2, ensure_ascii=False) + "\n")
+    if config.on_bad_sample == "skip":
+        names = ("split", "file", "row", "kind", "reason")
+        lines = [json.dumps({name: getattr(row, name) for name in names}, ensure_ascii=False) for row in report.bad]
+        write_whole(folder / QUARANTINE, "".join(f"{line}\n" for line in lines))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that no reader ever sees half of it."""
+    # Several machines may share the folder, so a process number is not enough.
+    partial = path.with_name(f"{path.name}.{token_hex(6)}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def read_report(folder: Path) -> Mapping[str, Any]:
+    """Return what `write_report` wrote for the processes of this machine.
+
+    Raises:
+        DataError: the process that checks the data has stopped before that.
+    """
+    path = folder / REPORT
+    if not path.is_file():
+        raise DataError(
+            f"{path} was not written: the first process of this machine stopped while it checked the data; "
+            "its own message says why."
+        )
+    content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def faulty_rows(report: Mapping[str, Any]) -> list[FaultyRow]:
+    """Return the bad rows of a report that was read."""
+    return [FaultyRow(**row) for row in report["bad"]]
+
+
+def judge(bad: Sequence[FaultyRow], rows: Mapping[str, int], config: DataConfig, *, where: str, shown: int) -> None:
+    """Say whether a run may go on.
+
+    Args:
+        bad: the bad rows.
+        rows: number of rows, by split.
+        config: what is done about bad rows.
+        where: the file or command that lists all of them.
+        shown: how many the message names.
+
+    Raises:
+        DataError: a row is bad and none may be, or too many are.
+    """
+    if not bad:
+        return
+    if config.on_bad_sample == "error":
+        raise DataError(_listed(bad, sum(rows.values()), where, shown))
+    for split, count in rows.items():
+        own = [row for row in bad if row.split == split]
+        if len(own) == count:
+            raise DataError(f"{split}: all {count} rows are bad, the first: {own[0]}")
+        if len(own) > config.max_bad_fraction * count:
+            raise DataError(
+                f"{split}: {len(own)} of {count} rows are bad ({len(own) / count:.2%}), more than "
+                f"--max_bad_fraction {config.max_bad_fraction:g} allows. The first: {own[0]} {where} lists all. Put "
+                f"them right, or type a --max_bad_fraction of {_share(len(own), count):g} or more."
+            )
+
+
+def leave_out(splits: Splits, bad: Sequence[FaultyRow], folder: Path) -> Splits:
+    """Return the splits without their bad rows, the same on every process."""
+    if not bad:
+        return splits
+    parts = split_parts(splits)
+    for name, rows in parts.items():
+        own = [row.index for row in bad if row.split == name]
+        if own:
+            parts[name] = rows.without(own)
+            logger.warning(
+                "%s: %d of %d rows are bad and left out; %s says which and why.",
+                rows.name,
+                len(own),
+                len(rows),
+                folder / QUARANTINE,
+            )
+    return with_parts(splits, parts)
+
+
+def _listed(bad: Sequence[FaultyRow], rows: int, where: str, shown: int) -> str:
+    if len(bad) == 1:
+        return f"1 of {rows} rows cannot be used: {bad[0]} {bad[0].cure}"
+    if shown == 1:
+        return f"{len(bad)} of {rows} rows cannot be used, the first: {bad[0]} {bad[0].cure}"
+    named = "\n".join(f"  {row}" for row in bad[:shown])
+    more = f"\n  and {len(bad) - shown} more" if len(bad) > shown else ""
+    return (
+        f"{len(bad)} of {rows} rows cannot be used:\n{named}{more}\n{where} lists all of them with what to do. Put "
+        "them right, or type --on_bad_sample skip to leave them out, where they are few (--max_bad_fraction)."
+    )
+
+
+def _share(part: int, whole: int) -> float:
+    """Return `part / whole` rounded up to three digits after the point."""
+    return -(-part * 1000 // whole) / 1000

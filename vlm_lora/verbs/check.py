@@ -1,0 +1,47 @@
+"""`vlm-lora check`: read every row before training, and say what the data is and what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlm_lora.errors import ConfigError
+from vlm_lora.verb_setup import configure, verb_parser
+
+
+def check(rest: Sequence[str]) -> None:
+    """Run the verb.
+
+    Raises:
+        DataError: training with the same flags would stop at its data; the message counts the bad rows and
+            names the first.
+    """
+    parser = verb_parser("check")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--html", type=Path)
+    parser.add_argument("--workers", type=int)
+    own, others = parser.parse_known_args(rest)
+    if own.workers is not None and own.workers < 0:
+        raise ConfigError(f"--workers {own.workers}: must be 0 (this process alone) or more.")
+    if own.html is not None and not own.html.parent.is_dir():
+        raise ConfigError(f"--html {own.html}: there is no folder {own.html.parent}.")
+    run = configure(others, {}, log_level="info")
+    from rich.console import Console
+
+    from vlm_lora import pipeline
+    from vlm_lora.preflight.page import render_page
+    from vlm_lora.preflight.policy import judge, write_whole
+    from vlm_lora.preflight.terminal import print_report
+
+    report = pipeline.check(run, workers=own.workers, show_progress=sys.stderr.isatty())
+    if own.json:
+        json.dump(report.to_mapping(), sys.stdout, indent=2)
+        sys.stdout.write("\n")
+    else:
+        print_report(report, Console(highlight=False, soft_wrap=True))
+    if own.html is not None:
+        write_whole(own.html, render_page(report))
+    rows = {name: split.rows for name, split in report.splits.items()}
+    judge(report.bad, rows, run.data, where="The report", shown=1)
