@@ -23,7 +23,7 @@ from vlm_lora.errors import DataError
 Kind = Literal["picture", "numbered", "named", "json", "text", "other"]
 
 PICTURES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"})
-TEXTS = frozenset({"txt", "text", "cls", "cls2", "index", "caption"})
+TEXTS = frozenset({"txt", "text", "cls", "caption"})
 CODE = frozenset({"pkl", "pickle", "pyd", "pth", "pt", "ckpt", "npy", "npz", "joblib", "dill", "cloudpickle"})
 """Formats whose usual decoders can run what the file says."""
 
