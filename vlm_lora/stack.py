@@ -17,6 +17,9 @@ training does not use, so their own projections train; in 5.x always, so their o
 TRAINER_TURNS_CACHE_OFF = IS_5
 """5.x's trainer switches the key-value cache off; with 4.55 a training step fills it."""
 
+RUNS_LOCAL_GENERATE = not IS_5
+"""4.55 runs a local model folder's custom_generate/generate.py whatever trust_remote_code says."""
+
 
 def set_dtype(config: Any, dtype: Any) -> None:
     """Make a model that is built from a configuration have this dtype in all parts, whatever the file says."""

@@ -24,6 +24,7 @@ from vlm_lora.cli import main, run_script
 from vlm_lora.config import DataConfig
 from vlm_lora.data.dataset import load_splits
 from vlm_lora.errors import ConfigError, DataError, ImageError
+from vlm_lora.stack import RUNS_LOCAL_GENERATE
 from vlm_lora.training.pickles import names_in, refuse_programs
 
 MARKER = Path("it_ran")
@@ -238,7 +239,7 @@ def test_code_beside_a_model_is_not_run_unless_asked_for(
     model = tmp_path / "model"
     shutil.copytree(model_folder("gemma3"), model)
     module = f"{CODE}\nclass Evil: pass\n"
-    for name in ("evil.py", "custom_generate/generate.py", "setup.py", "conftest.py", "sitecustomize.py"):
+    for name in ("evil.py", "setup.py", "conftest.py", "sitecustomize.py"):
         (model / name).parent.mkdir(exist_ok=True)
         (model / name).write_text(module, encoding="utf-8")
     for name in ("model.pkl", "optimizer.pt", "training_args.bin", "tokenizer.pkl"):
@@ -252,6 +253,21 @@ def test_code_beside_a_model_is_not_run_unless_asked_for(
     code, said = ask(model, capsys)
     # Known families have classes of transformers' own, so the model works without the code that it brings.
     assert code == 0, said
+
+
+def test_code_that_generates_is_not_run_unless_asked_for(
+    model_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """transformers 4.55 runs it unasked, so there the folder is refused; 5.x leaves it alone."""
+    model = tmp_path / "model"
+    shutil.copytree(model_folder("gemma3"), model)
+    (model / "custom_generate").mkdir()
+    (model / "custom_generate" / "generate.py").write_text(CODE, encoding="utf-8")
+    code, said = ask(model, capsys)
+    if RUNS_LOCAL_GENERATE:
+        assert (code, "custom_generate/generate.py in it is Python code" in said) == (1, True), said
+    else:
+        assert code == 0, said
 
 
 def table() -> pa.Table:

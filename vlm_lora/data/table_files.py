@@ -26,7 +26,10 @@ class ArrowTable:
         self.path = path
         self._opener = opener
         self._table: Any = opener(path)
-        self.columns: tuple[str, ...] = tuple(self._table.column_names)
+        try:
+            self.columns: tuple[str, ...] = tuple(self._table.column_names)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: the file is damaged: a column's name is no text ({error}).") from error
         doubled = [name for name in self.columns if self.columns.count(name) > 1]
         if doubled:
             raise DataError(f"{path}: two columns are called '{doubled[0]}'. Rename or remove one.")
@@ -38,10 +41,14 @@ class ArrowTable:
         return self._length
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
-        """Return one row as Python values."""
+        """Return one row as Python values.
+
+        Raises:
+            DataError: the file is damaged there.
+        """
         if self._table is None:
             self._table = self._opener(self.path)
-        return self._table.slice(index, 1).to_pylist()[0]
+        return _values(self._table.slice(index, 1), f"{self.path} row {index}")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_table": None}
@@ -78,8 +85,23 @@ class HeldOpen:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
-        """Return one row as Python values."""
-        return self.dataset[index : index + 1].to_pylist()[0]
+        """Return one row as Python values.
+
+        Raises:
+            DataError: the data set's files are damaged there.
+        """
+        return _values(self.dataset[index : index + 1], f"Row {index} of the data set")
+
+
+def _values(row: Any, where: str) -> Mapping[str, Any]:
+    """Return the values of a table of one row, checked first: damaged offsets make Arrow read anywhere, and crash."""
+    import pyarrow as pa
+
+    try:
+        row.validate(full=True)
+        return row.to_pylist()[0]
+    except (pa.ArrowException, ValueError, LookupError, OverflowError) as error:  # text that is no UTF-8, odd dates
+        raise DataError(f"{where}: the file is damaged ({error}). Copy or write it again.") from error
 
 
 def read_csv(path: Path) -> ArrowTable:
@@ -108,7 +130,7 @@ def count_parquet_rows(path: Path) -> int:
 
     try:
         return pq.read_metadata(path).num_rows
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a readable Parquet file: {error}") from error
 
 
@@ -175,7 +197,7 @@ def _open_parquet(path: Path) -> Any:
 
     try:
         return pq.ParquetFile(path).read()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a readable Parquet file: {error}") from error
 
 
@@ -185,11 +207,13 @@ def _open_arrow(path: Path) -> Any:
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty.")
     source = pa.memory_map(str(path))
-    try:
-        return pa.ipc.open_stream(source).read_all()
-    except pa.ArrowInvalid:
+    faults: list[str] = []
+    for opener in (pa.ipc.open_stream, pa.ipc.open_file):
         source.seek(0)
-    try:
-        return pa.ipc.open_file(source).read_all()
-    except pa.ArrowException as error:
-        raise DataError(f"{path}: not an Arrow file (neither stream nor file format): {error}") from error
+        try:
+            table = opener(source).read_all()
+            table.validate()  # lengths only; each row is checked when it is read
+            return table
+        except (pa.ArrowException, OSError, ValueError) as error:
+            faults.append(str(error).splitlines()[0])
+    raise DataError(f"{path}: not an Arrow file, or a damaged one (as stream: {faults[0]}; as file: {faults[1]}).")

@@ -18,6 +18,7 @@ from vlm_lora.config import ModelConfig
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.families import FAMILIES, Family, family_of
 from vlm_lora.stack import (
+    RUNS_LOCAL_GENERATE,
     TRANSFORMERS,
     complete_processor,
     image_backend,
@@ -29,6 +30,7 @@ from vlm_lora.stack import (
 logger = logging.getLogger(__name__)
 
 ADAPTER_FILE = "adapter_config.json"
+CUSTOM_GENERATE = "custom_generate/generate.py"
 _EXAMPLE = "Qwen/Qwen2.5-VL-3B-Instruct"
 _VISION_KEYS = ("vision", "visual", "img_processor", "image", "mm_vision", "vit")
 
@@ -215,6 +217,11 @@ def _checked(config: ModelConfig) -> ModelConfig:
                 "Give the "
                 "folder that holds config.json and the weights, or a Hub id."
             )
+        if RUNS_LOCAL_GENERATE and not base.trust_remote_code and (folder / CUSTOM_GENERATE).is_file():
+            raise ModelError(
+                f"{name}{whose}: {CUSTOM_GENERATE} in it is Python code that the installed transformers would run. "
+                "Read it, and if you trust it type --trust_remote_code true; else remove it."
+            )
         return replace(base, model_name_or_path=str(folder))
     looks_like_path = name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name or folder.is_file()
     if looks_like_path:
@@ -240,6 +247,8 @@ def _translated(config: ModelConfig, base: ModelConfig) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if "Unable to load weights from pytorch checkpoint" in str(error):  # 4.55's words for an UnpicklingError
+            raise _more_than_weights(name, error) from error
         if Path(str(name)).is_dir():
             raise ModelError(f"{name}: {_first_line(error)}. Copy the whole model folder again.") from error
         raise ModelError(
@@ -250,10 +259,7 @@ def _translated(config: ModelConfig, base: ModelConfig) -> Iterator[None]:
             "one and give the folder."
         ) from error
     except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"{name}: a weight file holds more than weights, or is damaged; it was not loaded ({_first_line(error)}). "
-            "Only .safetensors files, and .bin files of plain tensors, are."
-        ) from error
+        raise _more_than_weights(name, error) from error
     except SafetensorError as error:
         raise ModelError(
             f"{name}: a weight file is cut off or damaged ({_first_line(error)}). Download or copy it again."
@@ -278,6 +284,13 @@ def _translated(config: ModelConfig, base: ModelConfig) -> Iterator[None]:
                 "folder again."
             ) from error
         raise
+
+
+def _more_than_weights(name: object, error: Exception) -> ModelError:
+    return ModelError(
+        f"{name}: a weight file holds more than weights, or is damaged; it was not loaded ({_first_line(error)}). Only "
+        ".safetensors files, and .bin files of plain tensors, are."
+    )
 
 
 def _unknown_architecture(name: str) -> str:
