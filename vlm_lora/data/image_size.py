@@ -8,6 +8,7 @@ from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 from vlm_lora.data.conversation import ImageSource
 from vlm_lora.data.images import FORMATS
@@ -43,8 +44,9 @@ def read_size(source: ImageSource) -> tuple[int, int]:
 
 def _upright(picture: Image.Image, source: Path | bytes | None = None) -> tuple[int, int]:
     width, height = picture.size
-    if picture.format == "TIFF":
-        return width, height  # Pillow turns these itself, and tells the size they have then
+    if isinstance(picture, TiffImageFile):
+        # Pillow tells the upright size or the stored one, depending on its version: the tags say which is stored.
+        width, height = int(picture.tag_v2[IMAGEWIDTH]), int(picture.tag_v2[IMAGELENGTH])
     if picture.format == "PNG" and source is not None and not _may_be_turned(source):
         return width, height
     return (height, width) if picture.getexif().get(_ORIENTATION) in _LYING else (width, height)
