@@ -76,3 +76,15 @@ def test_a_mixture_draws_other_rows_each_epoch_and_resumes(
     # The control: other rows of the fraction, from the first step on.
     other = losses(model, pages, tmp_path / "other", **flags, split_seed=7, num_train_epochs=1)
     assert other != whole[:4]
+
+
+def test_planned_shapes_repeat_the_first_epoch_and_say_so(
+    model_folder: Callable[[str], Path], pages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A batch that was planned for one task would not fit another."""
+    flags = {"static_shapes": True, "log_level": "info", "learning_rate": 0, "lora_dropout": 0}
+    found = losses(model_folder("gemma3"), pages, tmp_path / "out", **flags)
+    assert "every epoch repeats what it drew" in capsys.readouterr().err
+    first, *others = (sorted(found[n : n + 2]) for n in (0, 2, 4))
+    # Nothing is learnt at rate 0, so an epoch's losses tell which tasks it read.
+    assert all(sum(other) == pytest.approx(sum(first), rel=0.2) for other in others)

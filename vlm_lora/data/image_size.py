@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
 import warnings
 from io import BytesIO
+from pathlib import Path
 
 from PIL import Image
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 from vlm_lora.data.conversation import ImageSource
 from vlm_lora.data.images import FORMATS
@@ -14,6 +17,8 @@ from vlm_lora.errors import ImageError
 _ORIENTATION = 0x0112
 _LYING = frozenset({5, 6, 7, 8})
 """EXIF orientations that change width and height over."""
+_PNG_MARKS = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
+"""What a PNG file holds where it has an orientation."""
 
 
 def read_size(source: ImageSource) -> tuple[int, int]:
@@ -29,7 +34,7 @@ def read_size(source: ImageSource) -> tuple[int, int]:
             # Pillow warns near its bomb limit and about odd metadata; loading the picture decides about both.
             warnings.simplefilter("ignore")
             with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as picture:
-                return _upright(picture)
+                return _upright(picture, source)
     except MemoryError:
         raise
     except Exception as error:  # decoders let all kinds of errors through on broken headers
@@ -37,6 +42,22 @@ def read_size(source: ImageSource) -> tuple[int, int]:
         raise ImageError(f"{name}: its size cannot be read, so its boxes cannot be checked: {error}.") from error
 
 
-def _upright(picture: Image.Image) -> tuple[int, int]:
+def _upright(picture: Image.Image, source: Path | bytes | None = None) -> tuple[int, int]:
     width, height = picture.size
+    if isinstance(picture, TiffImageFile):
+        # Pillow tells the upright size or the stored one, depending on its version: the tags say which is stored.
+        width, height = int(picture.tag_v2[IMAGEWIDTH]), int(picture.tag_v2[IMAGELENGTH])
+    if picture.format == "PNG" and source is not None and not _may_be_turned(source):
+        return width, height
     return (height, width) if picture.getexif().get(_ORIENTATION) in _LYING else (width, height)
+
+
+def _may_be_turned(source: Path | bytes) -> bool:
+    """Tell whether a PNG file names anything that may hold an orientation.
+
+    It may stand after the pixels, and Pillow decodes all of them to look there.
+    """
+    if isinstance(source, bytes):
+        return any(mark in source for mark in _PNG_MARKS)
+    with source.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return any(content.find(mark) != -1 for mark in _PNG_MARKS)

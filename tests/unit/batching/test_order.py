@@ -140,3 +140,14 @@ def test_rows_that_do_not_vary_end() -> None:
     assert not rows.varies
     with pytest.raises(IndexError, match="row 10 of 5"):
         rows[10]
+
+
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_one_global_batch_reads_the_same_however_it_is_split(epoch: int) -> None:
+    rows, found = FillableRows(Speaking()), []
+    for batch, processes in ((4, 1), (2, 2), (1, 4)):
+        order = BatchOrder([range(5)], batch_size=batch, processes=processes, seed=1, carries_epoch=True)
+        order.set_epoch(epoch)
+        found.append([said(rows[index]) for index in order])
+    assert found[0] == found[1] == found[2]
+    assert all(text.endswith(f"epoch {epoch}") for text in found[0])

@@ -109,18 +109,29 @@ def test_a_picture_of_another_size_is_refused() -> None:
         check_size((50, 100), SIZE)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_sizes_are_those_of_the_picture_shown_upright(orientation: int, tmp_path: Path) -> None:
+def test_sizes_are_those_of_the_picture_shown_upright(orientation: int, kind: str, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     stream = io.BytesIO()
-    Image.new("RGB", (30, 20)).save(stream, "JPEG", exif=exif)
-    path = tmp_path / "a.jpg"
+    Image.new("RGB", (30, 20)).save(stream, kind, exif=exif)
+    path = tmp_path / "a"
     path.write_bytes(stream.getvalue())
     for source in (stream.getvalue(), path):
         assert read_size(source) == load_image(source, limits=ImageLimits()).size
+        assert read_size(source) == ((20, 30) if orientation > 4 else (30, 20))
     with pytest.raises(ImageError, match="size cannot be read"):
         read_size(b"no picture")
+
+
+def test_a_png_that_is_not_turned_is_not_decoded_for_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = encode_png(Image.new("RGB", SIZE))
+    (tmp_path / "a.png").write_bytes(encoded)
+    decoded: list[Any] = []
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", decoded.append)
+    assert read_size(encoded) == read_size(tmp_path / "a.png") == SIZE
+    assert not decoded
 
 
 def load(tmp_path: Path, row: dict[str, Any], **config: Any) -> Conversations:
