@@ -13,6 +13,8 @@ from typing import Any
 
 from vlm_lora.errors import ConfigError
 
+OVERFLOW_POLICIES = ("error", "drop", "shrink_images", "trim_turns")
+
 
 def _check_choice(flag: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
@@ -223,7 +225,8 @@ class BatchingConfig:
     max_length: int | None = None
     """Longest row in tokens, image tokens included; by default what the model's positions allow."""
     on_overflow: str = "error"
-    """What happens to a longer row: error (stop, naming the row)."""
+    """What happens to a longer row: error (stop, naming the row), drop (leave it out before the run), shrink_images
+    (scale its pictures down until it fits), trim_turns (leave out its oldest questions with their answers)."""
     static_shapes: bool | None = None
     """Pad batches to a few shapes planned from the data; by default where the hardware compiles each new shape."""
     max_shapes: int | None = None
@@ -232,7 +235,7 @@ class BatchingConfig:
     def __post_init__(self) -> None:
         for flag in ("max_length", "max_shapes"):
             _check_positive(flag, getattr(self, flag))
-        _check_choice("on_overflow", self.on_overflow, ("error",))
+        _check_choice("on_overflow", self.on_overflow, OVERFLOW_POLICIES)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,15 @@ class RenderingError(DataError):
     """A conversation whose rendering or labels would break the label promise."""
 
 
+class TooLongError(RenderingError):
+    """A row of more tokens than the limit. From a message alone it can be built too, as loader workers do."""
+
+    def __init__(self, message: str, *, tokens: int = 0, limit: int = 0) -> None:
+        super().__init__(message)
+        self.tokens = tokens
+        self.limit = limit
+
+
 class ModelError(UserError):
     """A model folder, family or setting that cannot be used."""
 

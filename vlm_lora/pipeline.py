@@ -36,6 +36,7 @@ from vlm_lora.report.memory import explain_exhaustion
 from vlm_lora.report.model_card import write_model_card
 from vlm_lora.stages import Stage, Tools, choose_backend, open_stage, open_tools
 from vlm_lora.training.arguments import check_arguments
+from vlm_lora.training.dropping import leave_out_overlong
 from vlm_lora.training.engine import EngineCheck, needs_pictures, note_pictures, refuse_other_engine
 from vlm_lora.training.outputs import (
     check_adapter_settings,
@@ -68,6 +69,8 @@ def train(run: RunConfig) -> dict[str, Any]:
     measured = arguments.do_eval or arguments.eval_on_start
     splits = load_splits(run.data, need_train=arguments.do_train, need_validation=measured)
     tools = open_tools(run)
+    if run.batching.on_overflow == "drop":
+        splits = leave_out_overlong(splits, tools.encoder, arguments)
     _check_first_rows(tools, splits)
     tools, groups = _plan_shapes(stage, tools, splits)
     needs = partial(advise, _subject(run, stage.values, tools, splits.train), arguments, stage.backend)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+from array import array
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +53,13 @@ class ConversationDataset:
         return build_conversation(
             self.rows[position], self.schema, source=source, place=place, system_prompt=self._system_prompt
         )
+
+    def without(self, positions: Collection[int]) -> ConversationDataset:
+        """Return the same data set with the conversations at these positions left out."""
+        gone = frozenset(positions)
+        kept = copy.copy(self)
+        kept._indices = array("q", (row for place, row in enumerate(self._indices) if place not in gone))
+        return kept
 
     def source(self, index: int) -> RowSource:
         """Return file and row of a conversation without reading it."""

@@ -26,7 +26,7 @@ BY_NAME: dict[str, st.SearchStrategy[Any]] = {
     "bnb_4bit_compute_dtype": st.sampled_from(["auto", "float32", "bfloat16", "float16"]),
     "image_backend": st.sampled_from(["pil", "torchvision"]),
     "peft_method": st.sampled_from(["lora", "none"]),
-    "on_overflow": st.just("error"),
+    "on_overflow": st.sampled_from(["error", "drop", "shrink_images", "trim_turns"]),
     "freeze_language": st.just(False),
     "environment": st.dictionaries(st.from_regex(r"[A-Z]{1,4}", fullmatch=True), WORDS, max_size=2),
     "accelerate_launch_args": st.dictionaries(WORDS, st.one_of(WORDS, POSITIVE, st.booleans()), max_size=2),
