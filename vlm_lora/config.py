@@ -252,6 +252,32 @@ class GenerationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RehearsalConfig:
+    """What is tried before training."""
+
+    dry_run: bool = False
+    """Show the first training rows as training would see them, with the model's loss on each; train nothing. They are
+    printed and written to dry_run.html in the output folder."""
+    dry_run_samples: int = 10
+    """With --dry_run: how many rows."""
+    no_model: bool = False
+    """With --dry_run: load no weights, so there is no loss."""
+    dry_run_generate: bool = False
+    """With --dry_run: also generate the model's answer to each row's last question."""
+    dry_run_max_new_tokens: int | None = None
+    """With --dry_run_generate: longest answer in tokens; by default --max_new_tokens."""
+
+    def __post_init__(self) -> None:
+        _check_positive("dry_run_samples", self.dry_run_samples)
+        _check_positive("dry_run_max_new_tokens", self.dry_run_max_new_tokens)
+        for flag in ("no_model", "dry_run_generate"):
+            if getattr(self, flag) and not self.dry_run:
+                raise ConfigError(f"--{flag} is for --dry_run: add it, or leave --{flag} out.")
+        if self.no_model and self.dry_run_generate:
+            raise ConfigError("--no_model loads no weights and --dry_run_generate needs them. Leave one of them out.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that was asked for. `raw` holds the keys that only the backend's class knows."""
 
@@ -260,12 +286,15 @@ class RunConfig:
     tuning: TuningConfig = field(default_factory=TuningConfig)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
+    rehearsal: RehearsalConfig = field(default_factory=RehearsalConfig)
     backend: str = "auto"
     """auto, or the name of an installed backend (cuda serves CUDA and CPU)."""
     overwrite_output_dir: bool = False
     """Train into an output folder that already holds a run."""
     output_model_name: str | None = None
     """Name of the trained model; without --output_dir the results go to ./NAME."""
+    list_checkpoints: str | None = None
+    """Print the checkpoints in this folder, by step, with their date and whether they are complete, and end."""
     debug: bool = False
     """Show the traceback of an error."""
     environment: Mapping[str, str] = field(default_factory=dict)
