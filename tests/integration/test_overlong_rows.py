@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from support.rows import write_uneven_rows
+from support.rows import write_uneven_rows, write_varied_rows
 from support.runs import run, script_flags
+from vlm_lora import pipeline
 from vlm_lora.cli import main, run_script
+from vlm_lora.config_sources import parse
 
 ROWS = 8
 LONG = {2, 5}
@@ -67,3 +69,23 @@ def test_the_memory_plan_leaves_them_out_too(
     assert main([*words, *limits]) == 1
     assert "row 2: " in capsys.readouterr().err
     assert main([*words, *limits, "--on_overflow", "drop"]) == 0
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_pictures_shrink_in_the_run_and_in_the_plan_of_its_shapes(
+    static: bool, model_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_varied_rows(tmp_path / "data", rows=ROWS, validation=2)
+    model = model_folder("qwen2_5_vl")
+    words = ["--model_name_or_path", str(model), "--dataset_name", str(data), "--use_cpu"]
+    lengths = [len(row.input_ids) for row, _ in pipeline.preview(parse(words, environ={}), rows=ROWS)]
+    limit = max(lengths) - 3
+    flags = {"do_train": True, "do_eval": True, "num_train_epochs": 1, "static_shapes": static, "max_length": limit}
+    assert run_script(script_flags(model, data, tmp_path / "stopped", **flags)) == 1
+    assert f"limit of {limit}" in capsys.readouterr().err
+    output = tmp_path / "out"
+    results = run(model, data, output, **flags, on_overflow="shrink_images")
+    assert results["train_samples"] == ROWS
+    if static:
+        plan = json.loads((output / "shape_plan.json").read_text(encoding="utf-8"))["plan"]
+        assert max(shape["length"] for shape in plan["shapes"]) <= limit

@@ -103,10 +103,13 @@ class RowEncoder:
             RenderingError: the label promise cannot be kept on this row.
             ImageError: an image cannot be read.
         """
+        loaded: dict[int, Any] = {}
 
         def attempt(smaller: Conversation, side: float) -> EncodedRow:
             rendering = self._renderer.render(smaller)
-            return self._placed_row(rendering, smaller, smaller.images, side, keep_pictures=keep_pictures)
+            pictures = self._pictures(smaller, smaller.images, side, loaded)
+            row = self._placed_row(rendering, smaller, pictures)
+            return replace(row, pictures=tuple(pictures)) if keep_pictures else row
 
         return encode_within_limit(conversation, self._on_overflow, attempt)
 
@@ -128,11 +131,13 @@ class RowEncoder:
         Raises:
             TooLongError, RenderingError, ImageError: as `encode`.
         """
+        loaded: dict[int, Any] = {}
 
         def attempt(smaller: Conversation, side: float) -> EncodedRow:
             turns = prompt_turns(smaller.turns)
             images = tuple(part for turn in turns for part in turn.parts if isinstance(part, ImageRef))
-            return self._placed_row(self._renderer.render_prompt(smaller), smaller, images, side, prompt=True)
+            rendering = self._renderer.render_prompt(smaller)
+            return self._placed_row(rendering, smaller, self._pictures(smaller, images, side, loaded), prompt=True)
 
         return encode_within_limit(conversation, self._on_overflow, attempt)
 
@@ -161,38 +166,31 @@ class RowEncoder:
         """
         return self._load_image(image.source, limits=self._image_limits)
 
+    def _pictures(
+        self, conversation: Conversation, images: tuple[ImageRef, ...], side: float, loaded: dict[int, Any]
+    ) -> list[Any]:
+        """Return pictures at a share of their sides; `loaded` keeps them, so that each is decoded only once."""
+        for image in images:
+            if id(image) not in loaded:
+                loaded[id(image)] = self._picture(image, conversation)
+        pictures = [scaled(loaded[id(image)], side) for image in images]
+        return fit(pictures, self._canvases) if self._canvases else pictures
+
     def _placed_row(
-        self,
-        rendering: Rendering,
-        conversation: Conversation,
-        images: tuple[ImageRef, ...],
-        side: float,
-        *,
-        prompt: bool = False,
-        keep_pictures: bool = False,
+        self, rendering: Rendering, conversation: Conversation, pictures: list[Any], *, prompt: bool = False
     ) -> EncodedRow:
-        """Return the row with its pictures at a share of their sides; errors but the length's name the row."""
+        """As `_row`; errors name the row, but for the length's, which may not be the last word."""
         try:
-            row, pictures = self._row(rendering, conversation, images, side, prompt=prompt)
+            return self._row(rendering, conversation, pictures, prompt=prompt)
         except TooLongError:
             raise
         except RenderingError as error:
             raise RenderingError(f"{conversation.source}: {error}") from error
-        return replace(row, pictures=tuple(pictures)) if keep_pictures else row
 
     def _row(
-        self,
-        rendering: Rendering,
-        conversation: Conversation,
-        images: tuple[ImageRef, ...],
-        side: float,
-        *,
-        prompt: bool,
-    ) -> tuple[EncodedRow, list[Any]]:
-        self._check_placeholders(rendering, len(images))
-        pictures = [scaled(self._picture(image, conversation), side) for image in images]
-        if self._canvases:
-            pictures = fit(pictures, self._canvases)
+        self, rendering: Rendering, conversation: Conversation, pictures: list[Any], *, prompt: bool
+    ) -> EncodedRow:
+        self._check_placeholders(rendering, len(pictures))
         outputs, tokenized = self._call(rendering, pictures, prompt=prompt)
         ids = tokenized.input_ids
         labels = torch.full_like(ids, IGNORE_INDEX)
@@ -202,7 +200,7 @@ class RowEncoder:
             mask = self._mask(rendering, tokenized)
             labels[mask] = ids[mask]
         token_tensors, media = self._sorted(outputs, len(ids))
-        row = EncodedRow(
+        return EncodedRow(
             input_ids=ids,
             labels=labels,
             token_tensors=token_tensors,
@@ -210,7 +208,6 @@ class RowEncoder:
             text=tokenized.text,
             source=conversation.source,
         )
-        return row, pictures
 
     def _picture(self, image: ImageRef, conversation: Conversation) -> Any:
         try:

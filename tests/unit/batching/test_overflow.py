@@ -128,6 +128,20 @@ def test_prompts_are_made_to_fit_too() -> None:
     assert same(encoder.encode_prompt(row), expected)
 
 
+def test_a_picture_is_decoded_once_however_often_a_row_is_tried() -> None:
+    row = conversation(TALK, image=picture(size=(64, 64)))
+    opened: list[object] = []
+
+    def counting(source: object, *, limits: object) -> object:
+        opened.append(source)
+        return source
+
+    limit = tokens("qwen2_5_vl", row) - 4
+    encoder = new_encoder("qwen2_5_vl", max_length=limit, on_overflow="shrink_images", load_image=counting)
+    assert encoder.encode(row).overflow
+    assert len(opened) == 2
+
+
 def test_canvases_are_planned_for_what_the_processor_gets() -> None:
     row = conversation(TALK, image=picture(size=(64, 64)))
     limit = tokens("qwen2_5_vl", row) - 1
