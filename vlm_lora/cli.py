@@ -39,7 +39,7 @@ vlm-lora {__version__}: fine-tune vision-language models, LoRA first
   vlm-lora eval     --model_name_or_path MODEL_OR_ADAPTER --dataset_name DATA
   vlm-lora ask      --model_name_or_path MODEL_OR_ADAPTER --image FILE --prompt "QUESTION"
   vlm-lora check    --model_name_or_path MODEL --dataset_name DATA [--json] [--html FILE] [--workers N]
-  vlm-lora preview  --model_name_or_path MODEL --dataset_name DATA [--rows N] [--json]
+  vlm-lora preview  --model_name_or_path MODEL --dataset_name DATA [--rows N] [--json] [--html FILE]
   vlm-lora plan     --model_name_or_path MODEL --dataset_name DATA [--device H100-80 | all] [--world_size N] [--json]
   vlm-lora shard    --input DATA --out_dir DIR (--num_shards N | --samples_per_shard N) [--shuffle] [--prefix eval]
   vlm-lora launch   [--world_size N] [--nnodes N] [--use_deepspeed | --use_accelerate | --use_mpi] VERB_OR_SCRIPT ...
@@ -141,12 +141,21 @@ def guard(action: Callable[[], int | None], *, debug: bool) -> int:
 
 def _train(rest: Sequence[str], defaults: Mapping[str, Any] | None = None) -> None:
     run = configure(rest, {"do_train": True, "do_eval": True} if defaults is None else defaults, placed=True)
+    if run.list_checkpoints is not None:
+        from vlm_lora.verbs.list_checkpoints import list_checkpoints
+
+        list_checkpoints(run.list_checkpoints)
+        return
     if not run.raw.get("output_dir"):
         raise ConfigError("--output_dir is missing: the folder that adapter, checkpoints and results go to.")
+    if run.rehearsal.dry_run:
+        from vlm_lora.verbs.dry_run import dry_run
+
+        dry_run(run)
+        return
     from vlm_lora import pipeline
 
-    results = pipeline.train(run)
-    _report(results)
+    _report(pipeline.train(run))
 
 
 def _eval(rest: Sequence[str]) -> None:
@@ -178,11 +187,16 @@ def _ask(rest: Sequence[str]) -> None:
     print(pipeline.ask(run, images=images, prompt=own.prompt))
 
 
+def _check_flags() -> argparse.ArgumentParser:
+    from vlm_lora.verbs.check import flags
+
+    return flags()
+
+
 def _preview_flags() -> argparse.ArgumentParser:
-    parser = verb_parser("preview")
-    parser.add_argument("--rows", type=int, default=3, metavar="N", help="rows to show (3)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    return parser
+    from vlm_lora.verbs.preview import flags
+
+    return flags()
 
 
 def _check(rest: Sequence[str]) -> None:
@@ -192,22 +206,9 @@ def _check(rest: Sequence[str]) -> None:
 
 
 def _preview(rest: Sequence[str]) -> None:
-    own, others = _preview_flags().parse_known_args(rest)
-    if own.rows < 1:
-        raise ConfigError(f"--rows {own.rows}: must be 1 or more.")
-    run = configure(others, {}, log_level="warning")
-    from rich.console import Console
+    from vlm_lora.verbs.preview import preview
 
-    from vlm_lora import pipeline
-    from vlm_lora.report.preview import print_row, row_report
-
-    shown = pipeline.preview(run, rows=own.rows)
-    if own.json:
-        print(json.dumps([row_report(row, tokenizer) for row, tokenizer in shown], ensure_ascii=False, indent=2))
-        return
-    console = Console(highlight=False, soft_wrap=True)
-    for row, tokenizer in shown:
-        print_row(row, tokenizer, console)
+    preview(rest)
 
 
 def _plan_flags() -> argparse.ArgumentParser:
@@ -329,6 +330,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
 
 OWN_FLAGS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "ask": _ask_flags,
+    "check": _check_flags,
     "preview": _preview_flags,
     "plan": _plan_flags,
 }

@@ -13,6 +13,8 @@ from typing import Any
 
 from vlm_lora.errors import ConfigError
 
+OVERFLOW_POLICIES = ("error", "drop", "shrink_images", "trim_turns")
+
 
 def _check_choice(flag: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
@@ -263,7 +265,8 @@ class BatchingConfig:
     max_length: int | None = None
     """Longest row in tokens, image tokens included; by default what the model's positions allow."""
     on_overflow: str = "error"
-    """What happens to a longer row: error (stop, naming the row)."""
+    """What happens to a longer row: error (stop, naming the row), drop (leave it out before the run), shrink_images
+    (scale its pictures down until it fits), trim_turns (leave out its oldest questions with their answers)."""
     static_shapes: bool | None = None
     """Pad batches to a few shapes planned from the data; by default where the hardware compiles each new shape."""
     max_shapes: int | None = None
@@ -272,7 +275,7 @@ class BatchingConfig:
     def __post_init__(self) -> None:
         for flag in ("max_length", "max_shapes"):
             _check_positive(flag, getattr(self, flag))
-        _check_choice("on_overflow", self.on_overflow, ("error",))
+        _check_choice("on_overflow", self.on_overflow, OVERFLOW_POLICIES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,6 +292,32 @@ class GenerationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RehearsalConfig:
+    """What is tried before training."""
+
+    dry_run: bool = False
+    """Show the first training rows as training would see them, with the model's loss on each; train nothing. They are
+    printed and written to dry_run.html in the output folder."""
+    dry_run_samples: int = 10
+    """With --dry_run: how many rows."""
+    no_model: bool = False
+    """With --dry_run: load no weights, so there is no loss."""
+    dry_run_generate: bool = False
+    """With --dry_run: also generate the model's answer to each row's last question."""
+    dry_run_max_new_tokens: int | None = None
+    """With --dry_run_generate: longest answer in tokens; by default --max_new_tokens."""
+
+    def __post_init__(self) -> None:
+        _check_positive("dry_run_samples", self.dry_run_samples)
+        _check_positive("dry_run_max_new_tokens", self.dry_run_max_new_tokens)
+        for flag in ("no_model", "dry_run_generate"):
+            if getattr(self, flag) and not self.dry_run:
+                raise ConfigError(f"--{flag} is for --dry_run: add it, or leave --{flag} out.")
+        if self.no_model and self.dry_run_generate:
+            raise ConfigError("--no_model loads no weights and --dry_run_generate needs them. Leave one of them out.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that was asked for. `raw` holds the keys that only the backend's class knows."""
 
@@ -297,12 +326,15 @@ class RunConfig:
     tuning: TuningConfig = field(default_factory=TuningConfig)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
+    rehearsal: RehearsalConfig = field(default_factory=RehearsalConfig)
     backend: str = "auto"
     """auto, or the name of an installed backend (cuda serves CUDA and CPU)."""
     overwrite_output_dir: bool = False
     """Train into an output folder that already holds a run."""
     output_model_name: str | None = None
     """Name of the trained model; without --output_dir the results go to ./NAME."""
+    list_checkpoints: str | None = None
+    """Print the checkpoints in this folder, by step, with their date and whether they are complete, and end."""
     debug: bool = False
     """Show the traceback of an error."""
     environment: Mapping[str, str] = field(default_factory=dict)

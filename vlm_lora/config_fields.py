@@ -10,7 +10,15 @@ from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
 from typing import Any, get_type_hints
 
-from vlm_lora.config import BatchingConfig, DataConfig, GenerationConfig, ModelConfig, RunConfig, TuningConfig
+from vlm_lora.config import (
+    BatchingConfig,
+    DataConfig,
+    GenerationConfig,
+    ModelConfig,
+    RehearsalConfig,
+    RunConfig,
+    TuningConfig,
+)
 from vlm_lora.config_values import convert
 
 SECTIONS: Mapping[str, type] = {
@@ -19,6 +27,7 @@ SECTIONS: Mapping[str, type] = {
     "tuning": TuningConfig,
     "batching": BatchingConfig,
     "generation": GenerationConfig,
+    "rehearsal": RehearsalConfig,
 }
 
 

@@ -32,8 +32,13 @@ class RenderingError(DataError):
     """A conversation whose rendering or labels would break the label promise."""
 
 
-class OverlongError(RenderingError):
-    """A row with more tokens than the limit."""
+class TooLongError(RenderingError):
+    """A row of more tokens than the limit. From a message alone it can be built too, as loader workers do."""
+
+    def __init__(self, message: str, *, tokens: int = 0, limit: int = 0) -> None:
+        super().__init__(message)
+        self.tokens = tokens
+        self.limit = limit
 
 
 class ModelError(UserError):

@@ -24,7 +24,8 @@ from vlm_lora.config_values import is_true
 from vlm_lora.data.conversation import Conversation, ImageRef, ImageSource, Part, RowSource, Text, Turn
 from vlm_lora.data.dataset import Splits, load_splits
 from vlm_lora.errors import ConfigError
-from vlm_lora.evaluation.generation import Answerer, exact_match, write_answers
+from vlm_lora.evaluation.generation import Answerer, accepted_answers, exact_match, write_answers
+from vlm_lora.evaluation.losses import RowScorer
 from vlm_lora.memory.request import PlanReport, PlanRequest, choose_devices, read_choice
 from vlm_lora.memory.run import Subject, advise, plan_run
 from vlm_lora.model.audit import GradientAudit
@@ -37,6 +38,7 @@ from vlm_lora.preflight.check import check_before_training, check_rows
 from vlm_lora.preflight.figures import DataReport
 from vlm_lora.report.memory import explain_exhaustion
 from vlm_lora.report.model_card import write_model_card
+from vlm_lora.report.preview import ShownRow
 from vlm_lora.stages import Stage, Tools, choose_backend, open_stage, open_tools, resolve_anywhere
 from vlm_lora.training.arguments import check_arguments
 from vlm_lora.training.engine import EngineCheck, needs_pictures, note_pictures, refuse_other_engine
@@ -54,6 +56,9 @@ from vlm_lora.training.signals import ending_on_signal
 from vlm_lora.training.trainer import build_trainer
 
 logger = logging.getLogger(__name__)
+
+ENGINES = ("deepspeed", "fsdp", "fsdp_config")
+"""Keys of what shards a model over several processes."""
 
 
 def train(run: RunConfig) -> dict[str, Any]:
@@ -121,7 +126,40 @@ def preview(run: RunConfig, *, rows: int) -> list[tuple[EncodedRow, Any]]:
     data = load_splits(everything, need_train=True, need_validation=False).train
     tools = open_tools(run)
     shown = range(min(rows, len(data))) if data is not None else range(0)
-    return [(tools.encoder.encode(data[index]), tools.tokenizer) for index in shown if data is not None]
+    encoded = [tools.encoder.encode_kept(data[index], keep_pictures=True) for index in shown if data is not None]
+    return [(row, tools.tokenizer) for row in encoded if row is not None]
+
+
+def dry_run(run: RunConfig) -> list[ShownRow]:
+    """Encode the first training rows as training would; with the model, add its loss and its answer on each."""
+    asked = run.rehearsal
+    stage = None
+    if asked.no_model:
+        run, values = resolve(run, choose_backend(run)[0].arguments_class())
+        check_arguments(values)
+    else:
+        # One process and a few rows: what shards a model over several has nothing to do here.
+        stage = open_stage(replace(run, raw={key: value for key, value in run.raw.items() if key not in ENGINES}))
+        run = stage.run
+    data = load_splits(run.data, need_train=True, need_validation=False).train
+    tools = open_tools(run)
+    assert data is not None  # need_train
+    rows = [data[index] for index in range(min(asked.dry_run_samples, len(data)))]
+    encoded = [tools.encoder.encode_kept(row, keep_pictures=True) for row in rows]
+    kept = [(row, seen) for row, seen in zip(rows, encoded, strict=True) if seen is not None]
+    shown = [ShownRow(row=seen, tokenizer=tools.tokenizer) for _, seen in kept]
+    if stage is None:
+        return shown
+    model = _load_for_answers(stage, tools).to(stage.backend.device())
+    score = RowScorer(model, tools.collator)
+    shown = [replace(one, loss=score(one.row)) for one in shown]
+    if not asked.dry_run_generate:
+        return shown
+    answerer = _answerer(stage, tools, model, asked.dry_run_max_new_tokens)
+    return [
+        replace(one, generated=answerer.answer([row])[0], accepted=accepted_answers(row))
+        for one, (row, _) in zip(shown, kept, strict=True)
+    ]
 
 
 def check(run: RunConfig, *, workers: int | None, show_progress: bool) -> DataReport:
@@ -296,12 +334,12 @@ def _recorded(folder: Path, split: str, figures: dict[str, Any], trainer: Any) -
     return figures
 
 
-def _answerer(stage: Stage, tools: Tools, model: Any) -> Answerer:
+def _answerer(stage: Stage, tools: Tools, model: Any, max_new_tokens: int | None = None) -> Answerer:
     return Answerer(
         model=model,
         collator=tools.collator,
         tokenizer=tools.tokenizer,
-        max_new_tokens=stage.run.generation.max_new_tokens,
+        max_new_tokens=max_new_tokens or stage.run.generation.max_new_tokens,
         generation_kwargs=stage.backend.generation_kwargs(),
     )
 

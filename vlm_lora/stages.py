@@ -122,8 +122,16 @@ def open_tools(run: RunConfig) -> Tools:
         family.rendering,
         eos_token_ids=ends,
         max_length=longest,
+        on_overflow=run.batching.on_overflow,
         image_limits=ImageLimits.of(run.data),
     )
+    if run.batching.on_overflow != "error":
+        logger.info(
+            "Rows of more than %s tokens: --on_overflow %s, in training and evaluation alike (a perplexity is that of "
+            "the rows as they were made to fit).",
+            longest,
+            run.batching.on_overflow,
+        )
     collator = Collator(encoder, family.rendering, pad_token_id=tokenizer.pad_token_id)
     return Tools(
         config=config,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from PIL.Image import Image
 
 from vlm_lora.data.conversation import RowSource
 
@@ -28,3 +29,7 @@ class EncodedRow:
     text: str
     """The rendering with image placeholders expanded: the string whose tokens `input_ids` are."""
     source: RowSource
+    overflow: str = ""
+    """What `--on_overflow` changed so that the row fits, in words; empty where it fitted as it was."""
+    pictures: tuple[Image, ...] = ()
+    """What the processor was given, upright RGB, in reading order; empty unless `encode` was asked to keep them."""

@@ -5,12 +5,16 @@
    tensors, expands the placeholders, and asks its tokenizer.
 3. `SubstitutingTokenizer` answers in the tokenizer's place with the tokens of the real texts.
 4. The supervised characters become supervised tokens, and every row is checked before it leaves.
+
+A row that is too long goes through this again, made smaller as `overflow` says.
 """
 
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,13 +23,16 @@ from transformers import BatchFeature
 from vlm_lora.batching.canvases import Size, fit
 from vlm_lora.batching.encoded import IGNORE_INDEX, EncodedRow
 from vlm_lora.batching.masks import Span, check_mask, supervise
+from vlm_lora.batching.overflow import encode_within_limit, scaled
 from vlm_lora.batching.prefix_suffix import PrefixSuffix
 from vlm_lora.batching.rendering import ChatTemplate, Rendering
 from vlm_lora.batching.sentinels import prompt_turns
 from vlm_lora.batching.style import RenderingStyle
 from vlm_lora.batching.tokenization import ControlTokens, SubstitutingTokenizer, Tokenized, assemble
 from vlm_lora.data.conversation import Conversation, ImageRef
-from vlm_lora.errors import ModelError, OverlongError, RenderingError, UserError
+from vlm_lora.errors import ModelError, RenderingError, TooLongError, UserError
+
+logger = logging.getLogger(__name__)
 
 _PROCESSOR_FAULTS = (ValueError, TypeError, LookupError, RuntimeError, AttributeError, StopIteration)
 
@@ -38,6 +45,7 @@ class RowEncoder:
         style: the family's conventions (`style_for(model_type)`).
         eos_token_ids: tokens at which generation stops.
         max_length: longest row in tokens, images included; None for no limit.
+        on_overflow: what happens to a longer row, one of `config.OVERFLOW_POLICIES`.
         image_limits: handed to `load_image` as `limits=`; None takes the project's defaults.
         load_image: decodes one image source; None takes the project's own loader.
 
@@ -52,6 +60,7 @@ class RowEncoder:
         *,
         eos_token_ids: frozenset[int],
         max_length: int | None,
+        on_overflow: str = "error",
         image_limits: Any = None,
         load_image: Callable[..., Any] | None = None,
     ) -> None:
@@ -61,6 +70,7 @@ class RowEncoder:
         self._style = style
         self._eos_token_ids = eos_token_ids
         self._max_length = max_length
+        self._on_overflow = on_overflow
         self._canvases: tuple[Size, ...] = ()
         self._watcher: Callable[[Any], None] | None = None
         self._load_image, self._image_limits = _loader(load_image, image_limits)
@@ -82,32 +92,55 @@ class RowEncoder:
         self._processor = copy.copy(processor)
         self._processor.tokenizer = self._tokenizer
 
-    def encode(self, conversation: Conversation) -> EncodedRow:
-        """Return the row for training.
+    def encode(self, conversation: Conversation, *, keep_pictures: bool = False) -> EncodedRow:
+        """Return the row for training, made to fit as `on_overflow` says.
+
+        Args:
+            conversation: the row.
+            keep_pictures: also return the pictures as the processor was given them, for people to look at.
 
         Raises:
-            RenderingError: the label promise cannot be kept on this row, or it is too long.
+            TooLongError: the row is too long, and `on_overflow` does not or cannot change that.
+            RenderingError: the label promise cannot be kept on this row.
             ImageError: an image cannot be read.
         """
-        rendering = self._renderer.render(conversation)
+        loaded: dict[int, Any] = {}
+
+        def attempt(smaller: Conversation, side: float) -> EncodedRow:
+            rendering = self._renderer.render(smaller)
+            pictures = self._pictures(smaller, smaller.images, side, loaded)
+            row = self._placed_row(rendering, smaller, pictures)
+            return replace(row, pictures=tuple(pictures)) if keep_pictures else row
+
+        return encode_within_limit(conversation, self._on_overflow, attempt)
+
+    def encode_kept(self, conversation: Conversation, *, keep_pictures: bool = False) -> EncodedRow | None:
+        """As `encode`; None for a row that `--on_overflow drop` leaves out."""
         try:
-            return self._row(rendering, conversation, conversation.images, prompt=False)
-        except RenderingError as error:
-            raise type(error)(f"{conversation.source}: {error}") from error
+            return self.encode(conversation, keep_pictures=keep_pictures)
+        except TooLongError as error:
+            if self._on_overflow != "drop":
+                raise
+            logger.warning("%s The row is left out.", error)
+            return None
 
     def encode_prompt(self, conversation: Conversation) -> EncodedRow:
         """Return everything before the last assistant turn, with the generation prompt; no labels.
 
+        The limit and `on_overflow` count for the prompt as for a row.
+
         Raises:
-            RenderingError, ImageError: as `encode`.
+            TooLongError, RenderingError, ImageError: as `encode`.
         """
-        rendering = self._renderer.render_prompt(conversation)
-        turns = prompt_turns(conversation.turns)
-        images = tuple(part for turn in turns for part in turn.parts if isinstance(part, ImageRef))
-        try:
-            return self._row(rendering, conversation, images, prompt=True)
-        except RenderingError as error:
-            raise type(error)(f"{conversation.source}: {error}") from error
+        loaded: dict[int, Any] = {}
+
+        def attempt(smaller: Conversation, side: float) -> EncodedRow:
+            turns = prompt_turns(smaller.turns)
+            images = tuple(part for turn in turns for part in turn.parts if isinstance(part, ImageRef))
+            rendering = self._renderer.render_prompt(smaller)
+            return self._placed_row(rendering, smaller, self._pictures(smaller, images, side, loaded), prompt=True)
+
+        return encode_within_limit(conversation, self._on_overflow, attempt)
 
     def with_canvases(self, canvases: Sequence[Size]) -> RowEncoder:
         """Return an encoder that resizes each row's pictures to the nearest of these sizes (width, height)."""
@@ -122,11 +155,14 @@ class RowEncoder:
         return other
 
     def picture_sizes(self, conversation: Conversation) -> list[Size]:
-        """Return width and height of each picture of a row, as `encode` would load it.
+        """Return width and height of each picture of a row, as `encode` gives them to the processor.
 
         Raises:
             ImageError: a picture cannot be read.
+            TooLongError, RenderingError: as `encode`, where `on_overflow` changes pictures.
         """
+        if self._on_overflow in ("shrink_images", "trim_turns"):
+            return [picture.size for picture in self.encode(conversation, keep_pictures=True).pictures]
         return [self._picture(image, conversation).size for image in conversation.images]
 
     def picture(self, image: ImageRef) -> Any:
@@ -140,13 +176,31 @@ class RowEncoder:
             self._watcher(picture)
         return picture
 
-    def _row(
-        self, rendering: Rendering, conversation: Conversation, images: tuple[ImageRef, ...], *, prompt: bool
+    def _pictures(
+        self, conversation: Conversation, images: tuple[ImageRef, ...], side: float, loaded: dict[int, Any]
+    ) -> list[Any]:
+        """Return pictures at a share of their sides; `loaded` keeps them, so that each is decoded only once."""
+        for image in images:
+            if id(image) not in loaded:
+                loaded[id(image)] = self._picture(image, conversation)
+        pictures = [scaled(loaded[id(image)], side) for image in images]
+        return fit(pictures, self._canvases) if self._canvases else pictures
+
+    def _placed_row(
+        self, rendering: Rendering, conversation: Conversation, pictures: list[Any], *, prompt: bool = False
     ) -> EncodedRow:
-        self._check_placeholders(rendering, len(images))
-        pictures = [self._picture(image, conversation) for image in images]
-        if self._canvases:
-            pictures = fit(pictures, self._canvases)
+        """As `_row`; errors name the row, but for the length's, which may not be the last word."""
+        try:
+            return self._row(rendering, conversation, pictures, prompt=prompt)
+        except TooLongError:
+            raise
+        except RenderingError as error:
+            raise type(error)(f"{conversation.source}: {error}") from error
+
+    def _row(
+        self, rendering: Rendering, conversation: Conversation, pictures: list[Any], *, prompt: bool
+    ) -> EncodedRow:
+        self._check_placeholders(rendering, len(pictures))
         outputs, tokenized = self._call(rendering, pictures, prompt=prompt)
         ids = tokenized.input_ids
         labels = torch.full_like(ids, IGNORE_INDEX)
@@ -237,9 +291,10 @@ class RowEncoder:
 
     def _check_length(self, length: int) -> None:
         if self._max_length is not None and length > self._max_length:
-            raise OverlongError(
-                f"{length} tokens (images included) are more than the limit of {self._max_length}. Raise "
-                "--max_length, shorten or split the row, or use smaller images; rows are never cut."
+            raise TooLongError(
+                f"{length} tokens (images included) are more than the limit of {self._max_length}.",
+                tokens=length,
+                limit=self._max_length,
             )
 
     def _check_bos(self, ids: torch.Tensor, text: str) -> None:

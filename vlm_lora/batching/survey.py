@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from vlm_lora.batching.blank import picture_conversation
 from vlm_lora.batching.canvases import Size, choose_canvases, stretch
 from vlm_lora.batching.encoding import RowEncoder
+from vlm_lora.batching.measuring import Measured
 from vlm_lora.batching.order import Rows
 from vlm_lora.batching.shapes import RowShape, ShapePlan, plan_shapes
 from vlm_lora.data.conversation import Conversation
@@ -22,9 +21,6 @@ logger = logging.getLogger(__name__)
 
 FEW, MANY = 4, 16
 """Default number of shapes: where pictures always take the same number of tokens, and where they do not."""
-
-_CHUNK = 16
-"""Rows that a worker measures at a time."""
 
 _ASPECT_WARNING = 0.25
 
@@ -78,7 +74,7 @@ def survey_rows(
     canvases: tuple[Size, ...] = ()
     matters = pictures_vary(encoder)
     budget = max_shapes or (MANY if matters else FEW)
-    measure = _Measured(workers=workers, show_progress=show_progress)
+    measure = Measured(workers=workers, show_progress=show_progress)
     if matters:
         counted = [
             row for rows in splits.values() for row in measure.each(rows, encoder.picture_sizes, "Picture sizes")
@@ -132,35 +128,3 @@ class _RowShapes:
 
     def __call__(self, row: Conversation) -> RowShape:
         return RowShape.of(self._encoder.encode(row))
-
-
-class _EachOf:
-    """A collate function that measures rows one by one."""
-
-    def __init__(self, function: Callable[[Conversation], Any]) -> None:
-        self._function = function
-
-    def __call__(self, rows: Sequence[Conversation]) -> list[Any]:
-        return [self._function(row) for row in rows]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Measured:
-    workers: int
-    show_progress: bool
-
-    def each(self, rows: Rows, function: Callable[[Conversation], Any], description: str) -> list[Any]:
-        """Return what `function` says of every row, in order."""
-        loader: Any = DataLoader(
-            rows,  # type: ignore[arg-type]
-            batch_size=_CHUNK,
-            num_workers=self.workers,
-            collate_fn=_EachOf(function),
-            pin_memory=False,
-        )
-        found: list[Any] = []
-        with tqdm(total=len(rows), desc=description, disable=not self.show_progress, leave=False) as bar:
-            for chunk in loader:
-                found += chunk
-                bar.update(len(chunk))
-        return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -78,6 +78,13 @@ class ConversationDataset:
             draw=Draw(epoch=epoch, row=position, repeat=repeat),
         )
 
+    def without(self, positions: Collection[int]) -> ConversationDataset:
+        """Return the same data set with the conversations at these positions left out."""
+        gone = frozenset(positions)
+        kept = copy.copy(self)
+        kept._indices = array("q", (row for place, row in enumerate(self._indices) if place not in gone))
+        return kept
+
     def source(self, index: int) -> RowSource:
         """Return file and row of a conversation without reading it."""
         return self.rows.source(self._indices[index])
@@ -86,13 +93,6 @@ class ConversationDataset:
     def positions(self) -> Sequence[int]:
         """Which of `rows` these are, in order."""
         return self._indices
-
-    def without(self, indices: Iterable[int]) -> ConversationDataset:
-        """Return the same rows without those at `indices`, in the same order; no other takes their place."""
-        left_out = frozenset(indices)
-        kept = copy.copy(self)
-        kept._indices = array("q", (at for index, at in enumerate(self._indices) if index not in left_out))
-        return kept
 
 
 Conversations: TypeAlias = "ConversationDataset | Mixture[ConversationDataset]"

@@ -15,7 +15,7 @@ from vlm_lora.batching.collator import Collator, supervised_positions
 from vlm_lora.batching.encoded import IGNORE_INDEX, EncodedRow
 from vlm_lora.batching.encoding import RowEncoder
 from vlm_lora.data.conversation import Conversation, ImageRef, Part, RowSource, Text, Turn
-from vlm_lora.errors import ConfigError, RenderingError
+from vlm_lora.errors import ConfigError, DataError, RenderingError
 
 KEPT = 64
 """The longest rows are kept for the batch, at most so many."""
@@ -68,11 +68,15 @@ def sample_rows(encoder: RowEncoder, data: Any, *, count: int, picture_side: flo
 
     Raises:
         RenderingError, ImageError: a row cannot be encoded; the message names it.
+        DataError: `--on_overflow drop` leaves out all of them.
     """
     total = len(data)
     count = min(count, total)
     chosen = [place * (total - 1) // max(1, count - 1) for place in range(count)]
-    rows = [encoder.encode(_scaled(data[index], encoder, picture_side)) for index in chosen]
+    encoded = [encoder.encode_kept(_scaled(data[index], encoder, picture_side)) for index in chosen]
+    rows = [row for row in encoded if row is not None]
+    if not rows:
+        raise DataError(f"--on_overflow drop: all {count} rows that were read are too long. Raise --max_length.")
     rows.sort(key=lambda row: -len(row.input_ids))
     lengths = [len(row.input_ids) for row in rows]
     supervised = max(_supervised(row) for row in rows)

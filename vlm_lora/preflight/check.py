@@ -11,9 +11,20 @@ from vlm_lora.data.dataset import Splits
 from vlm_lora.data.split_parts import split_parts
 from vlm_lora.preflight.cache import CheckCache, cache_folder
 from vlm_lora.preflight.figures import DataReport, build_report
-from vlm_lora.preflight.policy import REPORT, SHOWN, faulty_rows, judge, leave_out, read_report, write_report
+from vlm_lora.preflight.policy import (
+    QUARANTINE,
+    REPORT,
+    SHOWN,
+    divide,
+    faulty_rows,
+    judge,
+    leave_out,
+    read_report,
+    write_report,
+)
 from vlm_lora.preflight.reading import RowReader
 from vlm_lora.stages import Tools
+from vlm_lora.training.dropping import leave_out_overlong, note_overlong
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +67,9 @@ def check_before_training(
         DataError: bad rows that stop the run, on every process alike.
     """
     folder = Path(arguments.output_dir)
+    drops = run.batching.on_overflow == "drop"
     if run.data.skip_check:
+        splits = leave_out_overlong(splits, tools.encoder, arguments) if drops else splits
         for rows in (splits.train, splits.validation):
             if rows is not None:
                 tools.encoder.encode(rows[0])
@@ -66,12 +79,16 @@ def check_before_training(
             report = check_rows(run, splits, tools, workers=workers, show_progress=not arguments.disable_tqdm)
             write_report(folder, report, run.data)
     content = read_report(folder)
-    bad = faulty_rows(content)
+    listed = faulty_rows(content)
     counts: dict[str, int] = {name: split["rows"] for name, split in content["splits"].items()}
+    overlong, bad = divide(listed, run.batching.on_overflow)
     judge(bad, counts, run.data, where=str(folder / REPORT), shown=SHOWN)
     logger.info("Checked %d rows: %d bad. %s says what they are.", sum(counts.values()), len(bad), folder / REPORT)
     if content["leaked"]:
         logger.warning(
             "%d validation rows are also trained on; %s names the first.", content["leaked"], folder / REPORT
         )
-    return leave_out(splits, bad, folder)
+    if drops:
+        by_split = {name: [row for row in overlong if row.split == name] for name in counts}
+        note_overlong(folder, by_split, counts, write=arguments.process_index == 0)
+    return leave_out(splits, listed, folder / (QUARANTINE if bad else REPORT))

@@ -64,7 +64,7 @@ class NamedRow:
     """A row worth a look, and the figure it is named for."""
 
     file: str
-    row: int
+    row: int | None
     figure: str
 
 

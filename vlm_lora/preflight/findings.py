@@ -13,14 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from vlm_lora.errors import DataError, ImageError, OverlongError, RenderingError
+from vlm_lora.errors import DataError, ImageError, RenderingError, TooLongError
 
 LONGEST_REASON = 600
 """Characters of a reason that are kept."""
 
+TOO_LONG = "too long"
+"""The kind that `--on_overflow` is about."""
+
 CURES: Mapping[str, str] = {
     "picture": "Repair or replace the picture, put the path right, or take the row out.",
-    "too long": "Raise --max_length, shorten or split the row, use smaller pictures, or take the row out.",
+    TOO_LONG: "Raise --max_length, shorten or split the row, use smaller pictures, or see --on_overflow.",
     "labels": "Put the turns and pictures right so that the model's chat template can write them, or take the row out.",
     "row": "Put the row's values right, or take the row out.",
 }
@@ -29,7 +32,7 @@ CURES: Mapping[str, str] = {
 
 def kind_of(error: DataError) -> str:
     """Return the kind of fault, a key of `CURES`."""
-    kinds = ((OverlongError, "too long"), (RenderingError, "labels"), (ImageError, "picture"))
+    kinds = ((TooLongError, TOO_LONG), (RenderingError, "labels"), (ImageError, "picture"))
     return next((name for owner, name in kinds if isinstance(error, owner)), "row")
 
 

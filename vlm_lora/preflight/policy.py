@@ -14,6 +14,7 @@ from vlm_lora.data.dataset import Splits
 from vlm_lora.data.split_parts import split_parts, with_parts
 from vlm_lora.errors import DataError
 from vlm_lora.preflight.figures import DataReport, FaultyRow
+from vlm_lora.preflight.findings import TOO_LONG
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,12 @@ def faulty_rows(report: Mapping[str, Any]) -> list[FaultyRow]:
     return [FaultyRow(**row) for row in report["bad"]]
 
 
+def divide(bad: Sequence[FaultyRow], on_overflow: str) -> tuple[list[FaultyRow], list[FaultyRow]]:
+    """Return the rows that `--on_overflow drop` leaves out without ado, and those that are bad."""
+    dropped = [row for row in bad if on_overflow == "drop" and row.kind == TOO_LONG]
+    return dropped, [row for row in bad if row not in dropped]
+
+
 def judge(bad: Sequence[FaultyRow], rows: Mapping[str, int], config: DataConfig, *, where: str, shown: int) -> None:
     """Say whether a run may go on.
 
@@ -91,8 +98,8 @@ def judge(bad: Sequence[FaultyRow], rows: Mapping[str, int], config: DataConfig,
             )
 
 
-def leave_out(splits: Splits, bad: Sequence[FaultyRow], folder: Path) -> Splits:
-    """Return the splits without their bad rows, the same on every process."""
+def leave_out(splits: Splits, bad: Sequence[FaultyRow], where: Path) -> Splits:
+    """Return the splits without these rows, the same on every process; `where` lists them."""
     if not bad:
         return splits
     parts = split_parts(splits)
@@ -101,11 +108,11 @@ def leave_out(splits: Splits, bad: Sequence[FaultyRow], folder: Path) -> Splits:
         if own:
             parts[name] = rows.without(own)
             logger.warning(
-                "%s: %d of %d rows are bad and left out; %s says which and why.",
+                "%s: %d of %d rows are left out; %s says which and why.",
                 rows.name,
                 len(own),
                 len(rows),
-                folder / QUARANTINE,
+                where,
             )
     return with_parts(splits, parts)
 

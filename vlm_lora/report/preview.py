@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -10,6 +12,24 @@ from rich.text import Text
 
 from vlm_lora.batching.encoded import IGNORE_INDEX, EncodedRow
 from vlm_lora.batching.masks import decode_between
+
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but tab and line break, those that turn the reading direction, and lone surrogates."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownRow:
+    """One row for people to look at, with what a model says of it."""
+
+    row: EncodedRow
+    tokenizer: Any
+    """Decodes the row's ids."""
+    loss: float | None = None
+    """Mean negative log-likelihood in nats of the supervised tokens; None where no model was asked."""
+    generated: str | None = None
+    """The model's own answer; None where it was not asked for one."""
+    accepted: tuple[str, ...] = ()
+    """What would have been right."""
 
 
 def runs(row: EncodedRow) -> Iterator[tuple[int, int, bool]]:
@@ -23,7 +43,7 @@ def runs(row: EncodedRow) -> Iterator[tuple[int, int, bool]]:
 
 
 def row_report(row: EncodedRow, tokenizer: Any) -> dict[str, Any]:
-    """Return one row as plain values for `--json`."""
+    """Return one row as plain values for `--json`; `pictures` are widths and heights as the processor got them."""
     ids = row.input_ids.tolist()
     return {
         "source": str(row.source),
@@ -37,6 +57,8 @@ def row_report(row: EncodedRow, tokenizer: Any) -> dict[str, Any]:
             for start, end, supervised in runs(row)
             if supervised
         ],
+        "pictures": [list(picture.size) for picture in row.pictures],
+        "overflow": row.overflow,
         "tensors": {name: list(value.shape) for name, value in {**row.token_tensors, **row.media}.items()},
     }
 
@@ -44,13 +66,44 @@ def row_report(row: EncodedRow, tokenizer: Any) -> dict[str, Any]:
 def print_row(row: EncodedRow, tokenizer: Any, console: Console) -> None:
     """Print one row with supervised tokens in green; repeated tokens are counted instead of repeated."""
     report = row_report(row, tokenizer)
-    console.rule(f"{report['source']}: {report['tokens']} tokens, {report['supervised_tokens']} supervised")
+    title = f"{report['source']}: {report['tokens']} tokens, {report['supervised_tokens']} supervised"
+    console.rule()
+    console.print(Text(visible(title), style="bold"))  # in the rule itself a long path would be cut
     for start, end, supervised in runs(row):
         text = decode_folded(row.input_ids.tolist(), start, end, tokenizer)
-        console.print(Text(text, style="bold green" if supervised else "dim"), end="")
+        console.print(Text(visible(text), style="bold green" if supervised else "dim"), end="")
     console.print()
+    if row.overflow:
+        console.print(Text(f"  {row.overflow}.", style="yellow"))
+    for number, (width, height) in enumerate(report["pictures"], start=1):
+        console.print(f"  picture {number}: {width}x{height} pixels", style="dim", markup=False, highlight=False)
     for name, shape in report["tensors"].items():
         console.print(f"  {name}: {tuple(shape)}", style="dim", markup=False, highlight=False)
+
+
+def print_figures(shown: ShownRow, console: Console) -> None:
+    """Print what a model says of a row: its loss, and its answer beside the expected one."""
+    if shown.loss is not None:
+        console.print(f"  loss: {shown.loss:.4f}", markup=False)
+    if shown.generated is not None:
+        console.print(Text(f"  answer: {visible(shown.generated)}"))
+        console.print(Text(f"  expected: {visible(' | '.join(shown.accepted))}"))
+
+
+def visible(text: str) -> str:
+    r"""Return the text with characters that would not be seen, or would act on a terminal, written out.
+
+    >>> visible("a\x1b[31m\u202eb")
+    'a␛[31m[U+202E]b'
+    """
+
+    def written(match: re.Match[str]) -> str:
+        code = ord(match[0])
+        if code < 0x20:
+            return chr(0x2400 + code)
+        return "\u2421" if code == 0x7F else f"[U+{code:04X}]"
+
+    return _UNSEEN.sub(written, text)
 
 
 def decode_folded(ids: Sequence[int], start: int, end: int, tokenizer: Any) -> str:

@@ -30,15 +30,19 @@ def shared_survey(folder: Path, arguments: Any, survey: Callable[[], Survey]) ->
         arguments: the training arguments, which know the processes.
         survey: makes it.
     """
-    path = folder / FILE
-    with arguments.main_process_first(desc="planning batch shapes"):
+    return Survey.from_mapping(shared_values(folder / FILE, arguments, lambda: survey().to_mapping()))
+
+
+def shared_values(path: Path, arguments: Any, make: Callable[[], Any]) -> Any:
+    """Return what one process of each machine makes and writes to the JSON file `path`."""
+    with arguments.main_process_first(desc=f"making {path.name}"):
         if arguments.local_process_index == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            content = json.dumps(survey().to_mapping())
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = json.dumps(make())
             partial = path.with_suffix(".partial")
             partial.write_text(content, encoding="utf-8")
             partial.replace(path)
-    return Survey.from_mapping(json.loads(path.read_text(encoding="utf-8")))
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def announce(survey: Survey, arguments: Any, *, compiles: bool) -> int:

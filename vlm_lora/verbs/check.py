@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,15 @@ from vlm_lora.errors import ConfigError
 from vlm_lora.verb_setup import configure, verb_parser
 
 
+def flags() -> argparse.ArgumentParser:
+    """Return the parser of the flags that only this verb has."""
+    parser = verb_parser("check")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write it as a page")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that read (as rows and cores allow)")
+    return parser
+
+
 def check(rest: Sequence[str]) -> None:
     """Run the verb.
 
@@ -18,11 +28,7 @@ def check(rest: Sequence[str]) -> None:
         DataError: training with the same flags would stop at its data; the message counts the bad rows and
             names the first.
     """
-    parser = verb_parser("check")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--html", type=Path)
-    parser.add_argument("--workers", type=int)
-    own, others = parser.parse_known_args(rest)
+    own, others = flags().parse_known_args(rest)
     if own.workers is not None and own.workers < 0:
         raise ConfigError(f"--workers {own.workers}: must be 0 (this process alone) or more.")
     if own.html is not None and not own.html.parent.is_dir():
@@ -32,7 +38,7 @@ def check(rest: Sequence[str]) -> None:
 
     from vlm_lora import pipeline
     from vlm_lora.preflight.page import render_page
-    from vlm_lora.preflight.policy import judge, write_whole
+    from vlm_lora.preflight.policy import divide, judge, write_whole
     from vlm_lora.preflight.terminal import print_report
 
     report = pipeline.check(run, workers=own.workers, show_progress=sys.stderr.isatty())
@@ -44,4 +50,5 @@ def check(rest: Sequence[str]) -> None:
     if own.html is not None:
         write_whole(own.html, render_page(report))
     rows = {name: split.rows for name, split in report.splits.items()}
-    judge(report.bad, rows, run.data, where="The report", shown=1)
+    _, bad = divide(report.bad, run.batching.on_overflow)
+    judge(bad, rows, run.data, where="The report", shown=1)

@@ -27,8 +27,10 @@ BY_NAME: dict[str, st.SearchStrategy[Any]] = {
     "image_backend": st.sampled_from(["pil", "torchvision"]),
     "box_format": st.sampled_from(["xywh", "xyxy"]),
     "peft_method": st.sampled_from(["lora", "none"]),
-    "on_overflow": st.just("error"),
+    "on_overflow": st.sampled_from(["error", "drop", "shrink_images", "trim_turns"]),
     "freeze_language": st.just(False),
+    "no_model": st.just(False),
+    "dry_run_generate": st.just(False),
     "environment": st.dictionaries(st.from_regex(r"[A-Z]{1,4}", fullmatch=True), WORDS, max_size=2),
     "accelerate_launch_args": st.dictionaries(WORDS, st.one_of(WORDS, POSITIVE, st.booleans()), max_size=2),
 }

@@ -1,0 +1,51 @@
+"""One figure of every row, found by loader processes with a progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from vlm_lora.batching.order import Rows
+from vlm_lora.data.conversation import Conversation
+
+_CHUNK = 16
+"""Rows that a worker measures at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """How rows are measured."""
+
+    workers: int
+    """Loader processes; 0 measures in this one."""
+    show_progress: bool
+
+    def each(self, rows: Rows, function: Callable[[Conversation], Any], description: str) -> list[Any]:
+        """Return what `function` (which workers must be able to pickle) says of every row, in order."""
+        loader: Any = DataLoader(
+            rows,  # type: ignore[arg-type]
+            batch_size=_CHUNK,
+            num_workers=self.workers,
+            collate_fn=_EachOf(function),
+            pin_memory=False,
+        )
+        found: list[Any] = []
+        with tqdm(total=len(rows), desc=description, disable=not self.show_progress, leave=False) as bar:
+            for chunk in loader:
+                found += chunk
+                bar.update(len(chunk))
+        return found
+
+
+class _EachOf:
+    """A collate function that measures rows one by one."""
+
+    def __init__(self, function: Callable[[Conversation], Any]) -> None:
+        self._function = function
+
+    def __call__(self, rows: Sequence[Conversation]) -> list[Any]:
+        return [self._function(row) for row in rows]

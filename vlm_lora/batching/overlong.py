@@ -1,0 +1,39 @@
+"""The rows that no `--on_overflow` makes fit, found before anything is trained."""
+
+from __future__ import annotations
+
+from vlm_lora.batching.encoding import RowEncoder
+from vlm_lora.batching.measuring import Measured
+from vlm_lora.batching.order import Rows
+from vlm_lora.data.conversation import Conversation
+from vlm_lora.errors import TooLongError
+
+
+def overlong_rows(rows: Rows, encoder: RowEncoder, *, workers: int = 0, show_progress: bool = False) -> dict[int, str]:
+    """Encode every row and return those that are too long, by index, with the reason (which names the row).
+
+    Args:
+        rows: conversations by number.
+        encoder: makes the rows; its `on_overflow` has its way first.
+        workers: loader processes.
+        show_progress: on one rank only.
+
+    Raises:
+        RenderingError, ImageError: a row cannot be encoded for another reason.
+    """
+    found = Measured(workers=workers, show_progress=show_progress).each(rows, _Overlong(encoder), "Row lengths")
+    return {index: reason for index, reason in enumerate(found) if reason is not None}
+
+
+class _Overlong:
+    """Says why a row is too long, or None; can be pickled into loader workers."""
+
+    def __init__(self, encoder: RowEncoder) -> None:
+        self._encoder = encoder
+
+    def __call__(self, row: Conversation) -> str | None:
+        try:
+            self._encoder.encode(row)
+        except TooLongError as error:
+            return str(error)
+        return None

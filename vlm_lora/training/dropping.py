@@ -1,0 +1,94 @@
+"""`--on_overflow drop`: rows that are too long are left out before the rows are shared among processes."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlm_lora.batching.encoding import RowEncoder
+from vlm_lora.batching.overlong import overlong_rows
+from vlm_lora.data.dataset import Splits
+from vlm_lora.data.split_parts import split_parts, with_parts
+from vlm_lora.errors import DataError
+from vlm_lora.training.planning import shared_values
+
+logger = logging.getLogger(__name__)
+
+FILE = "overlong_rows.json"
+
+
+def leave_out_overlong(splits: Splits, encoder: RowEncoder, arguments: Any) -> Splits:
+    """Return the splits without the rows that are too long; `overlong_rows.json` in the output folder lists those.
+
+    Args:
+        splits: the run's data.
+        encoder: makes the rows.
+        arguments: the training arguments, which know output folder, loader workers and processes.
+
+    Raises:
+        DataError: no row of a split is left.
+        RenderingError, ImageError: a row cannot be encoded for another reason.
+    """
+    parts = split_parts(splits)
+    listed = shared_values(
+        Path(arguments.output_dir) / FILE,
+        arguments,
+        lambda: {
+            name: [
+                {"position": position, "row": str(rows.source(position)), "reason": reason}
+                for position, reason in overlong_rows(
+                    rows,
+                    encoder,
+                    workers=arguments.dataloader_num_workers,
+                    show_progress=not arguments.disable_tqdm,
+                ).items()
+            ]
+            for name, rows in parts.items()
+        },
+    )
+    for name, rows in parts.items():
+        _say(name, len(listed[name]), len(rows), Path(arguments.output_dir) / FILE)
+    return with_parts(
+        splits, {name: rows.without([entry["position"] for entry in listed[name]]) for name, rows in parts.items()}
+    )
+
+
+def note_overlong(folder: Path, listed: Mapping[str, Sequence[Any]], counts: Mapping[str, int], *, write: bool) -> None:
+    """List the rows that the check has found too long, as `leave_out_overlong` does those that it finds itself.
+
+    Args:
+        folder: the output folder.
+        listed: the rows by split, each with `index`, `file`, `row` and `reason`.
+        counts: rows of each split, those left out included.
+        write: whether this process writes the file.
+
+    Raises:
+        DataError: no row of a split is left.
+    """
+    if write:
+        content = {
+            name: [{"position": row.index, "row": f"{row.file} row {row.row}", "reason": row.reason} for row in rows]
+            for name, rows in listed.items()
+        }
+        (folder / FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+    for name, rows in listed.items():
+        _say(name, len(rows), counts[name], folder / FILE)
+
+
+def _say(name: str, dropped: int, count: int, path: Path) -> None:
+    if dropped == count:
+        raise DataError(
+            f"--on_overflow drop: all {count} rows of '{name}' are too long ({path} lists them). "
+            "Raise --max_length, or use smaller images."
+        )
+    if dropped:
+        logger.warning(
+            "--on_overflow drop: %d of %d rows of '%s' are too long and left out; %s lists them.",
+            dropped,
+            count,
+            name,
+            path,
+        )

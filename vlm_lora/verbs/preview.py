@@ -1,0 +1,48 @@
+"""`vlm-lora preview`: rows as the model will see them, in the terminal, as JSON or as a page."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlm_lora.errors import ConfigError
+from vlm_lora.verb_setup import configure, verb_parser
+
+
+def flags() -> argparse.ArgumentParser:
+    """Return the parser of the flags that only this verb has."""
+    parser = verb_parser("preview")
+    parser.add_argument("--rows", type=int, default=3, metavar="N", help="rows to show (3)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with the pictures")
+    return parser
+
+
+def preview(rest: Sequence[str]) -> None:
+    """Show the first rows."""
+    own, others = flags().parse_known_args(rest)
+    if own.rows < 1:
+        raise ConfigError(f"--rows {own.rows}: must be 1 or more.")
+    if own.html is not None and own.html.is_dir():
+        raise ConfigError(f"--html {own.html} is a folder; name a file, such as {own.html / 'preview.html'}.")
+    run = configure(others, {}, log_level="warning")
+    from rich.console import Console
+
+    from vlm_lora import pipeline
+    from vlm_lora.report.page import write_page
+    from vlm_lora.report.preview import ShownRow, print_row, row_report
+
+    shown = pipeline.preview(run, rows=own.rows)
+    if own.html is not None:
+        title = f"{run.data.dataset_name} as {run.model.model_name_or_path} sees it"
+        write_page(own.html, [ShownRow(row=row, tokenizer=tokenizer) for row, tokenizer in shown], title=title)
+    if own.json:
+        print(json.dumps([row_report(row, tokenizer) for row, tokenizer in shown], ensure_ascii=False, indent=2))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    for row, tokenizer in shown:
+        print_row(row, tokenizer, console)
+    if own.html is not None:
+        print(f"Written to {own.html}")
