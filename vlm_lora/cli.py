@@ -160,6 +160,8 @@ def _train(rest: Sequence[str], defaults: Mapping[str, Any] | None = None) -> No
 
 def _eval(rest: Sequence[str]) -> None:
     run = configure(rest, {"do_eval": True, "output_dir": "eval_results"}, placed=True)
+    if run.rehearsal.dry_run:
+        raise ConfigError("--dry_run is for train: it shows the rows that would be trained on. Leave it out.")
     from vlm_lora import pipeline
 
     _report(pipeline.train(replace(run, raw={**run.raw, "do_train": False})))

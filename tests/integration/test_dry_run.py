@@ -47,7 +47,9 @@ def test_the_losses_are_those_of_the_evaluation_and_answers_stand_beside_the_exp
 ) -> None:
     output, measured = tmp_path / "out", tmp_path / "eval"
     model = model_folder("qwen2_5_vl")
-    words = ["train", *script_flags(model, data, output), "--dry_run", "--dry_run_samples", "1", "--dry_run_generate"]
+    engine = {"deepspeed": "zero3", "bf16": False}  # left aside: one process and a few rows
+    flags_of_the_run = script_flags(model, data, output, **engine)
+    words = ["train", *flags_of_the_run, "--dry_run", "--dry_run_samples", "1", "--dry_run_generate"]
     assert main([*words, "--dry_run_max_new_tokens", "4"]) == 0
     shown = capsys.readouterr().out
     first = json.loads((data / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])
@@ -74,6 +76,11 @@ def test_rows_that_drop_leaves_out_are_said_and_a_broken_row_stops_it(
     (data / "train-1.png").write_bytes(b"broken")
     assert run_script(flags) == 1
     assert "train.jsonl row 1: " in capsys.readouterr().err
+
+
+def test_evaluation_does_not_take_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "--dry_run"]) == 1
+    assert "--dry_run is for train" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

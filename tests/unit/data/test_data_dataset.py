@@ -154,6 +154,16 @@ def test_sample_limits_take_the_first_rows_and_leave_the_hold_out_as_it_is(tmp_p
     assert "3 rows (the first of 32)" in few.explanation
 
 
+def test_rows_that_are_left_out_are_gone_and_the_others_keep_their_place(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", rows(5))
+    data = load(validation=False, dataset_name=str(path), validation_fraction=0).train
+    assert data is not None
+    fewer = data.without([1, 3]).without([0])
+    assert answers(fewer) == ["a2", "a4"]
+    assert [fewer.source(index).row for index in range(len(fewer))] == [2, 4]
+    assert answers(data) == ["a0", "a1", "a2", "a3", "a4"]
+
+
 def test_no_data_and_empty_data_are_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="Type --dataset_name"):
         load()
