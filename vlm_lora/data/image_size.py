@@ -1,4 +1,4 @@
-"""A picture's width and height as the model will be shown it, from the header alone."""
+"""A picture's width and height as the model will be shown it, from a file's header alone."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from PIL import Image
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
-from vlm_lora.data.conversation import ImageSource
-from vlm_lora.data.images import FORMATS
+from vlm_lora.data.conversation import ImageSource, Url
+from vlm_lora.data.images import FORMATS, ImageLimits, load_image
 from vlm_lora.errors import ImageError
 
 _ORIENTATION = 0x0112
@@ -22,13 +22,16 @@ _PNG_MARKS = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 
 
 def read_size(source: ImageSource) -> tuple[int, int]:
-    """Return width and height in pixels, EXIF orientation applied; nothing is decoded.
+    """Return width and height in pixels, EXIF orientation applied; no file is decoded.
 
     Raises:
         ImageError: there is no readable header.
     """
     if isinstance(source, Image.Image):
         return _upright(source)
+    if isinstance(source, Url):
+        # Fetched once: the picture is kept for the loader.
+        return load_image(source, limits=ImageLimits()).size
     try:
         with warnings.catch_warnings():
             # Pillow warns near its bomb limit and about odd metadata; loading the picture decides about both.

@@ -47,7 +47,7 @@ def build_conversation(
         if schema.boxes is not None:
             turns = convert_boxes(row, schema.boxes, images)
         elif schema.page is not None:
-            turns = convert_page(row, schema.page, images, draw or Draw(row=source.row))
+            turns = convert_page(row, schema.page, images, draw or Draw(row=source.row or 0))
         else:
             turns, accepted = _CONVERTERS[schema.layout](row, schema, images, place)
         _check_turns(turns)

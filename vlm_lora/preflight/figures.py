@@ -10,7 +10,7 @@ import numpy as np
 
 from vlm_lora.data.conversation import RowSource
 from vlm_lora.data.dataset import ConversationDataset
-from vlm_lora.preflight.findings import Findings
+from vlm_lora.preflight.findings import BadRow, Findings
 
 BINS = 20
 """Bars of a histogram, at most."""
@@ -76,14 +76,16 @@ class FaultyRow:
     index: int
     """Its number within the split, counting from 0."""
     file: str
-    row: int
+    row: int | None
     """Its number within the file, counting from 0."""
+    key: str | None = None
+    """Its key within a tar."""
     kind: str
     reason: str
     cure: str
 
     def __str__(self) -> str:
-        return f"{self.file} row {self.row}: {self.reason}"
+        return f"{RowSource(file=self.file, row=self.row, key=self.key)}: {self.reason}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,15 +174,24 @@ def build_report(
         leaked=leaked,
         leaks=leaks,
         bad=tuple(
-            _faulty(name, rows.source(row.index), row.index, row.kind, row.reason, row.cure)
+            _faulty(name, rows.source(row.index), row)
             for name, (rows, findings) in found.items()
             for row in findings.bad
         ),
     )
 
 
-def _faulty(split: str, source: RowSource, index: int, kind: str, reason: str, cure: str) -> FaultyRow:
-    return FaultyRow(split=split, index=index, file=source.file, row=source.row, kind=kind, reason=reason, cure=cure)
+def _faulty(split: str, source: RowSource, bad: BadRow) -> FaultyRow:
+    return FaultyRow(
+        split=split,
+        index=bad.index,
+        file=source.file,
+        row=source.row,
+        key=source.key,
+        kind=bad.kind,
+        reason=bad.reason,
+        cure=bad.cure,
+    )
 
 
 def _split_report(rows: ConversationDataset, findings: Findings) -> SplitReport:

@@ -29,7 +29,7 @@ def write_report(folder: Path, report: DataReport, config: DataConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / REPORT, json.dumps(report.to_mapping(), indent=2, ensure_ascii=False) + "\n")
     if config.on_bad_sample == "skip":
-        names = ("split", "file", "row", "kind", "reason")
+        names = ("split", "file", "row", "key", "kind", "reason")
         lines = [json.dumps({name: getattr(row, name) for name in names}, ensure_ascii=False) for row in report.bad]
         write_whole(folder / QUARANTINE, "".join(f"{line}\n" for line in lines))
 

@@ -16,7 +16,7 @@ from support.datasets import draw_chart, encode_png
 from support.tars import chart_members, write_chart_tar, write_tar
 from vlm_lora.config import DataConfig
 from vlm_lora.data import cache_folder
-from vlm_lora.data.dataset import load_splits
+from vlm_lora.data.dataset import ConversationDataset, load_splits
 from vlm_lora.data.images import ImageLimits, load_image
 from vlm_lora.data.rows import Rows
 from vlm_lora.data.sources import open_source
@@ -87,7 +87,7 @@ def test_a_run_takes_the_picture_and_messages_name_tar_and_key(tmp_path: Path) -
     data = load_splits(
         DataConfig(dataset_name=str(tar), validation_fraction=0.0), need_train=True, need_validation=False
     )
-    assert data.train is not None
+    assert isinstance(data.train, ConversationDataset)
     assert data.train.schema.image == "image"
     assert str(data.train.source(2)) == f"{tar} row 2 (key 000002)"
     assert data.train[2].images[0].source == dict(chart_members(2))["000002.png"]

@@ -75,12 +75,12 @@ def test_rows_are_left_out_and_none_moves_up(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "train.jsonl", rows)
     config = DataConfig(dataset_name=str(tmp_path), validation_fraction=0.25)
     splits = load_splits(config, need_train=True, need_validation=True)
-    assert splits.train is not None
-    assert splits.validation is not None
+    assert isinstance(splits.train, ConversationDataset)
+    assert isinstance(splits.validation, ConversationDataset)
     before = {"train": texts(splits.train), "validation": texts(splits.validation)}
     left = leave_out(splits, [faulty(2), faulty(29), faulty(0, "validation")], tmp_path)
-    assert left.train is not None
-    assert left.validation is not None
+    assert isinstance(left.train, ConversationDataset)
+    assert isinstance(left.validation, ConversationDataset)
     assert texts(left.train) == [text for row, text in enumerate(before["train"]) if row not in (2, 29)]
     assert texts(left.validation) == before["validation"][1:]
     assert [str(left.train.source(row).row) for row in range(len(left.train))] == texts(left.train)
