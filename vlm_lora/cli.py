@@ -25,7 +25,7 @@ from vlm_lora.config_sources import parse
 from vlm_lora.config_values import is_true
 from vlm_lora.errors import ConfigError, EndedEarlyError, UserError, plain_message
 from vlm_lora.launching import LaunchRequest, parse_launch, run_launch
-from vlm_lora.process_group import lost_partner
+from vlm_lora.process_group import lost_partner, port_taken
 from vlm_lora.verb_setup import configure, described, rank, set_up_logging, verb_parser, wants_debug
 
 logger = logging.getLogger(__name__)
@@ -130,9 +130,9 @@ def guard(action: Callable[[], int | None], *, debug: bool) -> int:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:  # the last resort: anything that reaches it is a fault of ours
-        lost = lost_partner(error)
-        if lost and not debug:
-            print(f"error: {lost}", file=sys.stderr)
+        known = port_taken(error) or lost_partner(error)
+        if known and not debug:
+            print(f"error: {known}", file=sys.stderr)
             return EXIT_USER
         traceback.print_exc()
         print(f"internal error ({type(error).__name__}): please report it with the lines above", file=sys.stderr)

@@ -23,6 +23,17 @@ def lost_partner(error: BaseException) -> str | None:
     return f"{LOST}; rank {os.environ.get('RANK', '0')} waited for it in vain. What that one said tells why."
 
 
+def port_taken(error: BaseException) -> str | None:
+    """Return a message if `error` says that the port to meet at is in use, else None."""
+    if not isinstance(error, RuntimeError) or "EADDRINUSE" not in str(error):
+        return None
+    port = os.environ.get("MASTER_PORT", "?")
+    return (
+        f"The port {port}, on which the processes of this run meet, is in use, perhaps by another run. Give the "
+        "launcher another one, for example --master_port 29501 (accelerate: --main_process_port)."
+    )
+
+
 def part_at_exit() -> None:
     """Let go of the other processes before the interpreter is torn down.
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from support.rows import write_uneven_rows
 from support.stacks import MAIN, losses_of, on_cpu, recorded
 from vlm_lora.config import ModelConfig
+from vlm_lora.launching import free_port
 from vlm_lora.model.loading import load_model
 
 FAMILIES = ("gemma3", "qwen2_5_vl", "llava")
@@ -148,6 +149,9 @@ def test_launchers_start_the_engine_that_was_asked_for(
     launch: str, folder: Path, model_folder: Callable[[str], Path], single: list[Any]
 ) -> None:
     launcher, engine, variables = LAUNCHES[launch]
+    if launcher is DEEPSPEED:
+        # Its own port, 29500, may be taken.
+        launcher = [*DEEPSPEED, "--master_port", str(free_port())]
     flags = {} if "its own flags" in launch else ENGINES[engine][0]
     words = on_cpu(
         model_folder("gemma3"),

@@ -14,6 +14,7 @@ from torch import nn
 
 from support.rows import write_uneven_rows
 from support.runs import capture_trainer, logged, run, script_flags
+from support.stacks import MAIN, run_words
 from support.tiny import available
 from support.tiny.batches import build_batch, load_plainly
 from vlm_lora.cli import main, run_script
@@ -207,19 +208,15 @@ def test_refusals(
 
 @pytest.mark.parametrize("engine", [{"ACCELERATE_USE_FSDP": "true"}, {"ACCELERATE_USE_DEEPSPEED": "true"}])
 def test_engines_that_the_launcher_asked_for_are_refused_too(
-    engine: dict[str, str],
-    model_folder: Callable[[str], Path],
-    data: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    engine: dict[str, str], model_folder: Callable[[str], Path], data: Path, tmp_path: Path
 ) -> None:
     """`accelerate launch --config_file zero3.yaml`: the run's own flags do not speak of it."""
-    for name, value in {**engine, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}.items():
-        monkeypatch.setenv(name, value)
     command = script_flags(model_folder("llava"), data, tmp_path / "out", **{**TRAIN, "load_in_4bit": True})
-    assert run_script(command) == 1
-    assert "--load_in_4bit with FSDP or ZeRO-3" in capsys.readouterr().err
+    done = run_words(
+        ["run_lora_vlm.py", *command], python=MAIN, variables={**engine, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
+    )
+    assert done.returncode == 1, done.stderr
+    assert "--load_in_4bit with FSDP or ZeRO-3" in done.stderr
 
 
 def test_without_bitsandbytes(

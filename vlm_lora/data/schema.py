@@ -167,8 +167,7 @@ class _Search:
             )
         if not candidates:
             raise DataError(
-                f"{self.where}: no column could be taken as the {role}. It has {_listed(self.columns)}. "
-                "Known names "
+                f"{self.where}: no column could be taken as the {role}. It has {_listed(self.columns)}. Known names "
                 f"are {', '.join(names.usual + names.fallback)}, or a chat in one column "
                 f"({', '.join(COLUMN_NAMES['messages'].usual)}). Type {names.flag} COLUMN."
             )
@@ -190,8 +189,7 @@ def _read_mapping(search: _Search, config: DataConfig) -> dict[ColumnRole, str]:
         if column not in search.columns:
             raise DataError(
                 f"{COLUMN_NAMES[role].flag} {column}: {search.where} has no such "
-                f"column.{nearest(column, search.columns)} "
-                f"It has {_listed(search.columns)}."
+                f"column.{nearest(column, search.columns)} It has {_listed(search.columns)}."
             )
     if "messages" in mapped and ("prompt" in mapped or "response" in mapped):
         raise DataError(
@@ -317,8 +315,7 @@ def _read_placeholder_style(
     )
     if certain:
         return True, (
-            f"{PLACEHOLDER} in user turns marks a picture's place: each of the {len(pictured)} sampled "
-            "rows with "
+            f"{PLACEHOLDER} in user turns marks a picture's place: each of the {len(pictured)} sampled rows with "
             "pictures has as many marks as pictures, at a turn's start or end"
         )
     return (

@@ -52,7 +52,8 @@ def test_the_named_keys_exist() -> None:
 
 OWN = {
     "ask": ("image", "prompt"),
-    "preview": ("rows", "json"),
+    "preview": {"rows", "json", "html"},
+    "check": {"json", "html", "workers"},
     "plan": ("device", "world_size", "rows", "images", "image_size", "answer_tokens", "json"),
 }
 

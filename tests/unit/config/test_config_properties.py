@@ -18,6 +18,9 @@ WORDS = TEXT.filter(lambda text: text.strip() != "")
 POSITIVE = st.integers(1, 10**9)
 BY_NAME: dict[str, st.SearchStrategy[Any]] = {
     "validation_fraction": st.floats(0.001, 0.999),
+    "max_bad_fraction": st.floats(0, 1),
+    "on_bad_sample": st.sampled_from(["error", "skip"]),
+    "skip_check": st.just(False),
     "lora_dropout": st.floats(0, 0.999),
     "lora_alpha": st.floats(0.001, 1e6),
     "split_seed": st.integers(-5, 10**9),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from torch.distributed.distributed_c10d import TCPStore
 
 from vlm_lora.launching import Launch, run_launch
-from vlm_lora.process_group import LOST, lost_partner
+from vlm_lora.process_group import LOST, lost_partner, port_taken
 
 GLOO = "[transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:27784."
 
@@ -29,6 +32,21 @@ def test_lost_partner(error: Exception, world_size: str, lost: bool, monkeypatch
     message = lost_partner(error)
     assert (message is not None) is lost
     assert message is None or message.startswith(f"{LOST}; rank 1")
+
+
+def test_a_taken_port_is_the_users_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs on one machine by launchers that always take the same port."""
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        with pytest.raises(RuntimeError) as caught:
+            TCPStore("127.0.0.1", held.getsockname()[1], 1, is_master=True, timeout=timedelta(seconds=5))
+    message = port_taken(caught.value)
+    assert message is not None
+    assert message.startswith("The port 29500, ")
+    assert "--master_port" in message
+    assert port_taken(RuntimeError(GLOO)) is None
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from support.datasets import (
 )
 from vlm_lora.config import DataConfig
 from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
-from vlm_lora.data.dataset import Conversations, Splits, load_splits
+from vlm_lora.data.dataset import ConversationDataset, Conversations, Splits, load_splits
 from vlm_lora.data.images import ImageLimits, load_image
 from vlm_lora.errors import DataError
 
@@ -157,7 +157,7 @@ def test_sample_limits_take_the_first_rows_and_leave_the_hold_out_as_it_is(tmp_p
 def test_rows_that_are_left_out_are_gone_and_the_others_keep_their_place(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", rows(5))
     data = load(validation=False, dataset_name=str(path), validation_fraction=0).train
-    assert data is not None
+    assert isinstance(data, ConversationDataset)
     fewer = data.without([1, 3]).without([0])
     assert answers(fewer) == ["a2", "a4"]
     assert [fewer.source(index).row for index in range(len(fewer))] == [2, 4]

@@ -95,7 +95,7 @@ def test_ten_faults_of_ten_kinds_are_all_that_is_found(
         assert row["file"] == str(data / "train.jsonl")
         assert row["kind"] == kind
         assert words in row["reason"]
-        assert row["cure"].endswith("take the row out.")
+        assert row["cure"].endswith("--on_overflow." if kind == "too long" else "take the row out.")
     assert (report["rows"], report["bad_rows"], report["ok"]) == (ROWS, 10, False)
     assert len(errors) == 1
     assert errors[0].startswith(f"error: 10 of 300 rows cannot be used, the first: {data / 'train.jsonl'} row 7: ")
