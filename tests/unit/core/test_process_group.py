@@ -6,9 +6,10 @@ import socket
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
-from torch.distributed.distributed_c10d import TCPStore
+import torch.distributed
 
 from vlm_lora.launching import Launch, run_launch
 from vlm_lora.process_group import LOST, lost_partner, port_taken
@@ -37,11 +38,12 @@ def test_lost_partner(error: Exception, world_size: str, lost: bool, monkeypatch
 def test_a_taken_port_is_the_users_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two runs on one machine by launchers that always take the same port."""
     monkeypatch.setenv("MASTER_PORT", "29500")
+    distributed: Any = torch.distributed
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         held.listen()
         with pytest.raises(RuntimeError) as caught:
-            TCPStore("127.0.0.1", held.getsockname()[1], 1, is_master=True, timeout=timedelta(seconds=5))
+            distributed.TCPStore("127.0.0.1", held.getsockname()[1], 1, is_master=True, timeout=timedelta(seconds=5))
     message = port_taken(caught.value)
     assert message is not None
     assert message.startswith("The port 29500, ")
