@@ -85,6 +85,7 @@ _ROWS: tuple[Alias, ...] = (
         prefetch_factor="dataloader_prefetch_factor",
         tar_pattern="dataset_name",
         eval_tar_pattern="validation_name",
+        val_samples_per_epoch="max_eval_samples",
     ),
     _switch(_OCR, "train_vision", "freeze_vision", true=False, false=True),
     _switch(_OCR, "no_eval", "do_eval", true=False, false=True),
@@ -157,6 +158,8 @@ class Dropped:
     harmless: tuple[Any, ...]
     """Values that ask for what happens anyway; empty where every value does."""
     cure: str
+    users: str = f"{_TRANSFORMERS} 4"
+    """Whose key it is."""
 
 
 _NO_APEX = "only torch's own mixed precision is left; leave the key out"
@@ -197,6 +200,13 @@ DROPPED: Mapping[str, Dropped] = {
         hint=bool,
         harmless=(False,),
         cure="8-bit weights are not offered; type --load_in_4bit, which takes half of their memory, or leave it out",
+    ),
+    "load_model_only": Dropped(
+        hint=bool,
+        harmless=(False,),
+        cure="to begin anew with a checkpoint's weights, type --model_name_or_path CHECKPOINT and no "
+        "--resume_from_checkpoint",
+        users=_OCR,
     ),
     "push_to_hub_organization": Dropped(
         hint=str | None, harmless=(None,), cure="write --hub_model_id ORGANIZATION/NAME"
@@ -274,7 +284,7 @@ def describe_aliases() -> list[tuple[str, str, str]]:
     described += [
         (name, f"accepted without effect: {', '.join(sorted(keys))}", _CONFIG_DRIVEN) for name, keys in IGNORED.items()
     ]
-    described += [(name, _loss(row), f"{_TRANSFORMERS} 4") for name, row in DROPPED.items()]
+    described += [(name, _loss(row), row.users) for name, row in DROPPED.items()]
     return described
 
 

@@ -14,14 +14,19 @@ from vlm_lora.errors import DataError
 VARIABLE = "VLM_LORA_CACHE"
 
 
+def cache_place(name: str) -> Path:
+    """Return where a sub-folder of the cache is or would be."""
+    base = os.environ.get(VARIABLE)
+    return (Path(base).expanduser() if base else Path.home() / ".cache" / "vlm-lora") / name
+
+
 def cache_folder(name: str) -> Path:
     """Return a sub-folder of the cache, made when missing.
 
     Raises:
         DataError: It cannot be made.
     """
-    base = os.environ.get(VARIABLE)
-    folder = (Path(base).expanduser() if base else Path.home() / ".cache" / "vlm-lora") / name
+    folder = cache_place(name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -14,12 +14,10 @@ from __future__ import annotations
 import hashlib
 import http.client
 import io
-import os
 import queue
 import re
 import socket
 import ssl
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +27,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from vlm_lora.data.addresses import Address, is_public
+from vlm_lora.data.cache_folder import cache_place, replacing
 from vlm_lora.data.conversation import Url
 from vlm_lora.errors import ImageError
 
@@ -261,9 +260,8 @@ class _Deadlined:
 
 def kept_file(url: Url) -> Path:
     """Return where a URL's picture is kept, whether it is there or not."""
-    root = os.environ.get("VLM_LORA_CACHE") or "~/.cache/vlm-lora"
     name = hashlib.sha256(url.text.encode("utf-8", "surrogatepass")).hexdigest()
-    return Path(root).expanduser() / "images" / name
+    return cache_place("images") / name
 
 
 def keep(url: Url, encoded: bytes) -> None:
@@ -275,14 +273,8 @@ def keep(url: Url, encoded: bytes) -> None:
     place = kept_file(url)
     try:
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor, unfinished = tempfile.mkstemp(dir=place.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(encoded)
-            Path(unfinished).replace(place)
-        except BaseException:
-            Path(unfinished).unlink(missing_ok=True)
-            raise
+        with replacing(place) as stream:
+            stream.write(encoded)
     except OSError as error:
         raise ImageError(
             f"{_short(url.text)}: cannot be kept in {place.parent} ({error.strerror}). Set VLM_LORA_CACHE to a folder "

@@ -18,13 +18,13 @@ from dataclasses import asdict
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
 import numpy as np
 
 from vlm_lora import __version__
 from vlm_lora.config import RunConfig
+from vlm_lora.data.cache_folder import replacing
 from vlm_lora.data.dataset import ConversationDataset
 from vlm_lora.data.table_files import HeldOpen
 from vlm_lora.preflight.findings import Findings
@@ -32,7 +32,6 @@ from vlm_lora.stages import Tools
 
 logger = logging.getLogger(__name__)
 
-VARIABLE = "VLM_LORA_CACHE"
 FORMAT = 1
 """Changes with the layout of the files."""
 
@@ -41,12 +40,6 @@ KEPT = 50
 
 IRRELEVANT = frozenset({"skip_check", "on_bad_sample", "max_bad_fraction", "max_train_samples", "max_eval_samples"})
 """Data settings that change no row: what is done about bad ones, and limits, which the chosen rows show."""
-
-
-def cache_folder() -> Path:
-    """Return where checks are kept: $VLM_LORA_CACHE/checks, by default ~/.cache/vlm-lora/checks."""
-    named = os.environ.get(VARIABLE)
-    return (Path(named) if named else Path.home() / ".cache" / "vlm-lora") / "checks"
 
 
 class CheckCache:
@@ -98,11 +91,10 @@ class CheckCache:
     def store(self, key: str, findings: Findings) -> None:
         """Keep findings under a key; whole or not at all."""
         path = self._path(key)
-        partial = path.with_suffix(f".{token_hex(6)}.partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(findings.to_mapping()), encoding="utf-8")
-            partial.replace(path)
+            with replacing(path) as stream:
+                stream.write(json.dumps(findings.to_mapping()).encode("ascii"))
             kept = sorted(path.parent.glob("*.json"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
             for old in kept[KEPT:]:
                 old.unlink(missing_ok=True)

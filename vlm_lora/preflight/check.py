@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora.config import RunConfig
+from vlm_lora.data.cache_folder import cache_place
 from vlm_lora.data.dataset import Splits
 from vlm_lora.data.split_parts import split_parts
-from vlm_lora.preflight.cache import CheckCache, cache_folder
+from vlm_lora.preflight.cache import CheckCache
 from vlm_lora.preflight.figures import DataReport, build_report
 from vlm_lora.preflight.policy import (
     QUARANTINE,
@@ -42,7 +43,7 @@ def check_rows(run: RunConfig, splits: Splits, tools: Tools, *, workers: int | N
     Returns:
         The report; bad rows are in it and raise nothing.
     """
-    cache = CheckCache(cache_folder(), run, tools)
+    cache = CheckCache(cache_place("checks"), run, tools)
     reader = RowReader(workers=workers, show_progress=show_progress, cache=cache)
     found = {name: (rows, reader.read(rows, tools.encoder)) for name, rows in split_parts(splits).items()}
     data = run.data.dataset_name or run.data.validation_name

@@ -6,10 +6,10 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
 from vlm_lora.config import DataConfig
+from vlm_lora.data.cache_folder import replacing
 from vlm_lora.data.dataset import Splits
 from vlm_lora.data.split_parts import split_parts, with_parts
 from vlm_lora.errors import DataError
@@ -35,11 +35,9 @@ def write_report(folder: Path, report: DataReport, config: DataConfig) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that no reader ever sees half of it."""
-    # Several machines may share the folder, so a process number is not enough.
-    partial = path.with_name(f"{path.name}.{token_hex(6)}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    """Write a file so that no reader ever sees half of it; several machines may share the folder."""
+    with replacing(path) as stream:
+        stream.write(text.encode("utf-8"))
 
 
 def read_report(folder: Path) -> Mapping[str, Any]:

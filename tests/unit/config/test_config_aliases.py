@@ -21,6 +21,7 @@ MEANINGS: list[tuple[str, Any, dict[str, Any]]] = [
     ("prefetch_factor", "2", {"dataloader_prefetch_factor": "2"}),
     ("tar_pattern", "s/*.tar", {"dataset_name": "s/*.tar"}),
     ("eval_tar_pattern", "e/*.tar", {"validation_name": "e/*.tar"}),
+    ("val_samples_per_epoch", "3", {"max_eval_samples": 3}),
     ("train_vision", "true", {"freeze_vision": False}),
     ("train_vision", "false", {"freeze_vision": True}),
     ("no_eval", "true", {"do_eval": False}),
