@@ -25,9 +25,9 @@ def page(number: int) -> list[tuple[str, bytes]]:
     generator = np.random.default_rng(number)
     picture = Image.fromarray(generator.integers(0, 256, (48, 64, 3), dtype=np.uint8))
     lines = [{"text": f"line {n} of {number}", "bbox": [2, 12 * n, 60, 12 * n + 10]} for n in range(1, 3)]
-    text = (
-        {"lines": [], "text": ""} if number == EMPTY else {"lines": lines, "text": "\n".join(x["text"] for x in lines)}
-    )
+    if number == EMPTY:
+        lines = []
+    text = {"lines": lines, "text": "\n".join(str(line["text"]) for line in lines)}
     record = {"text": text, "image": {"width": 64, "height": 48}}
     return [(f"{number:05d}.json", json.dumps(record).encode()), (f"{number:05d}.PNG", encode_png(picture))]
 
