@@ -73,6 +73,11 @@ class DataConfig:
     """Share of the training rows held out, by seed, when the data names no validation split; 0 trains on all."""
     split_seed: int = 42
     """Seed of that hold-out."""
+    streaming: bool = False
+    """Read the training rows front to back while training (Hub id, Parquet, JSONL), for data larger than the disk.
+    Needs --max_steps, and --validation_name for evaluation."""
+    shuffle_buffer: int = 1000
+    """With --streaming: rows held, not decoded, of which the next one is drawn by seed; 1 keeps the stream's order."""
     max_train_samples: int | None = None
     """Use only the first N training rows."""
     max_eval_samples: int | None = None
@@ -98,11 +103,16 @@ class DataConfig:
         for weight in self.dataset_weights:
             _check_positive("dataset_weights", weight)
         _check_choice("box_format", self.box_format, ("xywh", "xyxy"))
-        for flag in ("max_train_samples", "max_eval_samples", "max_image_pixels", "max_image_bytes"):
+        for flag in ("max_train_samples", "max_eval_samples", "max_image_pixels", "max_image_bytes", "shuffle_buffer"):
             _check_positive(flag, getattr(self, flag))
         _check_choice("on_bad_sample", self.on_bad_sample, ("error", "skip"))
         if not 0 <= self.max_bad_fraction <= 1:
             raise ConfigError(f"--max_bad_fraction {self.max_bad_fraction}: must be from 0 to 1, such as 0.01.")
+        if self.streaming and self.on_bad_sample == "skip":
+            raise ConfigError(
+                "--on_bad_sample skip does not go with --streaming true: bad rows are left out before training, and a "
+                "stream is not read before. Leave one of them out; `vlm-lora check` on a local copy finds the bad rows."
+            )
         if self.skip_check and self.on_bad_sample == "skip":
             raise ConfigError(
                 "--on_bad_sample skip needs the check that --skip_check leaves out: bad rows are found by it, before "

@@ -53,6 +53,7 @@ from vlm_lora.training.pickles import refuse_programs
 from vlm_lora.training.planning import announce, shared_survey
 from vlm_lora.training.rates import PartRates
 from vlm_lora.training.signals import ending_on_signal
+from vlm_lora.training.streaming import check_streaming, training_rows
 from vlm_lora.training.trainer import build_trainer
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,8 @@ def train(run: RunConfig) -> dict[str, Any]:
             claim_output_dir(folder, overwrite=run.overwrite_output_dir, checkpoint=checkpoint)
     measured = arguments.do_eval or arguments.eval_on_start
     splits = load_splits(run.data, need_train=arguments.do_train, need_validation=measured)
+    if splits.stream is not None:
+        check_streaming(run, arguments, static_shapes=_wants_static_shapes(stage))
     tools = open_tools(run)
     workers = stage.values.get("dataloader_num_workers")
     splits = check_before_training(run, arguments, splits, tools, workers=workers)
@@ -93,7 +96,7 @@ def train(run: RunConfig) -> dict[str, Any]:
     results: dict[str, Any] = {}
     if arguments.do_train:
         with explain_exhaustion(stage.backend, "training", needs):
-            results |= _recorded(folder, "train", _fit(stage, splits, trainer, checkpoint), trainer)
+            results |= _recorded(folder, "train", _fit(stage, trainer, checkpoint), trainer)
     if arguments.do_eval:
         with explain_exhaustion(stage.backend, "evaluation"):
             results |= _recorded(folder, "eval", _evaluate(stage, tools, splits, trainer), trainer)
@@ -179,7 +182,7 @@ def plan(run: RunConfig, request: PlanRequest, announce: Callable[[str], object]
     tools = open_tools(run)
     data = None
     if run.data.dataset_name is not None:
-        held_out = run.data.validation_name is None and run.data.validation_fraction > 0
+        held_out = run.data.validation_name is None and run.data.validation_fraction > 0 and not run.data.streaming
         data = load_splits(run.data, need_train=True, need_validation=held_out).train
     choice = read_choice(run, values, arguments_class, world_size=request.world_size)
     return plan_run(_subject(run, values, tools, data), request, choice, devices, announce)
@@ -197,10 +200,14 @@ def _subject(run: RunConfig, values: Mapping[str, Any], tools: Tools, data: Any)
     )
 
 
+def _wants_static_shapes(stage: Stage) -> bool:
+    wanted = stage.run.batching.static_shapes
+    return stage.backend.traits.static_shapes if wanted is None else wanted
+
+
 def _plan_shapes(stage: Stage, tools: Tools, splits: Splits) -> tuple[Tools, Mapping[str, Any]]:
     """Where shapes are to be static, plan them; return tools that keep to the plan, and the rows of each shape."""
-    wanted = stage.run.batching.static_shapes
-    if not (stage.backend.traits.static_shapes if wanted is None else wanted):
+    if not _wants_static_shapes(stage):
         return tools, {}
     if splits.train is not None and splits.train.varies:
         logger.warning(
@@ -266,10 +273,11 @@ def _adapt(stage: Stage, tools: Tools, base: Any) -> Any:
 
 
 def _build(stage: Stage, tools: Tools, splits: Splits, model: Any, groups: Mapping[str, Any]) -> Any:
+    rows = training_rows(stage.run, stage.arguments, splits)
     kwargs = {
         "args": stage.arguments,
         "data_collator": tools.collator,
-        "train_dataset": None if splits.train is None else FillableRows(splits.train),
+        "train_dataset": None if rows is None else FillableRows(rows),
         "eval_dataset": None if splits.validation is None else FillableRows(splits.validation),
         "processing_class": tools.processor,
         "callbacks": [GradientAudit(model, tools.family)] if stage.arguments.do_train else [],
@@ -291,7 +299,7 @@ def _build(stage: Stage, tools: Tools, splits: Splits, model: Any, groups: Mappi
     return trainer
 
 
-def _fit(stage: Stage, splits: Splits, trainer: Any, checkpoint: str | None) -> dict[str, Any]:
+def _fit(stage: Stage, trainer: Any, checkpoint: str | None) -> dict[str, Any]:
     """Train, save the weights and the trainer's state, and return the figures."""
     if checkpoint is not None:
         check_adapter_settings(checkpoint, trainer.model)
@@ -300,7 +308,7 @@ def _fit(stage: Stage, splits: Splits, trainer: Any, checkpoint: str | None) -> 
     trainer.save_model(stage.arguments.output_dir)
     trainer.save_state()
     memory = {f"train_{name}": value for name, value in stage.backend.memory().items()}
-    samples = len(splits.train) if splits.train is not None else 0
+    samples = len(trainer.train_dataset)
     return {**_start_metrics(trainer), **metrics, **memory, "train_samples": samples}
 
 

@@ -40,6 +40,15 @@ class VaryingRows(Rows, Protocol):
         """Return row `index` as it is in an epoch; `rows[index]` is that of epoch 0."""
 
 
+@runtime_checkable
+class OrderedRows(Rows, Protocol):
+    """Rows that are to be asked for in order, or not: those of a stream are."""
+
+    @property
+    def in_order(self) -> bool:
+        """Whether they are."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Filler:
     """A row that only fills a batch: it is encoded like any other and its labels are masked."""
@@ -61,6 +70,8 @@ class FillableRows:
         self._rows = rows
         self.varies = isinstance(rows, VaryingRows) and rows.varies
         """Whether rows read otherwise in another epoch."""
+        self.in_order = isinstance(rows, OrderedRows) and rows.in_order
+        """Whether rows are to be asked for in order."""
 
     def __len__(self) -> int:
         """Return the number of rows, fillers not counted."""
@@ -161,13 +172,15 @@ class BatchOrder(Sampler[int]):
         steps = rows // self._step if self._drop_last else math.ceil(rows / self._step)
         return steps * self._step
 
-    def _shuffled(self, items: Sequence, generator: torch.Generator) -> list:
+    def _shuffled(self, items: Sequence, generator: torch.Generator) -> Sequence:
         if self._seed is None:
-            return list(items)
+            return items
         return [items[place] for place in torch.randperm(len(items), generator=generator).tolist()]
 
-    def _filled(self, group: list[int]) -> list[int]:
+    def _filled(self, group: Sequence[int]) -> Sequence[int]:
         """Cut a group to whole steps, or fill it up with its own rows as fillers."""
         kept = self._kept(len(group))
-        fillers = [self._rows + group[place % len(group)] for place in range(max(0, kept - len(group)))]
-        return [*group[:kept], *fillers]
+        if kept <= len(group):
+            return group[:kept]  # a range stays one: a stream's may be long
+        fillers = [self._rows + group[place % len(group)] for place in range(kept - len(group))]
+        return [*group, *fillers]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import logging
 from array import array
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from vlm_lora.config import DataConfig
 from vlm_lora.data.annotations import refuse_unused
@@ -17,11 +17,12 @@ from vlm_lora.data.image_values import ImagePlace
 from vlm_lora.data.layouts import build_conversation
 from vlm_lora.data.mixture import Mixture, check_weights, split_names
 from vlm_lora.data.rows import Rows
-from vlm_lora.data.schema import Schema, detect_schema
+from vlm_lora.data.schema import SAMPLE, Schema, detect_schema
 from vlm_lora.data.sources import Source, open_source
 from vlm_lora.data.splits import Part, hold_out, limit, pick_split, pick_train, whole
+from vlm_lora.data.streams import RowStream, open_stream
 from vlm_lora.data.task_answers import Draw
-from vlm_lora.errors import DataError
+from vlm_lora.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -65,17 +66,29 @@ class ConversationDataset:
             IndexError: Outside -len .. len - 1.
         """
         position = self._indices[index]
-        origin = self.rows.origin(position)
-        source = self.rows.source(position)
-        folder = self._image_root or origin.folder
+        return self.converse(
+            self.rows[position],
+            source=self.rows.source(position),
+            folder=self.rows.origin(position).folder,
+            draw=Draw(epoch=epoch, row=position, repeat=repeat),
+        )
+
+    def converse(self, row: Mapping[str, Any], *, source: RowSource, folder: Path | None, draw: Draw) -> Conversation:
+        """Return the conversation that a row becomes, one of these or another of the same columns.
+
+        Args:
+            row: the values.
+            source: where the row came from, for messages.
+            folder: where relative image paths start unless `--image_root` says so; None for a Hub data set.
+            draw: what chance depends on.
+
+        Raises:
+            DataError: The row cannot be used; the message begins with file and row.
+        """
+        folder = self._image_root or folder
         place = ImagePlace(folder=folder, roots=(folder,) if folder else self._hub_roots, allow_urls=self._allow_urls)
         return build_conversation(
-            self.rows[position],
-            self.schema,
-            source=source,
-            place=place,
-            system_prompt=self._system_prompt,
-            draw=Draw(epoch=epoch, row=position, repeat=repeat),
+            row, self.schema, source=source, place=place, system_prompt=self._system_prompt, draw=draw
         )
 
     def without(self, positions: Collection[int]) -> ConversationDataset:
@@ -107,6 +120,8 @@ class Splits:
     validation: Conversations | None
     explanation: str
     """Which splits, rows and columns were taken, and why; several lines of text."""
+    stream: RowStream | None = None
+    """With `--streaming`: all rows to train on, front to back; `train` has the first of them."""
 
 
 def load_splits(config: DataConfig, *, need_train: bool, need_validation: bool) -> Splits:
@@ -124,7 +139,10 @@ def load_splits(config: DataConfig, *, need_train: bool, need_validation: bool) 
     """
     names = split_names(config.dataset_name)
     weights = check_weights(names, config.dataset_weights)
-    if len(names) > 1 or config.dataset_weights:
+    stream = open_stream(config) if config.streaming and need_train else None
+    if stream is not None:
+        splits = _load_streamed(config, stream, need_validation=need_validation)
+    elif len(names) > 1 or config.dataset_weights:
         splits = _load_mixture(config, names, weights, need_train=need_train, need_validation=need_validation)
     else:
         one = _load_one(config, need_train=need_train, need_validation=need_validation)
@@ -134,6 +152,23 @@ def load_splits(config: DataConfig, *, need_train: bool, need_validation: bool) 
         config, [member.schema.layout for data in (splits.train, splits.validation) for member in _each(data)]
     )
     return splits
+
+
+def _load_streamed(config: DataConfig, stream: RowStream, *, need_validation: bool) -> Splits:
+    """Read the first rows of a stream, which say what its columns are; validation data must be named."""
+    if need_validation and config.validation_name is None:
+        raise ConfigError(
+            f"--streaming true: no rows of {stream.name} are held out to evaluate on, because nothing but reading all "
+            "of it says how many there are. Type --validation_name with other data, or --do_eval false."
+        )
+    rows = stream.head(SAMPLE)
+    notes = [f"train: {stream.name} as a stream, front to back; the first {len(rows)} rows say what it is"]
+    train = _finish(whole("train", rows), config, None, notes)
+    if not need_validation:
+        return Splits(train=train, validation=None, explanation="\n".join(notes), stream=stream)
+    named = _load_one(replace(config, dataset_name=None), need_train=False, need_validation=True)
+    notes.append(named.explanation)
+    return Splits(train=train, validation=named.validation, explanation="\n".join(notes), stream=stream)
 
 
 def _each(data: Conversations | None) -> Sequence[ConversationDataset]:

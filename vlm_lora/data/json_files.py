@@ -11,7 +11,7 @@ import json
 import os
 import re
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,14 +73,9 @@ class _RowIndex:
         self.columns: dict[str, None] = {}
 
     def add(self, row: object, start: int, length: int, line: int) -> None:
-        if not isinstance(row, dict):
-            raise DataError(
-                f"{self.path} line {line}: a row must be an object like "
-                f'{{"image": ..., "query": ..., "label": ...}}, and this one is {_kind(row)}.'
-            )
+        self.columns.update(dict.fromkeys(_as_object(row, self.path, line)))
         self.starts.append(start)
         self.lengths.append(length)
-        self.columns.update(dict.fromkeys(row))
 
     def finish(self) -> JsonFile:
         return JsonFile(
@@ -90,6 +85,15 @@ class _RowIndex:
             lengths=self.lengths,
             stamp=self.stamp,
         )
+
+
+def _as_object(row: object, path: Path, line: int) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise DataError(
+            f"{path} line {line}: a row must be an object like "
+            f'{{"image": ..., "query": ..., "label": ...}}, and this one is {_kind(row)}.'
+        )
+    return row
 
 
 def read_json_lines(path: Path) -> JsonFile:
@@ -108,6 +112,19 @@ def read_json_lines(path: Path) -> JsonFile:
                 index.add(_parse_line(path, number, content), start + skipped, len(content), number)
             start += len(line)
     return index.finish()
+
+
+def stream_json_lines(path: Path) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of a file of one JSON object a line; it is read once, and no more of it than is asked for.
+
+    Raises:
+        DataError: A line that is not a JSON object, with file and line (lines count from 1).
+    """
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            content = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
+            if content.strip():
+                yield _as_object(_parse_line(path, number, content), path, number)
 
 
 def read_json(path: Path) -> JsonFile:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vlm_lora.data.json_files import read_json, read_json_lines
 from vlm_lora.data.name_patterns import expand
@@ -53,6 +54,32 @@ class Source:
     splits: Mapping[str, Rows]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a name stands for: files by split, a folder of `save_to_disk`, or else a Hub id."""
+
+    files: Mapping[str, Sequence[Path]] | None = None
+    saved: Path | None = None
+
+
+def find_source(name: str, *, config_name: str | None = None, flag: str = "dataset_name") -> Found:
+    """Say what a name stands for; no file is opened. Arguments and errors as those of `open_source`."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _find_in_folder(path, config_name)
+    if path.is_file():
+        return Found(files=_group_by_split([path]))
+    names = expand(name, flag=flag)
+    if len(names) > 1 or glob.has_magic(name):
+        return Found(files=_group_by_split(_list_named(name, names, flag)))
+    if path.exists():
+        raise DataError(f"--{flag} {name}: neither a regular file nor a folder.")
+    looks_local = path.suffix.lower() in READERS or is_tar(path) or name.startswith((".", "/", "~"))
+    if looks_local or not _HUB_ID.fullmatch(name):
+        raise DataError(f"--{flag} {name}: no such file or folder (looked at {path.absolute()}).")
+    return Found()
+
+
 def open_source(name: str, *, config_name: str | None = None, flag: str = "dataset_name") -> Source:
     """Open a Hub id, file, folder or glob, or several files: `{0000..0007}`, `{a,b}`, commas.
 
@@ -64,21 +91,14 @@ def open_source(name: str, *, config_name: str | None = None, flag: str = "datas
     Raises:
         DataError: Nothing there, nothing readable there, or malformed content (with file and line).
     """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return _open_folder(name, path, config_name)
-    if path.is_file():
-        return Source(name=name, splits=_open_files(_group_by_split([path])))
-    names = expand(name, flag=flag)
-    if len(names) > 1 or glob.has_magic(name):
-        files = _list_named(name, names, flag)
-        return Source(name=name, splits=_open_files(_group_by_split(files)))
-    if path.exists():
-        raise DataError(f"--{flag} {name}: neither a regular file nor a folder.")
-    looks_local = path.suffix.lower() in READERS or is_tar(path) or name.startswith((".", "/", "~"))
-    if looks_local or not _HUB_ID.fullmatch(name):
-        raise DataError(f"--{flag} {name}: no such file or folder (looked at {path.absolute()}).")
-    return _open_hub(name, config_name, flag)
+    found = find_source(name, config_name=config_name, flag=flag)
+    if found.files is not None:
+        return Source(name=name, splits=_open_files(found.files))
+    if found.saved is not None:
+        return Source(name=name, splits=_open_saved(found.saved))
+    loaded = load_from_hub(name, config_name, flag, streaming=False)
+    splits = {str(split): _from_dataset(data, f"{name} [{split}]", None) for split, data in loaded.items()}
+    return Source(name=name, splits=splits)
 
 
 def _list_named(name: str, names: Sequence[str], flag: str) -> list[Path]:
@@ -107,39 +127,43 @@ def _list_named(name: str, names: Sequence[str], flag: str) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def _open_hub(name: str, config_name: str | None, flag: str) -> Source:
+def load_from_hub(name: str, config_name: str | None, flag: str, *, streaming: bool) -> Mapping[str, Any]:
+    """Return the data sets of `datasets` by split, or with `streaming` its iterable ones.
+
+    Raises:
+        DataError: there is no such data set, or it cannot be loaded.
+    """
     import datasets
 
     try:
-        loaded = datasets.load_dataset(name, config_name)
+        loaded: Mapping[str, Any] = datasets.load_dataset(name, config_name, streaming=streaming)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
             f"--{flag} {name}: there is no such file or folder at {Path(name).absolute()}, and the Hub "
             "data set "
             f"'{name}' could not be loaded: {error} Check the spelling and the network, or name a local copy."
         ) from error
-    splits = {str(split): _from_dataset(data, f"{name} [{split}]", None) for split, data in loaded.items()}
-    return Source(name=name, splits=splits)
+    return loaded
 
 
 def _from_dataset(dataset: object, name: str, folder: Path | None) -> Rows:
     return Rows([HeldOpen.of(dataset)], [Origin(file=name, folder=folder, first=0)])
 
 
-def _open_folder(name: str, folder: Path, config_name: str | None) -> Source:
+def _find_in_folder(folder: Path, config_name: str | None) -> Found:
     if config_name is not None:
         inner = folder / config_name
         if not inner.is_dir():
             raise DataError(f"--dataset_config_name {config_name}: {folder} has no such sub-folder.")
         folder = inner
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return Source(name=name, splits=_open_saved(folder))
+        return Found(saved=folder)
     metadata = _list_metadata(folder)
     files = metadata or _list_data_files(folder)
     if not files:
         raise DataError(_explain_empty(folder))
     check_all_there([p for p in files if is_tar(p)], "*")
-    return Source(name=name, splits=_open_files(_group_by_split(files, root=folder)))
+    return Found(files=_group_by_split(files, root=folder))
 
 
 def _open_saved(folder: Path) -> dict[str, Rows]:

@@ -7,12 +7,14 @@ import re
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from vlm_lora.data.rows import Rows
 from vlm_lora.errors import DataError
 
 SplitKind = Literal["train", "validation", "test"]
+AnySplit = TypeVar("AnySplit")
+"""Whatever holds the rows of a split."""
 
 SPLIT_NAMES: Mapping[str, SplitKind] = {
     "train": "train",
@@ -63,7 +65,7 @@ def whole(name: str, rows: Rows) -> Part:
     return Part(rows=rows, name=name, indices=range(len(rows)))
 
 
-def pick_split(splits: Mapping[str, Rows], kind: SplitKind, *, where: str) -> tuple[str, Rows] | None:
+def pick_split(splits: Mapping[str, AnySplit], kind: SplitKind, *, where: str) -> tuple[str, AnySplit] | None:
     """Return the one split of a kind, or None.
 
     A name that is exactly a split's name goes before one that only begins or ends with it.
@@ -85,7 +87,7 @@ def pick_split(splits: Mapping[str, Rows], kind: SplitKind, *, where: str) -> tu
     return (candidates[0], splits[candidates[0]]) if candidates else None
 
 
-def pick_train(splits: Mapping[str, Rows], *, where: str) -> tuple[str, Rows] | None:
+def pick_train(splits: Mapping[str, AnySplit], *, where: str) -> tuple[str, AnySplit] | None:
     """Return the train split: the one so named, or the only split whose name says nothing.
 
     Raises:

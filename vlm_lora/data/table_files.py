@@ -48,7 +48,7 @@ class ArrowTable:
         """
         if self._table is None:
             self._table = self._opener(self.path)
-        return _values(self._table.slice(index, 1), f"{self.path} row {index}")
+        return row_values(self._table.slice(index, 1), f"{self.path} row {index}")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_table": None}
@@ -90,11 +90,15 @@ class HeldOpen:
         Raises:
             DataError: the data set's files are damaged there.
         """
-        return _values(self.dataset[index : index + 1], f"Row {index} of the data set")
+        return row_values(self.dataset[index : index + 1], f"Row {index} of the data set")
 
 
-def _values(row: Any, where: str) -> Mapping[str, Any]:
-    """Return the values of a table of one row, checked first: damaged offsets make Arrow read anywhere, and crash."""
+def row_values(row: Any, where: str) -> Mapping[str, Any]:
+    """Return the values of a table of one row, checked first: damaged offsets make Arrow read anywhere, and crash.
+
+    Raises:
+        DataError: the table is damaged; the message begins with `where`.
+    """
     import pyarrow as pa
 
     try:

@@ -46,6 +46,8 @@ def check_rows(run: RunConfig, splits: Splits, tools: Tools, *, workers: int | N
     cache = CheckCache(cache_place("checks"), run, tools)
     reader = RowReader(workers=workers, show_progress=show_progress, cache=cache)
     found = {name: (rows, reader.read(rows, tools.encoder)) for name, rows in split_parts(splits).items()}
+    if splits.stream is not None and splits.train is not None:
+        logger.info("streaming: the first %d rows were checked", len(splits.train))
     data = run.data.dataset_name or run.data.validation_name
     return build_report(str(run.model.model_name_or_path), str(data), tools.longest, found)
 

@@ -136,7 +136,7 @@ class VlmTrainerMixin:
             self.row_groups.get("train") or [range(len(rows))],
             batch_size=self._train_batch_size,  # type: ignore[attr-defined]
             processes=arguments.world_size,
-            seed=None if in_order else seed,
+            seed=None if in_order or rows.in_order else seed,
             drop_last=arguments.dataloader_drop_last,
             # A planned shape fits what a row was measured as, so with shapes every epoch reads epoch 0's rows.
             carries_epoch=rows.varies and "train" not in self.row_groups,

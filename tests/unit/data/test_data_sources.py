@@ -304,13 +304,13 @@ def test_a_hub_data_set_is_loaded_by_id_and_configuration(tmp_path: Path, monkey
     folder = save_chartqa_to_disk(tmp_path / "d", train=3, val=1, test=0, seed=1)
     asked = []
 
-    def load(name: str, config: str | None) -> Any:
-        asked.append((name, config))
+    def load(name: str, config: str | None, *, streaming: bool) -> Any:
+        asked.append((name, config, streaming))
         return datasets.load_from_disk(str(folder))
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     source = open_source("owner/charts", config_name="human")
-    assert asked == [("owner/charts", "human")]
+    assert asked == [("owner/charts", "human", False)]
     assert content(source.splits["train"]) == chartqa_rows(3, seed=100_000)
     assert str(source.splits["train"].source(2)) == "owner/charts [train] row 2"
     assert source.splits["train"].origin(2).folder is None

@@ -1,0 +1,266 @@
+"""Streamed rows: order, bounded buffer, passes, shares of processes, and what is refused."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import pickle
+import weakref
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from support.datasets import write_chartqa_folder, write_jsonl, write_picture
+from vlm_lora.batching.order import BatchOrder, FillableRows
+from vlm_lora.config import DataConfig
+from vlm_lora.data.conversation import Conversation, RowSource
+from vlm_lora.data.dataset import ConversationDataset, Splits, load_splits
+from vlm_lora.data.streamed import StreamedConversations, shuffled
+from vlm_lora.data.streams import RowStream, StreamedRow
+from vlm_lora.errors import ConfigError, DataError
+
+
+def load(name: object, **settings: object) -> Splits:
+    config = DataConfig(dataset_name=str(name), streaming=True, **settings)  # type: ignore[arg-type]
+    return load_splits(config, need_train=True, need_validation=False)
+
+
+def streamed(splits: Splits, *, length: int = 24, buffer: int = 4, seed: int = 3) -> StreamedConversations:
+    assert splits.stream is not None
+    assert isinstance(splits.train, ConversationDataset)
+    return StreamedConversations(splits.stream, splits.train, length=length, buffer=buffer, seed=seed)
+
+
+def said(conversation: Conversation) -> str:
+    return conversation.turns[0].text
+
+
+@pytest.fixture
+def ten(tmp_path: Path) -> Splits:
+    """Ten rows of text in two files."""
+    rows = [{"question": f"q{n}", "answer": f"a{n}"} for n in range(10)]
+    write_jsonl(tmp_path / "data" / "train-00000-of-00002.jsonl", rows[:6])
+    write_jsonl(tmp_path / "data" / "train-00001-of-00002.jsonl", rows[6:])
+    return load(tmp_path / "data")
+
+
+def test_a_buffer_of_one_keeps_the_order_and_a_larger_one_does_not() -> None:
+    assert list(shuffled(range(20), size=1, seed="1")) == list(range(20))
+    drawn = list(shuffled(range(20), size=5, seed="1"))
+    assert sorted(drawn) == list(range(20))
+    assert drawn != list(range(20))
+    assert drawn == list(shuffled(range(20), size=5, seed="1"))
+    assert drawn != list(shuffled(range(20), size=5, seed="2"))
+    # A row comes at most as much too early as the buffer is large.
+    assert all(value - place <= 5 for place, value in enumerate(drawn))
+
+
+def test_each_pass_has_every_row_once_in_an_order_of_its_own(ten: Splits) -> None:
+    rows = streamed(ten, length=30)
+    passes = [[said(rows[10 * n + place]) for place in range(10)] for n in range(3)]
+    assert all(sorted(one) == [f"q{n}" for n in range(10)] for one in passes)
+    assert passes[0] != passes[1] != passes[2]
+    again = streamed(ten, length=30)
+    assert [said(again[place]) for place in range(30)] == [text for one in passes for text in one]
+    other = streamed(ten, length=30, seed=4)
+    assert [said(other[place]) for place in range(30)] != [text for one in passes for text in one]
+
+
+def test_files_and_rows_are_named(ten: Splits) -> None:
+    rows = streamed(ten, buffer=1)
+    assert (rows[7].source.row, Path(rows[7].source.file).name) == (1, "train-00001-of-00002.jsonl")
+    assert isinstance(ten.train, ConversationDataset)
+    assert ten.train.source(7) == rows[7].source
+
+
+def global_batches(splits: Splits, processes: int, *, batch: int = 4) -> list[list[str]]:
+    """Return what the processes read of each step, together; each has a stream of its own."""
+    size = batch // processes
+    ranks = [FillableRows(streamed(splits)) for _ in range(processes)]
+    assert all(rows.in_order for rows in ranks)
+    order = list(BatchOrder([range(24)], batch_size=size, processes=processes, seed=None))
+    steps = [order[start : start + batch] for start in range(0, len(order), batch)]
+    found = []
+    for step in steps:
+        texts = []
+        for rank, rows in enumerate(ranks):
+            for index in step[rank * size : (rank + 1) * size]:
+                row = rows[index]
+                assert isinstance(row, Conversation)
+                texts.append(said(row))
+        found.append(texts)
+    return found
+
+
+def test_global_batches_are_the_same_on_any_number_of_processes(ten: Splits) -> None:
+    one = global_batches(ten, 1)
+    assert len(one) == 6
+    assert len({text for step in one for text in step}) == 10
+    assert global_batches(ten, 2) == one
+    assert global_batches(ten, 4) == one
+    # The control: two processes that read the same numbers would see other batches.
+    assert global_batches(ten, 2, batch=2) != one
+
+
+def test_a_later_number_is_what_it_would_have_been(ten: Splits) -> None:
+    whole = streamed(ten)
+    texts = [said(whole[place]) for place in range(24)]
+    resumed = streamed(ten)
+    assert [said(resumed[place]) for place in range(13, 24)] == texts[13:]
+    assert said(resumed[2]) == texts[2], "going back begins anew"
+    copied = pickle.loads(pickle.dumps(resumed))
+    assert said(copied[3]) == texts[3]
+
+
+class Endless:
+    """A stream without end that knows which of its rows are alive."""
+
+    name = "endless"
+
+    def __init__(self) -> None:
+        self.made = 0
+        self.alive: weakref.WeakSet[StreamedRow] = weakref.WeakSet()
+        self.most = 0
+
+    def __iter__(self) -> Iterator[StreamedRow]:
+        while True:
+            row = _Row(number=self.made)
+            self.made += 1
+            self.alive.add(row)
+            self.most = max(self.most, len(self.alive))
+            yield row
+            del row
+
+
+class _Row(StreamedRow):
+    """Compared by identity, so that the set can hold it."""
+
+    __hash__ = object.__hash__
+
+    def __init__(self, *, number: int) -> None:
+        values = {"question": f"q{number}", "answer": "a"}
+        super().__init__(values=values, source=RowSource(file="endless", row=number), folder=None, number=number)
+
+
+def test_no_more_rows_are_alive_than_the_buffer_holds(ten: Splits) -> None:
+    assert isinstance(ten.train, ConversationDataset)
+    endless = Endless()
+    rows = StreamedConversations(endless, ten.train, length=10_000, buffer=50, seed=0)  # type: ignore[arg-type]
+    gc.collect()
+    for place in range(0, 2000, 3):
+        rows[place]
+    assert endless.made == pytest.approx(2000, abs=60)
+    assert 50 <= endless.most <= 52, "the buffer, the row that was read and the row that was handed on"
+    # The control: whoever keeps rows is found out.
+    kept = Endless()
+    held = list(islice(kept, 200))
+    assert kept.most == len(held) == 200
+
+
+def test_parquet_is_read_undecoded_and_pictures_are_bytes(tmp_path: Path) -> None:
+    folder = write_chartqa_folder(tmp_path / "charts", train=5, val=2, test=0, seed=1)
+    splits = load(folder)
+    streamed_rows = streamed(splits, length=5, buffer=1)
+    plain = load_splits(
+        DataConfig(dataset_name=str(folder), validation_fraction=0), need_train=True, need_validation=False
+    )
+    assert isinstance(plain.train, ConversationDataset)
+    for place in range(5):
+        assert streamed_rows[place] == plain.train[place]
+    assert isinstance(streamed_rows[0].images[0].source, bytes)
+
+
+def test_a_hub_data_set_is_read_through_the_streaming_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub's layout in a folder, which `datasets` opens by the same call."""
+    import datasets
+
+    folder = write_chartqa_folder(tmp_path / "charts", train=5, val=2, test=0, seed=1)
+    load_dataset = datasets.load_dataset
+    asked: list[tuple[str, bool]] = []
+
+    def local(name: str, config: str | None, *, streaming: bool) -> object:
+        asked.append((name, streaming))
+        return load_dataset(str(folder), config, streaming=streaming)
+
+    monkeypatch.setattr(datasets, "load_dataset", local)
+    rows = streamed(load("someone/charts"), length=10, buffer=1)
+    assert asked == [("someone/charts", True)]
+    assert str(rows[7].source) == "someone/charts [train] row 2"
+    assert rows[7].turns == rows[2].turns
+    assert rows[7].turns != rows[3].turns
+
+
+def test_dates_stay_text(tmp_path: Path) -> None:
+    """`datasets` would make dates of them."""
+    rows = [{"question": "When?", "answer": "2024-01-01"}]
+    data = streamed(load(write_jsonl(tmp_path / "train.jsonl", rows)), length=1)
+    assert data[0].turns[1].text == "2024-01-01"
+
+
+def test_only_the_first_rows_are_read_before_training(tmp_path: Path) -> None:
+    """A line that is no JSON is found where the stream comes to it, by file and line."""
+    path = write_jsonl(tmp_path / "train.jsonl", [{"question": f"q{n}", "answer": "a"} for n in range(150)])
+    path.write_text(path.read_text(encoding="utf-8") + "{broken\n", encoding="utf-8")
+    splits = load(path)
+    assert splits.train is not None
+    assert len(splits.train) == 100
+    rows = streamed(splits, length=151, buffer=1)
+    assert said(rows[140]) == "q140"
+    with pytest.raises(DataError, match=r"train\.jsonl line 151: not JSON"):
+        rows[150]
+
+
+def test_a_bad_row_is_named(tmp_path: Path) -> None:
+    rows = [{"question": f"q{n}", "answer": "a" if n != 120 else None} for n in range(130)]
+    data = streamed(load(write_jsonl(tmp_path / "train.jsonl", rows)), length=130, buffer=1)
+    with pytest.raises(DataError, match=r"train\.jsonl row 120"):
+        data[120]
+
+
+def test_the_first_rows_alone_where_so_many_were_asked_for(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "train.jsonl", [{"question": f"q{n}", "answer": "a"} for n in range(9)])
+    rows = streamed(load(path, max_train_samples=3), length=6, buffer=1)
+    assert [said(rows[place]) for place in range(6)] == ["q0", "q1", "q2"] * 2
+
+
+def test_pictures_lie_beside_each_file(tmp_path: Path) -> None:
+    write_picture(tmp_path / "data" / "a.png", seed=1)
+    path = write_jsonl(tmp_path / "data" / "train.jsonl", [{"image": "a.png", "question": "q", "answer": "a"}])
+    data = streamed(load(path), length=1)
+    assert data[0].images[0].source == (tmp_path / "data" / "a.png").resolve()
+
+
+def test_a_saved_folder_and_csv_are_read_as_without(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text("question,answer\nq,a\nr,b\n", encoding="utf-8")
+    with caplog.at_level(logging.WARNING):
+        splits = load(path, validation_fraction=0)
+    assert splits.stream is None
+    assert splits.train is not None
+    assert len(splits.train) == 2
+    assert "--streaming true has no effect on" in caplog.text
+
+
+def test_what_does_not_go_with_a_stream_is_refused(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "train.jsonl", [{"question": "q", "answer": "a"}] * 3)
+    config = DataConfig(dataset_name=str(path), streaming=True)
+    with pytest.raises(ConfigError, match="--validation_name with other data, or --do_eval false"):
+        load_splits(config, need_train=True, need_validation=True)
+    with pytest.raises(ConfigError, match="one data set"):
+        load(path, dataset_weights=(2.0,))
+    with pytest.raises(ConfigError, match="--on_bad_sample skip does not go with --streaming"):
+        DataConfig(streaming=True, on_bad_sample="skip")
+    with pytest.raises(ConfigError, match="--shuffle_buffer 0"):
+        DataConfig(shuffle_buffer=0)
+    write_jsonl(tmp_path / "empty.jsonl", [])
+    with pytest.raises(DataError, match="no rows"):
+        load(tmp_path / "empty.jsonl")
+
+
+def test_a_stream_that_loses_its_rows_says_so(ten: Splits) -> None:
+    assert isinstance(ten.train, ConversationDataset)
+    nothing = RowStream(name="gone", stretches=())
+    with pytest.raises(DataError, match="gone: the stream has no rows"):
+        StreamedConversations(nothing, ten.train, length=4, buffer=2, seed=0)[0]
