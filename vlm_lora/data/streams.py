@@ -5,10 +5,12 @@ Values stay as they are stored: no picture is decoded, and nothing of a row is k
 
 from __future__ import annotations
 
+import atexit
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -173,6 +175,7 @@ def _read(data: Any, name: str) -> Iterator[Mapping[str, Any]]:
     import datasets
     import pyarrow as pa
 
+    _settle_at_exit()
     number = 0
     try:
         for table in data.with_format("arrow"):
@@ -183,6 +186,32 @@ def _read(data: Any, name: str) -> Iterator[Mapping[str, Any]]:
             f"{name} row {number}: the stream broke off: {error} Try again, by --resume_from_checkpoint where there is "
             "a checkpoint."
         ) from error
+
+
+QUIET, LONGEST_WAIT = 0.5, 20.0
+"""Seconds without a change in Arrow's memory that mean it reads no more, and seconds to wait for them."""
+
+
+@cache
+def _settle_at_exit() -> None:
+    """Let reads that are under way end before the interpreter does.
+
+    `datasets` gives Arrow Python files. A thread of Arrow that calls Python while the interpreter ends never returns,
+    and the process waits for it for good.
+    """
+    atexit.register(_settle)
+
+
+def _settle() -> None:
+    import pyarrow as pa
+
+    began = quiet_since = time.monotonic()
+    held = pa.total_allocated_bytes()
+    while time.monotonic() - quiet_since < QUIET and time.monotonic() - began < LONGEST_WAIT:
+        time.sleep(0.05)
+        now = pa.total_allocated_bytes()
+        if now != held:
+            held, quiet_since = now, time.monotonic()
 
 
 STREAMED: Mapping[str, Callable[[Path], Stretch]] = {
