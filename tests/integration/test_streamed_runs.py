@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from support.datasets import write_chartqa_folder
+from support.datasets import write_chartqa_folder, write_jsonl
 from support.runs import logged, run, script_flags
 from vlm_lora.cli import run_script
 from vlm_lora.data.streamed import StreamedConversations
@@ -121,3 +121,15 @@ def test_what_does_not_go_with_a_stream_is_refused(
     assert run_script(words) != 0
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_row_behind_the_checked_ones_stops_the_run(
+    workers: int, model_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"question": f"q{n}", "answer": "a" if n != 101 else None} for n in range(104)]
+    data = write_jsonl(tmp_path / "train.jsonl", rows)
+    flags = {**FLAGS, "shuffle_buffer": 1, "per_device_train_batch_size": 26, "dataloader_num_workers": workers}
+    words = script_flags(model_folder("gemma3"), data, tmp_path / "out", **flags)
+    assert run_script(words) != 0
+    assert "train.jsonl row 101" in capsys.readouterr().err

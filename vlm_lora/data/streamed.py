@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterable, Iterator
+import weakref
+from collections.abc import Generator, Iterable, Iterator
 from itertools import count
 from typing import TypeVar
 
@@ -79,7 +80,8 @@ class StreamedConversations:
             raise IndexError(f"row {index} of {self._length}")
         # A process that was forked off shares the open files with its parent, and so their position.
         if self._rows is None or index < self._next or self._owner != os.getpid():
-            self._rows, self._next, self._owner = self._passes(), 0, os.getpid()
+            self._begin()
+        assert self._rows is not None  # begun above
         while self._next < index:
             next(self._rows)
             self._next += 1
@@ -88,15 +90,22 @@ class StreamedConversations:
         draw = Draw(epoch=epoch, row=row.number, repeat=0)
         return self._first.converse(row.values, source=row.source, folder=row.folder, draw=draw)
 
+    def _begin(self) -> None:
+        rows = _passes(self._stream, self._buffer, self._seed)
+        # Arrow reads ahead in threads that call Python: still open when the interpreter ends, they never return.
+        weakref.finalize(self, rows.close)
+        self._rows, self._next, self._owner = rows, 0, os.getpid()
+
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_rows": None}
 
-    def _passes(self) -> Iterator[tuple[int, StreamedRow]]:
-        """Yield pass and row without end."""
-        for epoch in count():
-            empty = True
-            for row in shuffled(self._stream, size=self._buffer, seed=f"{self._seed}/{epoch}"):
-                empty = False
-                yield epoch, row
-            if empty:
-                raise DataError(f"--dataset_name {self._stream.name}: the stream has no rows.")
+
+def _passes(stream: RowStream, buffer: int, seed: int) -> Generator[tuple[int, StreamedRow], None, None]:
+    """Yield pass and row without end."""
+    for epoch in count():
+        empty = True
+        for row in shuffled(stream, size=buffer, seed=f"{seed}/{epoch}"):
+            empty = False
+            yield epoch, row
+        if empty:
+            raise DataError(f"--dataset_name {stream.name}: the stream has no rows.")

@@ -5,10 +5,12 @@ Values stay as they are stored: no picture is decoded, and nothing of a row is k
 
 from __future__ import annotations
 
+import atexit
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from vlm_lora.data.mixture import split_names
 from vlm_lora.data.rows import Origin, Rows
 from vlm_lora.data.sources import find_source, load_from_hub
 from vlm_lora.data.splits import pick_train
-from vlm_lora.data.table_files import row_values
+from vlm_lora.data.table_files import parquet_features, row_values, stream_parquet
 from vlm_lora.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -134,7 +136,7 @@ def open_stream(config: DataConfig) -> RowStream | None:
     if found.files is None:
         loaded = load_from_hub(name, config.dataset_config_name, "dataset_name", streaming=True)
         split, data = _pick(name, loaded)
-        stretches = [_stretch_of(data, f"{name} [{split}]", None)]
+        stretches = [_open_hub_split(data, f"{name} [{split}]")]
     else:
         _, files = _pick(name, found.files)
         suffixes = {path.suffix.lower() for path in files}
@@ -154,13 +156,8 @@ def _pick(name: str, splits: Mapping[str, Any]) -> tuple[str, Any]:
 
 
 def _open_parquet(path: Path) -> Stretch:
-    import datasets
-
-    try:
-        data = datasets.load_dataset("parquet", data_files=[str(path.absolute())], split="train", streaming=True)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"{path} cannot be read: {error.__cause__ or error}") from error
-    return _stretch_of(data, str(path), path.parent)
+    features = parquet_features(path)
+    return Stretch(name=str(path), folder=path.parent, read=partial(stream_parquet, path), features=features)
 
 
 def _open_json_lines(path: Path) -> Stretch:
@@ -168,9 +165,9 @@ def _open_json_lines(path: Path) -> Stretch:
     return Stretch(name=str(path), folder=path.parent, read=partial(stream_json_lines, path))
 
 
-def _stretch_of(data: Any, name: str, folder: Path | None) -> Stretch:
+def _open_hub_split(data: Any, name: str) -> Stretch:
     features = {} if data.features is None else dict(data.features.to_dict())
-    return Stretch(name=name, folder=folder, read=partial(_read, data, name), features=features)
+    return Stretch(name=name, folder=None, read=partial(_read, data, name), features=features)
 
 
 def _read(data: Any, name: str) -> Iterator[Mapping[str, Any]]:
@@ -178,6 +175,7 @@ def _read(data: Any, name: str) -> Iterator[Mapping[str, Any]]:
     import datasets
     import pyarrow as pa
 
+    _settle_at_exit()
     number = 0
     try:
         for table in data.with_format("arrow"):
@@ -188,6 +186,32 @@ def _read(data: Any, name: str) -> Iterator[Mapping[str, Any]]:
             f"{name} row {number}: the stream broke off: {error} Try again, by --resume_from_checkpoint where there is "
             "a checkpoint."
         ) from error
+
+
+QUIET, LONGEST_WAIT = 0.5, 20.0
+"""Seconds without a change in Arrow's memory that mean it reads no more, and seconds to wait for them."""
+
+
+@cache
+def _settle_at_exit() -> None:
+    """Let reads that are under way end before the interpreter does.
+
+    `datasets` gives Arrow Python files. A thread of Arrow that calls Python while the interpreter ends never returns,
+    and the process waits for it for good.
+    """
+    atexit.register(_settle)
+
+
+def _settle() -> None:
+    import pyarrow as pa
+
+    began = quiet_since = time.monotonic()
+    held = pa.total_allocated_bytes()
+    while time.monotonic() - quiet_since < QUIET and time.monotonic() - began < LONGEST_WAIT:
+        time.sleep(0.05)
+        now = pa.total_allocated_bytes()
+        if now != held:
+            held, quiet_since = now, time.monotonic()
 
 
 STREAMED: Mapping[str, Callable[[Path], Stretch]] = {

@@ -18,6 +18,9 @@ from vlm_lora.errors import DataError
 LARGEST_FIELD = 2**30
 """Longest CSV field in characters; Python's own default (131072) refuses pictures written as base64."""
 
+STREAMED_AT_A_TIME = 16
+"""Rows of a Parquet file that are unpacked at a time where it is streamed."""
+
 
 class ArrowTable:
     """Rows of one file through an Arrow table; pickled by path, opened again where it is used."""
@@ -33,7 +36,7 @@ class ArrowTable:
         doubled = [name for name in self.columns if self.columns.count(name) > 1]
         if doubled:
             raise DataError(f"{path}: two columns are called '{doubled[0]}'. Rename or remove one.")
-        self.features: Mapping[str, Any] = _declared(self._table.schema.metadata)
+        self.features: Mapping[str, Any] = declared_features(self._table.schema.metadata)
         """What `datasets` declared of the columns when it wrote the file; empty for other files."""
         self._length: int = self._table.num_rows
 
@@ -108,6 +111,47 @@ def row_values(row: Any, where: str) -> Mapping[str, Any]:
         raise DataError(f"{where}: the file is damaged ({error}). Copy or write it again.") from error
 
 
+def stream_parquet(path: Path) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of a Parquet file, some at a time, as Python values.
+
+    Raises:
+        DataError: the file cannot be read, with the row.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        # By path and not through a Python file: Arrow's threads would call Python, also when it ends, and hang.
+        with pq.ParquetFile(str(path)) as file:
+            for batch in file.iter_batches(batch_size=STREAMED_AT_A_TIME):
+                for place in range(batch.num_rows):
+                    row = pa.Table.from_batches([batch.slice(place, 1)])
+                    yield row_values(row, f"{path} row {number}")
+                    number += 1
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"{path} row {number} cannot be read: {error}") from error
+
+
+def parquet_features(path: Path) -> Mapping[str, Any]:
+    """Return what `datasets` declared of a Parquet file's columns; empty where it did not write it.
+
+    Raises:
+        DataError: the file is no Parquet, or two columns are called alike.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        schema = pq.read_schema(str(path))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    doubled = [name for name in schema.names if schema.names.count(name) > 1]
+    if doubled:
+        raise DataError(f"{path}: two columns are called '{doubled[0]}'. Rename or remove one.")
+    return declared_features(schema.metadata)
+
+
 def read_csv(path: Path) -> ArrowTable:
     """Read a CSV (or `.tsv`) file: every value is text, exactly as written.
 
@@ -138,7 +182,7 @@ def count_parquet_rows(path: Path) -> int:
         raise DataError(f"{path}: not a readable Parquet file: {error}") from error
 
 
-def _declared(metadata: Mapping[bytes, bytes] | None) -> Mapping[str, Any]:
+def declared_features(metadata: Mapping[bytes, bytes] | None) -> Mapping[str, Any]:
     """Return the features in an Arrow schema's metadata."""
     try:
         declared = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
