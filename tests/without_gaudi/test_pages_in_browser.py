@@ -1,4 +1,4 @@
-"""The preview and dry-run pages in a real browser: pictures load from the page itself, colours are the labels."""
+"""Our pages in a real browser: pictures come from the page itself, nothing from outside, and colours are the labels."""
 
 from __future__ import annotations
 
@@ -107,6 +107,26 @@ def test_the_dry_run_page(browser: Browser, model_folder: Callable[[str], Path],
     assert all(loss > 0 for loss in losses)
     accepted = browser.evaluate("Array.from(document.querySelectorAll('.accepted'), one => one.textContent)")
     assert accepted[1] == visible(HOSTILE)
+
+
+def test_the_data_report_page(browser: Browser, model_folder: Callable[[str], Path], data: Path) -> None:
+    """A bad row's reason quotes the row; histograms are drawn and say what the JSON says."""
+    with (data / "train.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps({"image": f"{HOSTILE}.png", "question": HOSTILE, "answer": "red"}) + "\n")
+    page, words = data / "report.html", ["--model_name_or_path", str(model_folder("gemma3")), "--use_cpu"]
+    flags = ["--dataset_name", str(data), "--validation_fraction", "0", "--do_eval", "false", "--html", str(page)]
+    assert main(["check", *words, *flags]) == 1
+    browser.open(page)
+    assert [url for url in browser.requests if not url.startswith(page.resolve().as_uri())] == []
+    assert browser.evaluate("document.title") == f"Data report: {data}", "no script has changed it"
+    bad = browser.evaluate("Array.from(document.querySelectorAll('.bad-row'), one => one.innerText)")
+    assert len(bad) == 1
+    assert "<script>document.title='run'</script>" in bad[0]
+    sizes = "one => [one.getBoundingClientRect().width, one.getBoundingClientRect().height]"
+    bars = browser.evaluate(f"Array.from(document.querySelectorAll('svg rect'), {sizes})")
+    assert bars
+    assert all(width > 0 for width, _ in bars)
+    assert any(height > 0 for _, height in bars)
 
 
 def broken_picture(page: str) -> str:
