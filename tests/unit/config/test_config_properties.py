@@ -21,6 +21,7 @@ BY_NAME: dict[str, st.SearchStrategy[Any]] = {
     "max_bad_fraction": st.floats(0, 1),
     "on_bad_sample": st.sampled_from(["error", "skip"]),
     "skip_check": st.just(False),
+    "streaming": st.just(False),
     "lora_dropout": st.floats(0, 0.999),
     "lora_alpha": st.floats(0.001, 1e6),
     "split_seed": st.integers(-5, 10**9),
