@@ -27,17 +27,42 @@ SPLIT_NAMES: Mapping[str, SplitKind] = {
     "evaluation": "validation",
     "test": "test",
     "testing": "test",
+    "testdev": "test",
 }
 """What a split's (case-folded) name means."""
 
 _SHARD = re.compile(r"-\d+-of-\d+$")
+_WORD = re.compile(r"[^\W\d_]+")
+_NAME = re.compile("|".join(sorted(SPLIT_NAMES, key=len, reverse=True)))
+_JOINED = re.compile(f"(?:{_NAME.pattern})+")
 
 
-def split_word(name: str) -> str | None:
-    """Return the word in a split or file name that says which split it is, or None.
+def split_words(name: str) -> list[str]:
+    """Return the words in a name that say which split it is, in their order.
 
-    The whole name counts, else its first or last word: `train_sft`, `chartqa-val`,
-    `test-00000-of-00001` and `DEV` are names of splits, `contest` is none.
+    Words are parted by anything that is no letter, as in the patterns of Hugging Face `datasets`: `coco_val2014` and
+    `cc3m-train-0000` hold one, `contest` and `evaluate` none, `train_val` and `trainval` two. `test-dev` is `test`.
+    """
+    found: list[str] = []
+    before = ""
+    for word in _WORD.findall(name.casefold()):
+        if word in SPLIT_NAMES:
+            found += [] if (before, word) == ("test", "dev") else [word]
+        elif _JOINED.fullmatch(word):
+            found += _NAME.findall(word)
+        before = word
+    return found
+
+
+def kinds_of(words: Iterable[str]) -> set[SplitKind]:
+    """Return what the words of `split_words` mean together."""
+    return {SPLIT_NAMES[word] for word in words}
+
+
+def outer_split_word(name: str) -> str | None:
+    """Return a name's first or last word, or the whole of it, where that says which split it is, or None.
+
+    This is for a file that is named by hand: `test.jsonl` is a test split, `my_test_set.jsonl` may be anything.
     """
     folded = _SHARD.sub("", name.casefold())
     words = re.split(r"[^a-z0-9]+", folded)
@@ -45,9 +70,9 @@ def split_word(name: str) -> str | None:
 
 
 def split_kind(name: str) -> SplitKind | None:
-    """Return what a split's or file's name means, or None where it says nothing."""
-    word = split_word(name)
-    return SPLIT_NAMES[word] if word else None
+    """Return what a split's name means by the first of its words that says anything, or None."""
+    words = split_words(name)
+    return SPLIT_NAMES[words[0]] if words else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +93,7 @@ def whole(name: str, rows: Rows) -> Part:
 def pick_split(splits: Mapping[str, AnySplit], kind: SplitKind, *, where: str) -> tuple[str, AnySplit] | None:
     """Return the one split of a kind, or None.
 
-    A name that is exactly a split's name goes before one that only begins or ends with it.
+    A name that is exactly a split's name goes before one that only holds it.
 
     Raises:
         DataError: Several splits are equally good.
@@ -91,10 +116,11 @@ def pick_train(splits: Mapping[str, AnySplit], *, where: str) -> tuple[str, AnyS
     """Return the train split: the one so named, or the only split whose name says nothing.
 
     Raises:
-        DataError: Several splits could be it.
+        DataError: Several splits could be it, or its name says that it holds another one too.
     """
     named = pick_split(splits, "train", where=where)
     if named is not None:
+        _refuse_overlap(named[0], splits, where)
         return named
     unnamed = [name for name in splits if split_kind(name) is None]
     if len(unnamed) > 1:
@@ -103,6 +129,17 @@ def pick_train(splits: Mapping[str, AnySplit], *, where: str) -> tuple[str, AnyS
             "Name one file or folder with --dataset_name."
         )
     return (unnamed[0], splits[unnamed[0]]) if unnamed else None
+
+
+def _refuse_overlap(train: str, splits: Iterable[str], where: str) -> None:
+    """Refuse to train on a split such as `train_val` beside one such as `val`, whose rows it may hold."""
+    held = kinds_of(split_words(train)) - {"train"}
+    others = [name for name in splits if name != train and split_kind(name) in held]
+    if others:
+        raise DataError(
+            f"{where}: by its name the split '{train}' may hold the rows of {_listed(others)} beside it. Name the "
+            "files to train on with --dataset_name and those to evaluate on with --validation_name."
+        )
 
 
 def hold_out(name: str, rows: Rows, *, fraction: float, seed: int) -> tuple[Part, Part]:

@@ -17,10 +17,11 @@ from typing import Any
 
 from vlm_lora.config import DataConfig
 from vlm_lora.data.conversation import RowSource
+from vlm_lora.data.found_files import find_source
 from vlm_lora.data.json_files import stream_json_lines
 from vlm_lora.data.mixture import split_names
 from vlm_lora.data.rows import Origin, Rows
-from vlm_lora.data.sources import find_source, load_from_hub
+from vlm_lora.data.sources import load_from_hub
 from vlm_lora.data.splits import pick_train
 from vlm_lora.data.table_files import parquet_features, row_values, stream_parquet
 from vlm_lora.errors import ConfigError, DataError

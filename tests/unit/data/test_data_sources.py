@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import os
 import pickle
 from collections.abc import Callable, Sequence
@@ -209,17 +208,15 @@ def test_folders_of_split_files_and_split_folders(tmp_path: Path) -> None:
         }
 
 
-def test_nameless_files_are_train_alone_and_left_out_with_a_warning_beside_named_ones(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_nameless_files_are_train_alone_and_an_error_beside_named_ones(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "d" / "part-1.jsonl", ROWS[:1])
     write_jsonl(tmp_path / "d" / "part-2.jsonl", ROWS[1:])
     assert content(open_source(str(tmp_path / "d")).splits["train"]) == ROWS
     write_jsonl(tmp_path / "d" / "train.jsonl", ROWS[:2])
-    with caplog.at_level(logging.WARNING):
-        assert content(open_source(str(tmp_path / "d")).splits["train"]) == ROWS[:2]
-    assert "part-1.jsonl" in caplog.text
-    assert "Left out" in caplog.text
+    with pytest.raises(
+        DataError, match=r"which split \S+part-1.jsonl, \S+part-2.jsonl belong.*train\.jsonl.*Put train"
+    ):
+        open_source(str(tmp_path / "d"))
 
 
 def test_two_formats_of_one_split_are_an_error(tmp_path: Path) -> None:

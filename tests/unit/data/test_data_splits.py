@@ -40,7 +40,17 @@ def rows(*counts: int) -> Rows:
         *[(name, "validation") for name in ("val", "valid", "dev", "validation", "eval", "VAL", "Validation")],
         *[(name, "train") for name in ("train", "TRAIN", "train_sft", "my-train", "train-00000-of-00001")],
         *[(name, "test") for name in ("test", "test-00003-of-00010", "chartqa_test")],
+        *[(name, "train") for name in ("infographicsVQA_train_v1.0", "cc3m-train-0000", "coco_train2014", "trainval")],
+        *[(name, "train") for name in ("training_images", "train_val", "b_trainval35k")],
+        *[(name, "validation") for name in ("infographicsVQA_val_v1.0_withQT", "cc3m-validation-0000", "coco_val2014")],
+        *[(name, "validation") for name in ("instances_val2017", "llava_eval_000", "chartqa_val_00000-of-00004")],
+        *[(name, "test") for name in ("test2015", "vqa_test-dev_2015", "v2_testdev2015", "my_test_set", "x.test.y")],
         *[(name, None) for name in ("contest", "retrain", "data", "devices", "latest", "evaluate-me", "")],
+        *[(name, None) for name in ("value", "validator", "trainer", "tested", "unseen_devs", "2014")],
+        *[
+            (name, None)
+            for name in ("evaluations", "attest2015", "developer", "validated", "interval", "trains", "detrain")
+        ],
     ],
 )
 def test_what_names_mean(name: str, kind: str | None) -> None:
@@ -69,6 +79,13 @@ def test_train_is_the_split_so_named_or_the_only_nameless_one() -> None:
     assert pick_train({"val": rows(1), "test": rows(1)}, where="x") is None
     with pytest.raises(DataError, match=r"several it could be: 'a', 'b'"):
         pick_train({"a": rows(1), "b": rows(1)}, where="x")
+
+
+def test_a_train_split_that_may_hold_another_split_is_refused_beside_it() -> None:
+    alone = {"train_val": rows(1), "test": rows(2)}
+    assert pick_train(alone, where="x") == ("train_val", alone["train_val"])
+    with pytest.raises(DataError, match=r"x: by its name the split 'train_val' may hold the rows of 'val' beside it"):
+        pick_train({"train_val": rows(1), "val": rows(1)}, where="x")
 
 
 def test_an_exact_name_goes_before_a_longer_one_and_two_equals_are_an_error() -> None:

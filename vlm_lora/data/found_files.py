@@ -1,0 +1,196 @@
+"""Which files a name stands for, and by which split: an existing file or folder, a glob, a list, else a Hub id.
+
+No file is opened, but those that may be the metadata of an image folder.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlm_lora.data.file_splits import group_by_split, split_of_one
+from vlm_lora.data.json_files import read_json, read_json_lines
+from vlm_lora.data.name_patterns import expand
+from vlm_lora.data.rows import Table
+from vlm_lora.data.splits import split_kind
+from vlm_lora.data.table_files import read_arrow, read_csv, read_parquet
+from vlm_lora.data.tars.index_files import is_index_file
+from vlm_lora.data.tars.opening import check_all_there, is_tar
+from vlm_lora.errors import DataError
+
+READERS: Mapping[str, Callable[[Path], Table]] = {
+    ".json": read_json,
+    ".jsonl": read_json_lines,
+    ".ndjson": read_json_lines,
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
+    ".feather": read_arrow,
+}
+PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+BOOKKEEPING = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
+"""Files that `datasets` writes beside the data."""
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a name stands for: files by split, a folder of `save_to_disk`, or else a Hub id."""
+
+    files: Mapping[str, Sequence[Path]] | None = None
+    saved: Path | None = None
+
+
+def find_source(name: str, *, config_name: str | None = None, flag: str = "dataset_name") -> Found:
+    """Say what a name stands for; no file is opened. Arguments and errors as those of `open_source`."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _find_in_folder(path, config_name)
+    if path.is_file():
+        return Found(files=split_of_one(path))
+    names = expand(name, flag=flag)
+    if names != [name] or glob.has_magic(name):
+        return Found(files=_find_named(name, names, flag))
+    if path.exists():
+        raise DataError(f"--{flag} {name}: neither a regular file nor a folder.")
+    looks_local = path.suffix.lower() in READERS or is_tar(path) or name.startswith((".", "/", "~"))
+    if looks_local or not _HUB_ID.fullmatch(name):
+        raise DataError(f"--{flag} {name}: no such file or folder (looked at {path.absolute()}).")
+    return Found()
+
+
+def _find_named(name: str, names: Sequence[str], flag: str) -> Mapping[str, Sequence[Path]]:
+    """Return the files of several names, each a file, a glob or a folder, each file once, by split.
+
+    Raises:
+        DataError: A name that nothing matches, or a folder that cannot be one of several.
+    """
+    files: list[Path] = []
+    roots: list[Path] = []
+    for each in names:
+        path = Path(each).expanduser()
+        if path.is_dir():
+            found, root = _list_folder(path), path
+        elif path.is_file():
+            found, root = [path], path.parent
+        else:
+            found, root = _match(path), _fixed_part(path)
+        if not found:
+            of = "" if each == name else f"{each}: "
+            raise DataError(f"--{flag} {name}: {of}no file matches (looked from {Path.cwd()}).")
+        files += found
+        roots.append(root)
+    files = list(dict.fromkeys(files))
+    if len(files) == 1 and not any(map(glob.has_magic, names)):
+        return split_of_one(files[0])
+    return group_by_split(files, root=Path(os.path.commonpath([root.absolute() for root in roots])))
+
+
+def _match(pattern: Path) -> list[Path]:
+    # Path.glob takes no absolute patterns.
+    matches = sorted(glob.glob(str(pattern), recursive=True))  # noqa: PTH207
+    found = [path for path in map(Path, matches) if path.is_file() and not is_index_file(path)]
+    check_all_there([path for path in found if is_tar(path)], pattern.name)
+    return found
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """Return the folder in which a glob begins to choose."""
+    return next(folder for folder in pattern.parents if not glob.has_magic(str(folder)))
+
+
+def _find_in_folder(folder: Path, config_name: str | None) -> Found:
+    if config_name is not None:
+        inner = folder / config_name
+        if not inner.is_dir():
+            raise DataError(f"--dataset_config_name {config_name}: {folder} has no such sub-folder.")
+        folder = inner
+    if _is_saved(folder):
+        return Found(saved=folder)
+    return Found(files=group_by_split(_list_folder(folder), root=folder))
+
+
+def _is_saved(folder: Path) -> bool:
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def _list_folder(folder: Path) -> list[Path]:
+    """Return the data files of a folder. Raises DataError where there are none, or they must be opened together."""
+    if _is_saved(folder):
+        raise DataError(
+            f"{folder} is a folder of save_to_disk, which is read as a whole and not in one list with other files. "
+            "Name it as a data set of its own, with a space instead of the comma."
+        )
+    files = _list_metadata(folder) or _list_data_files(folder)
+    if not files:
+        raise DataError(_explain_empty(folder))
+    check_all_there([path for path in files if is_tar(path)], "*")
+    return files
+
+
+def _split_folders(folder: Path) -> list[Path]:
+    """Return the folder, its `data` folder, and the sub-folders of both whose names are splits."""
+    tops = [folder, *(p for p in (folder / "data",) if p.is_dir())]
+    inner = [p for top in tops for p in sorted(top.iterdir()) if p.is_dir() and split_kind(p.name)]
+    return [*tops, *inner]
+
+
+def _list_metadata(folder: Path) -> list[Path]:
+    """Return the metadata files of an image folder."""
+    found = []
+    for place in _split_folders(folder):
+        here = [p for p in sorted(place.glob("metadata.*")) if p.suffix.lower() in READERS and p.is_file()]
+        if len(here) > 1:
+            raise DataError(f"{place} has several metadata files: {_listed(here)}. Keep one.")
+        found += here
+    names_splits = [p for p in sorted(folder.iterdir()) if p.is_dir() and split_kind(p.name)]
+    if found and found[0].parent == folder and names_splits and len(found) == 1:
+        raise DataError(
+            f"{found[0]} would make one split of pictures that lie in {_listed(names_splits)}. "
+            "Put a metadata file of its own into each of these folders."
+        )
+    return found
+
+
+def _list_data_files(folder: Path) -> list[Path]:
+    return [
+        p
+        for place in _split_folders(folder)
+        for p in sorted(place.iterdir())
+        if p.is_file()
+        and (p.suffix.lower() in READERS or is_tar(p))
+        and p.name not in BOOKKEEPING
+        and not is_index_file(p)
+        and not p.name.startswith((".", "_"))
+    ]
+
+
+def _explain_empty(folder: Path) -> str:
+    inside = sorted(folder.iterdir())
+    pictures = any(p.suffix.lower() in PICTURES for p in inside) or any(
+        q.suffix.lower() in PICTURES for p in inside if p.is_dir() for q in p.iterdir()
+    )
+    if pictures:
+        return (
+            f"{folder} holds pictures, but nothing says what is asked and answered about them. Put a "
+            "metadata.jsonl "
+            'beside them, one line for each picture: {"file_name": "0001.png", "prompt": "...", '
+            '"response": "..."}.'
+        )
+    shown = _listed(p.name + ("/" if p.is_dir() else "") for p in inside[:10]) or "nothing"
+    return (
+        f"{folder} holds no data files. Looked for {', '.join(READERS)}, .tar, .tar.gz in it, in its data folder "
+        "and in folders "
+        f"named as splits, and for a save_to_disk folder; it holds {shown}. "
+        "A sub-folder is chosen with --dataset_config_name or by naming it."
+    )
+
+
+def _listed(names: Iterable[object]) -> str:
+    return ", ".join(str(name) for name in names)
