@@ -6,6 +6,7 @@ import errno
 import gzip
 import hashlib
 import logging
+import os
 import zlib
 from pathlib import Path
 
@@ -25,6 +26,9 @@ _CHUNK = 1024 * 1024
 def unpack(path: Path) -> Path:
     """Return the plain tar of a packed one: unpacked now, or before from the same file.
 
+    Several processes may do so at once: the plain tar gets the packed one's modification time, so that whichever is
+    there last is the same file to those that have an index of an earlier one.
+
     Raises:
         DataError: Damaged or cut off, more than the cap, or no room.
     """
@@ -35,7 +39,8 @@ def unpack(path: Path) -> Path:
         plain = cache_folder("tars") / f"{name}.tar"
         if not plain.is_file():
             logger.info("%s is unpacked to %s once (%s chooses the folder).", path, plain, VARIABLE)
-            _unpack(path, plain, most=max(ALWAYS_ALLOWED, LARGEST_RATIO * status.st_size))
+            most = max(ALWAYS_ALLOWED, LARGEST_RATIO * status.st_size)
+            _unpack(path, plain, most=most, mtime_ns=status.st_mtime_ns)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path} is cut off or damaged: {error}. Copy it again, or make it again.") from error
     except OSError as error:
@@ -44,7 +49,7 @@ def unpack(path: Path) -> Path:
     return plain
 
 
-def _unpack(path: Path, plain: Path, *, most: int) -> None:
+def _unpack(path: Path, plain: Path, *, most: int, mtime_ns: int) -> None:
     with gzip.open(path, "rb") as packed, replacing(plain) as stream:
         written = 0
         while chunk := packed.read(_CHUNK):
@@ -55,3 +60,5 @@ def _unpack(path: Path, plain: Path, *, most: int) -> None:
                     "set of pictures. If it is meant, unpack it yourself and name the .tar."
                 )
             stream.write(chunk)
+        stream.flush()  # a write after the time is set would set another one
+        os.utime(stream.fileno(), ns=(mtime_ns, mtime_ns))
