@@ -48,6 +48,13 @@ COLUMN_NAMES: Mapping[ColumnRole, ColumnNames] = {
     "page": ColumnNames(flag="--page_column", usual=("text", "ocr", "json", "page", "annotation", "annotations")),
 }
 
+
+def role_of_name(column: str) -> ColumnRole | None:
+    """Return the role that columns of this name usually have, or None."""
+    folded = column.casefold()
+    return next((role for role, names in COLUMN_NAMES.items() if folded in names.usual + names.fallback), None)
+
+
 CONTEXT_OF_PROMPT: Mapping[str, str] = {"instruction": "input"}
 """Alpaca: the column that continues a prompt, where it is not empty."""
 

@@ -21,6 +21,7 @@ from vlm_lora.batching.order import BatchOrder, FillableRows
 from vlm_lora.config import DataConfig
 from vlm_lora.data.conversation import Conversation, RowSource
 from vlm_lora.data.dataset import ConversationDataset, Splits, load_splits
+from vlm_lora.data.schema import SAMPLE
 from vlm_lora.data.streamed import StreamedConversations, shuffled
 from vlm_lora.data.streams import RowStream, StreamedRow
 from vlm_lora.errors import ConfigError, DataError
@@ -77,6 +78,41 @@ def test_files_and_rows_are_named(ten: Splits) -> None:
     assert (rows[7].source.row, Path(rows[7].source.file).name) == (1, "train-00001-of-00002.jsonl")
     assert isinstance(ten.train, ConversationDataset)
     assert ten.train.source(7) == rows[7].source
+
+
+TEXTS = [{"question": f"q{n}", "answer": "a", "scan": None} for n in range(SAMPLE)]
+
+
+@pytest.mark.parametrize(
+    ("late", "settings", "role"),
+    [
+        ({"images": ["a.png"]}, {}, "image"),
+        ({"Messages": [{"role": "user", "content": "q"}]}, {}, "messages"),
+        ({"input": "and this"}, {}, "prompt"),
+        ({"images": ["a.png"]}, {"prompt_column": "question", "response_column": "answer"}, "image"),
+        # Controls: nothing that the same rows without streaming would use.
+        ({"images": None}, {}, None),
+        ({"images": []}, {}, None),
+        ({"id": 7}, {}, None),
+        ({"messages": "m", "caption": "c"}, {"prompt_column": "question", "response_column": "answer"}, None),
+        ({"image_path": "a.png"}, {"image_column": "scan"}, None),
+    ],
+)
+def test_a_column_of_a_known_name_that_comes_too_late_stops_the_run(
+    tmp_path: Path, late: dict[str, object], settings: dict[str, object], role: str | None
+) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", [*TEXTS, {**TEXTS[0], **late}])
+    rows = streamed(load(path, **settings), length=SAMPLE + 1, buffer=1)
+    assert rows[SAMPLE - 1].turns
+    if role is None:
+        assert rows[SAMPLE].turns
+        return
+    named = f"the column '{next(iter(late))}' may be the {role}"
+    with pytest.raises(DataError, match=rf"rows\.jsonl row 100: {named}, .*first 100 rows.*--streaming false"):
+        rows[SAMPLE]
+    # Among the first rows it is no surprise.
+    write_jsonl(path, [{**TEXTS[0], **dict.fromkeys(late)}, *TEXTS])
+    assert streamed(load(path, **settings), length=2, buffer=1)[1].turns
 
 
 def global_batches(splits: Splits, processes: int, *, batch: int = 4) -> list[list[str]]:
