@@ -1,11 +1,12 @@
 """Which files a name stands for, and by which split: an existing file or folder, a glob, a list, else a Hub id.
 
-No file is opened, but those that may be the metadata of an image folder.
+None is opened but those that may be the metadata of an image folder.
 """
 
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlm_lora.data.file_splits import group_by_split, split_of_one
-from vlm_lora.data.json_files import read_json, read_json_lines
+from vlm_lora.data.json_files import read_json, read_json_lines, stream_json_lines
 from vlm_lora.data.name_patterns import expand
 from vlm_lora.data.rows import Table
 from vlm_lora.data.splits import split_kind
@@ -21,6 +22,8 @@ from vlm_lora.data.table_files import read_arrow, read_csv, read_parquet
 from vlm_lora.data.tars.index_files import is_index_file
 from vlm_lora.data.tars.opening import check_all_there, is_tar
 from vlm_lora.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 READERS: Mapping[str, Callable[[Path], Table]] = {
     ".json": read_json,
@@ -36,6 +39,8 @@ PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", 
 BOOKKEEPING = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
 """Files that `datasets` writes beside the data."""
 
+_FILE_NAMES = re.compile(r"(?:.*_)?file_names?")
+"""Columns that make a metadata file that of an image folder, as in Hugging Face `datasets`."""
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -48,7 +53,7 @@ class Found:
 
 
 def find_source(name: str, *, config_name: str | None = None, flag: str = "dataset_name") -> Found:
-    """Say what a name stands for; no file is opened. Arguments and errors as those of `open_source`."""
+    """Say what a name stands for. Arguments and errors as those of `open_source`."""
     path = Path(name).expanduser()
     if path.is_dir():
         return _find_in_folder(path, config_name)
@@ -127,7 +132,7 @@ def _list_folder(folder: Path) -> list[Path]:
             f"{folder} is a folder of save_to_disk, which is read as a whole and not in one list with other files. "
             "Name it as a data set of its own, with a space instead of the comma."
         )
-    files = _list_metadata(folder) or _list_data_files(folder)
+    files = list(_choose_by_metadata(folder, _list_data_files(folder)))
     if not files:
         raise DataError(_explain_empty(folder))
     check_all_there([path for path in files if is_tar(path)], "*")
@@ -141,23 +146,6 @@ def _split_folders(folder: Path) -> list[Path]:
     return [*tops, *inner]
 
 
-def _list_metadata(folder: Path) -> list[Path]:
-    """Return the metadata files of an image folder."""
-    found = []
-    for place in _split_folders(folder):
-        here = [p for p in sorted(place.glob("metadata.*")) if p.suffix.lower() in READERS and p.is_file()]
-        if len(here) > 1:
-            raise DataError(f"{place} has several metadata files: {_listed(here)}. Keep one.")
-        found += here
-    names_splits = [p for p in sorted(folder.iterdir()) if p.is_dir() and split_kind(p.name)]
-    if found and found[0].parent == folder and names_splits and len(found) == 1:
-        raise DataError(
-            f"{found[0]} would make one split of pictures that lie in {_listed(names_splits)}. "
-            "Put a metadata file of its own into each of these folders."
-        )
-    return found
-
-
 def _list_data_files(folder: Path) -> list[Path]:
     return [
         p
@@ -169,6 +157,54 @@ def _list_data_files(folder: Path) -> list[Path]:
         and not is_index_file(p)
         and not p.name.startswith((".", "_"))
     ]
+
+
+def _choose_by_metadata(folder: Path, files: Sequence[Path]) -> Sequence[Path]:
+    """Return the metadata files of an image folder: those with a column of file names; of other folders all data files.
+
+    Raises:
+        DataError: several in one place, one for pictures of several splits, or other data files beside them.
+    """
+    candidates = [p for p in files if p.name.startswith("metadata.") and p.suffix.lower() in READERS]
+    columns = {path: names for path in candidates if (names := _column_names(path)) is not None}
+    for place in dict.fromkeys(path.parent for path in columns):
+        here = [path for path in columns if path.parent == place]
+        if len(here) > 1:
+            raise DataError(f"{place} has several metadata files: {_listed(here)}. Keep one.")
+    with_rows = [path for path in files if path in columns or path not in candidates]
+    found = [path for path, names in columns.items() if any(map(_FILE_NAMES.fullmatch, names))]
+    if not found and (not columns or len(columns) < len(with_rows)):
+        return with_rows or files
+    found = found or with_rows
+    others = [path for path in with_rows if path not in found]
+    if others:
+        raise DataError(
+            f"{folder} is an image folder by {_listed(found)}, whose rows name pictures, and other data files lie in "
+            f"it: {_listed(others)}. Name the files to read, such as --dataset_name {found[0]} (several as "
+            "'{a,b}'), or move the others elsewhere."
+        )
+    names_splits = [p for p in sorted(folder.iterdir()) if p.is_dir() and split_kind(p.name)]
+    if found[0].parent == folder and names_splits and len(found) == 1:
+        raise DataError(
+            f"{found[0]} would make one split of pictures that lie in {_listed(names_splits)}. "
+            "Put a metadata file of its own into each of these folders."
+        )
+    return found
+
+
+def _column_names(path: Path) -> Sequence[str] | None:
+    """Return a file's columns (of JSONL those of its first row), or None for JSON that is about the data, no rows."""
+    try:
+        if path.suffix.lower() in (".jsonl", ".ndjson"):
+            return tuple(next(stream_json_lines(path), ()))
+        return READERS[path.suffix.lower()](path).columns
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    except DataError as error:
+        if path.suffix.lower() != ".json":
+            raise
+        logger.warning("Not taken as rows: %s", error)
+        return None
 
 
 def _explain_empty(folder: Path) -> str:

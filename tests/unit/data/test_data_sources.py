@@ -251,13 +251,54 @@ def test_image_folders_that_say_nothing_or_too_little_are_explained(tmp_path: Pa
     with pytest.raises(DataError, match=r"holds pictures.*metadata\.jsonl"):
         open_source(str(tmp_path / "plain"))
     write_picture(tmp_path / "mixed" / "test" / "a.png", seed=1)
-    write_jsonl(tmp_path / "mixed" / "metadata.jsonl", [{"file_name": "test/a.png"}])
-    with pytest.raises(DataError, match="metadata file of its own"):
-        open_source(str(tmp_path / "mixed"))
+    for column in ("file_name", "image"):
+        write_jsonl(tmp_path / "mixed" / "metadata.jsonl", [{column: "test/a.png"}])
+        with pytest.raises(DataError, match="metadata file of its own"):
+            open_source(str(tmp_path / "mixed"))
     write_jsonl(tmp_path / "two" / "metadata.jsonl", ROWS)
     write_csv(tmp_path / "two" / "metadata.csv", ROWS)
     with pytest.raises(DataError, match="several metadata files"):
         open_source(str(tmp_path / "two"))
+
+
+@pytest.mark.parametrize("column", ["file_name", "file_names", "image_file_name", "left_file_names"])
+def test_image_folders_with_other_data_files_are_refused_with_both(tmp_path: Path, column: str) -> None:
+    row = {column: "a.png", "prompt": "q", "response": "a"}
+    metadata = write_jsonl(tmp_path / "d" / "metadata.jsonl", [row])
+    (tmp_path / "d" / "dataset_info.json").write_text("{}", encoding="utf-8")
+    assert content(open_source(str(tmp_path / "d")).splits["train"]) == [row]
+    write_jsonl(tmp_path / "d" / "train.jsonl", ROWS)
+    with pytest.raises(
+        DataError, match=r"image folder by \S+metadata\.jsonl.*: \S+train\.jsonl\. .*--dataset_name \S+meta"
+    ):
+        open_source(str(tmp_path / "d"))
+    assert content(open_source(str(metadata)).splits["train"]) == [row]
+
+
+def test_metadata_without_file_names_is_data_or_about_the_data(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "d"
+    write_jsonl(folder / "train.jsonl", ROWS)
+    (folder / "metadata.json").write_text('{"name": "charts", "license": "MIT"}', encoding="utf-8")
+    assert content(open_source(str(folder)).splits["train"]) == ROWS
+    assert "Not taken as rows" in caplog.text
+    assert str(folder / "metadata.json") in caplog.text
+    (folder / "train.jsonl").unlink()
+    with pytest.raises(DataError, match=r"metadata\.json: an object with the keys 'name', 'license'"):
+        open_source(str(folder))
+    # Rows without file names are rows like any others.
+    write_json(folder / "metadata.json", ROWS[:2])
+    assert content(open_source(str(folder)).splits["train"]) == ROWS[:2]
+    write_json(folder / "more.json", ROWS[2:])
+    assert content(open_source(str(folder)).splits["train"]) == ROWS
+
+
+def test_broken_metadata_is_an_error(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "d" / "train.jsonl", ROWS)
+    (tmp_path / "d" / "metadata.jsonl").write_text('{"file_name": "a.png", \n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"metadata\.jsonl line 1: not JSON"):
+        open_source(str(tmp_path / "d"))
 
 
 def test_empty_folders_are_explained(tmp_path: Path) -> None:
