@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatch
+from itertools import islice
 from pathlib import Path
 
 from vlm_lora.data.splits import kinds_of, outer_split_word, split_words
@@ -13,6 +16,12 @@ CURE = (
     "Rename it, or name files yourself: --dataset_name FILE for what to train on (several files, each alone, with a "
     "space between), --validation_name FILE for what to evaluate on."
 )
+
+
+SHOWN = 5
+"""Files that a message names."""
+
+_SHARD = re.compile(r"(?P<head>.*?)(?P<number>\d+)-of-(?P<count>\d+)(?!\d)(?P<tail>.*)")
 
 
 def group_by_split(files: Sequence[Path], *, root: Path) -> dict[str, list[Path]]:
@@ -58,6 +67,38 @@ def split_of_one(path: Path) -> Mapping[str, Sequence[Path]]:
     return {outer_split_word(_stem(path)) or "train": [path]}
 
 
+def check_shards(files: Iterable[Path], pattern: str = "*") -> None:
+    """Check that of files called `-00000-of-00004` all four are there; they may be counted from 0 or from 1.
+
+    Args:
+        files: What was found in a folder or by a glob.
+        pattern: Of the names that the user asked for; those that do not match it may be missing.
+
+    Raises:
+        DataError: Names the missing ones.
+    """
+    series: dict[tuple[Path, str, str, str], list[re.Match[str]]] = {}
+    for path in files:
+        match = _SHARD.fullmatch(path.name)
+        if match:
+            key = (path.parent, match["head"], match["count"], path.suffix)
+            series.setdefault(key, []).append(match)
+    for (folder, head, total, _), found in series.items():
+        numbers = {int(match["number"]) for match in found}
+        first = int(int(total) in numbers)
+        width, tail = len(found[0]["number"]), found[0]["tail"]
+        wanted = (number for number in range(first, int(total) + first) if number not in numbers)
+        names = (f"{head}{number:0{width}d}-of-{total}{tail}" for number in wanted)
+        missing = list(islice((name for name in names if fnmatch(name, pattern)), SHOWN))
+        if missing:
+            more = ", ..." if len(missing) == SHOWN else ""
+            raise DataError(
+                f"{folder}: of {total} files called {head}...-of-{total} {len(numbers)} are there; missing: "
+                f"{', '.join(missing)}{more}. Copy them, or name the files to do without them, such as "
+                f"--dataset_name '{folder}/{found[0].string}' (several as '{{a,b}}')."
+            )
+
+
 def _read_split(path: Path, root: Path) -> tuple[str, ...]:
     """Return the word that says a file's split, nothing, or all words where its name is of two splits.
 
@@ -82,6 +123,5 @@ def _stem(path: Path) -> str:
     return tar_stem(path) if is_tar(path) else path.stem
 
 
-def _shortened(paths: Iterable[Path], most: int = 5) -> str:
-    names = [str(path) for path in paths]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _shortened(paths: Sequence[Path]) -> str:
+    return ", ".join(map(str, paths[:SHOWN])) + (f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else "")

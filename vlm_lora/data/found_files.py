@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlm_lora.data.file_splits import group_by_split, split_of_one
+from vlm_lora.data.file_splits import check_shards, group_by_split, split_of_one
 from vlm_lora.data.json_files import read_json, read_json_lines, stream_json_lines
 from vlm_lora.data.name_patterns import expand
 from vlm_lora.data.rows import Table
@@ -102,6 +102,7 @@ def _match(pattern: Path) -> list[Path]:
     matches = sorted(glob.glob(str(pattern), recursive=True))  # noqa: PTH207
     found = [path for path in map(Path, matches) if path.is_file() and not is_index_file(path)]
     check_all_there([path for path in found if is_tar(path)], pattern.name)
+    check_shards(found, pattern.name)
     return found
 
 
@@ -136,6 +137,7 @@ def _list_folder(folder: Path) -> list[Path]:
     if not files:
         raise DataError(_explain_empty(folder))
     check_all_there([path for path in files if is_tar(path)], "*")
+    check_shards(files)
     return files
 
 

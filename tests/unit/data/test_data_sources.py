@@ -114,7 +114,7 @@ def test_large_parquet_goes_through_the_arrow_cache_and_is_read_again_when_chang
 ) -> None:
     monkeypatch.setattr(sources, "PARQUET_IN_MEMORY", 0)
     folder = write_chartqa_folder(tmp_path / "charts", train=3, val=0, test=0, seed=1)
-    extra = folder / "data" / "train-00001-of-00002.parquet"
+    extra = folder / "data" / "train-more.parquet"
     write_parquet(extra, chartqa_rows(2, seed=900))
     rows = open_source(str(folder)).splits["train"]
     assert (tmp_path / "cache").exists()

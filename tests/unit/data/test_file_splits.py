@@ -129,3 +129,41 @@ def test_a_saved_folder_in_a_list_is_refused_with_what_to_type(tmp_path: Path) -
     save_chartqa_to_disk(tmp_path / "saved", train=1, val=0, test=0, seed=1)
     with pytest.raises(DataError, match=r"saved is a folder of save_to_disk.*space instead of the comma"):
         find_source(f"{tmp_path}/a,{tmp_path}/saved")
+
+
+@pytest.mark.parametrize(
+    ("names", "missing"),
+    [
+        (["train-00000-of-00004.jsonl", "train-00001-of-00004.jsonl"], "train-00002-of-00004.jsonl, train-00003-of"),
+        (["p_1-of-3.csv", "p_3-of-3.csv"], r"p_2-of-3.csv\. "),
+        (["train-0-of-2-ab.jsonl"], r"train-1-of-2-ab.jsonl\. "),
+        (["train-0-of-1.jsonl", "val-1-of-2.jsonl", "val-2-of-2.jsonl", "test-1-of-2.jsonl"], "test-0-of-2"),
+        (["a/train-0-of-2.jsonl", "b/train-0-of-2.jsonl", "b/train-1-of-2.jsonl"], "train-1-of-2"),
+        (["a-0-of-2.tar"], r"a-1-of-2\.tar"),
+        (["train-0-of-900.jsonl"], r"train-5-of-900\.jsonl, \.\.\."),
+    ],
+)
+def test_missing_shards_are_named(tmp_path: Path, names: list[str], missing: str) -> None:
+    write(tmp_path, *names)
+    with pytest.raises(DataError, match=rf"missing: .*{missing}.*--dataset_name"):
+        find_source(f"{tmp_path}/**/*-of-*")
+    if not names[0].startswith("a/"):
+        with pytest.raises(DataError, match=rf"missing: .*{missing}"):
+            find_source(str(tmp_path))
+        with pytest.raises(DataError, match=rf"missing: .*{missing}"):
+            find_source(f"{tmp_path},{write_jsonl(tmp_path.with_suffix('.jsonl'), [ROW])}")
+
+
+def test_shards_that_are_all_there_or_named_one_by_one_are_read(tmp_path: Path) -> None:
+    names = ["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"]
+    write(tmp_path / "all", *names, "val_1-of-2-a.jsonl", "val_2-of-2-b.jsonl", "test-of-3.jsonl")
+    assert [len(paths) for paths in found(tmp_path / "all", tmp_path).values()] == [1, 2, 2]
+    some = [f"train-{number:05d}-of-00020.jsonl" for number in (0, 1, 12)]
+    write(tmp_path / "some", *some)
+    folder = tmp_path / "some"
+    assert found(folder / some[0], folder) == {"train": some[:1]}
+    for typed in (f"{folder}/{some[0]},{folder}/{some[2]}", f"{folder}/train-000{{00,12}}-of-00020.jsonl"):
+        assert found(typed, folder) == {"train": [some[0], some[2]]}
+    assert found(folder / "train-0000[01]-of-*", folder) == {"train": some[:2]}
+    with pytest.raises(DataError, match="missing: train-00002-of"):
+        find_source(str(folder / "train-0000[012]-of-*"))
