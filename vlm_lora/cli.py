@@ -27,6 +27,7 @@ from vlm_lora.errors import ConfigError, EndedEarlyError, UserError, plain_messa
 from vlm_lora.launching import LaunchRequest, parse_launch, run_launch
 from vlm_lora.process_group import lost_partner, port_taken
 from vlm_lora.verb_setup import configure, described, rank, set_up_logging, verb_parser, wants_debug
+from vlm_lora.written_text import let_stdout_escape
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +113,7 @@ def run_launcher(program: str, *, backend: str = "auto", argv: Sequence[str] | N
 
 def guard(action: Callable[[], int | None], *, debug: bool) -> int:
     """Run `action`; turn what it raises into one message on stderr and an exit code, else return its own."""
+    let_stdout_escape()
     try:
         return action() or EXIT_DONE
     except UserError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,13 @@ def row_values(row: Any, where: str) -> Mapping[str, Any]:
         raise DataError(f"{where}: the file is damaged ({error}). Copy or write it again.") from error
 
 
+def _open_native(path: Path) -> Any:
+    """Open a file by Arrow itself, of any name: as text Arrow takes UTF-8 only. Raises OSError."""
+    import pyarrow as pa
+
+    return pa.OSFile(os.fsencode(path))
+
+
 def stream_parquet(path: Path) -> Iterator[Mapping[str, Any]]:
     """Yield the rows of a Parquet file, some at a time, as Python values.
 
@@ -122,8 +130,8 @@ def stream_parquet(path: Path) -> Iterator[Mapping[str, Any]]:
 
     number = 0
     try:
-        # By path and not through a Python file: Arrow's threads would call Python, also when it ends, and hang.
-        with pq.ParquetFile(str(path)) as file:
+        # Not through a Python file: Arrow's threads would call Python, also when it ends, and hang.
+        with pq.ParquetFile(_open_native(path)) as file:
             for batch in file.iter_batches(batch_size=STREAMED_AT_A_TIME):
                 for place in range(batch.num_rows):
                     row = pa.Table.from_batches([batch.slice(place, 1)])
@@ -143,7 +151,7 @@ def parquet_features(path: Path) -> Mapping[str, Any]:
     import pyarrow.parquet as pq
 
     try:
-        schema = pq.read_schema(str(path))
+        schema = pq.read_schema(_open_native(path))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     doubled = [name for name in schema.names if schema.names.count(name) > 1]
@@ -177,7 +185,7 @@ def count_parquet_rows(path: Path) -> int:
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_metadata(path).num_rows
+        return pq.read_metadata(_open_native(path)).num_rows
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a readable Parquet file: {error}") from error
 
@@ -244,7 +252,7 @@ def _open_parquet(path: Path) -> Any:
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(path).read()
+        return pq.ParquetFile(_open_native(path)).read()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a readable Parquet file: {error}") from error
 
@@ -254,7 +262,7 @@ def _open_arrow(path: Path) -> Any:
 
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty.")
-    source = pa.memory_map(str(path))
+    source = pa.memory_map(os.fsencode(path))
     faults: list[str] = []
     for opener in (pa.ipc.open_stream, pa.ipc.open_file):
         source.seek(0)

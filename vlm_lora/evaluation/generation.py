@@ -16,6 +16,7 @@ from tqdm import tqdm
 from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.order import Rows
 from vlm_lora.data.conversation import Conversation
+from vlm_lora.written_text import encode
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ def exact_match(answers: Sequence[Answer]) -> ExactMatch:
 
 def write_answers(path: Path, answers: Sequence[Answer]) -> None:
     """Write one JSON object per answer: source, generated, accepted, exact."""
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("wb") as file:
         for answer in answers:
             record = {
                 "source": answer.source,
@@ -137,4 +138,4 @@ def write_answers(path: Path, answers: Sequence[Answer]) -> None:
                 "accepted": list(answer.accepted),
                 "exact": answer.exact,
             }
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(encode(json.dumps(record, ensure_ascii=False) + "\n"))

@@ -15,6 +15,7 @@ from vlm_lora.data.split_parts import split_parts, with_parts
 from vlm_lora.errors import DataError
 from vlm_lora.preflight.figures import DataReport, FaultyRow
 from vlm_lora.preflight.findings import TOO_LONG
+from vlm_lora.written_text import encode
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def write_report(folder: Path, report: DataReport, config: DataConfig) -> None:
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that no reader ever sees half of it; several machines may share the folder."""
     with replacing(path) as stream:
-        stream.write(text.encode("utf-8"))
+        stream.write(encode(text))
 
 
 def read_report(folder: Path) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ from vlm_lora.data.dataset import Splits
 from vlm_lora.data.split_parts import split_parts, with_parts
 from vlm_lora.errors import DataError
 from vlm_lora.training.planning import shared_values
+from vlm_lora.written_text import encode
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def note_overlong(folder: Path, listed: Mapping[str, Sequence[Any]], counts: Map
             name: [{"position": row.index, "row": f"{row.file} row {row.row}", "reason": row.reason} for row in rows]
             for name, rows in listed.items()
         }
-        (folder / FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+        (folder / FILE).write_bytes(encode(json.dumps(content, indent=2, ensure_ascii=False)))
     for name, rows in listed.items():
         _say(name, len(rows), counts[name], folder / FILE)
 

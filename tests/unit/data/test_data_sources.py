@@ -27,6 +27,7 @@ from support.datasets import (
 )
 from vlm_lora.data.rows import Rows
 from vlm_lora.data.sources import open_source
+from vlm_lora.data.table_files import parquet_features, stream_parquet
 from vlm_lora.errors import DataError
 
 ROWS = [{"query": f"wie viel? {n}", "label": f"Ü{n}"} for n in range(5)]
@@ -94,6 +95,23 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, suffix: str) -> 
     assert str(rows.source(3)) == f"{path} row 3"
     assert content(pickle.loads(pickle.dumps(rows))) == ROWS
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("suffix", list(WRITERS))
+def test_names_that_are_no_utf8_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    plain = tmp_path / f"rows{suffix}"
+    WRITERS[suffix](plain, ROWS)
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/donn\xe9es")) / f"x{suffix}"
+    path.parent.mkdir()
+    plain.rename(path)
+    rows = open_source(str(path)).splits["train"]
+    assert content(rows) == ROWS
+    assert content(pickle.loads(pickle.dumps(rows))) == ROWS
+    if suffix == ".parquet":
+        monkeypatch.setattr(sources, "PARQUET_IN_MEMORY", 0)
+        assert content(open_source(str(path)).splits["train"]) == ROWS
+        assert list(stream_parquet(path)) == ROWS
+        assert parquet_features(path) == {}
 
 
 @pytest.mark.parametrize("suffix", list(WRITERS))
