@@ -93,7 +93,7 @@ def check_shards(files: Iterable[Path], pattern: str = "*") -> None:
         if missing:
             more = ", ..." if len(missing) == SHOWN else ""
             raise DataError(
-                f"{folder}: of {total} files called {head}...-of-{total} {len(numbers)} are there; missing: "
+                f"{folder}: of {int(total)} files called {head}...-of-{total} {len(numbers)} are there; missing: "
                 f"{', '.join(missing)}{more}. Copy them, or name the files to do without them, such as "
                 f"--dataset_name '{folder}/{found[0].string}' (several as '{{a,b}}')."
             )
