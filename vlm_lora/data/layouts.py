@@ -10,11 +10,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from vlm_lora.data.chats import parse_turns
 from vlm_lora.data.columns import IMAGE_PARTS, PLACEHOLDER, ROLES, TEXT_PARTS, TURN_KEYS
 from vlm_lora.data.conversation import Conversation, ImageRef, Part, RowSource, Text, Turn
 from vlm_lora.data.image_values import ImagePlace, read_image_value, read_image_values
 from vlm_lora.data.marked_rows import convert_boxes, convert_page
-from vlm_lora.data.schema import Row, Schema, parse_turns
+from vlm_lora.data.rows import Row
+from vlm_lora.data.schema import Schema
 from vlm_lora.data.task_answers import Draw
 from vlm_lora.errors import DataError
 

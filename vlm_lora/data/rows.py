@@ -6,10 +6,13 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from vlm_lora.data.class_names import Described
 from vlm_lora.data.conversation import RowSource
+
+Row: TypeAlias = Mapping[str, Any]
+"""Values by column."""
 
 
 class Table(Protocol):

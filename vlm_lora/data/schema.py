@@ -6,37 +6,34 @@ type, none is an error that lists what was seen and what is accepted. Detection 
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from vlm_lora.config import DataConfig
 from vlm_lora.data.annotations import Marked, read_boxes, read_pages, refuse_two_answers
 from vlm_lora.data.boxes import BoxReading
+from vlm_lora.data.chats import parse_turns
+from vlm_lora.data.column_search import SAMPLE, ColumnSearch, listed, read_mapping, short, where_from
 from vlm_lora.data.columns import (
     COLUMN_NAMES,
     CONTEXT_OF_PROMPT,
     IMAGE_PARTS,
     PLACEHOLDER,
     ROLES,
-    TURN_KEYS,
     ColumnRole,
 )
-from vlm_lora.data.image_values import is_missing, looks_like_image
+from vlm_lora.data.image_values import is_missing
 from vlm_lora.data.number_arrays import is_number_array
-from vlm_lora.data.rows import Rows
+from vlm_lora.data.picture_column import find_pictures
+from vlm_lora.data.rows import Row, Rows
 from vlm_lora.data.task_answers import PageReading
-from vlm_lora.errors import DataError, nearest
+from vlm_lora.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-SAMPLE = 100
-"""Rows that detection looks at."""
-
 Layout = Literal["question_answer", "messages", "prompt_completion", "boxes", "page"]
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,21 +59,6 @@ class Schema:
         return "\n".join((f"layout: {self.layout}", *self.reasons))
 
 
-def parse_turns(value: Any) -> list[Mapping[str, Any]] | None:
-    """Return a value as a list of turns (also from JSON text), or None where it is no chat."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return None
-    if not isinstance(value, list | tuple) or not value:
-        return None
-    is_chat = all(
-        isinstance(turn, Mapping) and any(role in turn and text in turn for role, text in TURN_KEYS) for turn in value
-    )
-    return list(value) if is_chat else None
-
-
 def detect_schema(rows: Rows, config: DataConfig) -> Schema:
     """Find out what the columns mean.
 
@@ -84,9 +66,9 @@ def detect_schema(rows: Rows, config: DataConfig) -> Schema:
         DataError: A mapped column that is not there, several candidates for a role, or none.
     """
     sample = [rows[i] for i in range(min(len(rows), SAMPLE))]
-    search = _Search(columns=rows.columns, sample=sample, where=_where(rows))
-    mapped = _read_mapping(search, config)
-    image, why_image = _find_image(search, mapped.get("image"))
+    search = ColumnSearch(columns=rows.columns, sample=sample, where=where_from(rows))
+    mapped = read_mapping(search, config)
+    image, why_image = find_pictures(search, mapped.get("image"))
     if "boxes" in mapped or "page" in mapped:
         return _marked_schema(rows, search, config, mapped, image, why_image)
     if "messages" in mapped:
@@ -103,7 +85,7 @@ def detect_schema(rows: Rows, config: DataConfig) -> Schema:
         return _marked_schema(rows, search, config, _single_mark(search, marked), image, why_image)
     if separate and len(prompts) == 1 and len(responses) == 1:
         raise DataError(
-            f"{search.where} has a chat column ({_listed(separate)}) and a question with an answer "
+            f"{search.where} has a chat column ({listed(separate)}) and a question with an answer "
             f"('{prompts[0]}', '{responses[0]}'). Type --messages_column {separate[0]}, or "
             f"--prompt_column {prompts[0]} --response_column {responses[0]}."
         )
@@ -120,119 +102,12 @@ def find_image_column(rows: Rows, config: DataConfig) -> str:
         DataError: None, several, or one that is named and not there.
     """
     sample = [rows[i] for i in range(min(len(rows), SAMPLE))]
-    search = _Search(columns=rows.columns, sample=sample, where=_where(rows))
-    column, _ = _find_image(search, _read_mapping(search, config).get("image"))
+    search = ColumnSearch(columns=rows.columns, sample=sample, where=where_from(rows))
+    column, _ = find_pictures(search, read_mapping(search, config).get("image"))
     return column if column is not None else search.single("image", [])
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Search:
-    """The columns and first rows of one split, and questions about them."""
-
-    columns: tuple[str, ...]
-    sample: Sequence[Row]
-    where: str
-
-    def values(self, column: str) -> list[Any]:
-        return [row[column] for row in self.sample if row.get(column) is not None]
-
-    def holds(self, column: str, test: Callable[[Any], bool]) -> bool:
-        """Tell whether a column has values and all that say anything pass a test."""
-        telling = [value for value in self.values(column) if not is_missing(value)]
-        return bool(telling) and all(test(value) for value in telling)
-
-    def may_hold(self, column: str, test: Callable[[Any], bool]) -> bool:
-        """Tell whether any value of a column passes a test, or none says anything."""
-        telling = [value for value in self.values(column) if not is_missing(value)]
-        return not telling or any(test(value) for value in telling)
-
-    def has_chat(self, column: str) -> bool:
-        """Tell whether any value is a chat: one odd row must not hide what the column is."""
-        return any(parse_turns(value) is not None for value in self.values(column))
-
-    def named(self, role: ColumnRole) -> list[str]:
-        """Return the columns that are called as a role usually is; fallback names only where no other is."""
-        names = COLUMN_NAMES[role]
-        usual = [column for column in self.columns if column.casefold() in names.usual]
-        return usual or [column for column in self.columns if column.casefold() in names.fallback]
-
-    def single(self, role: ColumnRole, candidates: Sequence[str]) -> str:
-        """Return the only candidate. Raises DataError where there are several or none."""
-        names = COLUMN_NAMES[role]
-        if len(candidates) > 1:
-            raise DataError(
-                f"{self.where} has {len(candidates)} columns that could be the {role}: "
-                f"{_listed(candidates)}. "
-                f"Type {names.flag} with the one you mean, for example {names.flag} {candidates[0]}."
-            )
-        if not candidates:
-            raise DataError(
-                f"{self.where}: no column could be taken as the {role}. It has {_listed(self.columns)}. Known names "
-                f"are {', '.join(names.usual + names.fallback)}, or a chat in one column "
-                f"({', '.join(COLUMN_NAMES['messages'].usual)}). Type {names.flag} COLUMN."
-            )
-        return candidates[0]
-
-
-def _read_mapping(search: _Search, config: DataConfig) -> dict[ColumnRole, str]:
-    """Return the explicit mapping after checking that its columns are there."""
-    given: dict[ColumnRole, str | None] = {
-        "image": config.image_column,
-        "prompt": config.prompt_column,
-        "response": config.response_column,
-        "messages": config.messages_column,
-        "boxes": config.boxes_column,
-        "page": config.page_column,
-    }
-    mapped = {role: column for role, column in given.items() if column is not None}
-    for role, column in mapped.items():
-        if column not in search.columns:
-            raise DataError(
-                f"{COLUMN_NAMES[role].flag} {column}: {search.where} has no such "
-                f"column.{nearest(column, search.columns)} It has {_listed(search.columns)}."
-            )
-    if "messages" in mapped and ("prompt" in mapped or "response" in mapped):
-        raise DataError(
-            "--messages_column names whole conversations, so it does not go with --prompt_column or "
-            "--response_column. Leave one of them out."
-        )
-    marks = [role for role in ("boxes", "page") if role in mapped]
-    if marks and len(mapped.keys() - {"image"}) > 1:
-        raise DataError(
-            f"--{marks[0]}_column says what is asked and answered, so it does not go with "
-            f"{', '.join(COLUMN_NAMES[role].flag for role in mapped if role not in ('image', marks[0]))}. "
-            "Leave one of them out."
-        )
-    return mapped
-
-
-def _find_image(search: _Search, mapped: str | None) -> tuple[str | None, str]:
-    if mapped is not None:
-        return mapped, f"image: column '{mapped}', named by --image_column"
-    # A column of another meaning may carry a usual name: a chat is never a picture, nor is a number.
-    # One odd row must not hide what the column is, or all rows would be text only.
-    named = [c for c in search.named("image") if search.may_hold(c, _may_be_image)]
-    if named:
-        column = search.single("image", named)
-        return column, f"image: column '{column}', by its name"
-    by_value = [c for c in search.columns if search.holds(c, looks_like_image)]
-    if by_value:
-        column = search.single("image", by_value)
-        return column, f"image: column '{column}', because its values are pictures or names of picture files"
-    return None, "image: no column"
-
-
-def _may_be_image(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        if is_number_array(value):
-            return True
-        return all(_may_be_image(item) for item in value)
-    if isinstance(value, Mapping):
-        return "bytes" in value or "path" in value
-    return not isinstance(value, int | float)
-
-
-def _single_mark(search: _Search, marked: Marked) -> Mapping[ColumnRole, str]:
+def _single_mark(search: ColumnSearch, marked: Marked) -> Mapping[ColumnRole, str]:
     """Return the one column of boxes or pages. Raises DataError where there are several."""
     if marked.boxes and marked.pages:
         raise DataError(
@@ -246,7 +121,7 @@ def _single_mark(search: _Search, marked: Marked) -> Mapping[ColumnRole, str]:
 
 def _marked_schema(
     rows: Rows,
-    search: _Search,
+    search: ColumnSearch,
     config: DataConfig,
     mapped: Mapping[ColumnRole, str],
     image: str | None,
@@ -257,7 +132,7 @@ def _marked_schema(
     if image is None or image == column:
         raise DataError(
             f"{search.where}: '{column}' holds {'boxes' if role == 'boxes' else 'OCR pages'}, and no other column "
-            f"could be taken as the picture. It has {_listed(search.columns)}. Type --image_column COLUMN."
+            f"could be taken as the picture. It has {listed(search.columns)}. Type --image_column COLUMN."
         )
     given = config.boxes_column if role == "boxes" else config.page_column
     why = f"named by {COLUMN_NAMES[role].flag}" if given else "by its values"
@@ -269,7 +144,7 @@ def _marked_schema(
     return Schema(layout="page", image=image, page=page, reasons=(why_image, f"page: column '{column}', {why}", *lines))
 
 
-def _chat_schema(search: _Search, column: str, why: str, image: str | None, why_image: str) -> Schema:
+def _chat_schema(search: ColumnSearch, column: str, why: str, image: str | None, why_image: str) -> Schema:
     if image == column:
         raise DataError(f"{search.where}: '{column}' cannot be both the image and the chat.")
     chats = [(row, turns) for row in search.sample if (turns := parse_turns(row.get(column))) is not None]
@@ -277,7 +152,7 @@ def _chat_schema(search: _Search, column: str, why: str, image: str | None, why_
         example = next(iter(search.values(column)), None)
         raise DataError(
             f"{search.where}: column '{column}' holds no chat. A chat is a list of turns, each with "
-            f'"role" and "content" or with "from" and "value"; the first value is {_short(example)}.'
+            f'"role" and "content" or with "from" and "value"; the first value is {short(example)}.'
         )
     marks, why_marks = _read_placeholder_style(chats, image)
     embedded = any(_has_own_images(turn) for _, turns in chats for turn in turns)
@@ -344,7 +219,7 @@ def _has_own_images(turn: Mapping[str, Any]) -> bool:
     )
 
 
-def _pair_schema(search: _Search, mapped: Mapping[ColumnRole, str], image: str | None, why_image: str) -> Schema:
+def _pair_schema(search: ColumnSearch, mapped: Mapping[ColumnRole, str], image: str | None, why_image: str) -> Schema:
     columns: dict[ColumnRole, str] = {}
     reasons = []
     for role in ("prompt", "response"):
@@ -374,27 +249,12 @@ def _pair_schema(search: _Search, mapped: Mapping[ColumnRole, str], image: str |
     )
 
 
-def _warn_of_text_only(search: _Search, image: str | None) -> str:
+def _warn_of_text_only(search: ColumnSearch, image: str | None) -> str:
     if image is not None:
         return ""
     logger.warning(
         "%s: no image column among %s: the rows are text only. If there are pictures, type --image_column.",
         search.where,
-        _listed(search.columns),
+        listed(search.columns),
     )
-    return f" among {_listed(search.columns)}: the rows are text only"
-
-
-def _where(rows: Rows) -> str:
-    files = rows.files
-    more = f" (and {len(files) - 1} more)" if len(files) > 1 else ""
-    return f"{files[0] if files else 'the data'}{more}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names) or "no columns"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return f" among {listed(search.columns)}: the rows are text only"
