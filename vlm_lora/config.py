@@ -42,7 +42,7 @@ class DataConfig:
     image_root: str | None = None
     """Folder that relative image paths start from; by default the folder of the data file."""
     image_column: str | None = None
-    """Column that holds the image or list of images; detected when not given."""
+    """Column that holds the image or list of images; detected when not given. no_pictures trains on text alone."""
     prompt_column: str | None = None
     """Column that holds the question; detected when not given."""
     response_column: str | None = None

@@ -16,6 +16,9 @@ from vlm_lora.errors import DataError, nearest
 SAMPLE = 100
 """Rows that detection looks at."""
 
+NO_PICTURES = "no_pictures"
+"""Given as --image_column: the rows are text only. (`none` is a flag that is not given.)"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnSearch:
@@ -29,10 +32,10 @@ class ColumnSearch:
         """Return the values of a column that are not null."""
         return [row[column] for row in self.sample if row.get(column) is not None]
 
-    def holds(self, column: str, test: Callable[[Any], bool]) -> bool:
-        """Tell whether a column has values and all that say anything pass a test."""
+    def mostly_holds(self, column: str, test: Callable[[Any], bool]) -> bool:
+        """Tell whether more than half of a column's values that say anything pass a test: the others are odd rows."""
         telling = [value for value in self.values(column) if not is_missing(value)]
-        return bool(telling) and all(test(value) for value in telling)
+        return sum(test(value) for value in telling) * 2 > len(telling)
 
     def may_hold(self, column: str, test: Callable[[Any], bool]) -> bool:
         """Tell whether any value of a column passes a test, or none says anything."""
@@ -79,7 +82,7 @@ def read_mapping(search: ColumnSearch, config: DataConfig) -> dict[ColumnRole, s
     }
     mapped = {role: column for role, column in given.items() if column is not None}
     for role, column in mapped.items():
-        if column not in search.columns:
+        if column not in search.columns and not (role == "image" and column == NO_PICTURES):
             raise DataError(
                 f"{COLUMN_NAMES[role].flag} {column}: {search.where} has no such "
                 f"column.{nearest(column, search.columns)} It has {listed(search.columns)}."

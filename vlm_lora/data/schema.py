@@ -6,7 +6,6 @@ type, none is an error that lists what was seen and what is accepted. Detection 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,12 +25,10 @@ from vlm_lora.data.columns import (
 )
 from vlm_lora.data.image_values import is_missing
 from vlm_lora.data.number_arrays import is_number_array
-from vlm_lora.data.picture_column import find_pictures
+from vlm_lora.data.picture_column import Pictures, explain_text_only, find_pictures
 from vlm_lora.data.rows import Row, Rows
 from vlm_lora.data.task_answers import PageReading
 from vlm_lora.errors import DataError
-
-logger = logging.getLogger(__name__)
 
 Layout = Literal["question_answer", "messages", "prompt_completion", "boxes", "page"]
 
@@ -68,13 +65,13 @@ def detect_schema(rows: Rows, config: DataConfig) -> Schema:
     sample = [rows[i] for i in range(min(len(rows), SAMPLE))]
     search = ColumnSearch(columns=rows.columns, sample=sample, where=where_from(rows))
     mapped = read_mapping(search, config)
-    image, why_image = find_pictures(search, mapped.get("image"))
+    pictures = find_pictures(search, mapped.get("image"))
     if "boxes" in mapped or "page" in mapped:
-        return _marked_schema(rows, search, config, mapped, image, why_image)
+        return _marked_schema(rows, search, config, mapped, pictures)
     if "messages" in mapped:
-        return _chat_schema(search, mapped["messages"], "named by --messages_column", image, why_image)
+        return _chat_schema(search, mapped["messages"], "named by --messages_column", pictures)
     if "prompt" in mapped or "response" in mapped:
-        return _pair_schema(search, mapped, image, why_image)
+        return _pair_schema(search, mapped, pictures)
     chats = [c for c in rows.columns if search.has_chat(c)]
     prompts = search.named("prompt")
     responses = search.named("response")
@@ -82,7 +79,7 @@ def detect_schema(rows: Rows, config: DataConfig) -> Schema:
     marked = Marked.among(rows.columns, search.sample)
     if marked.boxes or marked.pages:
         refuse_two_answers(search.where, marked, chats, prompts, responses)
-        return _marked_schema(rows, search, config, _single_mark(search, marked), image, why_image)
+        return _marked_schema(rows, search, config, _single_mark(search, marked), pictures)
     if separate and len(prompts) == 1 and len(responses) == 1:
         raise DataError(
             f"{search.where} has a chat column ({listed(separate)}) and a question with an answer "
@@ -91,8 +88,8 @@ def detect_schema(rows: Rows, config: DataConfig) -> Schema:
         )
     if separate or (chats and not (prompts and responses)):
         column = search.single("messages", separate or chats)
-        return _chat_schema(search, column, "its values are lists of turns", image, why_image)
-    return _pair_schema(search, mapped, image, why_image)
+        return _chat_schema(search, column, "its values are lists of turns", pictures)
+    return _pair_schema(search, mapped, pictures)
 
 
 def find_image_column(rows: Rows, config: DataConfig) -> str:
@@ -103,7 +100,7 @@ def find_image_column(rows: Rows, config: DataConfig) -> str:
     """
     sample = [rows[i] for i in range(min(len(rows), SAMPLE))]
     search = ColumnSearch(columns=rows.columns, sample=sample, where=where_from(rows))
-    column, _ = find_pictures(search, read_mapping(search, config).get("image"))
+    column = find_pictures(search, read_mapping(search, config).get("image")).column
     return column if column is not None else search.single("image", [])
 
 
@@ -124,9 +121,9 @@ def _marked_schema(
     search: ColumnSearch,
     config: DataConfig,
     mapped: Mapping[ColumnRole, str],
-    image: str | None,
-    why_image: str,
+    pictures: Pictures,
 ) -> Schema:
+    image = pictures.column
     role: ColumnRole = "boxes" if "boxes" in mapped else "page"
     column = mapped[role]
     if image is None or image == column:
@@ -138,13 +135,16 @@ def _marked_schema(
     why = f"named by {COLUMN_NAMES[role].flag}" if given else "by its values"
     if role == "boxes":
         boxes, lines = read_boxes(rows, column, config)
-        reasons = (why_image, f"boxes: column '{column}', {why}", *lines)
+        reasons = (pictures.why, f"boxes: column '{column}', {why}", *lines)
         return Schema(layout="boxes", image=image, boxes=boxes, reasons=reasons)
     page, lines = read_pages(column, config)
-    return Schema(layout="page", image=image, page=page, reasons=(why_image, f"page: column '{column}', {why}", *lines))
+    return Schema(
+        layout="page", image=image, page=page, reasons=(pictures.why, f"page: column '{column}', {why}", *lines)
+    )
 
 
-def _chat_schema(search: ColumnSearch, column: str, why: str, image: str | None, why_image: str) -> Schema:
+def _chat_schema(search: ColumnSearch, column: str, why: str, pictures: Pictures) -> Schema:
+    image = pictures.column
     if image == column:
         raise DataError(f"{search.where}: '{column}' cannot be both the image and the chat.")
     chats = [(row, turns) for row in search.sample if (turns := parse_turns(row.get(column))) is not None]
@@ -163,7 +163,7 @@ def _chat_schema(search: ColumnSearch, column: str, why: str, image: str | None,
         placeholders=marks,
         reasons=(
             f"messages: column '{column}', {why}",
-            why_image + ("; the chat's parts bring their own" if embedded else _warn_of_text_only(search, image)),
+            f"{pictures.why}; the chat's parts bring their own" if embedded else explain_text_only(search, pictures),
             why_marks,
         ),
     )
@@ -219,7 +219,8 @@ def _has_own_images(turn: Mapping[str, Any]) -> bool:
     )
 
 
-def _pair_schema(search: ColumnSearch, mapped: Mapping[ColumnRole, str], image: str | None, why_image: str) -> Schema:
+def _pair_schema(search: ColumnSearch, mapped: Mapping[ColumnRole, str], pictures: Pictures) -> Schema:
+    image = pictures.column
     columns: dict[ColumnRole, str] = {}
     reasons = []
     for role in ("prompt", "response"):
@@ -245,16 +246,5 @@ def _pair_schema(search: ColumnSearch, mapped: Mapping[ColumnRole, str], image: 
         prompt=prompt,
         context=context,
         response=response,
-        reasons=(why_image + _warn_of_text_only(search, image), *reasons),
+        reasons=(explain_text_only(search, pictures), *reasons),
     )
-
-
-def _warn_of_text_only(search: ColumnSearch, image: str | None) -> str:
-    if image is not None:
-        return ""
-    logger.warning(
-        "%s: no image column among %s: the rows are text only. If there are pictures, type --image_column.",
-        search.where,
-        listed(search.columns),
-    )
-    return f" among {listed(search.columns)}: the rows are text only"

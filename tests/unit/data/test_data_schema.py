@@ -116,7 +116,10 @@ def test_one_odd_row_does_not_hide_the_pictures(detect: Detect) -> None:
     """Without the column, all rows would be text only."""
     rows = [{"image": value, "query": "q", "label": "a"} for value in ("a.png", 7, "b.png")]
     assert detect(*rows).image == "image"
-    assert detect(*rows[1:2]).image is None
+    with pytest.raises(
+        DataError, match=r"called as pictures are, and holds none, such as 7.*--image_column no_pictures"
+    ):
+        detect(*rows[1:2])
 
 
 def test_one_odd_row_does_not_hide_a_chat(detect: Detect) -> None:
