@@ -6,7 +6,7 @@ type, none is an error that lists what was seen and what is accepted. Detection 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,10 +23,8 @@ from vlm_lora.data.columns import (
     ROLES,
     ColumnRole,
 )
-from vlm_lora.data.image_values import is_missing
-from vlm_lora.data.number_arrays import is_number_array
 from vlm_lora.data.picture_column import Pictures, explain_text_only, find_pictures
-from vlm_lora.data.rows import Row, Rows
+from vlm_lora.data.rows import Rows
 from vlm_lora.data.task_answers import PageReading
 from vlm_lora.errors import DataError
 
@@ -47,8 +45,8 @@ class Schema:
     messages: str | None = None
     boxes: BoxReading | None = None
     page: PageReading | None = None
-    placeholders: bool = False
-    """Whether `<image>` in a user's text marks a picture's place; otherwise it is text like any other."""
+    typed_marks: bool = False
+    """Whether `<image>` in a user's text is a word: the user said that there are no pictures."""
     reasons: tuple[str, ...] = ()
 
     def explain(self) -> str:
@@ -147,20 +145,22 @@ def _chat_schema(search: ColumnSearch, column: str, why: str, pictures: Pictures
     image = pictures.column
     if image == column:
         raise DataError(f"{search.where}: '{column}' cannot be both the image and the chat.")
-    chats = [(row, turns) for row in search.sample if (turns := parse_turns(row.get(column))) is not None]
+    chats = [turns for row in search.sample if (turns := parse_turns(row.get(column))) is not None]
     if not chats:
         example = next(iter(search.values(column)), None)
         raise DataError(
             f"{search.where}: column '{column}' holds no chat. A chat is a list of turns, each with "
             f'"role" and "content" or with "from" and "value"; the first value is {short(example)}.'
         )
-    marks, why_marks = _read_placeholder_style(chats, image)
-    embedded = any(_has_own_images(turn) for _, turns in chats for turn in turns)
+    why_marks = _explain_marks((text for turns in chats for text in _user_texts(turns)), pictures)
+    if any("from" in turn and "value" in turn for turns in chats for turn in turns):
+        why_marks = f"{PLACEHOLDER} in user turns marks a picture's place (ShareGPT turns)"
+    embedded = any(_has_own_images(turn) for turns in chats for turn in turns)
     return Schema(
         layout="messages",
         image=image,
         messages=column,
-        placeholders=marks,
+        typed_marks=pictures.declined,
         reasons=(
             f"messages: column '{column}', {why}",
             f"{pictures.why}; the chat's parts bring their own" if embedded else explain_text_only(search, pictures),
@@ -169,46 +169,26 @@ def _chat_schema(search: ColumnSearch, column: str, why: str, pictures: Pictures
     )
 
 
-def _read_placeholder_style(
-    chats: Sequence[tuple[Row, list[Mapping[str, Any]]]], image: str | None
-) -> tuple[bool, str]:
-    """Decide whether `<image>` in user text marks a picture's place.
-
-    In ShareGPT chats it does. In OpenAI-style chats it is text, as typed, unless the sampled rows leave no
-    doubt: every row with pictures has as many marks in its plain user texts, and one begins or ends a text.
-    """
-    if any("from" in turn and "value" in turn for _, turns in chats for turn in turns):
-        return True, f"{PLACEHOLDER} in user turns marks a picture's place (ShareGPT turns)"
-    texts = [(row, _plain_user_texts(turns)) for row, turns in chats]
-    if not any(PLACEHOLDER in text for _, found in texts for text in found):
-        return False, f"{PLACEHOLDER} in a text stays text (pictures have parts of their own or go first)"
-    pictured = [(row, found) for row, found in texts if image is not None and not is_missing(row.get(image))]
-    certain = bool(pictured) and all(
-        sum(text.count(PLACEHOLDER) for text in found) == _count(row[str(image)])
-        and any(t.strip().startswith(PLACEHOLDER) or t.strip().endswith(PLACEHOLDER) for t in found)
-        for row, found in pictured
-    )
-    if certain:
-        return True, (
-            f"{PLACEHOLDER} in user turns marks a picture's place: each of the {len(pictured)} sampled rows with "
-            "pictures has as many marks as pictures, at a turn's start or end"
-        )
+def _explain_marks(texts: Iterable[str], pictures: Pictures) -> str:
+    """Say what `<image>` in user texts that are no ShareGPT turns is: each row decides, by its number of pictures."""
+    if not any(PLACEHOLDER in text for text in texts):
+        return f"no {PLACEHOLDER} in the first rows' user texts: pictures have parts of their own or go first"
+    if pictures.declined:
+        return f"{PLACEHOLDER} in user texts is a word: there are no pictures"
     return (
-        False,
-        f"{PLACEHOLDER} is typed in some user turns and stays text there: its count is not the pictures'",
+        f"{PLACEHOLDER} in user texts marks a picture's place where a row has as many as pictures without a part; any "
+        "other number makes a bad row"
     )
 
 
-def _plain_user_texts(turns: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [
-        turn["content"]
-        for turn in turns
-        if ROLES.get(str(turn.get("role")).casefold()) == "user" and isinstance(turn.get("content"), str)
-    ]
-
-
-def _count(value: Any) -> int:
-    return len(value) if isinstance(value, list | tuple) and not is_number_array(value) else 1
+def _user_texts(turns: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield what users say: whole contents, and texts of parts."""
+    for turn in turns:
+        content = turn.get("content")
+        if ROLES.get(str(turn.get("role")).casefold()) == "user":
+            parts = content if isinstance(content, list | tuple) else [content]
+            texts = (part.get("text") if isinstance(part, Mapping) else part for part in parts)
+            yield from (text for text in texts if isinstance(text, str))
 
 
 def _has_own_images(turn: Mapping[str, Any]) -> bool:
@@ -236,8 +216,9 @@ def _pair_schema(search: ColumnSearch, mapped: Mapping[ColumnRole, str], picture
     context = next((c for c in search.columns if c.casefold() == known and c not in (image, prompt, response)), None)
     if context is not None:
         reasons.append(f"context: column '{context}' continues '{prompt}' on a new line where it is not empty")
-    if any(PLACEHOLDER in value for value in search.values(prompt) if isinstance(value, str)):
-        reasons.append(f"{PLACEHOLDER} in '{prompt}' stays text; pictures go before the question")
+    asked = [value for value in search.values(prompt) if isinstance(value, str)]
+    if any(PLACEHOLDER in value for value in asked):
+        reasons.append(_explain_marks(asked, pictures))
     if response == image or prompt == response:
         raise DataError(f"{search.where}: '{response}' cannot be the response and something else at once.")
     return Schema(
@@ -246,5 +227,6 @@ def _pair_schema(search: ColumnSearch, mapped: Mapping[ColumnRole, str], picture
         prompt=prompt,
         context=context,
         response=response,
+        typed_marks=pictures.declined,
         reasons=(explain_text_only(search, pictures), *reasons),
     )

@@ -23,7 +23,7 @@ ONE, TWO = encode_png(draw_chart(1)[0]), encode_png(draw_chart(2)[0])
 IMG1, IMG2 = ImageRef(source=ONE), ImageRef(source=TWO)
 QA = Schema(layout="question_answer", image="image", prompt="query", response="label")
 CHAT = Schema(layout="messages", image="images", messages="messages")
-SHARE = Schema(layout="messages", image="images", messages="messages", placeholders=True)
+SHARE = Schema(layout="messages", image="images", messages="messages")
 
 
 def build(row: dict[str, Any], schema: Schema, **options: Any) -> Conversation:
@@ -85,9 +85,9 @@ def test_alpaca_joins_instruction_and_input() -> None:
         assert build({**row, "input": empty}, schema).turns[0] == turn("user", IMG1, "Translate.")
 
 
-def test_typed_marks_stay_text_in_questions_answers_and_parts() -> None:
-    found = build({"image": ONE, "query": "<image> or </s>?", "label": "<image>"}, QA)
-    assert found.turns == (turn("user", IMG1, "<image> or </s>?"), turn("assistant", "<image>"))
+def test_typed_marks_stay_text_in_answers_and_beside_parts() -> None:
+    found = build({"image": ONE, "query": "</s>?", "label": "<image>"}, QA)
+    assert found.turns == (turn("user", IMG1, "</s>?"), turn("assistant", "<image>"))
     chat = openai(("user", [{"type": "image"}, {"type": "text", "text": "<image>?"}]), ("assistant", "<image>"))
     for schema in (CHAT, SHARE):
         found = build({"images": [ONE], "messages": chat}, schema)
