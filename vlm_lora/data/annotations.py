@@ -39,6 +39,8 @@ def refuse_two_answers(
 ) -> None:
     """Refuse marks beside a chat, or beside a question with an answer: either could be meant.
 
+    A question alone beside boxes asks for them; beside a page it would be left out, since tasks bring their own.
+
     Raises:
         DataError: names both, and the flags that decide.
     """
@@ -47,6 +49,8 @@ def refuse_two_answers(
     others = [f"--messages_column {chat}" for chat in chats]
     if prompts and responses:
         others.append(f"--prompt_column {prompts[0]} --response_column {responses[0]}")
+    elif prompts and not marked.boxes:
+        others.append(f"--prompt_column {prompts[0]} --response_column COLUMN with what answers it")
     if others:
         raise DataError(
             f"{where} has {'boxes' if marked.boxes else 'OCR pages'} ('{column}') and other columns that could "
@@ -54,13 +58,16 @@ def refuse_two_answers(
         )
 
 
-def read_boxes(rows: Rows, column: str, config: DataConfig) -> tuple[BoxReading, tuple[str, ...]]:
-    """Return how a column of boxes is read, and lines that explain it."""
+def read_boxes(rows: Rows, column: str, config: DataConfig, prompt: str | None) -> tuple[BoxReading, tuple[str, ...]]:
+    """Return how a column of boxes is read, and lines that explain it; `prompt` is the column that asks for them."""
     names = config.box_labels or declared_names(rows.features, column, CATEGORY_KEYS)
     source = "by --box_labels" if config.box_labels else "declared by the data"
-    reading = BoxReading(column=column, format=config.box_format, names=names, question=config.box_prompt or QUESTION)
+    reading = BoxReading(
+        column=column, format=config.box_format, names=names, question=config.box_prompt or QUESTION, prompt=prompt
+    )
+    asked = f"question: {reading.question!r}" if prompt is None else f"question: column '{prompt}' asks for the boxes"
     named = f"names of categories: {', '.join(names)}, {source}" if names else "categories are named in the rows"
-    return reading, (f"question: {reading.question!r}", f"boxes are {config.box_format}; {named}")
+    return reading, (asked, f"boxes are {config.box_format}; {named}")
 
 
 def read_pages(column: str, config: DataConfig) -> tuple[PageReading, tuple[str, ...]]:

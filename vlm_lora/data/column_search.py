@@ -93,11 +93,16 @@ def read_mapping(search: ColumnSearch, config: DataConfig) -> dict[ColumnRole, s
             "--response_column. Leave one of them out."
         )
     marks = [role for role in ("boxes", "page") if role in mapped]
-    if marks and len(mapped.keys() - {"image"}) > 1:
+    beside = {"image", "prompt"} if marks == ["boxes"] else {"image"}  # a column may ask for boxes
+    if marks and len(mapped.keys() - beside) > 1:
         raise DataError(
             f"--{marks[0]}_column says what is asked and answered, so it does not go with "
-            f"{', '.join(COLUMN_NAMES[role].flag for role in mapped if role not in ('image', marks[0]))}. "
+            f"{', '.join(COLUMN_NAMES[role].flag for role in mapped if role not in (*beside, marks[0]))}. "
             "Leave one of them out."
+        )
+    if config.box_prompt is not None and "prompt" in mapped and "response" not in mapped:
+        raise DataError(
+            f"--box_prompt and --prompt_column {mapped['prompt']} both say what is asked. Leave one of them out."
         )
     return mapped
 

@@ -109,7 +109,7 @@ def _explain_unequal(marks: int, places: int, images: int) -> str:
     return (
         f"{given}, and {images} images in the image column: which {PLACEHOLDER} is a picture's place is not clear. "
         f"Write one for each picture, or none (pictures then go first). Where {PLACEHOLDER} is a word of the text, "
-        'the give pictures parts: [{"type": "image"}, {"type": "text", "text": ...}].'
+        'give the pictures parts: [{"type": "image"}, {"type": "text", "text": ...}].'
     )
 
 

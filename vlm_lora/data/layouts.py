@@ -6,7 +6,6 @@ their number, every chat ends with an answer, and what cannot be read is an erro
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from vlm_lora.data.conversation import Conversation, ImageRef, Part, RowSource, 
 from vlm_lora.data.image_places import Draft, NextImage, UserText, place_images, split_marks
 from vlm_lora.data.image_values import ImagePlace, read_image_value, read_image_values
 from vlm_lora.data.marked_rows import convert_boxes, convert_page
+from vlm_lora.data.row_texts import check_unicode, read_answers, read_text
 from vlm_lora.data.rows import Row
 from vlm_lora.data.schema import Schema
 from vlm_lora.data.task_answers import Draw
@@ -65,11 +65,11 @@ _Converted = tuple[tuple[Turn, ...], tuple[str, ...]]
 
 
 def _convert_question(row: Row, schema: Schema, images: Sequence[ImageRef], place: ImagePlace) -> _Converted:
-    question = _read_text(row.get(str(schema.prompt)), f"the prompt ('{schema.prompt}')")
+    question = read_text(row.get(str(schema.prompt)), f"the prompt ('{schema.prompt}')")
     context = row.get(schema.context) if schema.context else None
     if context:
-        question = f"{question}\n{_read_text(context, f'the context ({schema.context!r})')}"
-    answers, accepted = _read_answers(row.get(str(schema.response)), str(schema.response))
+        question = f"{question}\n{read_text(context, f'the context ({schema.context!r})')}"
+    answers, accepted = read_answers(row.get(str(schema.response)), str(schema.response))
     drafts: list[Draft] = [("user", [UserText(text=question)]), ("assistant", [Text(text=answers)])]
     return place_images(drafts, images, typed=schema.typed_marks), accepted
 
@@ -86,10 +86,10 @@ def _convert_pair(row: Row, schema: Schema, images: Sequence[ImageRef], place: I
     accepted: tuple[str, ...] = ()
     prompt = parse_turns(prompt_value)
     if prompt is None:
-        prompt = [{"role": "user", "content": _read_text(prompt_value, f"the prompt ('{schema.prompt}')")}]
+        prompt = [{"role": "user", "content": read_text(prompt_value, f"the prompt ('{schema.prompt}')")}]
     response = parse_turns(response_value)
     if response is None:
-        answer, accepted = _read_answers(response_value, str(schema.response))
+        answer, accepted = read_answers(response_value, str(schema.response))
         response = [{"role": "assistant", "content": answer}]
     return place_images(_read_turns([*prompt, *response], place), images, typed=schema.typed_marks), accepted
 
@@ -146,7 +146,7 @@ def _read_content(content: Any, place: ImagePlace) -> list[Part | NextImage]:
         return [_read_part(content, place)]
     if isinstance(content, list | tuple):
         return [Text(text=part) if isinstance(part, str) else _read_part(part, place) for part in content]
-    return [Text(text=_read_text(content, "the content"))]
+    return [Text(text=read_text(content, "the content"))]
 
 
 def _read_part(part: Any, place: ImagePlace) -> Part | NextImage:
@@ -183,43 +183,6 @@ def _check_turns(turns: Sequence[Turn]) -> None:
             f"The last turn is the {last.role}'s ({last.text[:40]!r}) and has no answer. Remove it or answer it."
         )
     for number, turn in enumerate(turns, start=1):
-        _check_unicode(turn.text, f"Turn {number} ({turn.role})")
+        check_unicode(turn.text, f"Turn {number} ({turn.role})")
         if turn.role == "assistant" and any(isinstance(part, ImageRef) for part in turn.parts):
             raise DataError(f"Turn {number} (assistant) holds a picture; models here answer with text only.")
-
-
-def _check_unicode(text: str, what: str) -> None:
-    """Refuse what JSON can escape and no encoding can write: tokenizers crash on it."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{what} holds half of a surrogate pair at character {error.start} ({text[error.start]!a}), which is no "
-            "text. Write the whole character, or leave it out."
-        ) from error
-
-
-def _read_text(value: Any, what: str) -> str:
-    """Return a text or a number as text."""
-    if isinstance(value, str):
-        return value
-    missing = value is None or (isinstance(value, float) and math.isnan(value))
-    if missing:
-        raise DataError(f'There is no value for {what}. An empty text is written as "".')
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    kind = "true or false" if isinstance(value, bool) else f"of type {type(value).__name__}"
-    raise DataError(f"The value of {what} is {kind}. It must be text or a number.")
-
-
-def _read_answers(value: Any, column: str) -> tuple[str, tuple[str, ...]]:
-    """Return the answer to train on and, where the data lists them, all that are accepted."""
-    what = f"the response ('{column}')"
-    if not isinstance(value, list | tuple):
-        return _read_text(value, what), ()
-    if not value:
-        raise DataError(f"The list of accepted answers in '{column}' is empty.")
-    accepted = tuple(_read_text(item.get("answer") if isinstance(item, Mapping) else item, what) for item in value)
-    for answer in accepted:
-        _check_unicode(answer, what)
-    return accepted[0], accepted

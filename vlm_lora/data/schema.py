@@ -7,7 +7,7 @@ type, none is an error that lists what was seen and what is accepted. Detection 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from vlm_lora.config import DataConfig
@@ -23,6 +23,7 @@ from vlm_lora.data.columns import (
     ROLES,
     ColumnRole,
 )
+from vlm_lora.data.marked_rows import SIDES, SIZE_COLUMNS
 from vlm_lora.data.picture_column import Pictures, explain_text_only, find_pictures
 from vlm_lora.data.rows import Rows
 from vlm_lora.data.task_answers import PageReading
@@ -49,6 +50,16 @@ class Schema:
     """Whether `<image>` in a user's text is a word: the user said that there are no pictures."""
     reasons: tuple[str, ...] = ()
 
+    @property
+    def columns(self) -> frozenset[str]:
+        """All columns that say something."""
+        found = {self.image, self.prompt, self.context, self.response, self.messages}
+        if self.boxes is not None:
+            found |= {self.boxes.column, self.boxes.prompt, *SIZE_COLUMNS, *SIDES}
+        if self.page is not None:
+            found |= {self.page.column, *SIZE_COLUMNS, *SIDES}
+        return frozenset(column for column in found if column is not None)
+
     def explain(self) -> str:
         """Say in lines of text what was taken as what, and why."""
         return "\n".join((f"layout: {self.layout}", *self.reasons))
@@ -60,6 +71,12 @@ def detect_schema(rows: Rows, config: DataConfig) -> Schema:
     Raises:
         DataError: A mapped column that is not there, several candidates for a role, or none.
     """
+    schema = _detect(rows, config)
+    unused = [column for column in rows.columns if column not in schema.columns]
+    return replace(schema, reasons=(*schema.reasons, f"not used: {listed(unused)}")) if unused else schema
+
+
+def _detect(rows: Rows, config: DataConfig) -> Schema:
     sample = [rows[i] for i in range(min(len(rows), SAMPLE))]
     search = ColumnSearch(columns=rows.columns, sample=sample, where=where_from(rows))
     mapped = read_mapping(search, config)
@@ -68,16 +85,19 @@ def detect_schema(rows: Rows, config: DataConfig) -> Schema:
         return _marked_schema(rows, search, config, mapped, pictures)
     if "messages" in mapped:
         return _chat_schema(search, mapped["messages"], "named by --messages_column", pictures)
-    if "prompt" in mapped or "response" in mapped:
+    marked = Marked.among(rows.columns, search.sample)
+    holders = (*marked.boxes, *marked.pages)
+    prompts = [c for c in search.named("prompt") if c not in holders]
+    responses = [c for c in search.named("response") if c not in holders]
+    asks_for_boxes = marked.boxes and not responses and "response" not in mapped
+    if ("prompt" in mapped or "response" in mapped) and not asks_for_boxes:
         return _pair_schema(search, mapped, pictures)
     chats = [c for c in rows.columns if search.has_chat(c)]
-    prompts = search.named("prompt")
-    responses = search.named("response")
     separate = [c for c in chats if c not in prompts and c not in responses]
-    marked = Marked.among(rows.columns, search.sample)
-    if marked.boxes or marked.pages:
-        refuse_two_answers(search.where, marked, chats, prompts, responses)
-        return _marked_schema(rows, search, config, _single_mark(search, marked), pictures)
+    if holders:
+        tasks_named = bool(config.tasks or config.task_file or config.output_types)
+        refuse_two_answers(search.where, marked, chats, () if tasks_named and not responses else prompts, responses)
+        return _marked_schema(rows, search, config, {**mapped, **_single_mark(search, marked)}, pictures)
     if separate and len(prompts) == 1 and len(responses) == 1:
         raise DataError(
             f"{search.where} has a chat column ({listed(separate)}) and a question with an answer "
@@ -132,13 +152,22 @@ def _marked_schema(
     given = config.boxes_column if role == "boxes" else config.page_column
     why = f"named by {COLUMN_NAMES[role].flag}" if given else "by its values"
     if role == "boxes":
-        boxes, lines = read_boxes(rows, column, config)
+        boxes, lines = read_boxes(rows, column, config, _asking_column(search, config, mapped))
         reasons = (pictures.why, f"boxes: column '{column}', {why}", *lines)
         return Schema(layout="boxes", image=image, boxes=boxes, reasons=reasons)
     page, lines = read_pages(column, config)
     return Schema(
         layout="page", image=image, page=page, reasons=(pictures.why, f"page: column '{column}', {why}", *lines)
     )
+
+
+def _asking_column(search: ColumnSearch, config: DataConfig, mapped: Mapping[ColumnRole, str]) -> str | None:
+    """Return the column that asks for boxes: a question without an answer of its own; --box_prompt stands above it."""
+    if "prompt" in mapped:
+        return mapped["prompt"]
+    prompts = [] if search.named("response") or config.box_prompt else search.named("prompt")
+    prompts = [c for c in prompts if c != mapped["boxes"]]
+    return search.single("prompt", prompts) if prompts else None
 
 
 def _chat_schema(search: ColumnSearch, column: str, why: str, pictures: Pictures) -> Schema:
