@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vlm_lora.data.chats import parse_turns
-from vlm_lora.data.columns import IMAGE_PARTS, ROLES, TEXT_PARTS, TURN_KEYS
+from vlm_lora.data.columns import IMAGE_PARTS, ROLES, TEXT_PARTS, TURN_KEYS, UNREAD_MEDIA
 from vlm_lora.data.conversation import Conversation, ImageRef, Part, RowSource, Text, Turn
 from vlm_lora.data.image_places import Draft, NextImage, UserText, place_images, split_marks
-from vlm_lora.data.image_values import ImagePlace, read_image_value, read_image_values
+from vlm_lora.data.image_values import ImagePlace, is_missing, read_image_value, read_image_values
 from vlm_lora.data.marked_rows import convert_boxes, convert_page
 from vlm_lora.data.row_texts import check_unicode, read_answers, read_text
 from vlm_lora.data.rows import Row
@@ -45,6 +45,7 @@ def build_conversation(
         DataError: The row cannot be used; the message begins with file and row.
     """
     try:
+        _refuse_media(row, schema)
         images = read_image_values(row.get(schema.image), place) if schema.image else ()
         accepted: tuple[str, ...] = ()
         if schema.boxes is not None:
@@ -59,6 +60,17 @@ def build_conversation(
     if system_prompt is not None and all(turn.role != "system" for turn in turns):
         turns = (Turn(role="system", parts=(Text(text=system_prompt),)), *turns)
     return Conversation(turns=turns, source=source, accepted_answers=accepted)
+
+
+def _refuse_media(row: Row, schema: Schema) -> None:
+    """Refuse a row with sound or video beside its text: without it the question has no sense."""
+    for column, value in row.items():
+        if column.casefold() in UNREAD_MEDIA and column not in schema.columns and not is_missing(value):
+            text = repr(value) if isinstance(value, str | int | float) else f"a value of type {type(value).__name__}"
+            raise DataError(
+                f"The column '{column}' holds {text[:60]}; sound and video are not read. Leave the row out, or the "
+                "column where the row does without it."
+            )
 
 
 _Converted = tuple[tuple[Turn, ...], tuple[str, ...]]

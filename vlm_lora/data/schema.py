@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from vlm_lora.config import DataConfig
@@ -50,7 +51,7 @@ class Schema:
     """Whether `<image>` in a user's text is a word: the user said that there are no pictures."""
     reasons: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def columns(self) -> frozenset[str]:
         """All columns that say something."""
         found = {self.image, self.prompt, self.context, self.response, self.messages}

@@ -273,6 +273,23 @@ def test_chats_that_cannot_be_used_are_named(chat: Any, said: str) -> None:
         build(row, CHAT)
 
 
+@pytest.mark.parametrize("column", ["video", "videos", "audio", "Audios"])
+@pytest.mark.parametrize("value", ["b.mp4", ["b.mp4"], {"bytes": b"x", "path": None}])
+def test_sound_and_video_beside_the_text_are_refused(column: str, value: Any) -> None:
+    rows = (
+        ({"messages": sharegpt(("human", "<video>\nhi"), ("gpt", "a"))}, CHAT),
+        ({"query": "q", "label": "a", "image": ONE}, QA),
+    )
+    for row, schema in rows:
+        with pytest.raises(DataError, match=rf"^train\.jsonl row 17: The column '{column}' holds .*video are not read"):
+            build({**row, column: value}, schema)
+        empties: tuple[Any, ...] = (None, "", [])
+        for empty in empties:
+            assert build({**row, column: empty}, schema).turns[-1] == turn("assistant", "a")
+    asked = Schema(layout="question_answer", prompt=column, response="label")
+    assert build({column: "q", "label": "a"}, asked).turns == (turn("user", "q"), turn("assistant", "a"))
+
+
 def test_turns_keep_their_order_where_roles_do_not_alternate() -> None:
     chat = openai(("assistant", "hello"), ("user", "q"), ("user", "r"), ("assistant", "a"))
     assert [one.role for one in build({"messages": chat}, CHAT).turns] == [
