@@ -35,6 +35,14 @@ class KeyedTable(Protocol):
         """Return a row's name, for messages."""
 
 
+@runtime_checkable
+class NumberedTable(Protocol):
+    """A table of a file whose rows are not all in it."""
+
+    def number(self, place: int) -> int:
+        """Return the number in the file of the row at a place."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Origin:
     """Where a stretch of rows came from."""
@@ -86,7 +94,8 @@ class Rows:
         origin = self.origin(index)
         table, row = self.locate(index)
         key = table.key(row) if isinstance(table, KeyedTable) else None
-        return RowSource(file=origin.file, row=index - origin.first, key=key)
+        number = table.number(row) if isinstance(table, NumberedTable) else index - origin.first
+        return RowSource(file=origin.file, row=number, key=key)
 
     @property
     def origins(self) -> tuple[Origin, ...]:

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlm_lora.data.csv_files import read_csv
 from vlm_lora.data.json_files import read_json, read_json_lines
 from vlm_lora.data.name_patterns import expand
 from vlm_lora.data.rows import Origin, Rows, Table, join_files
 from vlm_lora.data.splits import split_kind, split_word
-from vlm_lora.data.table_files import HeldOpen, count_parquet_rows, read_arrow, read_csv, read_parquet
+from vlm_lora.data.table_files import HeldOpen, count_parquet_rows, read_arrow, read_parquet
 from vlm_lora.data.tars.index_files import is_index_file
 from vlm_lora.data.tars.opening import check_all_there, is_tar, open_tars, tar_stem
 from vlm_lora.errors import DataError
