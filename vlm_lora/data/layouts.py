@@ -81,7 +81,7 @@ def _convert_question(row: Row, schema: Schema, images: Sequence[ImageRef], plac
     context = row.get(schema.context) if schema.context else None
     if context:
         question = f"{question}\n{read_text(context, f'the context ({schema.context!r})')}"
-    answers, accepted = read_answers(row.get(str(schema.response)), str(schema.response))
+    answers, accepted = read_answers(row.get(str(schema.response)), str(schema.response), schema.answers)
     drafts: list[Draft] = [("user", [UserText(text=question)]), ("assistant", [Text(text=answers)])]
     return place_images(drafts, images, typed=schema.typed_marks), accepted
 
@@ -101,7 +101,7 @@ def _convert_pair(row: Row, schema: Schema, images: Sequence[ImageRef], place: I
         prompt = [{"role": "user", "content": read_text(prompt_value, f"the prompt ('{schema.prompt}')")}]
     response = parse_turns(response_value)
     if response is None:
-        answer, accepted = read_answers(response_value, str(schema.response))
+        answer, accepted = read_answers(response_value, str(schema.response), schema.answers)
         response = [{"role": "assistant", "content": answer}]
     return place_images(_read_turns([*prompt, *response], place), images, typed=schema.typed_marks), accepted
 

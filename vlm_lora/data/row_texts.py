@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from vlm_lora.data.answer_columns import AnswerReading, written_list
+from vlm_lora.data.column_search import short
 from vlm_lora.errors import DataError
 
 
@@ -45,18 +47,34 @@ def read_text(value: Any, what: str) -> str:
     raise DataError(f"The value of {what} is {kind}. It must be text or a number.")
 
 
-def read_answers(value: Any, column: str) -> tuple[str, tuple[str, ...]]:
+def read_answers(value: Any, column: str, reading: AnswerReading) -> tuple[str, tuple[str, ...]]:
     """Return the answer to train on and, where the data lists them, all that are accepted.
 
     Raises:
-        DataError: there is none, or it is no text.
+        DataError: there is none, it is no text, or it is a number without a name where numbers have names.
     """
     what = f"the response ('{column}')"
+    if reading.written and isinstance(value, str):
+        items = written_list(value)
+        if items is None:
+            raise DataError(
+                f"The cell of {what} is {short(value)}, and the first rows' cells are lists ['...', '...']."
+            )
+        value = items
     if not isinstance(value, list | tuple):
-        return read_text(value, what), ()
+        return _read_answer(value, what, reading.names), ()
     if not value:
         raise DataError(f"The list of accepted answers in '{column}' is empty.")
-    accepted = tuple(read_text(item.get("answer") if isinstance(item, Mapping) else item, what) for item in value)
+    given = (item.get("answer") if isinstance(item, Mapping) else item for item in value)
+    accepted = tuple(_read_answer(item, what, reading.names) for item in given)
     for answer in accepted:
         check_unicode(answer, what)
     return accepted[0], accepted
+
+
+def _read_answer(value: Any, what: str, names: tuple[str, ...]) -> str:
+    if not names or not isinstance(value, int) or isinstance(value, bool):
+        return read_text(value, what)
+    if not 0 <= value < len(names):
+        raise DataError(f"The value of {what} is {value}, not one of the {len(names)} names (0 to {len(names) - 1}).")
+    return names[value]

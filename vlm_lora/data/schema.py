@@ -7,12 +7,13 @@ type, none is an error that lists what was seen and what is accepted. Detection 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 from vlm_lora.config import DataConfig
 from vlm_lora.data.annotations import Marked, read_boxes, read_pages, refuse_two_answers
+from vlm_lora.data.answer_columns import AnswerReading, describe_answers, refuse_bare_choices
 from vlm_lora.data.boxes import BoxReading
 from vlm_lora.data.chats import parse_turns
 from vlm_lora.data.column_search import SAMPLE, ColumnSearch, listed, read_mapping, short, where_from
@@ -44,6 +45,8 @@ class Schema:
     context: str | None = None
     """Alpaca's `input`: continues the prompt on a new line where it is not empty."""
     response: str | None = None
+    answers: AnswerReading = field(default_factory=AnswerReading)
+    """What the response is besides text."""
     messages: str | None = None
     boxes: BoxReading | None = None
     page: PageReading | None = None
@@ -92,7 +95,7 @@ def _detect(rows: Rows, config: DataConfig) -> Schema:
     responses = [c for c in search.named("response") if c not in holders]
     asks_for_boxes = marked.boxes and not responses and "response" not in mapped
     if ("prompt" in mapped or "response" in mapped) and not asks_for_boxes:
-        return _pair_schema(search, mapped, pictures)
+        return _pair_schema(rows, search, mapped, pictures)
     chats = [c for c in rows.columns if search.has_chat(c)]
     separate = [c for c in chats if c not in prompts and c not in responses]
     if holders:
@@ -108,7 +111,7 @@ def _detect(rows: Rows, config: DataConfig) -> Schema:
     if separate or (chats and not (prompts and responses)):
         column = search.single("messages", separate or chats)
         return _chat_schema(search, column, "its values are lists of turns", pictures)
-    return _pair_schema(search, mapped, pictures)
+    return _pair_schema(rows, search, mapped, pictures)
 
 
 def find_image_column(rows: Rows, config: DataConfig) -> str:
@@ -229,7 +232,7 @@ def _has_own_images(turn: Mapping[str, Any]) -> bool:
     )
 
 
-def _pair_schema(search: ColumnSearch, mapped: Mapping[ColumnRole, str], pictures: Pictures) -> Schema:
+def _pair_schema(rows: Rows, search: ColumnSearch, mapped: Mapping[ColumnRole, str], pictures: Pictures) -> Schema:
     image = pictures.column
     columns: dict[ColumnRole, str] = {}
     reasons = []
@@ -251,12 +254,16 @@ def _pair_schema(search: ColumnSearch, mapped: Mapping[ColumnRole, str], picture
         reasons.append(_explain_marks(asked, pictures))
     if response == image or prompt == response:
         raise DataError(f"{search.where}: '{response}' cannot be the response and something else at once.")
+    if "response" not in mapped:
+        refuse_bare_choices(search, prompt, response)
+    answers, why_answers = describe_answers(rows, search, response)
     return Schema(
         layout="prompt_completion" if chat else "question_answer",
         image=image,
         prompt=prompt,
         context=context,
         response=response,
+        answers=answers,
         typed_marks=pictures.declined,
-        reasons=(explain_text_only(search, pictures), *reasons),
+        reasons=(explain_text_only(search, pictures), *reasons, *why_answers),
     )
