@@ -87,15 +87,23 @@ def read_pages(column: str, config: DataConfig) -> tuple[PageReading, tuple[str,
     return reading, (f"tasks: {listed}, from {where}; drawn by --task_seed {config.task_seed}, epoch and row",)
 
 
+_WANTED: Mapping[str, tuple[str, str]] = {
+    "boxes": ("boxes", ", or type --boxes_column with the column that holds boxes"),
+    "page": ("OCR pages", ", or type --page_column with the column that holds OCR pages"),
+    "caption": ("answers without a column of questions", ""),
+}
+"""What a layout reads, and what to type where it was not found."""
+
 FLAGS: Mapping[str, tuple[str, ...]] = {
     "boxes": ("box_format", "box_labels", "box_prompt"),
     "page": ("task_file", "tasks", "output_types", "task_seed"),
+    "caption": ("default_prompt",),
 }
 """Settings that only one layout reads."""
 
 
 def refuse_unused(config: DataConfig, layouts: Iterable[str]) -> None:
-    """Refuse settings of boxes or OCR pages where no data set of the run holds any: they would have no effect.
+    """Refuse settings of boxes, OCR pages or captions where no data set of the run holds any.
 
     Raises:
         ConfigError: names the first such setting and the layouts that were found.
@@ -105,8 +113,7 @@ def refuse_unused(config: DataConfig, layouts: Iterable[str]) -> None:
     for layout, names in FLAGS.items():
         given = [name for name in names if getattr(config, name) != getattr(untouched, name)]
         if given and found and layout not in found:
-            what, flag = ("boxes", "--boxes_column") if layout == "boxes" else ("OCR pages", "--page_column")
+            what, otherwise = _WANTED[layout]
             raise ConfigError(
-                f"--{given[0]} is for {what}, and the data is read as {', '.join(found)}. Leave it out, or type {flag} "
-                f"with the column that holds {what}."
+                f"--{given[0]} is for {what}, and the data is read as {', '.join(found)}. Leave it out{otherwise}."
             )

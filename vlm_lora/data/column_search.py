@@ -52,8 +52,17 @@ class ColumnSearch:
         usual = [column for column in self.columns if column.casefold() in names.usual]
         return usual or [column for column in self.columns if column.casefold() in names.fallback]
 
-    def single(self, role: ColumnRole, candidates: Sequence[str]) -> str:
-        """Return the only candidate. Raises DataError where there are several or none."""
+    def single(self, role: ColumnRole, candidates: Sequence[str], otherwise: str = "") -> str:
+        """Return the only candidate.
+
+        Args:
+            role: what it is.
+            candidates: the columns that it could be.
+            otherwise: what else may be typed where there is none.
+
+        Raises:
+            DataError: there are several, or none.
+        """
         names = COLUMN_NAMES[role]
         if len(candidates) > 1:
             raise DataError(
@@ -65,7 +74,7 @@ class ColumnSearch:
             raise DataError(
                 f"{self.where}: no column could be taken as the {role}. It has {listed(self.columns)}. Known names "
                 f"are {', '.join(names.usual + names.fallback)}, or a chat in one column "
-                f"({', '.join(COLUMN_NAMES['messages'].usual)}). Type {names.flag} COLUMN."
+                f"({', '.join(COLUMN_NAMES['messages'].usual)}). Type {names.flag} COLUMN{otherwise}."
             )
         return candidates[0]
 

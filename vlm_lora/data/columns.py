@@ -38,7 +38,7 @@ COLUMN_NAMES: Mapping[ColumnRole, ColumnNames] = {
     "response": ColumnNames(
         flag="--response_column",
         usual=("label", "labels", "answer", "answers", "response", "output", "completion", "target"),
-        fallback=("caption", "solution", "ground_truth", "text_output"),
+        fallback=("caption", "captions", "solution", "ground_truth", "text_output"),
     ),
     "messages": ColumnNames(
         flag="--messages_column",
@@ -47,6 +47,12 @@ COLUMN_NAMES: Mapping[ColumnRole, ColumnNames] = {
     "boxes": ColumnNames(flag="--boxes_column", usual=("objects",)),
     "page": ColumnNames(flag="--page_column", usual=("text", "ocr", "json", "page", "annotation", "annotations")),
 }
+
+CAPTIONS = ("caption", "captions")
+"""Answers that need no question of their own."""
+
+CAPTION_QUESTION = "Describe the picture."
+"""What is asked for a caption."""
 
 CONTEXT_OF_PROMPT: Mapping[str, str] = {"instruction": "input"}
 """Alpaca: the column that continues a prompt, where it is not empty."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vlm_lora.data.chats import parse_turns
-from vlm_lora.data.columns import IMAGE_PARTS, ROLES, TEXT_PARTS, TURN_KEYS, UNREAD_MEDIA
+from vlm_lora.data.columns import CAPTION_QUESTION, IMAGE_PARTS, ROLES, TEXT_PARTS, TURN_KEYS, UNREAD_MEDIA
 from vlm_lora.data.conversation import Conversation, ImageRef, Part, RowSource, Text, Turn
 from vlm_lora.data.image_places import Draft, NextImage, UserText, place_images, split_marks
 from vlm_lora.data.image_values import ImagePlace, is_missing, read_image_value, read_image_values
@@ -86,6 +86,16 @@ def _convert_question(row: Row, schema: Schema, images: Sequence[ImageRef], plac
     return place_images(drafts, images, typed=schema.typed_marks), accepted
 
 
+def _convert_caption(row: Row, schema: Schema, images: Sequence[ImageRef], place: ImagePlace) -> _Converted:
+    if not images and schema.question == CAPTION_QUESTION:
+        raise DataError(
+            f"The row has no picture, and {CAPTION_QUESTION!r} asks about one. Leave it out, or type --default_prompt."
+        )
+    answer, accepted = read_answers(row.get(str(schema.response)), str(schema.response), schema.answers)
+    user = Turn(role="user", parts=(*images, Text(text=str(schema.question))))
+    return (user, Turn(role="assistant", parts=(Text(text=answer),))), accepted
+
+
 def _convert_messages(row: Row, schema: Schema, images: Sequence[ImageRef], place: ImagePlace) -> _Converted:
     column = str(schema.messages)
     turns = _require_turns(row.get(column), column)
@@ -108,6 +118,7 @@ def _convert_pair(row: Row, schema: Schema, images: Sequence[ImageRef], place: I
 
 _CONVERTERS: Mapping[str, Callable[[Row, Schema, Sequence[ImageRef], ImagePlace], _Converted]] = {
     "question_answer": _convert_question,
+    "caption": _convert_caption,
     "messages": _convert_messages,
     "prompt_completion": _convert_pair,
 }

@@ -18,6 +18,8 @@ from vlm_lora.data.boxes import BoxReading
 from vlm_lora.data.chats import parse_turns
 from vlm_lora.data.column_search import SAMPLE, ColumnSearch, listed, read_mapping, short, where_from
 from vlm_lora.data.columns import (
+    CAPTION_QUESTION,
+    CAPTIONS,
     COLUMN_NAMES,
     CONTEXT_OF_PROMPT,
     IMAGE_PARTS,
@@ -31,7 +33,7 @@ from vlm_lora.data.rows import Rows
 from vlm_lora.data.task_answers import PageReading
 from vlm_lora.errors import DataError
 
-Layout = Literal["question_answer", "messages", "prompt_completion", "boxes", "page"]
+Layout = Literal["question_answer", "caption", "messages", "prompt_completion", "boxes", "page"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +41,12 @@ class Schema:
     """What each column is taken as. Columns that a layout does not use are None."""
 
     layout: Layout
-    """One question and answer, one chat, a chat prompt with a chat completion, boxes, or a page of OCR data."""
+    """One question and answer, an answer to one question for all rows, one chat, a chat prompt with a chat completion,
+    boxes, or a page of OCR data."""
     image: str | None = None
     prompt: str | None = None
+    question: str | None = None
+    """Asked of every row, where no column asks."""
     context: str | None = None
     """Alpaca's `input`: continues the prompt on a new line where it is not empty."""
     response: str | None = None
@@ -95,7 +100,7 @@ def _detect(rows: Rows, config: DataConfig) -> Schema:
     responses = [c for c in search.named("response") if c not in holders]
     asks_for_boxes = marked.boxes and not responses and "response" not in mapped
     if ("prompt" in mapped or "response" in mapped) and not asks_for_boxes:
-        return _pair_schema(rows, search, mapped, pictures)
+        return _pair_schema(rows, search, config, mapped, pictures)
     chats = [c for c in rows.columns if search.has_chat(c)]
     separate = [c for c in chats if c not in prompts and c not in responses]
     if holders:
@@ -111,7 +116,7 @@ def _detect(rows: Rows, config: DataConfig) -> Schema:
     if separate or (chats and not (prompts and responses)):
         column = search.single("messages", separate or chats)
         return _chat_schema(search, column, "its values are lists of turns", pictures)
-    return _pair_schema(rows, search, mapped, pictures)
+    return _pair_schema(rows, search, config, mapped, pictures)
 
 
 def find_image_column(rows: Rows, config: DataConfig) -> str:
@@ -232,8 +237,41 @@ def _has_own_images(turn: Mapping[str, Any]) -> bool:
     )
 
 
-def _pair_schema(rows: Rows, search: ColumnSearch, mapped: Mapping[ColumnRole, str], pictures: Pictures) -> Schema:
+def _caption_schema(
+    rows: Rows, search: ColumnSearch, config: DataConfig, mapped: Mapping[ColumnRole, str], pictures: Pictures
+) -> Schema:
+    """Read answers that no column asks for: captions by a question of ours, others by --default_prompt."""
     image = pictures.column
+    given = mapped.get("response")
+    responses = [c for c in search.named("response") if c != image] if given is None else [given]
+    question = config.default_prompt
+    if question is None and image is not None and [c.casefold() for c in responses] in [[name] for name in CAPTIONS]:
+        question = CAPTION_QUESTION
+    if question is None:
+        answered = "" if responses else " --response_column COLUMN"
+        otherwise = f', or --default_prompt "{CAPTION_QUESTION}"{answered} to ask one question of every row'
+        search.single("prompt", [], otherwise)
+    response = search.single("response", responses)
+    why = "by its name" if given is None else f"named by {COLUMN_NAMES['response'].flag}"
+    source = "by --default_prompt" if config.default_prompt else "for captions; --default_prompt asks another"
+    answers, why_answers = describe_answers(rows, search, response)
+    asked = (f"question: {question!r}, asked of every row, {source}", f"response: column '{response}', {why}")
+    return Schema(
+        layout="caption",
+        image=image,
+        question=question,
+        response=response,
+        answers=answers,
+        reasons=(explain_text_only(search, pictures), *asked, *why_answers),
+    )
+
+
+def _pair_schema(
+    rows: Rows, search: ColumnSearch, config: DataConfig, mapped: Mapping[ColumnRole, str], pictures: Pictures
+) -> Schema:
+    image = pictures.column
+    if "prompt" not in mapped and not [c for c in search.named("prompt") if c not in (image, *mapped.values())]:
+        return _caption_schema(rows, search, config, mapped, pictures)
     columns: dict[ColumnRole, str] = {}
     reasons = []
     for role in ("prompt", "response"):
