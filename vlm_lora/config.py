@@ -42,9 +42,11 @@ class DataConfig:
     image_root: str | None = None
     """Folder that relative image paths start from; by default the folder of the data file."""
     image_column: str | None = None
-    """Column that holds the image or list of images; detected when not given."""
+    """Column that holds the image or list of images; detected when not given. no_pictures trains on text alone."""
     prompt_column: str | None = None
     """Column that holds the question; detected when not given."""
+    default_prompt: str | None = None
+    """What is asked of every row where no column asks; by default for a description where the answers are captions."""
     response_column: str | None = None
     """Column that holds the answer or the list of accepted answers; detected when not given."""
     messages_column: str | None = None

@@ -39,6 +39,8 @@ def refuse_two_answers(
 ) -> None:
     """Refuse marks beside a chat, or beside a question with an answer: either could be meant.
 
+    A question alone beside boxes asks for them; beside a page it would be left out, since tasks bring their own.
+
     Raises:
         DataError: names both, and the flags that decide.
     """
@@ -47,6 +49,8 @@ def refuse_two_answers(
     others = [f"--messages_column {chat}" for chat in chats]
     if prompts and responses:
         others.append(f"--prompt_column {prompts[0]} --response_column {responses[0]}")
+    elif prompts and not marked.boxes:
+        others.append(f"--prompt_column {prompts[0]} --response_column COLUMN with what answers it")
     if others:
         raise DataError(
             f"{where} has {'boxes' if marked.boxes else 'OCR pages'} ('{column}') and other columns that could "
@@ -54,13 +58,16 @@ def refuse_two_answers(
         )
 
 
-def read_boxes(rows: Rows, column: str, config: DataConfig) -> tuple[BoxReading, tuple[str, ...]]:
-    """Return how a column of boxes is read, and lines that explain it."""
+def read_boxes(rows: Rows, column: str, config: DataConfig, prompt: str | None) -> tuple[BoxReading, tuple[str, ...]]:
+    """Return how a column of boxes is read, and lines that explain it; `prompt` is the column that asks for them."""
     names = config.box_labels or declared_names(rows.features, column, CATEGORY_KEYS)
     source = "by --box_labels" if config.box_labels else "declared by the data"
-    reading = BoxReading(column=column, format=config.box_format, names=names, question=config.box_prompt or QUESTION)
+    reading = BoxReading(
+        column=column, format=config.box_format, names=names, question=config.box_prompt or QUESTION, prompt=prompt
+    )
+    asked = f"question: {reading.question!r}" if prompt is None else f"question: column '{prompt}' asks for the boxes"
     named = f"names of categories: {', '.join(names)}, {source}" if names else "categories are named in the rows"
-    return reading, (f"question: {reading.question!r}", f"boxes are {config.box_format}; {named}")
+    return reading, (asked, f"boxes are {config.box_format}; {named}")
 
 
 def read_pages(column: str, config: DataConfig) -> tuple[PageReading, tuple[str, ...]]:
@@ -80,15 +87,23 @@ def read_pages(column: str, config: DataConfig) -> tuple[PageReading, tuple[str,
     return reading, (f"tasks: {listed}, from {where}; drawn by --task_seed {config.task_seed}, epoch and row",)
 
 
+_WANTED: Mapping[str, tuple[str, str]] = {
+    "boxes": ("boxes", ", or type --boxes_column with the column that holds boxes"),
+    "page": ("OCR pages", ", or type --page_column with the column that holds OCR pages"),
+    "caption": ("answers without a column of questions", ""),
+}
+"""What a layout reads, and what to type where it was not found."""
+
 FLAGS: Mapping[str, tuple[str, ...]] = {
     "boxes": ("box_format", "box_labels", "box_prompt"),
     "page": ("task_file", "tasks", "output_types", "task_seed"),
+    "caption": ("default_prompt",),
 }
 """Settings that only one layout reads."""
 
 
 def refuse_unused(config: DataConfig, layouts: Iterable[str]) -> None:
-    """Refuse settings of boxes or OCR pages where no data set of the run holds any: they would have no effect.
+    """Refuse settings of boxes, OCR pages or captions where no data set of the run holds any.
 
     Raises:
         ConfigError: names the first such setting and the layouts that were found.
@@ -98,8 +113,7 @@ def refuse_unused(config: DataConfig, layouts: Iterable[str]) -> None:
     for layout, names in FLAGS.items():
         given = [name for name in names if getattr(config, name) != getattr(untouched, name)]
         if given and found and layout not in found:
-            what, flag = ("boxes", "--boxes_column") if layout == "boxes" else ("OCR pages", "--page_column")
+            what, otherwise = _WANTED[layout]
             raise ConfigError(
-                f"--{given[0]} is for {what}, and the data is read as {', '.join(found)}. Leave it out, or type {flag} "
-                f"with the column that holds {what}."
+                f"--{given[0]} is for {what}, and the data is read as {', '.join(found)}. Leave it out{otherwise}."
             )

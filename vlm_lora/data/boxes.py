@@ -42,6 +42,9 @@ class BoxReading:
     names: tuple[str, ...] = ()
     """Names of the categories that the data gives as numbers, number 0 first."""
     question: str = QUESTION
+    """What is asked where no column asks it."""
+    prompt: str | None = None
+    """Column of questions, as data with referring expressions has them."""
 
 
 def holds_boxes(value: Any) -> bool:

@@ -20,6 +20,11 @@ def declared_names(features: Mapping[str, Any], column: str, keys: tuple[str, ..
     return next((names for key in keys for names in [_search(features.get(column), key, False)] if names), ())
 
 
+def names_of(features: Mapping[str, Any], column: str) -> tuple[str, ...]:
+    """Return the names declared for a column's own numbers, or those of its list; empty where there are none."""
+    return _search(features.get(column), "", True)
+
+
 def _search(feature: Any, key: str, inside: bool) -> tuple[str, ...]:
     """Return the names of the first ClassLabel at or below `key`."""
     if isinstance(feature, Mapping):

@@ -38,7 +38,7 @@ COLUMN_NAMES: Mapping[ColumnRole, ColumnNames] = {
     "response": ColumnNames(
         flag="--response_column",
         usual=("label", "labels", "answer", "answers", "response", "output", "completion", "target"),
-        fallback=("caption", "solution", "ground_truth", "text_output"),
+        fallback=("caption", "captions", "solution", "ground_truth", "text_output"),
     ),
     "messages": ColumnNames(
         flag="--messages_column",
@@ -48,12 +48,11 @@ COLUMN_NAMES: Mapping[ColumnRole, ColumnNames] = {
     "page": ColumnNames(flag="--page_column", usual=("text", "ocr", "json", "page", "annotation", "annotations")),
 }
 
+CAPTIONS = ("caption", "captions")
+"""Answers that need no question of their own."""
 
-def role_of_name(column: str) -> ColumnRole | None:
-    """Return the role that columns of this name usually have, or None."""
-    folded = column.casefold()
-    return next((role for role, names in COLUMN_NAMES.items() if folded in names.usual + names.fallback), None)
-
+CAPTION_QUESTION = "Describe the picture."
+"""What is asked for a caption."""
 
 CONTEXT_OF_PROMPT: Mapping[str, str] = {"instruction": "input"}
 """Alpaca: the column that continues a prompt, where it is not empty."""
@@ -85,5 +84,14 @@ IMAGE_PARTS: Mapping[str, tuple[str, ...]] = {
 """Type of an image part to the keys that may hold its picture; with all of them null it takes the next
 picture of the image column."""
 
+UNREAD_MEDIA = ("video", "videos", "audio", "audios")
+"""Columns whose values no model here is shown; a row that has one would be trained on without it."""
+
 PLACEHOLDER = "<image>"
 """Marks a picture's place in ShareGPT-style user text."""
+
+
+def role_of_name(column: str) -> ColumnRole | None:
+    """Return the role that columns of this name usually have, or None."""
+    folded = column.casefold()
+    return next((role for role, names in COLUMN_NAMES.items() if folded in names.usual + names.fallback), None)

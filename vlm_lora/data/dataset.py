@@ -12,12 +12,13 @@ from typing import Any, TypeAlias
 
 from vlm_lora.config import DataConfig
 from vlm_lora.data.annotations import refuse_unused
+from vlm_lora.data.column_search import SAMPLE
 from vlm_lora.data.conversation import Conversation, RowSource
 from vlm_lora.data.image_values import ImagePlace
 from vlm_lora.data.layouts import build_conversation
 from vlm_lora.data.mixture import Mixture, check_weights, split_names
 from vlm_lora.data.rows import Rows
-from vlm_lora.data.schema import SAMPLE, Schema, detect_schema
+from vlm_lora.data.schema import Schema, detect_schema
 from vlm_lora.data.sources import Source, open_source
 from vlm_lora.data.splits import Part, hold_out, limit, pick_split, pick_train, whole
 from vlm_lora.data.streams import RowStream, open_stream

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlm_lora.data.csv_files import read_csv
 from vlm_lora.data.file_splits import check_shards, group_by_split, split_of_one
 from vlm_lora.data.json_files import read_json, read_json_lines, stream_json_lines
 from vlm_lora.data.name_patterns import expand
 from vlm_lora.data.rows import Table
 from vlm_lora.data.splits import split_kind
-from vlm_lora.data.table_files import read_arrow, read_csv, read_parquet
+from vlm_lora.data.table_files import read_arrow, read_parquet
 from vlm_lora.data.tars.index_files import is_index_file
 from vlm_lora.data.tars.opening import check_all_there, is_tar
 from vlm_lora.errors import DataError

@@ -25,6 +25,9 @@ from vlm_lora.errors import ImageError
 MAGICS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"BM", b"GIF8", b"II*\x00", b"MM\x00*")
 """First bytes of the formats that base64 text is recognised by."""
 
+ADDRESS_KEYS = ("url", "src")
+"""Keys of an object that hold a picture's address or path; the Hub's viewer writes `src`, `height`, `width`."""
+
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _DATA_URI = re.compile(r"data:([\w.+/-]*)((?:;[\w=.+-]+)*),", re.IGNORECASE)
 _BASE64_LEAST = 44
@@ -64,7 +67,7 @@ def read_image_value(value: Any, place: ImagePlace) -> ImageRef:
     kind = "a list of numbers or lists" if isinstance(value, Sequence) else f"a value of type {type(value).__name__}"
     raise ImageError(
         f"An image is given as {kind}. Accepted are a path, encoded bytes, base64, a data URI, "
-        '{"bytes": ..., "path": ...} and nested lists of the numbers 0-255.'
+        '{"bytes": ..., "path": ...}, {"url": ...}, {"src": ...} and nested lists of the numbers 0-255.'
     )
 
 
@@ -95,7 +98,7 @@ def looks_like_image(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return bool(value) and all(looks_like_image(item) for item in value)
     if isinstance(value, Mapping):
-        return set(value) == {"bytes", "path"} and not is_missing(value)
+        return (set(value) == {"bytes", "path"} and not is_missing(value)) or _is_addressed(value)
     if isinstance(value, bytes):
         return value.startswith(MAGICS)
     if isinstance(value, str):
@@ -143,16 +146,16 @@ def resolve_path(text: str, place: ImagePlace) -> Path:
 
 
 def _read_struct(value: Mapping[str, Any], place: ImagePlace) -> ImageRef:
-    """Read {"bytes", "path"}: the bytes where there are any, else the path."""
-    encoded, path = value.get("bytes"), value.get("path")
+    """Read {"bytes", "path"}: the bytes where there are any, else the path, else a URL or path under its keys."""
+    encoded = value.get("bytes")
     if encoded is not None:
         return read_image_value(encoded, place)
-    if path:
-        return read_image_value(path, place)
+    address = next((value[key] for key in ("path", *ADDRESS_KEYS) if value.get(key)), None)
+    if address is not None:
+        return read_image_value(address, place)
     raise ImageError(
         f"An image is given as an object with the keys {', '.join(map(str, value)) or '(none)'}; it needs "
-        "`bytes` or "
-        "`path` with a value."
+        "`bytes`, `path`, `url` or `src` with a value."
     )
 
 
@@ -192,6 +195,14 @@ def _read_text(text: str, place: ImagePlace) -> ImageRef:
     if _is_base64_image(text):
         return ImageRef(source=_decode_base64(text))
     return ImageRef(source=resolve_path(text, place))
+
+
+def _is_addressed(value: Mapping[str, Any]) -> bool:
+    """Tell whether an object is surely a picture's address: with its size, or by the name of the file."""
+    text = next((value[key] for key in ADDRESS_KEYS if value.get(key)), None)
+    if not isinstance(text, str) or not set(value) <= {*ADDRESS_KEYS, "height", "width"}:
+        return False
+    return {"height", "width"} <= set(value) or _is_image_text(text)
 
 
 def _is_image_text(text: str) -> bool:

@@ -6,15 +6,18 @@ their number, every chat ends with an answer, and what cannot be read is an erro
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vlm_lora.data.columns import IMAGE_PARTS, PLACEHOLDER, ROLES, TEXT_PARTS, TURN_KEYS
+from vlm_lora.data.chats import parse_turns
+from vlm_lora.data.columns import CAPTION_QUESTION, IMAGE_PARTS, ROLES, TEXT_PARTS, TURN_KEYS, UNREAD_MEDIA
 from vlm_lora.data.conversation import Conversation, ImageRef, Part, RowSource, Text, Turn
-from vlm_lora.data.image_values import ImagePlace, read_image_value, read_image_values
+from vlm_lora.data.image_places import Draft, NextImage, UserText, place_images, split_marks
+from vlm_lora.data.image_values import ImagePlace, is_missing, read_image_value, read_image_values
 from vlm_lora.data.marked_rows import convert_boxes, convert_page
-from vlm_lora.data.schema import Row, Schema, parse_turns
+from vlm_lora.data.row_texts import check_unicode, read_answers, read_text
+from vlm_lora.data.rows import Row
+from vlm_lora.data.schema import Schema
 from vlm_lora.data.task_answers import Draw
 from vlm_lora.errors import DataError
 
@@ -42,6 +45,7 @@ def build_conversation(
         DataError: The row cannot be used; the message begins with file and row.
     """
     try:
+        _refuse_media(row, schema)
         images = read_image_values(row.get(schema.image), place) if schema.image else ()
         accepted: tuple[str, ...] = ()
         if schema.boxes is not None:
@@ -58,23 +62,44 @@ def build_conversation(
     return Conversation(turns=turns, source=source, accepted_answers=accepted)
 
 
+def _refuse_media(row: Row, schema: Schema) -> None:
+    """Refuse a row with sound or video beside its text: without it the question has no sense."""
+    for column, value in row.items():
+        if column.casefold() in UNREAD_MEDIA and column not in schema.columns and not is_missing(value):
+            text = repr(value) if isinstance(value, str | int | float) else f"a value of type {type(value).__name__}"
+            raise DataError(
+                f"The column '{column}' holds {text[:60]}; sound and video are not read. Leave the row out, or the "
+                "column where the row does without it."
+            )
+
+
 _Converted = tuple[tuple[Turn, ...], tuple[str, ...]]
 
 
 def _convert_question(row: Row, schema: Schema, images: Sequence[ImageRef], place: ImagePlace) -> _Converted:
-    question = _read_text(row.get(str(schema.prompt)), f"the prompt ('{schema.prompt}')")
+    question = read_text(row.get(str(schema.prompt)), f"the prompt ('{schema.prompt}')")
     context = row.get(schema.context) if schema.context else None
     if context:
-        question = f"{question}\n{_read_text(context, f'the context ({schema.context!r})')}"
-    answers, accepted = _read_answers(row.get(str(schema.response)), str(schema.response))
-    user = Turn(role="user", parts=(*images, Text(text=question)))
-    return (user, Turn(role="assistant", parts=(Text(text=answers),))), accepted
+        question = f"{question}\n{read_text(context, f'the context ({schema.context!r})')}"
+    answers, accepted = read_answers(row.get(str(schema.response)), str(schema.response), schema.answers)
+    drafts: list[Draft] = [("user", [UserText(text=question)]), ("assistant", [Text(text=answers)])]
+    return place_images(drafts, images, typed=schema.typed_marks), accepted
+
+
+def _convert_caption(row: Row, schema: Schema, images: Sequence[ImageRef], place: ImagePlace) -> _Converted:
+    if not images and schema.question == CAPTION_QUESTION:
+        raise DataError(
+            f"The row has no picture, and {CAPTION_QUESTION!r} asks about one. Leave it out, or type --default_prompt."
+        )
+    answer, accepted = read_answers(row.get(str(schema.response)), str(schema.response), schema.answers)
+    user = Turn(role="user", parts=(*images, Text(text=str(schema.question))))
+    return (user, Turn(role="assistant", parts=(Text(text=answer),))), accepted
 
 
 def _convert_messages(row: Row, schema: Schema, images: Sequence[ImageRef], place: ImagePlace) -> _Converted:
     column = str(schema.messages)
     turns = _require_turns(row.get(column), column)
-    return _place_images(_read_turns(turns, schema, place), images), ()
+    return place_images(_read_turns(turns, place), images, typed=schema.typed_marks), ()
 
 
 def _convert_pair(row: Row, schema: Schema, images: Sequence[ImageRef], place: ImagePlace) -> _Converted:
@@ -83,29 +108,20 @@ def _convert_pair(row: Row, schema: Schema, images: Sequence[ImageRef], place: I
     accepted: tuple[str, ...] = ()
     prompt = parse_turns(prompt_value)
     if prompt is None:
-        prompt = [{"role": "user", "content": _read_text(prompt_value, f"the prompt ('{schema.prompt}')")}]
+        prompt = [{"role": "user", "content": read_text(prompt_value, f"the prompt ('{schema.prompt}')")}]
     response = parse_turns(response_value)
     if response is None:
-        answer, accepted = _read_answers(response_value, str(schema.response))
+        answer, accepted = read_answers(response_value, str(schema.response), schema.answers)
         response = [{"role": "assistant", "content": answer}]
-    return _place_images(_read_turns([*prompt, *response], schema, place), images), accepted
+    return place_images(_read_turns([*prompt, *response], place), images, typed=schema.typed_marks), accepted
 
 
 _CONVERTERS: Mapping[str, Callable[[Row, Schema, Sequence[ImageRef], ImagePlace], _Converted]] = {
     "question_answer": _convert_question,
+    "caption": _convert_caption,
     "messages": _convert_messages,
     "prompt_completion": _convert_pair,
 }
-
-
-class _NextImage:
-    """A place that the next picture (or the one at `index`) of the image column belongs to."""
-
-    def __init__(self, index: int | None = None) -> None:
-        self.index = index
-
-
-_Draft = tuple[str, list["Part | _NextImage"]]
 
 
 def _require_turns(value: Any, column: str) -> list[Mapping[str, Any]]:
@@ -116,8 +132,8 @@ def _require_turns(value: Any, column: str) -> list[Mapping[str, Any]]:
     return turns
 
 
-def _read_turns(turns: Sequence[Mapping[str, Any]], schema: Schema, place: ImagePlace) -> list[_Draft]:
-    drafts: list[_Draft] = []
+def _read_turns(turns: Sequence[Mapping[str, Any]], place: ImagePlace) -> list[Draft]:
+    drafts: list[Draft] = []
     for number, turn in enumerate(turns, start=1):
         role_key, text_key = _find_keys(turn)
         name = turn[role_key]
@@ -127,11 +143,16 @@ def _read_turns(turns: Sequence[Mapping[str, Any]], schema: Schema, place: Image
         content = turn[text_key]
         if content is None:
             raise DataError(f'Turn {number} ({name}) has no {text_key}. An empty text is written as "".')
-        marked = schema.placeholders and role == "user"
         try:
-            drafts.append((role, list(_read_content(content, marked, place))))
+            parts = _read_content(content, place)
         except DataError as error:
             raise type(error)(f"Turn {number} ({name}): {error}") from error
+        if role == "user" and text_key == "value" and isinstance(content, str):
+            drafts.append((role, list(split_marks(content))))  # ShareGPT: each mark is a place
+        elif role == "user":
+            drafts.append((role, [UserText(text=part.text) if isinstance(part, Text) else part for part in parts]))
+        else:
+            drafts.append((role, list(parts)))
     return drafts
 
 
@@ -141,28 +162,17 @@ def _find_keys(turn: Mapping[str, Any]) -> tuple[str, str]:
     return next((keys for keys in present if turn[keys[0]] is not None), present[0])
 
 
-def _read_content(content: Any, marked: bool, place: ImagePlace) -> Iterator[Part | _NextImage]:
+def _read_content(content: Any, place: ImagePlace) -> list[Part | NextImage]:
     if isinstance(content, str):
-        yield from _split_marks(content) if marked else (Text(text=content),)
-    elif isinstance(content, Mapping):
-        yield _read_part(content, place)
-    elif isinstance(content, list | tuple):
-        for part in content:
-            yield Text(text=part) if isinstance(part, str) else _read_part(part, place)
-    else:
-        yield Text(text=_read_text(content, "the content"))
+        return [Text(text=content)]
+    if isinstance(content, Mapping):
+        return [_read_part(content, place)]
+    if isinstance(content, list | tuple):
+        return [Text(text=part) if isinstance(part, str) else _read_part(part, place) for part in content]
+    return [Text(text=read_text(content, "the content"))]
 
 
-def _split_marks(text: str) -> Iterator[Part | _NextImage]:
-    """Cut a text at `<image>`; nothing else is changed, line breaks beside a mark included."""
-    for position, stretch in enumerate(text.split(PLACEHOLDER)):
-        if position:
-            yield _NextImage()
-        if stretch or not text:
-            yield Text(text=stretch)
-
-
-def _read_part(part: Any, place: ImagePlace) -> Part | _NextImage:
+def _read_part(part: Any, place: ImagePlace) -> Part | NextImage:
     """Read one part; keys that are null say nothing (Arrow fills them in)."""
     if not isinstance(part, Mapping):
         raise DataError(f"A part is given as a value of type {type(part).__name__}; a part is an object with a `type`.")
@@ -182,42 +192,9 @@ def _read_part(part: Any, place: ImagePlace) -> Part | _NextImage:
         if value is not None:
             return read_image_value(value, place)
         index = given.get("index")
-        return _NextImage(index if isinstance(index, int) else None)
+        return NextImage(index if isinstance(index, int) else None)
     known = ", ".join((*TEXT_PARTS, *IMAGE_PARTS))
     raise DataError(f"A part has the type {kind!r}. Known are {known}; sound and video are not.")
-
-
-def _place_images(drafts: list[_Draft], images: Sequence[ImageRef]) -> tuple[Turn, ...]:
-    """Put the image column's pictures, in order, where the turns have places for them.
-
-    Turns without any place or picture of their own get all pictures at the start of the first user turn.
-    """
-    places = [part for _, parts in drafts for part in parts if isinstance(part, _NextImage)]
-    own = any(isinstance(part, ImageRef) for _, parts in drafts for part in parts)
-    if images and not places and not own:
-        first = next((parts for role, parts in drafts if role == "user"), None)
-        if first is None:
-            raise DataError(f"{len(images)} images and no user turn to put them in.")
-        first[:0] = images
-        return _finish(drafts, {})
-    if len(places) != len(images):
-        raise DataError(
-            f"{len(places)} places for images in the turns ({PLACEHOLDER} or image parts without a "
-            "picture of their "
-            f"own), and {len(images)} images in the image column. They must be equally many."
-        )
-    order = [number if place.index is None else place.index for number, place in enumerate(places)]
-    if sorted(order) != list(range(len(images))):
-        raise DataError(f"The parts' indices {order} do not name each of the {len(images)} images once.")
-    return _finish(drafts, {id(p): images[at] for p, at in zip(places, order, strict=True)})
-
-
-def _finish(drafts: Sequence[_Draft], chosen: Mapping[int, ImageRef]) -> tuple[Turn, ...]:
-    turns = []
-    for role, parts in drafts:
-        kept = tuple(chosen[id(part)] if isinstance(part, _NextImage) else part for part in parts)
-        turns.append(Turn(role=ROLES[role], parts=kept))
-    return tuple(turns)
 
 
 def _check_turns(turns: Sequence[Turn]) -> None:
@@ -229,43 +206,6 @@ def _check_turns(turns: Sequence[Turn]) -> None:
             f"The last turn is the {last.role}'s ({last.text[:40]!r}) and has no answer. Remove it or answer it."
         )
     for number, turn in enumerate(turns, start=1):
-        _check_unicode(turn.text, f"Turn {number} ({turn.role})")
+        check_unicode(turn.text, f"Turn {number} ({turn.role})")
         if turn.role == "assistant" and any(isinstance(part, ImageRef) for part in turn.parts):
             raise DataError(f"Turn {number} (assistant) holds a picture; models here answer with text only.")
-
-
-def _check_unicode(text: str, what: str) -> None:
-    """Refuse what JSON can escape and no encoding can write: tokenizers crash on it."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{what} holds half of a surrogate pair at character {error.start} ({text[error.start]!a}), which is no "
-            "text. Write the whole character, or leave it out."
-        ) from error
-
-
-def _read_text(value: Any, what: str) -> str:
-    """Return a text or a number as text."""
-    if isinstance(value, str):
-        return value
-    missing = value is None or (isinstance(value, float) and math.isnan(value))
-    if missing:
-        raise DataError(f'There is no value for {what}. An empty text is written as "".')
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    kind = "true or false" if isinstance(value, bool) else f"of type {type(value).__name__}"
-    raise DataError(f"The value of {what} is {kind}. It must be text or a number.")
-
-
-def _read_answers(value: Any, column: str) -> tuple[str, tuple[str, ...]]:
-    """Return the answer to train on and, where the data lists them, all that are accepted."""
-    what = f"the response ('{column}')"
-    if not isinstance(value, list | tuple):
-        return _read_text(value, what), ()
-    if not value:
-        raise DataError(f"The list of accepted answers in '{column}' is empty.")
-    accepted = tuple(_read_text(item.get("answer") if isinstance(item, Mapping) else item, what) for item in value)
-    for answer in accepted:
-        _check_unicode(answer, what)
-    return accepted[0], accepted

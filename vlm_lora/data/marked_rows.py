@@ -7,8 +7,10 @@ from typing import Any
 
 from vlm_lora.data.boxes import BoxReading, answer_boxes, check_size
 from vlm_lora.data.conversation import ImageRef, Text, Turn
+from vlm_lora.data.image_places import UserText, place_images
 from vlm_lora.data.image_size import read_size
 from vlm_lora.data.pages import read_page
+from vlm_lora.data.row_texts import read_text
 from vlm_lora.data.task_answers import Draw, PageReading, ask_about, clipped
 from vlm_lora.errors import DataError
 
@@ -16,15 +18,24 @@ SIZE_COLUMNS = ("image", "image_info")
 """Columns that may hold `{"width", "height"}` of the picture, beside columns of these two names."""
 
 
+SIDES = ("width", "height")
+"""Columns that may hold the sides of the picture."""
+
+
 def convert_boxes(row: Mapping[str, Any], reading: BoxReading, images: Sequence[ImageRef]) -> tuple[Turn, ...]:
     """Return the question and the boxes' JSON as two turns.
 
     Raises:
-        DataError: not exactly one picture, a picture of another size than the row says, or broken boxes.
+        DataError: not exactly one picture, a picture of another size than the row says, or broken boxes, or
+            no question in the column that asks it.
     """
     size = _size_of_only(images, reading.column)
     check_size(_given_size(row), size)
-    return _turns(images, reading.question, answer_boxes(row.get(reading.column), reading, size))
+    answer = answer_boxes(row.get(reading.column), reading, size)
+    if reading.prompt is None:
+        return _turns(images, reading.question, answer)
+    asked = UserText(text=read_text(row.get(reading.prompt), f"the prompt ('{reading.prompt}')"))
+    return place_images([("user", [asked]), ("assistant", [Text(text=answer)])], images)
 
 
 def convert_page(

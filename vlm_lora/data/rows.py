@@ -6,10 +6,13 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from vlm_lora.data.class_names import Described
 from vlm_lora.data.conversation import RowSource
+
+Row: TypeAlias = Mapping[str, Any]
+"""Values by column."""
 
 
 class Table(Protocol):
@@ -30,6 +33,14 @@ class KeyedTable(Protocol):
 
     def key(self, number: int) -> str:
         """Return a row's name, for messages."""
+
+
+@runtime_checkable
+class NumberedTable(Protocol):
+    """A table of a file whose rows are not all in it."""
+
+    def number(self, place: int) -> int:
+        """Return the number in the file of the row at a place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +94,8 @@ class Rows:
         origin = self.origin(index)
         table, row = self.locate(index)
         key = table.key(row) if isinstance(table, KeyedTable) else None
-        return RowSource(file=origin.file, row=index - origin.first, key=key)
+        number = table.number(row) if isinstance(table, NumberedTable) else index - origin.first
+        return RowSource(file=origin.file, row=number, key=key)
 
     @property
     def origins(self) -> tuple[Origin, ...]:

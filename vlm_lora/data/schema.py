@@ -6,37 +6,34 @@ type, none is an error that lists what was seen and what is accepted. Detection 
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from vlm_lora.config import DataConfig
 from vlm_lora.data.annotations import Marked, read_boxes, read_pages, refuse_two_answers
+from vlm_lora.data.answer_columns import AnswerReading, describe_answers, refuse_bare_choices
 from vlm_lora.data.boxes import BoxReading
+from vlm_lora.data.chats import parse_turns
+from vlm_lora.data.column_search import SAMPLE, ColumnSearch, listed, read_mapping, short, where_from
 from vlm_lora.data.columns import (
+    CAPTION_QUESTION,
+    CAPTIONS,
     COLUMN_NAMES,
     CONTEXT_OF_PROMPT,
     IMAGE_PARTS,
     PLACEHOLDER,
     ROLES,
-    TURN_KEYS,
     ColumnRole,
 )
-from vlm_lora.data.image_values import is_missing, looks_like_image
-from vlm_lora.data.number_arrays import is_number_array
+from vlm_lora.data.marked_rows import SIDES, SIZE_COLUMNS
+from vlm_lora.data.picture_column import Pictures, explain_text_only, find_pictures
 from vlm_lora.data.rows import Rows
 from vlm_lora.data.task_answers import PageReading
-from vlm_lora.errors import DataError, nearest
+from vlm_lora.errors import DataError
 
-logger = logging.getLogger(__name__)
-
-SAMPLE = 100
-"""Rows that detection looks at."""
-
-Layout = Literal["question_answer", "messages", "prompt_completion", "boxes", "page"]
-Row = Mapping[str, Any]
+Layout = Literal["question_answer", "caption", "messages", "prompt_completion", "boxes", "page"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,37 +41,37 @@ class Schema:
     """What each column is taken as. Columns that a layout does not use are None."""
 
     layout: Layout
-    """One question and answer, one chat, a chat prompt with a chat completion, boxes, or a page of OCR data."""
+    """One question and answer, an answer to one question for all rows, one chat, a chat prompt with a chat completion,
+    boxes, or a page of OCR data."""
     image: str | None = None
     prompt: str | None = None
+    question: str | None = None
+    """Asked of every row, where no column asks."""
     context: str | None = None
     """Alpaca's `input`: continues the prompt on a new line where it is not empty."""
     response: str | None = None
+    answers: AnswerReading = field(default_factory=AnswerReading)
+    """What the response is besides text."""
     messages: str | None = None
     boxes: BoxReading | None = None
     page: PageReading | None = None
-    placeholders: bool = False
-    """Whether `<image>` in a user's text marks a picture's place; otherwise it is text like any other."""
+    typed_marks: bool = False
+    """Whether `<image>` in a user's text is a word: the user said that there are no pictures."""
     reasons: tuple[str, ...] = ()
+
+    @cached_property
+    def columns(self) -> frozenset[str]:
+        """All columns that say something."""
+        found = {self.image, self.prompt, self.context, self.response, self.messages}
+        if self.boxes is not None:
+            found |= {self.boxes.column, self.boxes.prompt, *SIZE_COLUMNS, *SIDES}
+        if self.page is not None:
+            found |= {self.page.column, *SIZE_COLUMNS, *SIDES}
+        return frozenset(column for column in found if column is not None)
 
     def explain(self) -> str:
         """Say in lines of text what was taken as what, and why."""
         return "\n".join((f"layout: {self.layout}", *self.reasons))
-
-
-def parse_turns(value: Any) -> list[Mapping[str, Any]] | None:
-    """Return a value as a list of turns (also from JSON text), or None where it is no chat."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return None
-    if not isinstance(value, list | tuple) or not value:
-        return None
-    is_chat = all(
-        isinstance(turn, Mapping) and any(role in turn and text in turn for role, text in TURN_KEYS) for turn in value
-    )
-    return list(value) if is_chat else None
 
 
 def detect_schema(rows: Rows, config: DataConfig) -> Schema:
@@ -83,34 +80,43 @@ def detect_schema(rows: Rows, config: DataConfig) -> Schema:
     Raises:
         DataError: A mapped column that is not there, several candidates for a role, or none.
     """
+    schema = _detect(rows, config)
+    unused = [column for column in rows.columns if column not in schema.columns]
+    return replace(schema, reasons=(*schema.reasons, f"not used: {listed(unused)}")) if unused else schema
+
+
+def _detect(rows: Rows, config: DataConfig) -> Schema:
     sample = [rows[i] for i in range(min(len(rows), SAMPLE))]
-    search = _Search(columns=rows.columns, sample=sample, where=_where(rows))
-    mapped = _read_mapping(search, config)
-    image, why_image = _find_image(search, mapped.get("image"))
+    search = ColumnSearch(columns=rows.columns, sample=sample, where=where_from(rows))
+    mapped = read_mapping(search, config)
+    pictures = find_pictures(search, mapped.get("image"))
     if "boxes" in mapped or "page" in mapped:
-        return _marked_schema(rows, search, config, mapped, image, why_image)
+        return _marked_schema(rows, search, config, mapped, pictures)
     if "messages" in mapped:
-        return _chat_schema(search, mapped["messages"], "named by --messages_column", image, why_image)
-    if "prompt" in mapped or "response" in mapped:
-        return _pair_schema(search, mapped, image, why_image)
-    chats = [c for c in rows.columns if search.has_chat(c)]
-    prompts = search.named("prompt")
-    responses = search.named("response")
-    separate = [c for c in chats if c not in prompts and c not in responses]
+        return _chat_schema(search, mapped["messages"], "named by --messages_column", pictures)
     marked = Marked.among(rows.columns, search.sample)
-    if marked.boxes or marked.pages:
-        refuse_two_answers(search.where, marked, chats, prompts, responses)
-        return _marked_schema(rows, search, config, _single_mark(search, marked), image, why_image)
+    holders = (*marked.boxes, *marked.pages)
+    prompts = [c for c in search.named("prompt") if c not in holders]
+    responses = [c for c in search.named("response") if c not in holders]
+    asks_for_boxes = marked.boxes and not responses and "response" not in mapped
+    if ("prompt" in mapped or "response" in mapped) and not asks_for_boxes:
+        return _pair_schema(rows, search, config, mapped, pictures)
+    chats = [c for c in rows.columns if search.has_chat(c)]
+    separate = [c for c in chats if c not in prompts and c not in responses]
+    if holders:
+        tasks_named = bool(config.tasks or config.task_file or config.output_types)
+        refuse_two_answers(search.where, marked, chats, () if tasks_named and not responses else prompts, responses)
+        return _marked_schema(rows, search, config, {**mapped, **_single_mark(search, marked)}, pictures)
     if separate and len(prompts) == 1 and len(responses) == 1:
         raise DataError(
-            f"{search.where} has a chat column ({_listed(separate)}) and a question with an answer "
+            f"{search.where} has a chat column ({listed(separate)}) and a question with an answer "
             f"('{prompts[0]}', '{responses[0]}'). Type --messages_column {separate[0]}, or "
             f"--prompt_column {prompts[0]} --response_column {responses[0]}."
         )
     if separate or (chats and not (prompts and responses)):
         column = search.single("messages", separate or chats)
-        return _chat_schema(search, column, "its values are lists of turns", image, why_image)
-    return _pair_schema(search, mapped, image, why_image)
+        return _chat_schema(search, column, "its values are lists of turns", pictures)
+    return _pair_schema(rows, search, config, mapped, pictures)
 
 
 def find_image_column(rows: Rows, config: DataConfig) -> str:
@@ -120,119 +126,12 @@ def find_image_column(rows: Rows, config: DataConfig) -> str:
         DataError: None, several, or one that is named and not there.
     """
     sample = [rows[i] for i in range(min(len(rows), SAMPLE))]
-    search = _Search(columns=rows.columns, sample=sample, where=_where(rows))
-    column, _ = _find_image(search, _read_mapping(search, config).get("image"))
+    search = ColumnSearch(columns=rows.columns, sample=sample, where=where_from(rows))
+    column = find_pictures(search, read_mapping(search, config).get("image")).column
     return column if column is not None else search.single("image", [])
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Search:
-    """The columns and first rows of one split, and questions about them."""
-
-    columns: tuple[str, ...]
-    sample: Sequence[Row]
-    where: str
-
-    def values(self, column: str) -> list[Any]:
-        return [row[column] for row in self.sample if row.get(column) is not None]
-
-    def holds(self, column: str, test: Callable[[Any], bool]) -> bool:
-        """Tell whether a column has values and all that say anything pass a test."""
-        telling = [value for value in self.values(column) if not is_missing(value)]
-        return bool(telling) and all(test(value) for value in telling)
-
-    def may_hold(self, column: str, test: Callable[[Any], bool]) -> bool:
-        """Tell whether any value of a column passes a test, or none says anything."""
-        telling = [value for value in self.values(column) if not is_missing(value)]
-        return not telling or any(test(value) for value in telling)
-
-    def has_chat(self, column: str) -> bool:
-        """Tell whether any value is a chat: one odd row must not hide what the column is."""
-        return any(parse_turns(value) is not None for value in self.values(column))
-
-    def named(self, role: ColumnRole) -> list[str]:
-        """Return the columns that are called as a role usually is; fallback names only where no other is."""
-        names = COLUMN_NAMES[role]
-        usual = [column for column in self.columns if column.casefold() in names.usual]
-        return usual or [column for column in self.columns if column.casefold() in names.fallback]
-
-    def single(self, role: ColumnRole, candidates: Sequence[str]) -> str:
-        """Return the only candidate. Raises DataError where there are several or none."""
-        names = COLUMN_NAMES[role]
-        if len(candidates) > 1:
-            raise DataError(
-                f"{self.where} has {len(candidates)} columns that could be the {role}: "
-                f"{_listed(candidates)}. "
-                f"Type {names.flag} with the one you mean, for example {names.flag} {candidates[0]}."
-            )
-        if not candidates:
-            raise DataError(
-                f"{self.where}: no column could be taken as the {role}. It has {_listed(self.columns)}. Known names "
-                f"are {', '.join(names.usual + names.fallback)}, or a chat in one column "
-                f"({', '.join(COLUMN_NAMES['messages'].usual)}). Type {names.flag} COLUMN."
-            )
-        return candidates[0]
-
-
-def _read_mapping(search: _Search, config: DataConfig) -> dict[ColumnRole, str]:
-    """Return the explicit mapping after checking that its columns are there."""
-    given: dict[ColumnRole, str | None] = {
-        "image": config.image_column,
-        "prompt": config.prompt_column,
-        "response": config.response_column,
-        "messages": config.messages_column,
-        "boxes": config.boxes_column,
-        "page": config.page_column,
-    }
-    mapped = {role: column for role, column in given.items() if column is not None}
-    for role, column in mapped.items():
-        if column not in search.columns:
-            raise DataError(
-                f"{COLUMN_NAMES[role].flag} {column}: {search.where} has no such "
-                f"column.{nearest(column, search.columns)} It has {_listed(search.columns)}."
-            )
-    if "messages" in mapped and ("prompt" in mapped or "response" in mapped):
-        raise DataError(
-            "--messages_column names whole conversations, so it does not go with --prompt_column or "
-            "--response_column. Leave one of them out."
-        )
-    marks = [role for role in ("boxes", "page") if role in mapped]
-    if marks and len(mapped.keys() - {"image"}) > 1:
-        raise DataError(
-            f"--{marks[0]}_column says what is asked and answered, so it does not go with "
-            f"{', '.join(COLUMN_NAMES[role].flag for role in mapped if role not in ('image', marks[0]))}. "
-            "Leave one of them out."
-        )
-    return mapped
-
-
-def _find_image(search: _Search, mapped: str | None) -> tuple[str | None, str]:
-    if mapped is not None:
-        return mapped, f"image: column '{mapped}', named by --image_column"
-    # A column of another meaning may carry a usual name: a chat is never a picture, nor is a number.
-    # One odd row must not hide what the column is, or all rows would be text only.
-    named = [c for c in search.named("image") if search.may_hold(c, _may_be_image)]
-    if named:
-        column = search.single("image", named)
-        return column, f"image: column '{column}', by its name"
-    by_value = [c for c in search.columns if search.holds(c, looks_like_image)]
-    if by_value:
-        column = search.single("image", by_value)
-        return column, f"image: column '{column}', because its values are pictures or names of picture files"
-    return None, "image: no column"
-
-
-def _may_be_image(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        if is_number_array(value):
-            return True
-        return all(_may_be_image(item) for item in value)
-    if isinstance(value, Mapping):
-        return "bytes" in value or "path" in value
-    return not isinstance(value, int | float)
-
-
-def _single_mark(search: _Search, marked: Marked) -> Mapping[ColumnRole, str]:
+def _single_mark(search: ColumnSearch, marked: Marked) -> Mapping[ColumnRole, str]:
     """Return the one column of boxes or pages. Raises DataError where there are several."""
     if marked.boxes and marked.pages:
         raise DataError(
@@ -246,94 +145,88 @@ def _single_mark(search: _Search, marked: Marked) -> Mapping[ColumnRole, str]:
 
 def _marked_schema(
     rows: Rows,
-    search: _Search,
+    search: ColumnSearch,
     config: DataConfig,
     mapped: Mapping[ColumnRole, str],
-    image: str | None,
-    why_image: str,
+    pictures: Pictures,
 ) -> Schema:
+    image = pictures.column
     role: ColumnRole = "boxes" if "boxes" in mapped else "page"
     column = mapped[role]
     if image is None or image == column:
         raise DataError(
             f"{search.where}: '{column}' holds {'boxes' if role == 'boxes' else 'OCR pages'}, and no other column "
-            f"could be taken as the picture. It has {_listed(search.columns)}. Type --image_column COLUMN."
+            f"could be taken as the picture. It has {listed(search.columns)}. Type --image_column COLUMN."
         )
     given = config.boxes_column if role == "boxes" else config.page_column
     why = f"named by {COLUMN_NAMES[role].flag}" if given else "by its values"
     if role == "boxes":
-        boxes, lines = read_boxes(rows, column, config)
-        reasons = (why_image, f"boxes: column '{column}', {why}", *lines)
+        boxes, lines = read_boxes(rows, column, config, _asking_column(search, config, mapped))
+        reasons = (pictures.why, f"boxes: column '{column}', {why}", *lines)
         return Schema(layout="boxes", image=image, boxes=boxes, reasons=reasons)
     page, lines = read_pages(column, config)
-    return Schema(layout="page", image=image, page=page, reasons=(why_image, f"page: column '{column}', {why}", *lines))
+    return Schema(
+        layout="page", image=image, page=page, reasons=(pictures.why, f"page: column '{column}', {why}", *lines)
+    )
 
 
-def _chat_schema(search: _Search, column: str, why: str, image: str | None, why_image: str) -> Schema:
+def _asking_column(search: ColumnSearch, config: DataConfig, mapped: Mapping[ColumnRole, str]) -> str | None:
+    """Return the column that asks for boxes: a question without an answer of its own; --box_prompt stands above it."""
+    if "prompt" in mapped:
+        return mapped["prompt"]
+    prompts = [] if search.named("response") or config.box_prompt else search.named("prompt")
+    prompts = [c for c in prompts if c != mapped["boxes"]]
+    return search.single("prompt", prompts) if prompts else None
+
+
+def _chat_schema(search: ColumnSearch, column: str, why: str, pictures: Pictures) -> Schema:
+    image = pictures.column
     if image == column:
         raise DataError(f"{search.where}: '{column}' cannot be both the image and the chat.")
-    chats = [(row, turns) for row in search.sample if (turns := parse_turns(row.get(column))) is not None]
+    chats = [turns for row in search.sample if (turns := parse_turns(row.get(column))) is not None]
     if not chats:
         example = next(iter(search.values(column)), None)
         raise DataError(
             f"{search.where}: column '{column}' holds no chat. A chat is a list of turns, each with "
-            f'"role" and "content" or with "from" and "value"; the first value is {_short(example)}.'
+            f'"role" and "content" or with "from" and "value"; the first value is {short(example)}.'
         )
-    marks, why_marks = _read_placeholder_style(chats, image)
-    embedded = any(_has_own_images(turn) for _, turns in chats for turn in turns)
+    why_marks = _explain_marks((text for turns in chats for text in _user_texts(turns)), pictures)
+    if any("from" in turn and "value" in turn for turns in chats for turn in turns):
+        why_marks = f"{PLACEHOLDER} in user turns marks a picture's place (ShareGPT turns)"
+    embedded = any(_has_own_images(turn) for turns in chats for turn in turns)
     return Schema(
         layout="messages",
         image=image,
         messages=column,
-        placeholders=marks,
+        typed_marks=pictures.declined,
         reasons=(
             f"messages: column '{column}', {why}",
-            why_image + ("; the chat's parts bring their own" if embedded else _warn_of_text_only(search, image)),
+            f"{pictures.why}; the chat's parts bring their own" if embedded else explain_text_only(search, pictures),
             why_marks,
         ),
     )
 
 
-def _read_placeholder_style(
-    chats: Sequence[tuple[Row, list[Mapping[str, Any]]]], image: str | None
-) -> tuple[bool, str]:
-    """Decide whether `<image>` in user text marks a picture's place.
-
-    In ShareGPT chats it does. In OpenAI-style chats it is text, as typed, unless the sampled rows leave no
-    doubt: every row with pictures has as many marks in its plain user texts, and one begins or ends a text.
-    """
-    if any("from" in turn and "value" in turn for _, turns in chats for turn in turns):
-        return True, f"{PLACEHOLDER} in user turns marks a picture's place (ShareGPT turns)"
-    texts = [(row, _plain_user_texts(turns)) for row, turns in chats]
-    if not any(PLACEHOLDER in text for _, found in texts for text in found):
-        return False, f"{PLACEHOLDER} in a text stays text (pictures have parts of their own or go first)"
-    pictured = [(row, found) for row, found in texts if image is not None and not is_missing(row.get(image))]
-    certain = bool(pictured) and all(
-        sum(text.count(PLACEHOLDER) for text in found) == _count(row[str(image)])
-        and any(t.strip().startswith(PLACEHOLDER) or t.strip().endswith(PLACEHOLDER) for t in found)
-        for row, found in pictured
-    )
-    if certain:
-        return True, (
-            f"{PLACEHOLDER} in user turns marks a picture's place: each of the {len(pictured)} sampled rows with "
-            "pictures has as many marks as pictures, at a turn's start or end"
-        )
+def _explain_marks(texts: Iterable[str], pictures: Pictures) -> str:
+    """Say what `<image>` in user texts that are no ShareGPT turns is: each row decides, by its number of pictures."""
+    if not any(PLACEHOLDER in text for text in texts):
+        return f"no {PLACEHOLDER} in the first rows' user texts: pictures have parts of their own or go first"
+    if pictures.declined:
+        return f"{PLACEHOLDER} in user texts is a word: there are no pictures"
     return (
-        False,
-        f"{PLACEHOLDER} is typed in some user turns and stays text there: its count is not the pictures'",
+        f"{PLACEHOLDER} in user texts marks a picture's place where a row has as many as pictures without a part; any "
+        "other number makes a bad row"
     )
 
 
-def _plain_user_texts(turns: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [
-        turn["content"]
-        for turn in turns
-        if ROLES.get(str(turn.get("role")).casefold()) == "user" and isinstance(turn.get("content"), str)
-    ]
-
-
-def _count(value: Any) -> int:
-    return len(value) if isinstance(value, list | tuple) and not is_number_array(value) else 1
+def _user_texts(turns: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield what users say: whole contents, and texts of parts."""
+    for turn in turns:
+        content = turn.get("content")
+        if ROLES.get(str(turn.get("role")).casefold()) == "user":
+            parts = content if isinstance(content, list | tuple) else [content]
+            texts = (part.get("text") if isinstance(part, Mapping) else part for part in parts)
+            yield from (text for text in texts if isinstance(text, str))
 
 
 def _has_own_images(turn: Mapping[str, Any]) -> bool:
@@ -344,7 +237,41 @@ def _has_own_images(turn: Mapping[str, Any]) -> bool:
     )
 
 
-def _pair_schema(search: _Search, mapped: Mapping[ColumnRole, str], image: str | None, why_image: str) -> Schema:
+def _caption_schema(
+    rows: Rows, search: ColumnSearch, config: DataConfig, mapped: Mapping[ColumnRole, str], pictures: Pictures
+) -> Schema:
+    """Read answers that no column asks for: captions by a question of ours, others by --default_prompt."""
+    image = pictures.column
+    given = mapped.get("response")
+    responses = [c for c in search.named("response") if c != image] if given is None else [given]
+    question = config.default_prompt
+    if question is None and image is not None and [c.casefold() for c in responses] in [[name] for name in CAPTIONS]:
+        question = CAPTION_QUESTION
+    if question is None:
+        answered = "" if responses else " --response_column COLUMN"
+        otherwise = f', or --default_prompt "{CAPTION_QUESTION}"{answered} to ask one question of every row'
+        search.single("prompt", [], otherwise)
+    response = search.single("response", responses)
+    why = "by its name" if given is None else f"named by {COLUMN_NAMES['response'].flag}"
+    source = "by --default_prompt" if config.default_prompt else "for captions; --default_prompt asks another"
+    answers, why_answers = describe_answers(rows, search, response)
+    asked = (f"question: {question!r}, asked of every row, {source}", f"response: column '{response}', {why}")
+    return Schema(
+        layout="caption",
+        image=image,
+        question=question,
+        response=response,
+        answers=answers,
+        reasons=(explain_text_only(search, pictures), *asked, *why_answers),
+    )
+
+
+def _pair_schema(
+    rows: Rows, search: ColumnSearch, config: DataConfig, mapped: Mapping[ColumnRole, str], pictures: Pictures
+) -> Schema:
+    image = pictures.column
+    if "prompt" not in mapped and not [c for c in search.named("prompt") if c not in (image, *mapped.values())]:
+        return _caption_schema(rows, search, config, mapped, pictures)
     columns: dict[ColumnRole, str] = {}
     reasons = []
     for role in ("prompt", "response"):
@@ -360,41 +287,21 @@ def _pair_schema(search: _Search, mapped: Mapping[ColumnRole, str], image: str |
     context = next((c for c in search.columns if c.casefold() == known and c not in (image, prompt, response)), None)
     if context is not None:
         reasons.append(f"context: column '{context}' continues '{prompt}' on a new line where it is not empty")
-    if any(PLACEHOLDER in value for value in search.values(prompt) if isinstance(value, str)):
-        reasons.append(f"{PLACEHOLDER} in '{prompt}' stays text; pictures go before the question")
+    asked = [value for value in search.values(prompt) if isinstance(value, str)]
+    if any(PLACEHOLDER in value for value in asked):
+        reasons.append(_explain_marks(asked, pictures))
     if response == image or prompt == response:
         raise DataError(f"{search.where}: '{response}' cannot be the response and something else at once.")
+    if "response" not in mapped:
+        refuse_bare_choices(search, prompt, response)
+    answers, why_answers = describe_answers(rows, search, response)
     return Schema(
         layout="prompt_completion" if chat else "question_answer",
         image=image,
         prompt=prompt,
         context=context,
         response=response,
-        reasons=(why_image + _warn_of_text_only(search, image), *reasons),
+        answers=answers,
+        typed_marks=pictures.declined,
+        reasons=(explain_text_only(search, pictures), *reasons, *why_answers),
     )
-
-
-def _warn_of_text_only(search: _Search, image: str | None) -> str:
-    if image is not None:
-        return ""
-    logger.warning(
-        "%s: no image column among %s: the rows are text only. If there are pictures, type --image_column.",
-        search.where,
-        _listed(search.columns),
-    )
-    return f" among {_listed(search.columns)}: the rows are text only"
-
-
-def _where(rows: Rows) -> str:
-    files = rows.files
-    more = f" (and {len(files) - 1} more)" if len(files) > 1 else ""
-    return f"{files[0] if files else 'the data'}{more}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names) or "no columns"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

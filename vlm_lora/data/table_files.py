@@ -1,12 +1,11 @@
-"""CSV, Parquet and Arrow files as rows of an Arrow table that nothing ever decodes.
+"""Parquet and Arrow files as rows of an Arrow table that nothing ever decodes.
 
-Small Parquet and CSV files are held in memory, Arrow files are memory-mapped. Pictures stay the bytes
+Small Parquet files are held in memory, Arrow files are memory-mapped. Pictures stay the bytes
 or paths that the file holds.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -15,9 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora.errors import DataError
-
-LARGEST_FIELD = 2**30
-"""Longest CSV field in characters; Python's own default (131072) refuses pictures written as base64."""
 
 STREAMED_AT_A_TIME = 16
 """Rows of a Parquet file that are unpacked at a time where it is streamed."""
@@ -160,15 +156,6 @@ def parquet_features(path: Path) -> Mapping[str, Any]:
     return declared_features(schema.metadata)
 
 
-def read_csv(path: Path) -> ArrowTable:
-    """Read a CSV (or `.tsv`) file: every value is text, exactly as written.
-
-    Raises:
-        DataError: Malformed input, with file and line.
-    """
-    return ArrowTable(path, _open_csv)
-
-
 def read_parquet(path: Path) -> ArrowTable:
     """Read a Parquet file into memory."""
     return ArrowTable(path, _open_parquet)
@@ -197,54 +184,6 @@ def declared_features(metadata: Mapping[bytes, bytes] | None) -> Mapping[str, An
     except (ValueError, KeyError, TypeError):
         return {}  # other tools may write what they like under this name
     return declared if isinstance(declared, dict) else {}
-
-
-def _open_csv(path: Path) -> Any:
-    import pyarrow as pa
-
-    rows = _parse_csv(path)
-    header = next(rows, None)
-    if header is None:
-        raise DataError(f"{path} is empty: the first line must name the columns.")
-    doubled = sorted({name for name in header if header.count(name) > 1})
-    if doubled:
-        raise DataError(f"{path} line 1: two columns are called '{doubled[0]}'. Rename one.")
-    columns: list[list[str]] = [[] for _ in header]
-    for row in rows:
-        for column, value in zip(columns, row, strict=True):
-            column.append(value)
-    # large_string: a column of base64 pictures can pass the 2 GiB of Arrow's plain strings.
-    return pa.table([pa.array(column, type=pa.large_string()) for column in columns], names=header)
-
-
-def _parse_csv(path: Path) -> Iterator[list[str]]:
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    previous = csv.field_size_limit(LARGEST_FIELD)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, delimiter=delimiter, strict=True)
-            width: int | None = None
-            try:
-                for row in reader:
-                    if not row:
-                        continue
-                    width = len(row) if width is None else width
-                    if len(row) != width:
-                        raise DataError(
-                            f"{path} line {reader.line_num}: {len(row)} values, and the header names "
-                            f"{width} columns. "
-                            "A value that holds a comma, quote or line break must stand in double quotes "
-                            '("...").'
-                        )
-                    yield row
-            except csv.Error as error:
-                raise DataError(f"{path} line {reader.line_num}: not CSV: {error}.") from error
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path} after line {reader.line_num}: not UTF-8 text ({error.reason}). Save it as UTF-8."
-                ) from error
-    finally:
-        csv.field_size_limit(previous)
 
 
 def _open_parquet(path: Path) -> Any:

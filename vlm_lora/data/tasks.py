@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlm_lora.data.csv_files import read_csv
 from vlm_lora.data.pages import LEVELS
-from vlm_lora.data.table_files import read_csv
 from vlm_lora.errors import DataError, nearest
 
 OWN_FILE = Path(__file__).with_name("ocr_tasks.csv")
@@ -96,9 +96,9 @@ def read_tasks(path: Path) -> tuple[Task, ...]:
     for number in range(len(table)):
         row = table[number]
         try:
-            tasks.append(_read_task(*(row[name] for name in COLUMNS)))
+            tasks.append(_read_task(*(row[name] or "" for name in COLUMNS)))
         except DataError as error:
-            raise DataError(f"--task_file {path} row {number}: {error}") from error
+            raise DataError(f"--task_file {path} row {table.number(number)}: {error}") from error
     return tuple(tasks)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from support.mask_cases import FAMILIES, IMAGE, conversation, encoder_of, picture, processor_of
 from vlm_lora.batching.encoded import EncodedRow
+from vlm_lora.data.columns import PLACEHOLDER
 from vlm_lora.data.conversation import Conversation, RowSource
 from vlm_lora.data.image_values import ImagePlace
 from vlm_lora.data.layouts import build_conversation
@@ -38,6 +39,10 @@ def rows(family: str, typed: str) -> dict[str, Conversation]:
     """Return conversations with `typed` in each place that text comes from."""
     schema = Schema(layout="question_answer", image="image", prompt="prompt", context="input", response="answers")
     row = {"image": picture(), "prompt": f"q {typed}", "input": f"{typed} c", "answers": [f"a {typed}", f"{typed} b"]}
+    if PLACEHOLDER in typed:  # in a prompt column it is a picture's place, and beside a part for the picture it is text
+        schema = Schema(layout="prompt_completion", image="image", prompt="prompt", response="answers")
+        parts = [{"type": "image"}, {"type": "text", "text": f"q {typed}\n{typed} c"}]
+        row["prompt"] = [{"role": "user", "content": parts}]
     columns = build_conversation(row, schema, source=SOURCE, place=ImagePlace(folder=None), system_prompt=None)
     made = {
         "user": conversation((("user", (IMAGE, f"Say {typed}!")), ("assistant", ("no",)))),

@@ -194,5 +194,6 @@ def test_an_explicit_mapping_wins_over_boxes(tmp_path: Path) -> None:
     row = {"image": "a.png", "objects": GOOD, "question": "q", "answer": "a"}
     assert load(tmp_path, row, prompt_column="question")[0].turns[-1].text == "a"
     assert load(tmp_path, row, boxes_column="objects")[0].turns[-1].text.startswith("[{")
-    with pytest.raises(DataError, match=r"--boxes_column says .* does not go with --prompt_column"):
-        load(tmp_path, row, boxes_column="objects", prompt_column="question")
+    assert load(tmp_path, row, boxes_column="objects", prompt_column="question")[0].turns[0].text == "q"
+    with pytest.raises(DataError, match=r"--boxes_column says .* does not go with --response_column"):
+        load(tmp_path, row, boxes_column="objects", response_column="answer")

@@ -174,7 +174,7 @@ def test_a_file_url_names_no_other_machine(place: ImagePlace) -> None:
         (TEXT[:-3], "broken"),
         ([0, 255], "list of numbers"),
         (7, "of type int"),
-        ({"url": "x"}, "`bytes` or `path`"),
+        ({"href": "x"}, "`bytes`, `path`, `url` or `src`"),
     ],
 )
 def test_what_cannot_be_read_is_refused(value: Any, said: str, place: ImagePlace) -> None:

@@ -23,7 +23,7 @@ ONE, TWO = encode_png(draw_chart(1)[0]), encode_png(draw_chart(2)[0])
 IMG1, IMG2 = ImageRef(source=ONE), ImageRef(source=TWO)
 QA = Schema(layout="question_answer", image="image", prompt="query", response="label")
 CHAT = Schema(layout="messages", image="images", messages="messages")
-SHARE = Schema(layout="messages", image="images", messages="messages", placeholders=True)
+SHARE = Schema(layout="messages", image="images", messages="messages")
 
 
 def build(row: dict[str, Any], schema: Schema, **options: Any) -> Conversation:
@@ -85,9 +85,9 @@ def test_alpaca_joins_instruction_and_input() -> None:
         assert build({**row, "input": empty}, schema).turns[0] == turn("user", IMG1, "Translate.")
 
 
-def test_typed_marks_stay_text_in_questions_answers_and_parts() -> None:
-    found = build({"image": ONE, "query": "<image> or </s>?", "label": "<image>"}, QA)
-    assert found.turns == (turn("user", IMG1, "<image> or </s>?"), turn("assistant", "<image>"))
+def test_typed_marks_stay_text_in_answers_and_beside_parts() -> None:
+    found = build({"image": ONE, "query": "</s>?", "label": "<image>"}, QA)
+    assert found.turns == (turn("user", IMG1, "</s>?"), turn("assistant", "<image>"))
     chat = openai(("user", [{"type": "image"}, {"type": "text", "text": "<image>?"}]), ("assistant", "<image>"))
     for schema in (CHAT, SHARE):
         found = build({"images": [ONE], "messages": chat}, schema)
@@ -271,6 +271,23 @@ def test_chats_that_cannot_be_used_are_named(chat: Any, said: str) -> None:
     row = {"messages": chat, "images": [ONE] if "no user turn" in said else None}
     with pytest.raises(DataError, match=rf"^train\.jsonl row 17: .*{said}"):
         build(row, CHAT)
+
+
+@pytest.mark.parametrize("column", ["video", "videos", "audio", "Audios"])
+@pytest.mark.parametrize("value", ["b.mp4", ["b.mp4"], {"bytes": b"x", "path": None}])
+def test_sound_and_video_beside_the_text_are_refused(column: str, value: Any) -> None:
+    rows = (
+        ({"messages": sharegpt(("human", "<video>\nhi"), ("gpt", "a"))}, CHAT),
+        ({"query": "q", "label": "a", "image": ONE}, QA),
+    )
+    for row, schema in rows:
+        with pytest.raises(DataError, match=rf"^train\.jsonl row 17: The column '{column}' holds .*video are not read"):
+            build({**row, column: value}, schema)
+        empties: tuple[Any, ...] = (None, "", [])
+        for empty in empties:
+            assert build({**row, column: empty}, schema).turns[-1] == turn("assistant", "a")
+    asked = Schema(layout="question_answer", prompt=column, response="label")
+    assert build({column: "q", "label": "a"}, asked).turns == (turn("user", "q"), turn("assistant", "a"))
 
 
 def test_turns_keep_their_order_where_roles_do_not_alternate() -> None:

@@ -116,7 +116,10 @@ def test_one_odd_row_does_not_hide_the_pictures(detect: Detect) -> None:
     """Without the column, all rows would be text only."""
     rows = [{"image": value, "query": "q", "label": "a"} for value in ("a.png", 7, "b.png")]
     assert detect(*rows).image == "image"
-    assert detect(*rows[1:2]).image is None
+    with pytest.raises(
+        DataError, match=r"called as pictures are, and holds none, such as 7.*--image_column no_pictures"
+    ):
+        detect(*rows[1:2])
 
 
 def test_one_odd_row_does_not_hide_a_chat(detect: Detect) -> None:
@@ -229,22 +232,16 @@ def user(text: str, **columns: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}, CHAT[1]], **columns}
 
 
-def test_image_marks_are_places_in_sharegpt_turns(detect: Detect) -> None:
-    assert detect({"conversations": SHARE, "image": "a.png"}).placeholders
-
-
-def test_image_marks_in_openai_turns_are_places_only_beyond_doubt(detect: Detect) -> None:
-    assert detect(user("<image>What?", images=["a.png"])).placeholders
-    assert detect(user("What?\n<image>", image="a.png"), user("text only", image=None)).placeholders
-    for rows in (
-        [user("What does <image> mean?", images=["a.png"])],
-        [user("<image>What?", images=["a.png", "b.png"])],
-        [user("<image>What?", images=["a.png"]), user("What?", images=["a.png"])],
-        [user("<image>What?", images=[])],
-    ):
-        found = detect(*rows)
-        assert not found.placeholders
-        assert "stays text" in found.explain()
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"conversations": SHARE, "image": "a.png"}, "marks a picture's place (ShareGPT turns)"),
+        (user("<image>What?", images=["a.png"]), "where a row has as many as pictures without a part"),
+        (user("What?", images=["a.png"]), "no <image> in the first rows' user texts"),
+    ],
+)
+def test_what_image_marks_are_is_explained(detect: Detect, row: dict[str, Any], said: str) -> None:
+    assert said in detect(row).explain()
 
 
 def test_detection_needs_no_torch() -> None:

@@ -145,12 +145,12 @@ def test_large_parquet_goes_through_the_arrow_cache_and_is_read_again_when_chang
     assert content(open_source(str(folder)).splits["train"])[3:] == chartqa_rows(2, seed=950)
 
 
-def test_csv_values_stay_as_they_are_written(tmp_path: Path) -> None:
+def test_csv_values_stay_as_they_are_written_and_empty_cells_are_missing(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('query,label\n007,1.10\nNA,\n"two\nlines, ""quoted""",null\n', encoding="utf-8-sig")
     assert [tuple(row.values()) for row in content(open_source(str(path)).splits["train"])] == [
         ("007", "1.10"),
-        ("NA", ""),
+        ("NA", None),
         ('two\nlines, "quoted"', "null"),
     ]
 

@@ -1,0 +1,59 @@
+"""CSV cells: an empty one is a missing value, a line of them is left out, and rows keep their numbers."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from support.read_back import read_back
+from vlm_lora.data.csv_files import read_csv
+from vlm_lora.data.sources import open_source
+from vlm_lora.data.tasks import load_tasks
+from vlm_lora.errors import DataError
+
+
+def write(folder: Path, text: str, name: str = "rows.csv") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_empty_cells_are_missing_values(suffix: str, tmp_path: Path) -> None:
+    text = 'image,question,answer\n0.png,q,a\n0.png,q,\n0.png,"",a\n,q,a\n0.png,q, \n'
+    path = write(tmp_path, text.replace(",", "\t") if suffix == "tsv" else text, f"rows.{suffix}")
+    first, no_answer, no_question, no_picture, blank = read_back(path, tmp_path).told
+    assert first == [["<0.png>", "q"], ["a"]]
+    assert f"rows.{suffix} row 1: There is no value for the response ('answer')" in no_answer
+    assert f"rows.{suffix} row 2: There is no value for the prompt ('question')" in no_question
+    assert no_picture == [["q"], ["a"]], "a row of text"
+    assert blank == [["<0.png>", "q"], [" "]], "a space is written"
+
+
+def test_lines_of_empty_cells_are_left_out_and_count(tmp_path: Path) -> None:
+    path = write(tmp_path, "image,question,answer\n,,\n0.png,q,a\n,,\n,,\n1.png,r,\n2.png,s,c\n,,\n,,\n")
+    found = read_back(path, tmp_path).told
+    assert len(found) == 3
+    assert (found[0], found[2]) == ([["<0.png>", "q"], ["a"]], [["<2.png>", "s"], ["c"]])
+    assert "rows.csv row 4: There is no value" in found[1]
+    for table in (read_csv(path), pickle.loads(pickle.dumps(read_csv(path)))):
+        assert [table.number(place) for place in range(len(table))] == [1, 4, 5]
+        assert table[1]["question"] == "r"
+
+
+def test_numbers_of_rows_are_those_of_each_file(tmp_path: Path) -> None:
+    write(tmp_path, "a,b\n1,2\n,\n", "train-0.csv")
+    write(tmp_path, "a,b\n,\n3,4\n", "train-1.csv")
+    rows = open_source(str(tmp_path / "train-*.csv")).splits["train"]
+    assert [(Path(rows.source(i).file).name, rows.source(i).row) for i in range(len(rows))] == [
+        ("train-0.csv", 0),
+        ("train-1.csv", 1),
+    ]
+
+
+def test_errors_of_task_files_name_the_line_s_row(tmp_path: Path) -> None:
+    path = write(tmp_path, "task,input_type,output_type,question\n,,,\nreading,image,text,\n", "tasks.csv")
+    with pytest.raises(DataError, match=r"tasks\.csv row 1: its question is empty"):
+        load_tasks(path)
