@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import transformers
@@ -37,6 +38,19 @@ def without_initialisation() -> Any:
     else:
         from transformers.modeling_utils import no_init_weights
     return no_init_weights()
+
+
+@cache
+def let_cpu_have_numbers() -> None:
+    """Let torch load onto `cpu:0`, which 4.55's trainer asks for where several processes resume on CPUs."""
+    if not IS_5:
+        from torch.serialization import register_package
+
+        register_package(
+            priority=100,
+            tagger=lambda storage: None,
+            deserializer=lambda storage, location: storage if location.startswith("cpu:") else None,
+        )
 
 
 def known_model_types() -> frozenset[str]:

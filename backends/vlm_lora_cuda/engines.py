@@ -88,7 +88,7 @@ def shard_layers(arguments: TrainingArguments, layers: Iterable[str]) -> None:
         layers: class names of the model's repeated layers.
     """
     names = ",".join(sorted(set(layers)))
-    plugin = arguments.fsdp_plugin_args
+    plugin = getattr(arguments, "fsdp_plugin_args", None)  # 4.55 hands its settings on through the environment only
     if plugin is not None:
         by_size = plugin.get("min_num_params")
         if not by_size and not plugin.get("transformer_cls_names_to_wrap"):

@@ -12,6 +12,7 @@ import torch
 from vlm_lora.batching.order import BatchOrder
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.objective import ScoredModel, SupervisedHead, gather_targets, token_losses
+from vlm_lora.stack import let_cpu_have_numbers
 from vlm_lora.training.engine import zero_stage
 from vlm_lora.training.rates import PartRates, resumed_rates
 from vlm_lora.training.resuming import load_full_weights
@@ -115,6 +116,7 @@ class VlmTrainerMixin:
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Go on from a checkpoint's optimizer, if it has the same rates per part."""
+        let_cpu_have_numbers()
         with resumed_rates(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
         if self.part_rates is not None and checkpoint is not None:
