@@ -16,8 +16,8 @@ from vlm_lora.errors import DataError
 
 BOX_KEYS = ("bbox", "bboxes", "box", "boxes")
 """Keys of the boxes in an `objects` column, the first that is there counts."""
-CATEGORY_KEYS = ("category", "categories", "label", "labels", "category_id", "category_name", "class")
-"""Keys of what each box shows, alike."""
+CATEGORY_KEYS = ("category", "categories", "label", "labels", "category_name", "class", "category_id")
+"""Keys of what each box shows, alike; one that holds names counts before one that holds numbers."""
 
 BOX_FORMATS = ("xywh", "xyxy")
 """COCO's left, top, width, height; or left, top, right, bottom."""
@@ -128,11 +128,33 @@ def check_size(given: tuple[Any, Any], size: tuple[int, int]) -> None:
 
 
 def _has_keys(value: Mapping[str, Any]) -> bool:
-    return _key(value, BOX_KEYS) is not None and _key(value, CATEGORY_KEYS) is not None
+    return any(name in value for name in BOX_KEYS) and any(name in value for name in CATEGORY_KEYS)
 
 
-def _key(value: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    return next((name for name in names if name in value), None)
+def _boxes(value: Mapping[str, Any]) -> Any:
+    """Return what stands under the first key of boxes that is not null."""
+    return next((value[name] for name in BOX_KEYS if value.get(name) is not None), None)
+
+
+def _categories(value: Mapping[str, Any]) -> Any:
+    """Return what stands under the first key that holds names, else under the first that is not null.
+
+    COCO's items may have `category_id` and `category_name`: a name needs no list of names.
+    """
+    given = [value[name] for name in CATEGORY_KEYS if name in value]
+    said = [found for found in given if not _is_null(found)]
+    return next((found for found in said if _are_names(found)), (said or given)[0])
+
+
+def _is_null(value: Any) -> bool:
+    """Say whether a value says nothing: null, or the list of nulls that Arrow fills in."""
+    return value is None or (isinstance(value, list | tuple) and bool(value) and all(item is None for item in value))
+
+
+def _are_names(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return bool(value) and all(isinstance(name, str) for name in value)
+    return isinstance(value, str)
 
 
 def _pairs(value: Any, column: str) -> Iterator[tuple[Any, Any]]:
@@ -141,11 +163,11 @@ def _pairs(value: Any, column: str) -> Iterator[tuple[Any, Any]]:
         for number, item in enumerate(value, start=1):
             if not isinstance(item, Mapping) or not _has_keys(item):
                 raise DataError(f"Box {number} in column '{column}' is {_short(item)}; {_WANTED}")
-            yield item[str(_key(item, BOX_KEYS))], item[str(_key(item, CATEGORY_KEYS))]
+            yield _boxes(item), _categories(item)
         return
     if not isinstance(value, Mapping) or not _has_keys(value):
         raise DataError(f"Column '{column}' holds {_short(value)}; {_WANTED}")
-    boxes, categories = value[str(_key(value, BOX_KEYS))], value[str(_key(value, CATEGORY_KEYS))]
+    boxes, categories = _boxes(value), _categories(value)
     if not isinstance(boxes, list | tuple) or not isinstance(categories, list | tuple):
         raise DataError(f"Column '{column}' holds {_short(value)}; {_WANTED}")
     if len(boxes) != len(categories):

@@ -85,6 +85,23 @@ def test_categories_by_number_take_their_names() -> None:
             answer({"bbox": [[1, 2, 3, 4]], "category": [number]}, names=("mask", "glove"))
 
 
+@pytest.mark.parametrize("keys", [("category_id", "category_name"), ("category_name", "category_id")])
+def test_a_name_beside_a_number_wins(keys: tuple[str, str]) -> None:
+    named = {"category_id": 3, "category_name": "mask"}
+    item = {"bbox": [1, 2, 3, 4], **{key: named[key] for key in keys}}
+    lists = {key: [value] for key, value in item.items()}
+    both: list[Any] = [[item], lists]
+    for value in both:
+        assert [found["label"] for found in answer(value)] == ["mask"]
+        assert [found["label"] for found in answer(value, names=("a", "b", "c", "d"))] == ["mask"]
+    # Without a name, or with one that Arrow filled in as null, the number counts.
+    nameless: list[Any] = [[{**item, "category_name": None}], {**lists, "category_name": [None]}]
+    for value in nameless:
+        assert [found["label"] for found in answer(value, names=("a", "b", "c", "d"))] == ["d"]
+        with pytest.raises(DataError, match="the number 3, and the data names no categories"):
+            answer(value)
+
+
 def test_answers_are_json_whatever_the_labels_hold() -> None:
     label = 'a "quoted" label, größer\n\\'
     found = answer_boxes({"bbox": [[1, 2, 3, 4]], "label": [label]}, BoxReading(column="objects"), SIZE)
