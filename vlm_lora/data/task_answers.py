@@ -88,13 +88,13 @@ def can_serve(page: Page, task: Task) -> bool:
     if task.given is not None:
         return bool(_givable(page, task))
     if task.output == "text":
-        return page.text is not None or any(page.items.values())
+        return page.text is not None or any(page.written(level) for level in page.items)
     if task.output == "text2d":
-        return page.text2d is not None or bool(_boxed_level(page, ("words", "lines")))
+        return page.text2d is not None or _laid_level(page) is not None
     if task.output == "box":
         return bool(_boxed_level(page))
     level = str(task.level)
-    return bool(page.boxed(level) if "," in task.output else page.items.get(level))
+    return bool(page.written(level) and (page.boxed(level) or "," not in task.output))
 
 
 def page_text(page: Page) -> str:
@@ -102,9 +102,9 @@ def page_text(page: Page) -> str:
     if page.text is not None:
         return page.text
     for level, between in (("lines", "\n"), ("paragraphs", "\n\n")):
-        if page.items.get(level):
+        if page.written(level):
             return between.join(item.text for item in page.items[level])
-    words = page.items.get("words") or page.items.get("latex", ())
+    words = page.written("words") or page.written("latex")
     return join_lines(words) if all(item.box for item in words) else " ".join(item.text for item in words)
 
 
@@ -112,7 +112,7 @@ def page_text2d(page: Page) -> str:
     """Return the page's text laid out: as given, else rebuilt from the boxes of its words or lines."""
     if page.text2d is not None:
         return page.text2d
-    level = _boxed_level(page, ("words", "lines"))
+    level = _laid_level(page)
     return lay_out(page.boxed(level)) if level else ""
 
 
@@ -144,8 +144,13 @@ def _givable(page: Page, task: Task) -> Sequence[Item]:
     return [item for item in page.boxed(level) if item.text.strip()] if level else []
 
 
-def _boxed_level(page: Page, levels: Sequence[str] = LEVELS) -> str | None:
-    return next((level for level in levels if page.boxed(level)), None)
+def _boxed_level(page: Page) -> str | None:
+    return next((level for level in LEVELS if page.boxed(level)), None)
+
+
+def _laid_level(page: Page) -> str | None:
+    """Return the level that `text2d` is rebuilt from."""
+    return next((level for level in ("words", "lines") if page.written(level) and page.boxed(level)), None)
 
 
 def _fill(question: str, given: Item | None, phrase: str) -> str:
