@@ -63,8 +63,9 @@ def faulty_rows(report: Mapping[str, Any]) -> list[FaultyRow]:
 
 def divide(bad: Sequence[FaultyRow], on_overflow: str) -> tuple[list[FaultyRow], list[FaultyRow]]:
     """Return the rows that `--on_overflow drop` leaves out without ado, and those that are bad."""
-    dropped = [row for row in bad if on_overflow == "drop" and row.kind == TOO_LONG]
-    return dropped, [row for row in bad if row not in dropped]
+    drops = on_overflow == "drop"
+    dropped = [row for row in bad if drops and row.kind == TOO_LONG]
+    return dropped, [row for row in bad if not (drops and row.kind == TOO_LONG)]
 
 
 def judge(bad: Sequence[FaultyRow], rows: Mapping[str, int], config: DataConfig, *, where: str, shown: int) -> None:

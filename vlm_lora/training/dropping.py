@@ -78,12 +78,21 @@ def note_overlong(folder: Path, listed: Mapping[str, Sequence[Any]], counts: Map
         _say(name, len(rows), counts[name], folder / FILE)
 
 
-def _say(name: str, dropped: int, count: int, path: Path) -> None:
+def refuse_all_dropped(name: str, dropped: int, count: int, where: str) -> None:
+    """Refuse a split of which nothing is left; `where` lists its rows.
+
+    Raises:
+        DataError: all of its rows are too long.
+    """
     if dropped == count:
         raise DataError(
-            f"--on_overflow drop: all {count} rows of '{name}' are too long ({path} lists them). "
+            f"--on_overflow drop: all {count} rows of '{name}' are too long ({where} lists them). "
             "Raise --max_length, or use smaller images."
         )
+
+
+def _say(name: str, dropped: int, count: int, path: Path) -> None:
+    refuse_all_dropped(name, dropped, count, str(path))
     if dropped:
         logger.warning(
             "--on_overflow drop: %d of %d rows of '%s' are too long and left out; %s lists them.",

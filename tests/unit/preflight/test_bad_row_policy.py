@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from vlm_lora.config import DataConfig
 from vlm_lora.data.dataset import ConversationDataset, load_splits
 from vlm_lora.errors import DataError
 from vlm_lora.preflight.figures import FaultyRow
-from vlm_lora.preflight.policy import judge, leave_out, read_report, write_whole
+from vlm_lora.preflight.findings import TOO_LONG
+from vlm_lora.preflight.policy import divide, judge, leave_out, read_report, write_whole
 
 
 def faulty(row: int, split: str = "train") -> FaultyRow:
@@ -29,6 +31,28 @@ def refusal(bad: list[FaultyRow], rows: dict[str, int], *, shown: int = 10, **se
     except DataError as error:
         return str(error)
     return ""
+
+
+class Countable(FaultyRow):
+    """A row that counts how often it is compared with another."""
+
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        Countable.compared += 1
+        return super().__eq__(other)
+
+    __hash__ = FaultyRow.__hash__
+
+
+def test_dropped_rows_are_parted_from_bad_ones_in_one_pass() -> None:
+    found = [Countable(**{**asdict(faulty(row)), "kind": TOO_LONG if row % 3 else "row"}) for row in range(300)]
+    dropped, bad = divide(found, "drop")
+    assert [row.index for row in dropped] == [row for row in range(300) if row % 3]
+    assert [row.index for row in bad] == list(range(0, 300, 3))
+    assert divide(found, "error") == ([], found)
+    # The comparison just above is the control: it compares each row once or not at all, a search would each with all.
+    assert Countable.compared <= 300
 
 
 def texts(rows: ConversationDataset) -> list[str]:
