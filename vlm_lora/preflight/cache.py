@@ -32,7 +32,7 @@ from vlm_lora.stages import Tools
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Changes with the layout of the files."""
 
 KEPT = 50

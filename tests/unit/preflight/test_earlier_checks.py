@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from support.datasets import save_chartqa_to_disk, write_chartqa_folder, write_jsonl
+from support.datasets import encode_png, save_chartqa_to_disk, write_chartqa_folder, write_jsonl
 from vlm_lora.cli import main
+from vlm_lora.data.conversation import Url
+from vlm_lora.data.urls import keep, kept_file
 from vlm_lora.preflight.findings import Finding, Findings
 
 HIT = "checked before, nothing has changed since"
@@ -141,6 +143,26 @@ def test_bad_row_that_was_put_right_and_one_that_was_not(data: Path, is_hit: Cal
     assert [is_hit(), is_hit()] == [False, True], "the same row is bad for the same reason"
     picture.write_bytes(content)
     assert not is_hit()
+
+
+def test_pictures_behind_urls_count_by_what_is_kept_of_them(tmp_path: Path, is_hit: Callable[..., bool]) -> None:
+    urls = [Url(text=f"https://pictures.invalid/{row}.png") for row in range(3)]
+
+    def fetched(color: int) -> None:
+        for url in urls:
+            keep(url, encode_png(Image.new("RGB", (20, 20), (color, 0, 0))))
+
+    fetched(10)
+    rows = [{"image": url.text, "question": "What?", "answer": "red"} for url in urls]
+    folder = write_jsonl(tmp_path / "linked" / "train.jsonl", rows).parent
+    words = ("--allow_urls", "true", "--validation_fraction", "0")
+    assert [is_hit(*words, dataset=folder), is_hit(*words, dataset=folder)] == [False, True], "nothing is gone"
+    shutil.rmtree(kept_file(urls[0]).parent)
+    fetched(200)
+    assert [is_hit(*words, dataset=folder), is_hit(*words, dataset=folder)] == [False, True]
+    kept_file(urls[1]).unlink()
+    assert not is_hit(*words, dataset=folder), "it cannot be fetched here, which the check must find"
+    assert "1 of 3 rows cannot be used" in (tmp_path / "log").read_text(encoding="utf-8")
 
 
 def test_broken_file_of_the_cache(tmp_path: Path, is_hit: Callable[..., bool]) -> None:
