@@ -7,9 +7,10 @@ from typing import Any
 
 from vlm_lora.data.boxes import BoxReading, answer_boxes, check_size
 from vlm_lora.data.conversation import ImageRef, Text, Turn
+from vlm_lora.data.draws import Ask
 from vlm_lora.data.image_size import read_size
 from vlm_lora.data.pages import read_page
-from vlm_lora.data.task_answers import Draw, PageReading, ask_about, clipped
+from vlm_lora.data.task_answers import PageReading, clipped
 from vlm_lora.errors import DataError
 
 SIZE_COLUMNS = ("image", "image_info")
@@ -28,9 +29,16 @@ def convert_boxes(row: Mapping[str, Any], reading: BoxReading, images: Sequence[
 
 
 def convert_page(
-    row: Mapping[str, Any], reading: PageReading, images: Sequence[ImageRef], draw: Draw
-) -> tuple[Turn, ...]:
-    """Return the task that a page gets in this draw, as two turns.
+    row: Mapping[str, Any], reading: PageReading, images: Sequence[ImageRef], ask: Ask, number: int
+) -> list[tuple[Turn, ...]]:
+    """Return what is asked about a page and answered, each different question as two turns.
+
+    Args:
+        row: the values.
+        reading: how the page is read.
+        images: its picture.
+        ask: what is asked.
+        number: the row's position among all rows of its files, which draws depend on.
 
     Raises:
         DataError: not exactly one picture, a picture of another size than the data says, a broken page, or one that
@@ -40,8 +48,8 @@ def convert_page(
     page = read_page(row.get(reading.column))
     check_size(page.size, size)
     check_size(_given_size(row), size)
-    question, answer = ask_about(clipped(page, size), reading, draw)
-    return _turns(images, question, answer)
+    pairs = dict.fromkeys(ask(clipped(page, size), reading, number))
+    return [_turns(images, question, answer) for question, answer in pairs]
 
 
 def _turns(images: Sequence[ImageRef], question: str, answer: str) -> tuple[Turn, ...]:

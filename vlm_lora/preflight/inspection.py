@@ -9,8 +9,10 @@ from typing import Any
 
 from vlm_lora.batching.encoded import IGNORE_INDEX
 from vlm_lora.batching.encoding import RowEncoder
+from vlm_lora.batching.every_draw import EveryDraw
 from vlm_lora.data.conversation import Conversation, Text, Url
 from vlm_lora.data.dataset import ConversationDataset
+from vlm_lora.data.draws import ONCE, Span
 from vlm_lora.data.urls import kept_file
 from vlm_lora.errors import DataError
 from vlm_lora.preflight.findings import Finding, kind_of
@@ -22,29 +24,39 @@ class Inspection:
     Args:
         rows: the rows of one split.
         encoder: makes them into tensors.
+        span: how often the run draws for each row. One draw that cannot be used makes the row a bad one; of a good
+            row the longest draw's tokens and the first one's content count.
     """
 
-    def __init__(self, rows: ConversationDataset, encoder: RowEncoder) -> None:
+    def __init__(self, rows: ConversationDataset, encoder: RowEncoder, span: Span = ONCE) -> None:
         self._rows = rows
         self._seen = _SeenPictures()
-        self._encoder = encoder.watched_by(self._seen)
+        self._draws = EveryDraw(rows, encoder.watched_by(self._seen), span)
 
     def __call__(self, index: int) -> Finding:
         """Return what row `index` is; a fault of the row is a finding, any other error is raised."""
         self._seen.clear()
         try:
-            conversation = self._rows[index]
+            conversations = self._draws.conversations(index)
+            conversation = conversations[0]
             # Before the files are read: a change while they are read then shows at the next check.
             files = _stamp_of_files(conversation)
-            encoded = self._encoder.encode(conversation)
+            tokens, supervised, content = 0, 0, 0
+            sizes: tuple[tuple[int, int], ...] = ()
+            for number, encoded in enumerate(self._draws.encoded(index, conversations)):
+                if not number:
+                    sizes, content = tuple(self._seen.sizes), _content_of(conversation, self._seen.digests)
+                if len(encoded.input_ids) > tokens:
+                    tokens = len(encoded.input_ids)
+                    supervised = int(encoded.labels.ne(IGNORE_INDEX).sum())
         except DataError as error:
             reason = str(error).removeprefix(f"{self._rows.source(index)}: ")
             return Finding(kind=kind_of(error), reason=one_line(reason))
         return Finding(
-            tokens=len(encoded.input_ids),
-            supervised=int(encoded.labels.ne(IGNORE_INDEX).sum()),
-            sizes=tuple(self._seen.sizes),
-            content=_content_of(conversation, self._seen.digests),
+            tokens=tokens,
+            supervised=supervised,
+            sizes=sizes,
+            content=content,
             stamp=files ^ _stamp_of_urls(conversation),
         )
 

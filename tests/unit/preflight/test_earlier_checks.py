@@ -136,6 +136,17 @@ def test_changed_flag(flags: list[str], is_hit: Callable[..., bool]) -> None:
     assert [is_hit(), is_hit(*flags), is_hit(*flags)] == [False, False, True]
 
 
+def test_epochs_count_where_each_draws_anew(tmp_path: Path, data: Path, is_hit: Callable[..., bool]) -> None:
+    page = {"lines": [{"text": "Dear Ann,", "bbox": [2, 2, 18, 10]}]}
+    folder = tmp_path / "pages"
+    shutil.copytree(data / "a", folder)
+    write_jsonl(folder / "train.jsonl", [{"image": f"{row}.png", "text": page} for row in range(6)])
+    epochs = [("--num_train_epochs", number) for number in ("2", "3", "3")]
+    assert [is_hit(*words, dataset=folder) for words in epochs] == [False, False, True]
+    assert [is_hit(*words, dataset=folder) for words in (("--tasks", "detection"), ("--max_steps", "4"))] == [False] * 2
+    assert [is_hit(*words) for words in epochs] == [False, True, True], "the control: these rows stay as they are"
+
+
 def test_bad_row_that_was_put_right_and_one_that_was_not(data: Path, is_hit: Callable[..., bool]) -> None:
     picture = data / "a" / "2.png"
     content = picture.read_bytes()
