@@ -23,6 +23,9 @@ BOX_FORMATS = ("xywh", "xyxy")
 """COCO's left, top, width, height; or left, top, right, bottom."""
 _SIDES: Mapping[str, str] = {"xywh": "left, top, width, height", "xyxy": "left, top, right, bottom"}
 
+EDGE_PIXELS, EDGE_SHARE = 2, 0.01
+"""A box may stick out of its picture by so many pixels, or by this share of the side where that is more."""
+
 QUESTION = (
     "Find every object in the picture. Answer with a JSON list of "
     '{"bbox_2d": [x1, y1, x2, y2], "label": "..."}, in pixels.'
@@ -82,33 +85,60 @@ def as_json(items: Sequence[Mapping[str, Any]]) -> str:
 def read_box(value: Any, style: str, size: tuple[int, int] | None) -> Box:
     """Return a box as left, top, right, bottom, rounded to pixels and clipped to the picture.
 
+    Annotators draw a little over a picture's edge; what sticks out by more than that was written in another format,
+    or for another picture, and clipping it would hide that.
+
     Args:
         value: four numbers.
         style: `xywh` or `xyxy`.
         size: the picture's width and height in pixels; None where it is not known, and nothing is clipped.
 
     Raises:
-        DataError: not four finite numbers, an end before its start, or nothing of it lies in the picture.
+        DataError: not four finite numbers, numbers from 0 to 1 instead of pixels, an end before its start, a box that
+            sticks out of the picture by more than 2 pixels and 1 % of the side, or one that holds no whole pixel.
     """
     if not isinstance(value, list | tuple) or len(value) != 4 or not all(_is_finite(n) for n in value):
         raise DataError(f"{_short(value)} is no box; a box is four numbers.")
+    if all(0 <= n <= 1 for n in value) and any(isinstance(n, float) for n in value):
+        by = "" if size is None else f" ({size[0]}x{size[1]})"
+        raise DataError(
+            f"{_short(value)} has only numbers from 0 to 1, so it looks normalised; wanted are pixels. Multiply x by "
+            f"the picture's width and y by its height{by}."
+        )
     left, top, third, fourth = value
     right, bottom = (left + third, top + fourth) if style == "xywh" else (third, fourth)
     if right < left or bottom < top:
         raise DataError(f"{_short(value)} ends before it starts, read as {_SIDES[style]}.")
+    what = f"{_short(value)}, read as {_SIDES[style]} in pixels,"
+    if size is not None:
+        _check_inside((left, top, right, bottom), size, what)
+    box = _in_pixels((left, top, right, bottom), size)
+    if box[0] == box[2] or box[1] == box[3]:
+        where = "" if size is None else f" in the picture of {size[0]}x{size[1]} pixels"
+        raise DataError(f"{what} holds no whole pixel{where}.")
+    return box
+
+
+def _in_pixels(box: tuple[float, float, float, float], size: tuple[int, int] | None) -> Box:
+    left, top, right, bottom = (round(end) for end in box)
     if size is None:
-        return round(left), round(top), round(right), round(bottom)
+        return left, top, right, bottom
+    width, height = size
+    return min(max(left, 0), width), min(max(top, 0), height), min(max(right, 0), width), min(max(bottom, 0), height)
+
+
+def _check_inside(box: tuple[float, float, float, float], size: tuple[int, int], what: str) -> None:
+    """Refuse a box outside its picture, or more than a little over its edge."""
+    left, top, right, bottom = box
     width, height = size
     if right <= 0 or bottom <= 0 or left >= width or top >= height:
-        raise DataError(
-            f"{_short(value)} lies outside the picture of {width}x{height} pixels, read as {_SIDES[style]} in pixels."
-        )
-    return (
-        min(max(round(left), 0), width),
-        min(max(round(top), 0), height),
-        min(max(round(right), 0), width),
-        min(max(round(bottom), 0), height),
-    )
+        raise DataError(f"{what} lies outside the picture of {width}x{height} pixels.")
+    for over, side in ((max(-left, right - width), width), (max(-top, bottom - height), height)):
+        if over > max(EDGE_PIXELS, EDGE_SHARE * side):
+            raise DataError(
+                f"{what} reaches from {left:g}, {top:g} to {right:g}, {bottom:g} and sticks out of the picture of "
+                f"{width}x{height} pixels by {over:g}; allowed are {max(EDGE_PIXELS, EDGE_SHARE * side):g}."
+            )
 
 
 def check_size(given: tuple[Any, Any], size: tuple[int, int]) -> None:

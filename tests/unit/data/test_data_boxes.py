@@ -35,13 +35,51 @@ def answer(value: Any, **options: Any) -> list[dict[str, Any]]:
         ([10, 20, 30, 10], "xywh", (10, 20, 40, 30)),
         ([10, 20, 30, 40], "xyxy", (10, 20, 30, 40)),
         ([9.6, 20.4, 30.0, 10.2], "xywh", (10, 20, 40, 31)),
-        ([-5, -5, 20, 20], "xywh", (0, 0, 15, 15)),
-        ([90, 40, 30, 30], "xywh", (90, 40, 100, 50)),
+        ([-2, -2, 20, 20], "xywh", (0, 0, 18, 18)),
+        ([90, 40, 12, 11.6], "xywh", (90, 40, 100, 50)),
+        ([0, 0, 1, 1], "xyxy", (0, 0, 1, 1)),
         ([0, 0, 100, 50], "xyxy", (0, 0, 100, 50)),
     ],
 )
 def test_boxes_become_corners_in_whole_pixels_of_the_picture(box: list[float], style: str, expected: Any) -> None:
     assert read_box(box, style, SIZE) == expected
+
+
+@pytest.mark.parametrize(
+    ("box", "style", "size", "said"),
+    [
+        (
+            [400, 300, 600, 450],
+            "xywh",
+            (640, 480),
+            r"\[400, 300, 600, 450\], read as left, top, width, height in pixels, reaches from 400, 300 to "
+            r"1000, 750 and sticks out of the picture of 640x480 pixels by 360; allowed are 6\.4",
+        ),
+        ([-3, 2, 50, 40], "xyxy", SIZE, "sticks out .* by 3; allowed are 2"),
+        ([2, 2, 50, 52.5], "xyxy", SIZE, r"sticks out .* by 2\.5; allowed are 2"),
+        ([0.1, 0.2, 0.3, 0.4], "xyxy", SIZE, r"looks normalised; .* Multiply x .* \(100x50\)"),
+        ([0.0, 0.0, 1.0, 1.0], "xywh", None, "looks normalised"),
+        ([10, 20, 0.3, 10], "xywh", SIZE, "holds no whole pixel in the picture of 100x50 pixels"),
+        ([10, 20, 30, 20], "xyxy", None, "holds no whole pixel"),
+        ([99.6, 10, 101, 20], "xyxy", SIZE, "holds no whole pixel"),
+    ],
+)
+def test_boxes_of_another_format_or_picture_are_refused(
+    box: list[float], style: str, size: tuple[int, int] | None, said: str
+) -> None:
+    with pytest.raises(DataError, match=said):
+        read_box(box, style, size)
+    if size is not None:
+        with pytest.raises(
+            DataError, match=rf"Box 1 in column 'objects': .*{said}.*\(--box_format {style}; allowed are"
+        ):
+            answer_boxes({"bbox": [box], "category": ["a"]}, BoxReading(column="objects", format=style), size)
+
+
+def test_the_edge_of_a_large_picture_is_a_share_of_its_side() -> None:
+    assert read_box([-6, 100, 646, 484], "xyxy", (640, 480)) == (0, 100, 640, 480)
+    with pytest.raises(DataError, match="sticks out"):
+        read_box([-7, 100, 640, 480], "xyxy", (640, 480))
 
 
 @given(st.lists(st.floats(-300, 300), min_size=4, max_size=4), st.sampled_from(["xywh", "xyxy"]), st.integers(1, 200))
@@ -50,8 +88,8 @@ def test_any_box_lies_in_the_picture_or_is_refused(box: list[float], style: str,
         left, top, right, bottom = read_box(box, style, (side, 50))
     except DataError:
         return
-    assert 0 <= left <= right <= side
-    assert 0 <= top <= bottom <= 50
+    assert 0 <= left < right <= side
+    assert 0 <= top < bottom <= 50
 
 
 @pytest.mark.parametrize(
