@@ -44,6 +44,8 @@ class BoxReading:
     format: str = "xywh"
     names: tuple[str, ...] = ()
     """Names of the categories that the data gives as numbers, number 0 first."""
+    numbers: str | None = None
+    """Key of the numbers that the data declares these names for; None takes the first key that is there."""
     question: str = QUESTION
 
 
@@ -66,7 +68,7 @@ def answer_boxes(value: Any, reading: BoxReading, size: tuple[int, int]) -> str:
         DataError: what is given cannot be read as boxes with categories; the message names the box.
     """
     found = []
-    for number, (box, category) in enumerate(_pairs(value, reading.column), start=1):
+    for number, (box, category) in enumerate(_pairs(value, reading), start=1):
         try:
             found.append({"bbox_2d": read_box(box, reading.format, size), "label": _name(category, reading.names)})
         except DataError as error:
@@ -166,14 +168,16 @@ def _boxes(value: Mapping[str, Any]) -> Any:
     return next((value[name] for name in BOX_KEYS if value.get(name) is not None), None)
 
 
-def _categories(value: Mapping[str, Any]) -> Any:
-    """Return what stands under the first key that holds names, else under the first that is not null.
+def _categories(value: Mapping[str, Any], numbers: str | None) -> Any:
+    """Return what stands under the first key that holds names, else under that of the numbers with declared names.
 
-    COCO's items may have `category_id` and `category_name`: a name needs no list of names.
+    COCO's items may have `category_id` and `category_name`: a name needs no list of names. Without declared names
+    the first key that is not null counts.
     """
     given = [value[name] for name in CATEGORY_KEYS if name in value]
     said = [found for found in given if not _is_null(found)]
-    return next((found for found in said if _are_names(found)), (said or given)[0])
+    declared = [] if numbers is None or _is_null(value.get(numbers)) else [value[numbers]]
+    return next((found for found in said if _are_names(found)), (declared or said or given)[0])
 
 
 def _is_null(value: Any) -> bool:
@@ -187,17 +191,18 @@ def _are_names(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _pairs(value: Any, column: str) -> Iterator[tuple[Any, Any]]:
+def _pairs(value: Any, reading: BoxReading) -> Iterator[tuple[Any, Any]]:
     """Yield box and category, from an object of lists or a list of objects."""
+    column = reading.column
     if isinstance(value, list | tuple):
         for number, item in enumerate(value, start=1):
             if not isinstance(item, Mapping) or not _has_keys(item):
                 raise DataError(f"Box {number} in column '{column}' is {_short(item)}; {_WANTED}")
-            yield _boxes(item), _categories(item)
+            yield _boxes(item), _categories(item, reading.numbers)
         return
     if not isinstance(value, Mapping) or not _has_keys(value):
         raise DataError(f"Column '{column}' holds {_short(value)}; {_WANTED}")
-    boxes, categories = _boxes(value), _categories(value)
+    boxes, categories = _boxes(value), _categories(value, reading.numbers)
     if not isinstance(boxes, list | tuple) or not isinstance(categories, list | tuple):
         raise DataError(f"Column '{column}' holds {_short(value)}; {_WANTED}")
     if len(boxes) != len(categories):
@@ -210,6 +215,8 @@ _WANTED = 'wanted is {"bbox": [[...], ...], "category": [...]} or [{"bbox": [...
 
 def _name(category: Any, names: tuple[str, ...]) -> str:
     if isinstance(category, str):
+        if not category.strip():
+            raise DataError("the category is an empty text. Name what the box shows, or take the box out.")
         return category
     if isinstance(category, bool) or not isinstance(category, int):
         raise DataError(f"the category {category!r} is neither a name nor a whole number.")

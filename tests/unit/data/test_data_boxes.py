@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -103,6 +104,7 @@ def test_any_box_lies_in_the_picture_or_is_refused(box: list[float], style: str,
         ({"bbox": [[1, 2, 3, 4]], "category": ["a", "b"]}, "1 boxes and 2 categories"),
         ({"bbox": [[1, 2, 3, 4]], "category": [3]}, "the number 3, and the data names no categories.*--box_labels"),
         ({"bbox": [[1, 2, 3, 4]], "category": [None]}, "neither a name nor a whole number"),
+        ({"bbox": [[1, 2, 3, 4]], "category": [" "]}, "Box 1 .* the category is an empty text"),
         ({"bbox": [[1, 2, 3, 4]], "category": [True]}, "neither a name nor a whole number"),
         ({"bbox": [1, 2, 3, 4], "category": "a"}, "wanted is"),
         ({"area": [4]}, "wanted is"),
@@ -138,6 +140,34 @@ def test_a_name_beside_a_number_wins(keys: tuple[str, str]) -> None:
         assert [found["label"] for found in answer(value, names=("a", "b", "c", "d"))] == ["d"]
         with pytest.raises(DataError, match="the number 3, and the data names no categories"):
             answer(value)
+
+
+def test_numbers_are_those_that_the_names_were_declared_for(tmp_path: Path) -> None:
+    features = datasets.Features(
+        {
+            "image": datasets.Value("string"),
+            "objects": {
+                "bbox": datasets.Sequence(datasets.Sequence(datasets.Value("float32"), length=4)),
+                "label": datasets.Sequence(datasets.Value("int64")),
+                "category_id": datasets.Sequence(datasets.ClassLabel(names=["mask", "glove"])),
+            },
+        }
+    )
+    (tmp_path / "a.png").write_bytes(encode_png(Image.new("RGB", SIZE)))
+    objects = [{"bbox": [[1, 2, 3, 4]], "label": [0], "category_id": [1]}]
+    made = datasets.Dataset.from_dict({"image": ["a.png"], "objects": objects}, features=features)
+    made.to_parquet(tmp_path / "train.parquet")
+
+    def label(**config: Any) -> str:
+        given = DataConfig(dataset_name=str(tmp_path / "train.parquet"), validation_fraction=0.0, **config)
+        data = load_splits(given, need_train=True, need_validation=False).train
+        assert data is not None
+        found: str = json.loads(data[0].turns[-1].text)[0]["label"]
+        return found
+
+    assert label() == "glove"
+    # The control: names that are typed are for the first key.
+    assert label(box_labels=("a", "b")) == "a"
 
 
 def test_answers_are_json_whatever_the_labels_hold() -> None:
