@@ -101,7 +101,7 @@ def check_before_training(
     listed = faulty_rows(content)
     counts: dict[str, int] = {name: split["rows"] for name, split in content["splits"].items()}
     overlong, bad = divide(listed, run.batching.on_overflow)
-    judge(bad, counts, run.data, where=str(folder / REPORT), shown=SHOWN)
+    judge(bad, counts, run.data, where=str(folder / REPORT), shown=SHOWN, dropped=overlong)
     logger.info("Checked %d rows: %d bad. %s says what they are.", sum(counts.values()), len(bad), folder / REPORT)
     if content["leaked"]:
         logger.warning(

@@ -52,6 +52,6 @@ def check(rest: Sequence[str]) -> None:
         write_whole(own.html, render_page(report))
     rows = {name: split.rows for name, split in report.splits.items()}
     dropped, bad = divide(report.bad, run.batching.on_overflow)
-    judge(bad, rows, run.data, where="The report", shown=1)
+    judge(bad, rows, run.data, where="The report", shown=1, dropped=dropped)
     for name, count in rows.items():
         refuse_all_dropped(name, sum(row.split == name for row in dropped), count, "the report")

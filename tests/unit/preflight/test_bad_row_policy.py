@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,11 +25,18 @@ def faulty(row: int, split: str = "train") -> FaultyRow:
     )
 
 
-def refusal(bad: list[FaultyRow], rows: dict[str, int], *, shown: int = 10, **settings: object) -> str:
+def refusal(
+    bad: list[FaultyRow],
+    rows: dict[str, int],
+    *,
+    shown: int = 10,
+    dropped: Sequence[FaultyRow] = (),
+    **settings: object,
+) -> str:
     """Return the message, or nothing where the run may go on."""
     config = DataConfig(**settings)  # type: ignore[arg-type]
     try:
-        judge(bad, rows, config, where="report.json", shown=shown)
+        judge(bad, rows, config, where="report.json", shown=shown, dropped=dropped)
     except DataError as error:
         return str(error)
     return ""
@@ -92,6 +101,14 @@ def test_split_without_a_good_row_stops_at_any_fraction() -> None:
     found = [faulty(row, "validation") for row in range(3)]
     said = refusal(found, {"train": 9, "validation": 3}, on_bad_sample="skip", max_bad_fraction=1.0)
     assert said.startswith("validation: all 3 rows are bad")
+
+
+def test_split_that_bad_rows_and_dropped_ones_leave_empty_stops() -> None:
+    settings: dict[str, Any] = {"on_bad_sample": "skip", "max_bad_fraction": 0.5}
+    found, long = [faulty(0)], [faulty(row) for row in (1, 2)]
+    said = refusal(found, {"train": 3}, dropped=long, **settings)
+    assert said.startswith("train: all 3 rows are bad or too long (2, which --on_overflow drop leaves out), the first")
+    assert refusal(found, {"train": 4}, dropped=long, **settings) == "", "the control: one row is left"
 
 
 def test_rows_are_left_out_and_none_moves_up(tmp_path: Path) -> None:
