@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from vlm_lora.errors import DataError
 
 SIZE_COLUMNS = ("image", "image_info")
 """Columns that may hold `{"width", "height"}` of the picture, beside columns of these two names."""
+
+_WHOLE = re.compile(r"[0-9]{1,9}(\.0*)?")
 
 
 def convert_boxes(row: Mapping[str, Any], reading: BoxReading, images: Sequence[ImageRef]) -> tuple[Turn, ...]:
@@ -46,7 +49,7 @@ def convert_page(
     """
     size = _size_of_only(images, reading.column)
     page = read_page(row.get(reading.column))
-    check_size(page.size, size)
+    check_size((_number(page.size[0]), _number(page.size[1])), size)
     check_size(_given_size(row), size)
     pairs = dict.fromkeys(ask(clipped(page, size), reading, number))
     return [_turns(images, question, answer) for question, answer in pairs]
@@ -70,7 +73,9 @@ def _given_size(row: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _number(value: Any) -> int | None:
-    """Return a whole number, also from a CSV's text; None for anything else."""
-    if isinstance(value, str) and value.strip().isdecimal():
+    """Return a whole number, also from a CSV's text or written as 640.0, as tables do; None for anything else."""
+    if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
+        return int(float(value))
+    if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -260,6 +260,8 @@ def test_what_could_be_meant_otherwise_is_asked(tmp_path: Path, row: dict[str, A
     ("row", "said"),
     [
         ({"image": "a.png", "objects": GOOD, "width": 200, "height": 100}, "for a picture of 200x100"),
+        ({"image": "a.png", "objects": GOOD, "width": 200.0, "height": 100.0}, "for a picture of 200x100"),
+        ({"image": "a.png", "objects": GOOD, "width": "200.0", "height": "100"}, "for a picture of 200x100"),
         ({"image": ["a.png", "a.png"], "objects": GOOD}, "marks one picture, and the row has 2"),
         ({"image": None, "objects": GOOD}, "marks one picture, and the row has 0"),
         (
@@ -273,6 +275,16 @@ def test_rows_that_cannot_be_used_name_file_and_row(tmp_path: Path, row: dict[st
     flags = {} if row.get("image") else {"image_column": "image"}
     with pytest.raises(DataError, match=rf"rows\.jsonl row 0: .*{said}"):
         load(tmp_path, row, **flags)[0]
+
+
+@pytest.mark.parametrize("size", [(100, 50), (100.0, 50.0), ("100", "50.0"), (8.5, 11.0), ("wide", None)])
+def test_the_pictures_own_size_in_any_writing_is_no_fault(tmp_path: Path, size: tuple[Any, Any]) -> None:
+    width, height = size
+    for row in (
+        {"image": "a.png", "objects": GOOD, "width": width, "height": height},
+        {"image": "a.png", "json": {"text": {"text": "a"}, "image": {"width": width, "height": height}}},
+    ):
+        assert load(tmp_path, row)[0].turns[-1].text
 
 
 def test_an_explicit_mapping_wins_over_boxes(tmp_path: Path) -> None:
