@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,9 @@ from vlm_lora.preflight.figures import DataReport
 from vlm_lora.report.memory import explain_exhaustion
 from vlm_lora.report.model_card import write_model_card
 from vlm_lora.report.preview import ShownRow
-from vlm_lora.stages import Stage, Tools, choose_backend, open_stage, open_tools, resolve_anywhere
+from vlm_lora.stages import Stage, Tools, choose_backend, open_stage, open_tools, resolve_anywhere, wants_static_shapes
 from vlm_lora.training.arguments import check_arguments
+from vlm_lora.training.drawing import drawn_epochs
 from vlm_lora.training.engine import EngineCheck, needs_pictures, note_pictures, refuse_other_engine
 from vlm_lora.training.outputs import (
     check_adapter_settings,
@@ -81,10 +82,20 @@ def train(run: RunConfig) -> dict[str, Any]:
     measured = arguments.do_eval or arguments.eval_on_start
     splits = load_splits(run.data, need_train=arguments.do_train, need_validation=measured)
     if splits.stream is not None:
-        check_streaming(run, arguments, static_shapes=_wants_static_shapes(stage))
+        check_streaming(run, arguments, static_shapes=wants_static_shapes(stage.run, stage.backend))
     tools = open_tools(run)
-    workers = stage.values.get("dataloader_num_workers")
-    splits = check_before_training(run, arguments, splits, tools, workers=workers)
+    splits = check_before_training(
+        run,
+        arguments,
+        splits,
+        tools,
+        workers=stage.values.get("dataloader_num_workers"),
+        epochs=drawn_epochs(
+            num_train_epochs=arguments.num_train_epochs,
+            max_steps=arguments.max_steps,
+            static_shapes=wants_static_shapes(run, stage.backend),
+        ),
+    )
     tools, groups = _plan_shapes(stage, tools, splits)
     needs = partial(advise, _subject(run, stage.values, tools, splits.train), arguments, stage.backend)
     with explain_exhaustion(stage.backend, "loading the model", needs):
@@ -167,10 +178,17 @@ def dry_run(run: RunConfig) -> list[ShownRow]:
 
 def check(run: RunConfig, *, workers: int | None, show_progress: bool) -> DataReport:
     """Read every row once, as `train` with the same flags would, and report what they are; needs no weights."""
-    run, values, _ = resolve_anywhere(run)
+    run, values, arguments_class = resolve_anywhere(run)
     measured = is_true(values.get("do_eval", True))
     splits = load_splits(run.data, need_train=is_true(values.get("do_train", True)), need_validation=measured)
-    return check_rows(run, splits, open_tools(run), workers=workers, show_progress=show_progress)
+    given = {field.name: values.get(field.name, field.default) for field in fields(arguments_class)}
+    epochs = drawn_epochs(
+        num_train_epochs=given["num_train_epochs"],
+        max_steps=given["max_steps"],
+        static_shapes=wants_static_shapes(run),
+    )
+    tools = open_tools(run)
+    return check_rows(run, splits, tools, workers=workers, show_progress=show_progress, epochs=epochs)
 
 
 def plan(run: RunConfig, request: PlanRequest, announce: Callable[[str], object] = logger.debug) -> PlanReport:
@@ -200,14 +218,9 @@ def _subject(run: RunConfig, values: Mapping[str, Any], tools: Tools, data: Any)
     )
 
 
-def _wants_static_shapes(stage: Stage) -> bool:
-    wanted = stage.run.batching.static_shapes
-    return stage.backend.traits.static_shapes if wanted is None else wanted
-
-
 def _plan_shapes(stage: Stage, tools: Tools, splits: Splits) -> tuple[Tools, Mapping[str, Any]]:
     """Where shapes are to be static, plan them; return tools that keep to the plan, and the rows of each shape."""
-    if not _wants_static_shapes(stage):
+    if not wants_static_shapes(stage.run, stage.backend):
         return tools, {}
     if splits.train is not None and splits.train.varies:
         logger.warning(

@@ -102,6 +102,14 @@ def resolve_anywhere(run: RunConfig) -> tuple[RunConfig, dict[str, Any], type]:
     return run, {**defaults, **values}, TrainingArguments
 
 
+def wants_static_shapes(run: RunConfig, backend: Backend | None = None) -> bool:
+    """Say whether batch shapes are planned; without a backend, by the one that the run names or would choose."""
+    if run.batching.static_shapes is not None:
+        return run.batching.static_shapes
+    chosen = backend or installed().get(run.backend) or choose_backend(run)[0]
+    return chosen.traits.static_shapes
+
+
 def choose_backend(run: RunConfig) -> tuple[Backend, Probe]:
     """Return the backend that a run asks for, and what it found of its hardware."""
     return select(run.backend, on_cpu=is_true(run.raw.get("use_cpu")))

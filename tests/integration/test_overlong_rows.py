@@ -61,6 +61,15 @@ def test_where_no_row_is_left_the_split_is_named(
     assert f"all {ROWS} rows of 'train' are too long" in capsys.readouterr().err
 
 
+def test_check_and_training_come_to_one_verdict(
+    model_folder: Callable[[str], Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["check", "--model_name_or_path", str(model_folder("gemma3")), "--dataset_name", str(data), "--use_cpu"]
+    assert main([*words, "--on_overflow", "drop", "--max_length", "5"]) == 1
+    assert f"all {ROWS} rows of 'train' are too long (the report lists them)" in capsys.readouterr().err
+    assert main([*words, "--on_overflow", "drop", "--max_length", "100"]) == 0, "some rows are left"
+
+
 def test_the_memory_plan_leaves_them_out_too(
     model_folder: Callable[[str], Path], data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

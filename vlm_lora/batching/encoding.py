@@ -67,6 +67,7 @@ class RowEncoder:
         tokenizer = processor.tokenizer
         if not eos_token_ids:
             raise ModelError("No eos token is known for this model: without one it cannot learn to stop.")
+        self._plain = tokenizer
         self._style = style
         self._eos_token_ids = eos_token_ids
         self._max_length = max_length
@@ -92,23 +93,36 @@ class RowEncoder:
         self._processor = copy.copy(processor)
         self._processor.tokenizer = self._tokenizer
 
-    def encode(self, conversation: Conversation, *, keep_pictures: bool = False) -> EncodedRow:
+    @property
+    def max_length(self) -> int | None:
+        """Longest row in tokens; None for no limit."""
+        return self._max_length
+
+    def text_tokens(self, text: str) -> int:
+        """Return how many tokens a text is by itself."""
+        return len(self._plain.tokenize(text, add_special_tokens=False))
+
+    def encode(
+        self, conversation: Conversation, *, keep_pictures: bool = False, loaded: dict[int, Any] | None = None
+    ) -> EncodedRow:
         """Return the row for training, made to fit as `on_overflow` says.
 
         Args:
             conversation: the row.
             keep_pictures: also return the pictures as the processor was given them, for people to look at.
+            loaded: decoded pictures by the `id` of their reference, which is added to: a picture that several
+                conversations share is decoded once. The caller keeps those conversations.
 
         Raises:
             TooLongError: the row is too long, and `on_overflow` does not or cannot change that.
             RenderingError: the label promise cannot be kept on this row.
             ImageError: an image cannot be read.
         """
-        loaded: dict[int, Any] = {}
+        decoded = {} if loaded is None else loaded
 
         def attempt(smaller: Conversation, side: float) -> EncodedRow:
             rendering = self._renderer.render(smaller)
-            pictures = self._pictures(smaller, smaller.images, side, loaded)
+            pictures = self._pictures(smaller, smaller.images, side, decoded)
             row = self._placed_row(rendering, smaller, pictures)
             return replace(row, pictures=tuple(pictures)) if keep_pictures else row
 

@@ -10,7 +10,6 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from vlm_lora.batching.order import Rows
-from vlm_lora.data.conversation import Conversation
 
 _CHUNK = 16
 """Rows that a worker measures at a time."""
@@ -24,8 +23,8 @@ class Measured:
     """Loader processes; 0 measures in this one."""
     show_progress: bool
 
-    def each(self, rows: Rows, function: Callable[[Conversation], Any], description: str) -> list[Any]:
-        """Return what `function` (which workers must be able to pickle) says of every row, in order."""
+    def each(self, rows: Rows | Sequence[int], function: Callable[[Any], Any], description: str) -> list[Any]:
+        """Return what `function` (which workers must be able to pickle) says of every row or number, in order."""
         loader: Any = DataLoader(
             rows,  # type: ignore[arg-type]
             batch_size=_CHUNK,
@@ -44,8 +43,8 @@ class Measured:
 class _EachOf:
     """A collate function that measures rows one by one."""
 
-    def __init__(self, function: Callable[[Conversation], Any]) -> None:
+    def __init__(self, function: Callable[[Any], Any]) -> None:
         self._function = function
 
-    def __call__(self, rows: Sequence[Conversation]) -> list[Any]:
+    def __call__(self, rows: Sequence[Any]) -> list[Any]:
         return [self._function(row) for row in rows]

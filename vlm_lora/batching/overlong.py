@@ -3,37 +3,43 @@
 from __future__ import annotations
 
 from vlm_lora.batching.encoding import RowEncoder
+from vlm_lora.batching.every_draw import EveryDraw
 from vlm_lora.batching.measuring import Measured
 from vlm_lora.batching.order import Rows
-from vlm_lora.data.conversation import Conversation
+from vlm_lora.data.draws import ONCE, Span
 from vlm_lora.errors import TooLongError
 
 
-def overlong_rows(rows: Rows, encoder: RowEncoder, *, workers: int = 0, show_progress: bool = False) -> dict[int, str]:
+def overlong_rows(
+    rows: Rows, encoder: RowEncoder, *, span: Span = ONCE, workers: int = 0, show_progress: bool = False
+) -> dict[int, str]:
     """Encode every row and return those that are too long, by index, with the reason (which names the row).
 
     Args:
         rows: conversations by number.
         encoder: makes the rows; its `on_overflow` has its way first.
+        span: how often the run draws for each row; one draw that is too long is enough.
         workers: loader processes.
         show_progress: on one rank only.
 
     Raises:
         RenderingError, ImageError: a row cannot be encoded for another reason.
     """
-    found = Measured(workers=workers, show_progress=show_progress).each(rows, _Overlong(encoder), "Row lengths")
+    measured = Measured(workers=workers, show_progress=show_progress)
+    found = measured.each(range(len(rows)), _Overlong(EveryDraw(rows, encoder, span)), "Row lengths")
     return {index: reason for index, reason in enumerate(found) if reason is not None}
 
 
 class _Overlong:
     """Says why a row is too long, or None; can be pickled into loader workers."""
 
-    def __init__(self, encoder: RowEncoder) -> None:
-        self._encoder = encoder
+    def __init__(self, draws: EveryDraw) -> None:
+        self._draws = draws
 
-    def __call__(self, row: Conversation) -> str | None:
+    def __call__(self, index: int) -> str | None:
         try:
-            self._encoder.encode(row)
+            for _ in self._draws.encoded(index, self._draws.conversations(index)):
+                pass
         except TooLongError as error:
             return str(error)
         return None

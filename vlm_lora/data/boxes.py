@@ -16,12 +16,15 @@ from vlm_lora.errors import DataError
 
 BOX_KEYS = ("bbox", "bboxes", "box", "boxes")
 """Keys of the boxes in an `objects` column, the first that is there counts."""
-CATEGORY_KEYS = ("category", "categories", "label", "labels", "category_id", "category_name", "class")
-"""Keys of what each box shows, alike."""
+CATEGORY_KEYS = ("category", "categories", "label", "labels", "category_name", "class", "category_id")
+"""Keys of what each box shows, alike; one that holds names counts before one that holds numbers."""
 
 BOX_FORMATS = ("xywh", "xyxy")
 """COCO's left, top, width, height; or left, top, right, bottom."""
 _SIDES: Mapping[str, str] = {"xywh": "left, top, width, height", "xyxy": "left, top, right, bottom"}
+
+EDGE_PIXELS, EDGE_SHARE = 2, 0.01
+"""A box may stick out of its picture by so many pixels, or by this share of the side where that is more."""
 
 QUESTION = (
     "Find every object in the picture. Answer with a JSON list of "
@@ -41,6 +44,8 @@ class BoxReading:
     format: str = "xywh"
     names: tuple[str, ...] = ()
     """Names of the categories that the data gives as numbers, number 0 first."""
+    numbers: str | None = None
+    """Key of the numbers that the data declares these names for; None takes the first key that is there."""
     question: str = QUESTION
     """What is asked where no column asks it."""
     prompt: str | None = None
@@ -66,7 +71,7 @@ def answer_boxes(value: Any, reading: BoxReading, size: tuple[int, int]) -> str:
         DataError: what is given cannot be read as boxes with categories; the message names the box.
     """
     found = []
-    for number, (box, category) in enumerate(_pairs(value, reading.column), start=1):
+    for number, (box, category) in enumerate(_pairs(value, reading), start=1):
         try:
             found.append({"bbox_2d": read_box(box, reading.format, size), "label": _name(category, reading.names)})
         except DataError as error:
@@ -85,33 +90,60 @@ def as_json(items: Sequence[Mapping[str, Any]]) -> str:
 def read_box(value: Any, style: str, size: tuple[int, int] | None) -> Box:
     """Return a box as left, top, right, bottom, rounded to pixels and clipped to the picture.
 
+    Annotators draw a little over a picture's edge; what sticks out by more than that was written in another format,
+    or for another picture, and clipping it would hide that.
+
     Args:
         value: four numbers.
         style: `xywh` or `xyxy`.
         size: the picture's width and height in pixels; None where it is not known, and nothing is clipped.
 
     Raises:
-        DataError: not four finite numbers, an end before its start, or nothing of it lies in the picture.
+        DataError: not four finite numbers, numbers from 0 to 1 instead of pixels, an end before its start, a box that
+            sticks out of the picture by more than 2 pixels and 1 % of the side, or one that holds no whole pixel.
     """
     if not isinstance(value, list | tuple) or len(value) != 4 or not all(_is_finite(n) for n in value):
         raise DataError(f"{_short(value)} is no box; a box is four numbers.")
+    if all(0 <= n <= 1 for n in value) and any(isinstance(n, float) for n in value):
+        by = "" if size is None else f" ({size[0]}x{size[1]})"
+        raise DataError(
+            f"{_short(value)} has only numbers from 0 to 1, so it looks normalised; wanted are pixels. Multiply x by "
+            f"the picture's width and y by its height{by}."
+        )
     left, top, third, fourth = value
     right, bottom = (left + third, top + fourth) if style == "xywh" else (third, fourth)
     if right < left or bottom < top:
         raise DataError(f"{_short(value)} ends before it starts, read as {_SIDES[style]}.")
+    what = f"{_short(value)}, read as {_SIDES[style]} in pixels,"
+    if size is not None:
+        _check_inside((left, top, right, bottom), size, what)
+    box = _in_pixels((left, top, right, bottom), size)
+    if box[0] == box[2] or box[1] == box[3]:
+        where = "" if size is None else f" in the picture of {size[0]}x{size[1]} pixels"
+        raise DataError(f"{what} holds no whole pixel{where}.")
+    return box
+
+
+def _in_pixels(box: tuple[float, float, float, float], size: tuple[int, int] | None) -> Box:
+    left, top, right, bottom = (round(end) for end in box)
     if size is None:
-        return round(left), round(top), round(right), round(bottom)
+        return left, top, right, bottom
+    width, height = size
+    return min(max(left, 0), width), min(max(top, 0), height), min(max(right, 0), width), min(max(bottom, 0), height)
+
+
+def _check_inside(box: tuple[float, float, float, float], size: tuple[int, int], what: str) -> None:
+    """Refuse a box outside its picture, or more than a little over its edge."""
+    left, top, right, bottom = box
     width, height = size
     if right <= 0 or bottom <= 0 or left >= width or top >= height:
-        raise DataError(
-            f"{_short(value)} lies outside the picture of {width}x{height} pixels, read as {_SIDES[style]} in pixels."
-        )
-    return (
-        min(max(round(left), 0), width),
-        min(max(round(top), 0), height),
-        min(max(round(right), 0), width),
-        min(max(round(bottom), 0), height),
-    )
+        raise DataError(f"{what} lies outside the picture of {width}x{height} pixels.")
+    for over, side in ((max(-left, right - width), width), (max(-top, bottom - height), height)):
+        if over > max(EDGE_PIXELS, EDGE_SHARE * side):
+            raise DataError(
+                f"{what} reaches from {left:g}, {top:g} to {right:g}, {bottom:g} and sticks out of the picture of "
+                f"{width}x{height} pixels by {over:g}; allowed are {max(EDGE_PIXELS, EDGE_SHARE * side):g}."
+            )
 
 
 def check_size(given: tuple[Any, Any], size: tuple[int, int]) -> None:
@@ -131,24 +163,49 @@ def check_size(given: tuple[Any, Any], size: tuple[int, int]) -> None:
 
 
 def _has_keys(value: Mapping[str, Any]) -> bool:
-    return _key(value, BOX_KEYS) is not None and _key(value, CATEGORY_KEYS) is not None
+    return any(name in value for name in BOX_KEYS) and any(name in value for name in CATEGORY_KEYS)
 
 
-def _key(value: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    return next((name for name in names if name in value), None)
+def _boxes(value: Mapping[str, Any]) -> Any:
+    """Return what stands under the first key of boxes that is not null."""
+    return next((value[name] for name in BOX_KEYS if value.get(name) is not None), None)
 
 
-def _pairs(value: Any, column: str) -> Iterator[tuple[Any, Any]]:
+def _categories(value: Mapping[str, Any], numbers: str | None) -> Any:
+    """Return what stands under the first key that holds names, else under that of the numbers with declared names.
+
+    COCO's items may have `category_id` and `category_name`: a name needs no list of names. Without declared names
+    the first key that is not null counts.
+    """
+    given = [value[name] for name in CATEGORY_KEYS if name in value]
+    said = [found for found in given if not _is_null(found)]
+    declared = [] if numbers is None or _is_null(value.get(numbers)) else [value[numbers]]
+    return next((found for found in said if _are_names(found)), (declared or said or given)[0])
+
+
+def _is_null(value: Any) -> bool:
+    """Say whether a value says nothing: null, or the list of nulls that Arrow fills in."""
+    return value is None or (isinstance(value, list | tuple) and bool(value) and all(item is None for item in value))
+
+
+def _are_names(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return bool(value) and all(isinstance(name, str) for name in value)
+    return isinstance(value, str)
+
+
+def _pairs(value: Any, reading: BoxReading) -> Iterator[tuple[Any, Any]]:
     """Yield box and category, from an object of lists or a list of objects."""
+    column = reading.column
     if isinstance(value, list | tuple):
         for number, item in enumerate(value, start=1):
             if not isinstance(item, Mapping) or not _has_keys(item):
                 raise DataError(f"Box {number} in column '{column}' is {_short(item)}; {_WANTED}")
-            yield item[str(_key(item, BOX_KEYS))], item[str(_key(item, CATEGORY_KEYS))]
+            yield _boxes(item), _categories(item, reading.numbers)
         return
     if not isinstance(value, Mapping) or not _has_keys(value):
         raise DataError(f"Column '{column}' holds {_short(value)}; {_WANTED}")
-    boxes, categories = value[str(_key(value, BOX_KEYS))], value[str(_key(value, CATEGORY_KEYS))]
+    boxes, categories = _boxes(value), _categories(value, reading.numbers)
     if not isinstance(boxes, list | tuple) or not isinstance(categories, list | tuple):
         raise DataError(f"Column '{column}' holds {_short(value)}; {_WANTED}")
     if len(boxes) != len(categories):
@@ -161,6 +218,8 @@ _WANTED = 'wanted is {"bbox": [[...], ...], "category": [...]} or [{"bbox": [...
 
 def _name(category: Any, names: tuple[str, ...]) -> str:
     if isinstance(category, str):
+        if not category.strip():
+            raise DataError("the category is an empty text. Name what the box shows, or take the box out.")
         return category
     if isinstance(category, bool) or not isinstance(category, int):
         raise DataError(f"the category {category!r} is neither a name nor a whole number.")

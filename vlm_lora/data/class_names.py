@@ -15,9 +15,15 @@ class Described(Protocol):
         """Feature by column; empty where nothing is declared."""
 
 
-def declared_names(features: Mapping[str, Any], column: str, keys: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names declared for numbers under one of `keys` inside a column; empty where there are none."""
-    return next((names for key in keys for names in [_search(features.get(column), key, False)] if names), ())
+def declared_names(
+    features: Mapping[str, Any], column: str, keys: tuple[str, ...]
+) -> tuple[str | None, tuple[str, ...]]:
+    """Return the first of `keys` that has names declared for its numbers inside a column, and the names.
+
+    None and no names where there is none.
+    """
+    found = ((key, _search(features.get(column), key, False)) for key in keys)
+    return next(((key, names) for key, names in found if names), (None, ()))
 
 
 def names_of(features: Mapping[str, Any], column: str) -> tuple[str, ...]:

@@ -14,8 +14,9 @@ from vlm_lora.config import DataConfig
 from vlm_lora.data.annotations import refuse_unused
 from vlm_lora.data.column_search import SAMPLE
 from vlm_lora.data.conversation import Conversation, RowSource
+from vlm_lora.data.draws import Ask
 from vlm_lora.data.image_values import ImagePlace
-from vlm_lora.data.layouts import build_conversation
+from vlm_lora.data.layouts import build_asked, build_conversation
 from vlm_lora.data.mixture import Mixture, check_weights, split_names
 from vlm_lora.data.rows import Rows
 from vlm_lora.data.schema import Schema, detect_schema
@@ -86,11 +87,27 @@ class ConversationDataset:
         Raises:
             DataError: The row cannot be used; the message begins with file and row.
         """
-        folder = self._image_root or folder
-        place = ImagePlace(folder=folder, roots=(folder,) if folder else self._hub_roots, allow_urls=self._allow_urls)
+        place = self._place(folder)
         return build_conversation(
             row, self.schema, source=source, place=place, system_prompt=self._system_prompt, draw=draw
         )
+
+    def asked(self, index: int, ask: Ask) -> list[Conversation]:
+        """Return a page's conversations with what `ask` asks, which share their picture. Raises as `at` does."""
+        position = self._indices[index]
+        return build_asked(
+            self.rows[position],
+            self.schema,
+            source=self.rows.source(position),
+            place=self._place(self.rows.origin(position).folder),
+            system_prompt=self._system_prompt,
+            ask=ask,
+            number=position,
+        )
+
+    def _place(self, folder: Path | None) -> ImagePlace:
+        folder = self._image_root or folder
+        return ImagePlace(folder=folder, roots=(folder,) if folder else self._hub_roots, allow_urls=self._allow_urls)
 
     def without(self, positions: Collection[int]) -> ConversationDataset:
         """Return the same data set with the conversations at these positions left out."""

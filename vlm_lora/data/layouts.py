@@ -12,13 +12,15 @@ from typing import Any
 from vlm_lora.data.chats import parse_turns
 from vlm_lora.data.columns import CAPTION_QUESTION, IMAGE_PARTS, ROLES, TEXT_PARTS, TURN_KEYS, UNREAD_MEDIA
 from vlm_lora.data.conversation import Conversation, ImageRef, Part, RowSource, Text, Turn
+from vlm_lora.data.draws import Ask
 from vlm_lora.data.image_places import Draft, NextImage, UserText, place_images, split_marks
 from vlm_lora.data.image_values import ImagePlace, is_missing, read_image_value, read_image_values
 from vlm_lora.data.marked_rows import convert_boxes, convert_page
+from vlm_lora.data.pages import Page
 from vlm_lora.data.row_texts import check_unicode, read_answers, read_text
 from vlm_lora.data.rows import Row
 from vlm_lora.data.schema import Schema
-from vlm_lora.data.task_answers import Draw
+from vlm_lora.data.task_answers import Draw, PageReading, ask_about
 from vlm_lora.errors import DataError
 
 
@@ -44,22 +46,60 @@ def build_conversation(
     Raises:
         DataError: The row cannot be used; the message begins with file and row.
     """
+    drawn = draw or Draw(row=source.row or 0)
+
+    def ask(page: Page, reading: PageReading, number: int) -> Sequence[tuple[str, str]]:
+        return [ask_about(page, reading, drawn)]
+
+    found = build_asked(row, schema, source=source, place=place, system_prompt=system_prompt, ask=ask, number=drawn.row)
+    return found[0]
+
+
+def build_asked(
+    row: Row,
+    schema: Schema,
+    *,
+    source: RowSource,
+    place: ImagePlace,
+    system_prompt: str | None,
+    ask: Ask,
+    number: int,
+) -> list[Conversation]:
+    """Turn a page into the conversations with what `ask` asks, which share its picture; any other row into one.
+
+    Args:
+        row: As of `build_conversation`, like all others but the last two.
+        schema: What the columns mean.
+        source: File and row.
+        place: Where image paths start and may lead.
+        system_prompt: System turn for conversations that bring none.
+        ask: What is asked about a page.
+        number: The row's position among all rows of its files.
+
+    Raises:
+        DataError: The row cannot be used; the message begins with file and row.
+    """
+    accepted: tuple[str, ...] = ()
     try:
         _refuse_media(row, schema)
         images = read_image_values(row.get(schema.image), place) if schema.image else ()
-        accepted: tuple[str, ...] = ()
         if schema.boxes is not None:
-            turns = convert_boxes(row, schema.boxes, images)
+            versions = [convert_boxes(row, schema.boxes, images)]
         elif schema.page is not None:
-            turns = convert_page(row, schema.page, images, draw or Draw(row=source.row or 0))
+            versions = convert_page(row, schema.page, images, ask, number)
         else:
             turns, accepted = _CONVERTERS[schema.layout](row, schema, images, place)
-        _check_turns(turns)
+            versions = [turns]
+        for turns in versions:
+            _check_turns(turns)
     except DataError as error:
         raise type(error)(f"{source}: {error}") from error
-    if system_prompt is not None and all(turn.role != "system" for turn in turns):
-        turns = (Turn(role="system", parts=(Text(text=system_prompt),)), *turns)
-    return Conversation(turns=turns, source=source, accepted_answers=accepted)
+    system = () if system_prompt is None else (Turn(role="system", parts=(Text(text=system_prompt),)),)
+    return [Conversation(turns=_led(turns, system), source=source, accepted_answers=accepted) for turns in versions]
+
+
+def _led(turns: tuple[Turn, ...], system: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    return turns if any(turn.role == "system" for turn in turns) else (*system, *turns)
 
 
 def _refuse_media(row: Row, schema: Schema) -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlm_lora.data.boxes import BoxReading, answer_boxes, check_size
 from vlm_lora.data.conversation import ImageRef, Text, Turn
+from vlm_lora.data.draws import Ask
 from vlm_lora.data.image_places import UserText, place_images
 from vlm_lora.data.image_size import read_size
 from vlm_lora.data.pages import read_page
 from vlm_lora.data.row_texts import read_text
-from vlm_lora.data.task_answers import Draw, PageReading, ask_about, clipped
+from vlm_lora.data.task_answers import PageReading, clipped
 from vlm_lora.errors import DataError
 
 SIZE_COLUMNS = ("image", "image_info")
 """Columns that may hold `{"width", "height"}` of the picture, beside columns of these two names."""
+
+_WHOLE = re.compile(r"[0-9]{1,9}(\.0*)?")
 
 
 SIDES = ("width", "height")
@@ -39,9 +43,16 @@ def convert_boxes(row: Mapping[str, Any], reading: BoxReading, images: Sequence[
 
 
 def convert_page(
-    row: Mapping[str, Any], reading: PageReading, images: Sequence[ImageRef], draw: Draw
-) -> tuple[Turn, ...]:
-    """Return the task that a page gets in this draw, as two turns.
+    row: Mapping[str, Any], reading: PageReading, images: Sequence[ImageRef], ask: Ask, number: int
+) -> list[tuple[Turn, ...]]:
+    """Return what is asked about a page and answered, each different question as two turns.
+
+    Args:
+        row: the values.
+        reading: how the page is read.
+        images: its picture.
+        ask: what is asked.
+        number: the row's position among all rows of its files, which draws depend on.
 
     Raises:
         DataError: not exactly one picture, a picture of another size than the data says, a broken page, or one that
@@ -49,10 +60,10 @@ def convert_page(
     """
     size = _size_of_only(images, reading.column)
     page = read_page(row.get(reading.column))
-    check_size(page.size, size)
+    check_size((_number(page.size[0]), _number(page.size[1])), size)
     check_size(_given_size(row), size)
-    question, answer = ask_about(clipped(page, size), reading, draw)
-    return _turns(images, question, answer)
+    pairs = dict.fromkeys(ask(clipped(page, size), reading, number))
+    return [_turns(images, question, answer) for question, answer in pairs]
 
 
 def _turns(images: Sequence[ImageRef], question: str, answer: str) -> tuple[Turn, ...]:
@@ -73,7 +84,9 @@ def _given_size(row: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _number(value: Any) -> int | None:
-    """Return a whole number, also from a CSV's text; None for anything else."""
-    if isinstance(value, str) and value.strip().isdecimal():
+    """Return a whole number, also from a CSV's text or written as 640.0, as tables do; None for anything else."""
+    if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
+        return int(float(value))
+    if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None

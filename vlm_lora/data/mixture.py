@@ -108,6 +108,11 @@ class Mixture(Generic[AnyMember]):
         """Whether a row's conversation depends on the epoch."""
         return any(self._parts) or any(member.varies for member in self.members)
 
+    @property
+    def repeats(self) -> tuple[int, ...]:
+        """How often an epoch sees a row of each data set, at most."""
+        return tuple(int(weight) + bool(part) for weight, part in zip(self._weights, self._parts, strict=True))
+
     def with_members(self, members: Sequence[AnyMember]) -> Mixture[AnyMember]:
         """Return a mixture of other data sets by the same weights and seed."""
         return Mixture(members, self._weights, seed=self._seed)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vlm_lora.data.boxes import Box, read_box
@@ -47,6 +47,11 @@ class Page:
         """Whether there is nothing to read."""
         written = any(item.text.strip() for items in self.items.values() for item in items)
         return not (written or (self.text or "").strip() or (self.text2d or "").strip())
+
+    def written(self, level: str) -> tuple[Item, ...]:
+        """Return a level's items where any holds text, else none."""
+        items = self.items.get(level, ())
+        return items if any(item.text.strip() for item in items) else ()
 
     def boxed(self, level: str) -> tuple[Item, ...]:
         """Return a level's items where each has a box, else none."""
@@ -88,12 +93,16 @@ def read_page(value: Any) -> Page:
     known = {key: text[key] for key in (*LEVELS, *_TEXTS) if text.get(key) is not None}
     if text and not known and not any(key in text for key in (*LEVELS, *_TEXTS)):
         raise DataError(f"{_short(value)} has none of the known keys. {_WANTED}")
-    return Page(
+    page = Page(
         items={level: _read_items(known[level], level) for level in LEVELS if level in known},
         text=_read_text(known, "text"),
         text2d=_read_text(known, "text2d"),
         size=(size.get("width"), size.get("height")) if isinstance(size, Mapping) else (None, None),
     )
+    if page.is_empty:
+        return page
+    # On a page that holds text, a blank one was left out: as an answer it would teach to read nothing.
+    return replace(page, text=_unless_blank(page.text), text2d=_unless_blank(page.text2d))
 
 
 def _read_items(value: Any, level: str) -> tuple[Item, ...]:
@@ -130,6 +139,10 @@ def _read_text(known: Mapping[str, Any], key: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise DataError(f"'{key}' is {_short(value)}; wanted is text.")
     return value
+
+
+def _unless_blank(text: str | None) -> str | None:
+    return text if text is not None and text.strip() else None
 
 
 def _parsed(text: str) -> Any:

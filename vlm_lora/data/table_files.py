@@ -25,6 +25,7 @@ class ArrowTable:
     def __init__(self, path: Path, opener: Callable[[Path], Any]) -> None:
         self.path = path
         self._opener = opener
+        self._stamp = file_stamp(path)
         self._table: Any = opener(path)
         try:
             self.columns: tuple[str, ...] = tuple(self._table.column_names)
@@ -44,14 +45,36 @@ class ArrowTable:
         """Return one row as Python values.
 
         Raises:
-            DataError: the file is damaged there.
+            DataError: the file is damaged there, or was changed before this process opened it again.
         """
         if self._table is None:
-            self._table = self._opener(self.path)
+            self._table = self._open_again()
         return row_values(self._table.slice(index, 1), f"{self.path} row {index}")
+
+    def _open_again(self) -> Any:
+        table, fault = None, None
+        try:
+            table = self._opener(self.path)
+        except (DataError, OSError) as error:
+            fault = error
+        # After it was read: a change while it is read shows too. And before a fault: a change may be its cause.
+        if file_stamp(self.path) != self._stamp:
+            raise DataError(f"{self.path} was changed while it was in use. Start again.") from fault
+        if fault is not None:
+            raise fault
+        return table
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_table": None}
+
+
+def file_stamp(path: Path) -> tuple[int, int] | None:
+    """Return a file's size and modification time in ns; None where there is no such file."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,16 +66,30 @@ def ask_about(page: Page, reading: PageReading, draw: Draw) -> tuple[str, str]:
         DataError: the page can serve none of the tasks.
     """
     generator = draw.generator(reading.seed)
+    served = servable(page, reading)
+    categories = list(dict.fromkeys(task.name for task in served))
+    category = generator.choice(categories)
+    task = generator.choice([task for task in served if task.name == category])
+    given = generator.choice(givable(page, task)) if task.given is not None else None
+    return asked(page, task, given, generator.choice(PHRASES))
+
+
+def servable(page: Page, reading: PageReading) -> Sequence[Task]:
+    """Return the tasks that a page can serve.
+
+    Raises:
+        DataError: there is none.
+    """
     served = [task for task in reading.tasks if can_serve(page, task)]
     if not served:
         wanted = ", ".join(sorted({f"{task.given or 'image'} to {task.output}" for task in reading.tasks}))
         raise DataError(f"None of the tasks can be asked about this page. It holds {_holding(page)}; wanted: {wanted}.")
-    categories = list(dict.fromkeys(task.name for task in served))
-    category = generator.choice(categories)
-    task = generator.choice([task for task in served if task.name == category])
-    given = generator.choice(_givable(page, task)) if task.given is not None else None
-    question = _fill(task.question, given, generator.choice(PHRASES))
-    return question, _answer(page, task, given)
+    return served
+
+
+def asked(page: Page, task: Task, given: Item | None, phrase: str) -> tuple[str, str]:
+    """Return a task's question, with the item that it gives and a phrase for the picture, and the answer."""
+    return _fill(task.question, given, phrase), _answer(page, task, given)
 
 
 def can_serve(page: Page, task: Task) -> bool:
@@ -86,15 +100,15 @@ def can_serve(page: Page, task: Task) -> bool:
     if page.is_empty:
         return task.given is None
     if task.given is not None:
-        return bool(_givable(page, task))
+        return bool(givable(page, task))
     if task.output == "text":
-        return page.text is not None or any(page.items.values())
+        return page.text is not None or any(page.written(level) for level in page.items)
     if task.output == "text2d":
-        return page.text2d is not None or bool(_boxed_level(page, ("words", "lines")))
+        return page.text2d is not None or _laid_level(page) is not None
     if task.output == "box":
         return bool(_boxed_level(page))
     level = str(task.level)
-    return bool(page.boxed(level) if "," in task.output else page.items.get(level))
+    return bool(page.written(level) and (page.boxed(level) or "," not in task.output))
 
 
 def page_text(page: Page) -> str:
@@ -102,9 +116,9 @@ def page_text(page: Page) -> str:
     if page.text is not None:
         return page.text
     for level, between in (("lines", "\n"), ("paragraphs", "\n\n")):
-        if page.items.get(level):
+        if page.written(level):
             return between.join(item.text for item in page.items[level])
-    words = page.items.get("words") or page.items.get("latex", ())
+    words = page.written("words") or page.written("latex")
     return join_lines(words) if all(item.box for item in words) else " ".join(item.text for item in words)
 
 
@@ -112,7 +126,7 @@ def page_text2d(page: Page) -> str:
     """Return the page's text laid out: as given, else rebuilt from the boxes of its words or lines."""
     if page.text2d is not None:
         return page.text2d
-    level = _boxed_level(page, ("words", "lines"))
+    level = _laid_level(page)
     return lay_out(page.boxed(level)) if level else ""
 
 
@@ -138,14 +152,21 @@ def _described(item: Item, *, with_text: bool) -> Mapping[str, Any]:
     return {"bbox_2d": item.box, "text": item.text} if with_text else {"bbox_2d": item.box}
 
 
-def _givable(page: Page, task: Task) -> Sequence[Item]:
-    """Return the items of which a question can give the box or the text: those with both."""
+def givable(page: Page, task: Task) -> Sequence[Item | None]:
+    """Return what a question can give: each item with box and text, or None alone where a task gives nothing."""
+    if task.given is None:
+        return (None,)
     level = (task.level or _boxed_level(page)) if task.given == "box" else task.given
     return [item for item in page.boxed(level) if item.text.strip()] if level else []
 
 
-def _boxed_level(page: Page, levels: Sequence[str] = LEVELS) -> str | None:
-    return next((level for level in levels if page.boxed(level)), None)
+def _boxed_level(page: Page) -> str | None:
+    return next((level for level in LEVELS if page.boxed(level)), None)
+
+
+def _laid_level(page: Page) -> str | None:
+    """Return the level that `text2d` is rebuilt from."""
+    return next((level for level in ("words", "lines") if page.written(level) and page.boxed(level)), None)
 
 
 def _fill(question: str, given: Item | None, phrase: str) -> str:

@@ -1,9 +1,10 @@
 """Earlier checks, kept by everything that their outcome depends on.
 
 A key is made of the data files (path, size, time; or the fingerprint of `datasets`), the rows chosen of them,
-what their columns were taken as, the data and length settings, the processor's own content (tokenizer, chat
-template, image settings) and the versions of the packages. Picture files beside the data are compared by the
-reader, row by row. Nothing here can make a run fail: what cannot be read or written is said and done without.
+what their columns were taken as, which draws of them were looked at, the data and length settings, the
+processor's own content (tokenizer, chat template, image settings) and the versions of the packages. Picture
+files beside the data are compared by the reader, row by row. Nothing here can make a run fail: what cannot be
+read or written is said and done without.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ from vlm_lora import __version__
 from vlm_lora.config import RunConfig
 from vlm_lora.data.cache_folder import replacing
 from vlm_lora.data.dataset import ConversationDataset
+from vlm_lora.data.draws import Span
 from vlm_lora.data.table_files import HeldOpen
 from vlm_lora.preflight.findings import Findings
 from vlm_lora.stages import Tools
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Changes with the layout of the files."""
 
 KEPT = 50
@@ -65,7 +67,7 @@ class CheckCache:
             "processor": processor_content(tools.processor),
         }
 
-    def key(self, rows: ConversationDataset) -> str | None:
+    def key(self, rows: ConversationDataset, span: Span) -> str | None:
         """Return the name of these rows' check, or None where nothing tells whether the rows have changed."""
         files = _files_of(rows)
         if files is None:
@@ -73,7 +75,8 @@ class CheckCache:
             return None
         chosen = blake2b(np.asarray(rows.positions, dtype=np.int64).tobytes(), digest_size=16).hexdigest()
         schema = asdict(rows.schema)
-        content = {**self._common, "files": files, "rows": [len(rows), chosen], "schema": schema}
+        drawn = span.name if rows.varies else ""
+        content = {**self._common, "files": files, "rows": [len(rows), chosen], "schema": schema, "drawn": drawn}
         text = json.dumps(content, sort_keys=True, default=str)
         return blake2b(text.encode(), digest_size=16).hexdigest()
 

@@ -9,6 +9,7 @@ from typing import Any
 from vlm_lora.config import RunConfig
 from vlm_lora.data.cache_folder import cache_place
 from vlm_lora.data.dataset import Splits
+from vlm_lora.data.draws import ONCE
 from vlm_lora.data.split_parts import split_parts
 from vlm_lora.preflight.cache import CheckCache
 from vlm_lora.preflight.figures import DataReport, build_report
@@ -25,12 +26,15 @@ from vlm_lora.preflight.policy import (
 )
 from vlm_lora.preflight.reading import RowReader
 from vlm_lora.stages import Tools
+from vlm_lora.training.drawing import spans_of
 from vlm_lora.training.dropping import leave_out_overlong, note_overlong
 
 logger = logging.getLogger(__name__)
 
 
-def check_rows(run: RunConfig, splits: Splits, tools: Tools, *, workers: int | None, show_progress: bool) -> DataReport:
+def check_rows(
+    run: RunConfig, splits: Splits, tools: Tools, *, workers: int | None, show_progress: bool, epochs: int | None
+) -> DataReport:
     """Read every row of the splits as training will, and report what they are.
 
     Args:
@@ -39,13 +43,23 @@ def check_rows(run: RunConfig, splits: Splits, tools: Tools, *, workers: int | N
         tools: the model's processor and what was made of it.
         workers: processes; None for a number that fits rows and machine.
         show_progress: whether a bar is shown.
+        epochs: how many epochs draw anew what varies; None where nothing says it.
 
     Returns:
         The report; bad rows are in it and raise nothing.
     """
     cache = CheckCache(cache_place("checks"), run, tools)
     reader = RowReader(workers=workers, show_progress=show_progress, cache=cache)
-    found = {name: (rows, reader.read(rows, tools.encoder)) for name, rows in split_parts(splits).items()}
+    spans = spans_of(splits, epochs)
+    found = {}
+    for name, rows in split_parts(splits).items():
+        if rows.varies and spans[name] != ONCE:
+            logger.info(
+                "%s: what is asked about a page varies; %s is checked of each, and one that is bad makes the row bad.",
+                rows.name,
+                spans[name].name,
+            )
+        found[name] = (rows, reader.read(rows, tools.encoder, spans[name]))
     if splits.stream is not None and splits.train is not None:
         logger.info("streaming: the first %d rows were checked", len(splits.train))
     data = run.data.dataset_name or run.data.validation_name
@@ -53,7 +67,7 @@ def check_rows(run: RunConfig, splits: Splits, tools: Tools, *, workers: int | N
 
 
 def check_before_training(
-    run: RunConfig, arguments: Any, splits: Splits, tools: Tools, *, workers: int | None
+    run: RunConfig, arguments: Any, splits: Splits, tools: Tools, *, workers: int | None, epochs: int | None
 ) -> Splits:
     """Check the rows once on each machine; return the splits as every process shall use them.
 
@@ -65,6 +79,7 @@ def check_before_training(
         splits: the rows.
         tools: the model's processor and what was made of it.
         workers: processes that read; None for a number that fits rows and machine.
+        epochs: how many epochs draw anew what varies; None where nothing says it.
 
     Raises:
         DataError: bad rows that stop the run, on every process alike.
@@ -72,20 +87,21 @@ def check_before_training(
     folder = Path(arguments.output_dir)
     drops = run.batching.on_overflow == "drop"
     if run.data.skip_check:
-        splits = leave_out_overlong(splits, tools.encoder, arguments) if drops else splits
+        splits = leave_out_overlong(splits, tools.encoder, arguments, epochs=epochs) if drops else splits
         for rows in (splits.train, splits.validation):
             if rows is not None:
                 tools.encoder.encode(rows[0])
         return splits
     with arguments.main_process_first(desc="checking the data"):
         if arguments.local_process_index == 0:
-            report = check_rows(run, splits, tools, workers=workers, show_progress=not arguments.disable_tqdm)
+            shown = not arguments.disable_tqdm
+            report = check_rows(run, splits, tools, workers=workers, show_progress=shown, epochs=epochs)
             write_report(folder, report, run.data)
     content = read_report(folder)
     listed = faulty_rows(content)
     counts: dict[str, int] = {name: split["rows"] for name, split in content["splits"].items()}
     overlong, bad = divide(listed, run.batching.on_overflow)
-    judge(bad, counts, run.data, where=str(folder / REPORT), shown=SHOWN)
+    judge(bad, counts, run.data, where=str(folder / REPORT), shown=SHOWN, dropped=overlong)
     logger.info("Checked %d rows: %d bad. %s says what they are.", sum(counts.values()), len(bad), folder / REPORT)
     if content["leaked"]:
         logger.warning(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from vlm_lora.batching.encoded import IGNORE_INDEX
 from vlm_lora.batching.encoding import RowEncoder
-from vlm_lora.data.conversation import Conversation, Text
+from vlm_lora.batching.every_draw import EveryDraw
+from vlm_lora.data.conversation import Conversation, Text, Url
 from vlm_lora.data.dataset import ConversationDataset
+from vlm_lora.data.draws import ONCE, Span
+from vlm_lora.data.urls import kept_file
 from vlm_lora.errors import DataError
 from vlm_lora.preflight.findings import Finding, kind_of
 
@@ -20,30 +24,40 @@ class Inspection:
     Args:
         rows: the rows of one split.
         encoder: makes them into tensors.
+        span: how often the run draws for each row. One draw that cannot be used makes the row a bad one; of a good
+            row the longest draw's tokens and the first one's content count.
     """
 
-    def __init__(self, rows: ConversationDataset, encoder: RowEncoder) -> None:
+    def __init__(self, rows: ConversationDataset, encoder: RowEncoder, span: Span = ONCE) -> None:
         self._rows = rows
         self._seen = _SeenPictures()
-        self._encoder = encoder.watched_by(self._seen)
+        self._draws = EveryDraw(rows, encoder.watched_by(self._seen), span)
 
     def __call__(self, index: int) -> Finding:
         """Return what row `index` is; a fault of the row is a finding, any other error is raised."""
         self._seen.clear()
         try:
-            conversation = self._rows[index]
+            conversations = self._draws.conversations(index)
+            conversation = conversations[0]
             # Before the files are read: a change while they are read then shows at the next check.
-            stamp = stamp_of(conversation)
-            encoded = self._encoder.encode(conversation)
+            files = _stamp_of_files(conversation)
+            tokens, supervised, content = 0, 0, 0
+            sizes: tuple[tuple[int, int], ...] = ()
+            for number, encoded in enumerate(self._draws.encoded(index, conversations)):
+                if not number:
+                    sizes, content = tuple(self._seen.sizes), _content_of(conversation, self._seen.digests)
+                if len(encoded.input_ids) > tokens:
+                    tokens = len(encoded.input_ids)
+                    supervised = int(encoded.labels.ne(IGNORE_INDEX).sum())
         except DataError as error:
             reason = str(error).removeprefix(f"{self._rows.source(index)}: ")
             return Finding(kind=kind_of(error), reason=one_line(reason))
         return Finding(
-            tokens=len(encoded.input_ids),
-            supervised=int(encoded.labels.ne(IGNORE_INDEX).sum()),
-            sizes=tuple(self._seen.sizes),
-            content=_content_of(conversation, self._seen.digests),
-            stamp=stamp,
+            tokens=tokens,
+            supervised=supervised,
+            sizes=sizes,
+            content=content,
+            stamp=files ^ _stamp_of_urls(conversation),
         )
 
 
@@ -70,11 +84,26 @@ def one_line(text: str) -> str:
 
 
 def stamp_of(conversation: Conversation) -> int:
-    """Return 64 bits that change when one of a row's picture files does (path, size or time); 0 for none."""
-    files = [image.source for image in conversation.images if isinstance(image.source, Path)]
+    """Return 64 bits that change when one of a row's picture files does (path, size or time); 0 for none.
+
+    A URL's file is the one that keeps what was fetched. One that is gone is a change: it would be fetched afresh.
+    """
+    return _stamp_of_files(conversation) ^ _stamp_of_urls(conversation)
+
+
+def _stamp_of_files(conversation: Conversation) -> int:
+    return _stamp([image.source for image in conversation.images if isinstance(image.source, Path)], "files")
+
+
+def _stamp_of_urls(conversation: Conversation) -> int:
+    """Return the stamp of what is kept of a row's URLs: it is there once they were loaded, and is never replaced."""
+    return _stamp([kept_file(image.source) for image in conversation.images if isinstance(image.source, Url)], "urls")
+
+
+def _stamp(files: Sequence[Path], kind: str) -> int:
     if not files:
         return 0
-    digest = blake2b(digest_size=8)
+    digest = blake2b(kind.encode(), digest_size=8)
     for path in files:
         try:
             status = path.stat()

@@ -64,11 +64,20 @@ def faulty_rows(report: Mapping[str, Any]) -> list[FaultyRow]:
 
 def divide(bad: Sequence[FaultyRow], on_overflow: str) -> tuple[list[FaultyRow], list[FaultyRow]]:
     """Return the rows that `--on_overflow drop` leaves out without ado, and those that are bad."""
-    dropped = [row for row in bad if on_overflow == "drop" and row.kind == TOO_LONG]
-    return dropped, [row for row in bad if row not in dropped]
+    drops = on_overflow == "drop"
+    dropped = [row for row in bad if drops and row.kind == TOO_LONG]
+    return dropped, [row for row in bad if not (drops and row.kind == TOO_LONG)]
 
 
-def judge(bad: Sequence[FaultyRow], rows: Mapping[str, int], config: DataConfig, *, where: str, shown: int) -> None:
+def judge(
+    bad: Sequence[FaultyRow],
+    rows: Mapping[str, int],
+    config: DataConfig,
+    *,
+    where: str,
+    shown: int,
+    dropped: Sequence[FaultyRow] = (),
+) -> None:
     """Say whether a run may go on.
 
     Args:
@@ -77,9 +86,10 @@ def judge(bad: Sequence[FaultyRow], rows: Mapping[str, int], config: DataConfig,
         config: what is done about bad rows.
         where: the file or command that lists all of them.
         shown: how many the message names.
+        dropped: the rows that `--on_overflow drop` leaves out beside them.
 
     Raises:
-        DataError: a row is bad and none may be, or too many are.
+        DataError: a row is bad and none may be, or too many are, or no row of a split is left.
     """
     if not bad:
         return
@@ -87,8 +97,10 @@ def judge(bad: Sequence[FaultyRow], rows: Mapping[str, int], config: DataConfig,
         raise DataError(_listed(bad, sum(rows.values()), where, shown))
     for split, count in rows.items():
         own = [row for row in bad if row.split == split]
-        if len(own) == count:
-            raise DataError(f"{split}: all {count} rows are bad, the first: {own[0]}")
+        long = sum(row.split == split for row in dropped)
+        if own and len(own) + long == count:
+            also = f" or too long ({long}, which --on_overflow drop leaves out)" if long else ""
+            raise DataError(f"{split}: all {count} rows are bad{also}, the first: {own[0]}")
         if len(own) > config.max_bad_fraction * count:
             raise DataError(
                 f"{split}: {len(own)} of {count} rows are bad ({len(own) / count:.2%}), more than "

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from vlm_lora.batching.encoding import RowEncoder
 from vlm_lora.data.dataset import ConversationDataset
+from vlm_lora.data.draws import Span
 from vlm_lora.preflight.cache import CheckCache
 from vlm_lora.preflight.findings import Findings
 from vlm_lora.preflight.inspection import Inspection, Stamping
@@ -46,22 +47,23 @@ class RowReader:
     show_progress: bool = False
     cache: CheckCache | None = None
 
-    def read(self, rows: ConversationDataset, encoder: RowEncoder) -> Findings:
-        """Return what is in every row, from an earlier check where nothing has changed since."""
-        key = None if self.cache is None else self.cache.key(rows)
+    def read(self, rows: ConversationDataset, encoder: RowEncoder, span: Span) -> Findings:
+        """Return what is in every row, in all draws of it, from an earlier check where nothing has changed since."""
+        key = None if self.cache is None else self.cache.key(rows, span)
+        inspection = Inspection(rows, encoder, span)
         if self.cache is not None and key is not None:
             earlier = self.cache.load(key)
-            if earlier is not None and len(earlier) == len(rows) and self._still_true(earlier, rows, encoder):
+            if earlier is not None and len(earlier) == len(rows) and self._still_true(earlier, rows, inspection):
                 logger.info("%s: %d rows, checked before, nothing has changed since.", rows.name, len(rows))
                 return earlier
         found = Findings()
-        for finding in self._each(Inspection(rows, encoder), len(rows), f"Checking {rows.name}"):
+        for finding in self._each(inspection, len(rows), f"Checking {rows.name}"):
             found.add(finding)
         if self.cache is not None and key is not None:
             self.cache.store(key, found)
         return found
 
-    def _still_true(self, earlier: Findings, rows: ConversationDataset, encoder: RowEncoder) -> bool:
+    def _still_true(self, earlier: Findings, rows: ConversationDataset, inspection: Inspection) -> bool:
         """Say whether picture files are as they were, and bad rows still bad for the same reason."""
         if len(earlier.bad) > MANY_BAD:
             return False
@@ -75,7 +77,6 @@ class RowReader:
                 for index, stamp in enumerate(now)  # a bad row has no stamp to compare
             ):
                 return False
-        inspection = Inspection(rows, encoder)
         now_bad = ((row, inspection(row.index)) for row in earlier.bad)
         return all((found.kind, found.reason[: len(row.reason)]) == (row.kind, row.reason) for row, found in now_bad)
 

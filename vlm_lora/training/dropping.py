@@ -13,6 +13,7 @@ from vlm_lora.batching.overlong import overlong_rows
 from vlm_lora.data.dataset import Splits
 from vlm_lora.data.split_parts import split_parts, with_parts
 from vlm_lora.errors import DataError
+from vlm_lora.training.drawing import spans_of
 from vlm_lora.training.planning import shared_values
 from vlm_lora.written_text import encode
 
@@ -21,19 +22,21 @@ logger = logging.getLogger(__name__)
 FILE = "overlong_rows.json"
 
 
-def leave_out_overlong(splits: Splits, encoder: RowEncoder, arguments: Any) -> Splits:
+def leave_out_overlong(splits: Splits, encoder: RowEncoder, arguments: Any, *, epochs: int | None) -> Splits:
     """Return the splits without the rows that are too long; `overlong_rows.json` in the output folder lists those.
 
     Args:
         splits: the run's data.
         encoder: makes the rows.
         arguments: the training arguments, which know output folder, loader workers and processes.
+        epochs: how many epochs draw anew, None where nothing says it; a row is left out for all of them.
 
     Raises:
         DataError: no row of a split is left.
         RenderingError, ImageError: a row cannot be encoded for another reason.
     """
     parts = split_parts(splits)
+    spans = spans_of(splits, epochs)
     listed = shared_values(
         Path(arguments.output_dir) / FILE,
         arguments,
@@ -43,6 +46,7 @@ def leave_out_overlong(splits: Splits, encoder: RowEncoder, arguments: Any) -> S
                 for position, reason in overlong_rows(
                     rows,
                     encoder,
+                    span=spans[name],
                     workers=arguments.dataloader_num_workers,
                     show_progress=not arguments.disable_tqdm,
                 ).items()
@@ -79,12 +83,21 @@ def note_overlong(folder: Path, listed: Mapping[str, Sequence[Any]], counts: Map
         _say(name, len(rows), counts[name], folder / FILE)
 
 
-def _say(name: str, dropped: int, count: int, path: Path) -> None:
+def refuse_all_dropped(name: str, dropped: int, count: int, where: str) -> None:
+    """Refuse a split of which nothing is left; `where` lists its rows.
+
+    Raises:
+        DataError: all of its rows are too long.
+    """
     if dropped == count:
         raise DataError(
-            f"--on_overflow drop: all {count} rows of '{name}' are too long ({path} lists them). "
+            f"--on_overflow drop: all {count} rows of '{name}' are too long ({where} lists them). "
             "Raise --max_length, or use smaller images."
         )
+
+
+def _say(name: str, dropped: int, count: int, path: Path) -> None:
+    refuse_all_dropped(name, dropped, count, str(path))
     if dropped:
         logger.warning(
             "--on_overflow drop: %d of %d rows of '%s' are too long and left out; %s lists them.",

@@ -40,6 +40,7 @@ def check(rest: Sequence[str]) -> None:
     from vlm_lora.preflight.page import render_page
     from vlm_lora.preflight.policy import divide, judge, write_whole
     from vlm_lora.preflight.terminal import print_report
+    from vlm_lora.training.dropping import refuse_all_dropped
 
     report = pipeline.check(run, workers=own.workers, show_progress=sys.stderr.isatty())
     if own.json:
@@ -50,5 +51,7 @@ def check(rest: Sequence[str]) -> None:
     if own.html is not None:
         write_whole(own.html, render_page(report))
     rows = {name: split.rows for name, split in report.splits.items()}
-    _, bad = divide(report.bad, run.batching.on_overflow)
-    judge(bad, rows, run.data, where="The report", shown=1)
+    dropped, bad = divide(report.bad, run.batching.on_overflow)
+    judge(bad, rows, run.data, where="The report", shown=1, dropped=dropped)
+    for name, count in rows.items():
+        refuse_all_dropped(name, sum(row.split == name for row in dropped), count, "the report")

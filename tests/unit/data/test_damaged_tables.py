@@ -5,6 +5,7 @@ Arrow trusts what a file says about its own offsets: without a check, some of th
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from vlm_lora.data.csv_files import read_csv
 from vlm_lora.data.table_files import ArrowTable, read_arrow, read_parquet
 from vlm_lora.errors import DataError
 
@@ -39,6 +41,38 @@ def write(path: Path) -> bytes:
         with pa.OSFile(str(path), "wb") as sink, make(sink, TABLE.schema) as writer:
             writer.write_table(TABLE)
     return path.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".arrow", ".feather", ".parquet", ".csv"])
+def test_a_file_that_changed_before_a_worker_opens_it_is_noticed(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"train{suffix}"
+
+    def put(text: str) -> None:
+        rows = pa.table({"question": [text]})
+        other = tmp_path / "other"  # what is mapped into memory is not written over
+        if suffix == ".csv":
+            other.write_text(f"question\n{text}\n", encoding="utf-8")
+        elif suffix == ".parquet":
+            pq.write_table(rows, other)
+        else:
+            make = pa.ipc.new_stream if suffix == ".arrow" else pa.ipc.new_file
+            with pa.OSFile(str(other), "wb") as sink, make(sink, rows.schema) as writer:
+                writer.write_table(rows)
+        other.replace(path)
+
+    put("What?")
+    table = read_csv(path) if suffix == ".csv" else read(path)
+    sent = pickle.dumps(table)
+    assert pickle.loads(sent)[0] == table[0] == {"question": "What?"}, "the control: nothing has changed"
+    put("Why is it?")
+    with pytest.raises(DataError, match=rf"train\{suffix} was changed while it was in use\. Start again\."):
+        pickle.loads(sent)[0]
+    path.write_bytes(b"no table")
+    with pytest.raises(DataError, match="was changed while"):
+        pickle.loads(sent)[0]
+    path.unlink()
+    with pytest.raises(DataError, match="was changed while"):
+        pickle.loads(sent)[0]
 
 
 @pytest.mark.parametrize("suffix", [".arrow", ".feather", ".parquet"])

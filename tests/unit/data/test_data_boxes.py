@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,13 +36,51 @@ def answer(value: Any, **options: Any) -> list[dict[str, Any]]:
         ([10, 20, 30, 10], "xywh", (10, 20, 40, 30)),
         ([10, 20, 30, 40], "xyxy", (10, 20, 30, 40)),
         ([9.6, 20.4, 30.0, 10.2], "xywh", (10, 20, 40, 31)),
-        ([-5, -5, 20, 20], "xywh", (0, 0, 15, 15)),
-        ([90, 40, 30, 30], "xywh", (90, 40, 100, 50)),
+        ([-2, -2, 20, 20], "xywh", (0, 0, 18, 18)),
+        ([90, 40, 12, 11.6], "xywh", (90, 40, 100, 50)),
+        ([0, 0, 1, 1], "xyxy", (0, 0, 1, 1)),
         ([0, 0, 100, 50], "xyxy", (0, 0, 100, 50)),
     ],
 )
 def test_boxes_become_corners_in_whole_pixels_of_the_picture(box: list[float], style: str, expected: Any) -> None:
     assert read_box(box, style, SIZE) == expected
+
+
+@pytest.mark.parametrize(
+    ("box", "style", "size", "said"),
+    [
+        (
+            [400, 300, 600, 450],
+            "xywh",
+            (640, 480),
+            r"\[400, 300, 600, 450\], read as left, top, width, height in pixels, reaches from 400, 300 to "
+            r"1000, 750 and sticks out of the picture of 640x480 pixels by 360; allowed are 6\.4",
+        ),
+        ([-3, 2, 50, 40], "xyxy", SIZE, "sticks out .* by 3; allowed are 2"),
+        ([2, 2, 50, 52.5], "xyxy", SIZE, r"sticks out .* by 2\.5; allowed are 2"),
+        ([0.1, 0.2, 0.3, 0.4], "xyxy", SIZE, r"looks normalised; .* Multiply x .* \(100x50\)"),
+        ([0.0, 0.0, 1.0, 1.0], "xywh", None, "looks normalised"),
+        ([10, 20, 0.3, 10], "xywh", SIZE, "holds no whole pixel in the picture of 100x50 pixels"),
+        ([10, 20, 30, 20], "xyxy", None, "holds no whole pixel"),
+        ([99.6, 10, 101, 20], "xyxy", SIZE, "holds no whole pixel"),
+    ],
+)
+def test_boxes_of_another_format_or_picture_are_refused(
+    box: list[float], style: str, size: tuple[int, int] | None, said: str
+) -> None:
+    with pytest.raises(DataError, match=said):
+        read_box(box, style, size)
+    if size is not None:
+        with pytest.raises(
+            DataError, match=rf"Box 1 in column 'objects': .*{said}.*\(--box_format {style}; allowed are"
+        ):
+            answer_boxes({"bbox": [box], "category": ["a"]}, BoxReading(column="objects", format=style), size)
+
+
+def test_the_edge_of_a_large_picture_is_a_share_of_its_side() -> None:
+    assert read_box([-6, 100, 646, 484], "xyxy", (640, 480)) == (0, 100, 640, 480)
+    with pytest.raises(DataError, match="sticks out"):
+        read_box([-7, 100, 640, 480], "xyxy", (640, 480))
 
 
 @given(st.lists(st.floats(-300, 300), min_size=4, max_size=4), st.sampled_from(["xywh", "xyxy"]), st.integers(1, 200))
@@ -50,8 +89,8 @@ def test_any_box_lies_in_the_picture_or_is_refused(box: list[float], style: str,
         left, top, right, bottom = read_box(box, style, (side, 50))
     except DataError:
         return
-    assert 0 <= left <= right <= side
-    assert 0 <= top <= bottom <= 50
+    assert 0 <= left < right <= side
+    assert 0 <= top < bottom <= 50
 
 
 @pytest.mark.parametrize(
@@ -65,6 +104,7 @@ def test_any_box_lies_in_the_picture_or_is_refused(box: list[float], style: str,
         ({"bbox": [[1, 2, 3, 4]], "category": ["a", "b"]}, "1 boxes and 2 categories"),
         ({"bbox": [[1, 2, 3, 4]], "category": [3]}, "the number 3, and the data names no categories.*--box_labels"),
         ({"bbox": [[1, 2, 3, 4]], "category": [None]}, "neither a name nor a whole number"),
+        ({"bbox": [[1, 2, 3, 4]], "category": [" "]}, "Box 1 .* the category is an empty text"),
         ({"bbox": [[1, 2, 3, 4]], "category": [True]}, "neither a name nor a whole number"),
         ({"bbox": [1, 2, 3, 4], "category": "a"}, "wanted is"),
         ({"area": [4]}, "wanted is"),
@@ -83,6 +123,51 @@ def test_categories_by_number_take_their_names() -> None:
     for number in (2, -1):
         with pytest.raises(DataError, match=f"category {number} is not one of the 2 names"):
             answer({"bbox": [[1, 2, 3, 4]], "category": [number]}, names=("mask", "glove"))
+
+
+@pytest.mark.parametrize("keys", [("category_id", "category_name"), ("category_name", "category_id")])
+def test_a_name_beside_a_number_wins(keys: tuple[str, str]) -> None:
+    named = {"category_id": 3, "category_name": "mask"}
+    item = {"bbox": [1, 2, 3, 4], **{key: named[key] for key in keys}}
+    lists = {key: [value] for key, value in item.items()}
+    both: list[Any] = [[item], lists]
+    for value in both:
+        assert [found["label"] for found in answer(value)] == ["mask"]
+        assert [found["label"] for found in answer(value, names=("a", "b", "c", "d"))] == ["mask"]
+    # Without a name, or with one that Arrow filled in as null, the number counts.
+    nameless: list[Any] = [[{**item, "category_name": None}], {**lists, "category_name": [None]}]
+    for value in nameless:
+        assert [found["label"] for found in answer(value, names=("a", "b", "c", "d"))] == ["d"]
+        with pytest.raises(DataError, match="the number 3, and the data names no categories"):
+            answer(value)
+
+
+def test_numbers_are_those_that_the_names_were_declared_for(tmp_path: Path) -> None:
+    features = datasets.Features(
+        {
+            "image": datasets.Value("string"),
+            "objects": {
+                "bbox": datasets.Sequence(datasets.Sequence(datasets.Value("float32"), length=4)),
+                "label": datasets.Sequence(datasets.Value("int64")),
+                "category_id": datasets.Sequence(datasets.ClassLabel(names=["mask", "glove"])),
+            },
+        }
+    )
+    (tmp_path / "a.png").write_bytes(encode_png(Image.new("RGB", SIZE)))
+    objects = [{"bbox": [[1, 2, 3, 4]], "label": [0], "category_id": [1]}]
+    made = datasets.Dataset.from_dict({"image": ["a.png"], "objects": objects}, features=features)
+    made.to_parquet(tmp_path / "train.parquet")
+
+    def label(**config: Any) -> str:
+        given = DataConfig(dataset_name=str(tmp_path / "train.parquet"), validation_fraction=0.0, **config)
+        data = load_splits(given, need_train=True, need_validation=False).train
+        assert data is not None
+        found: str = json.loads(data[0].turns[-1].text)[0]["label"]
+        return found
+
+    assert label() == "glove"
+    # The control: names that are typed are for the first key.
+    assert label(box_labels=("a", "b")) == "a"
 
 
 def test_answers_are_json_whatever_the_labels_hold() -> None:
@@ -175,6 +260,8 @@ def test_what_could_be_meant_otherwise_is_asked(tmp_path: Path, row: dict[str, A
     ("row", "said"),
     [
         ({"image": "a.png", "objects": GOOD, "width": 200, "height": 100}, "for a picture of 200x100"),
+        ({"image": "a.png", "objects": GOOD, "width": 200.0, "height": 100.0}, "for a picture of 200x100"),
+        ({"image": "a.png", "objects": GOOD, "width": "200.0", "height": "100"}, "for a picture of 200x100"),
         ({"image": ["a.png", "a.png"], "objects": GOOD}, "marks one picture, and the row has 2"),
         ({"image": None, "objects": GOOD}, "marks one picture, and the row has 0"),
         (
@@ -188,6 +275,16 @@ def test_rows_that_cannot_be_used_name_file_and_row(tmp_path: Path, row: dict[st
     flags = {} if row.get("image") else {"image_column": "image"}
     with pytest.raises(DataError, match=rf"rows\.jsonl row 0: .*{said}"):
         load(tmp_path, row, **flags)[0]
+
+
+@pytest.mark.parametrize("size", [(100, 50), (100.0, 50.0), ("100", "50.0"), (8.5, 11.0), ("wide", None)])
+def test_the_pictures_own_size_in_any_writing_is_no_fault(tmp_path: Path, size: tuple[Any, Any]) -> None:
+    width, height = size
+    for row in (
+        {"image": "a.png", "objects": GOOD, "width": width, "height": height},
+        {"image": "a.png", "json": {"text": {"text": "a"}, "image": {"width": width, "height": height}}},
+    ):
+        assert load(tmp_path, row)[0].turns[-1].text
 
 
 def test_an_explicit_mapping_wins_over_boxes(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def share(*values: str) -> list[dict[str, Any]]:
 
 ASKED = [("user", A, "How many?"), ("assistant", "14")]
 PART = {"type": "text", "text": "How many?"}
-BOXES = {"bbox": [[2.0, 3.0, 10.0, 5.0], [30.0, 20.0, 20.0, 20.0]], "category": ["mask", "glove"]}
+BOXES = {"bbox": [[2.0, 3.0, 10.0, 5.0], [30.0, 20.0, 11.5, 11.5]], "category": ["mask", "glove"]}
 FOUND = '[{"bbox_2d": [2, 3, 12, 8], "label": "mask"}, {"bbox_2d": [30, 20, 40, 30], "label": "glove"}]'
 LINES = [{"text": "Invoice 7", "bbox": [2, 2, 38, 8]}, {"text": "Total 14", "bbox": [2, 12, 38, 18]}]
 

@@ -127,6 +127,27 @@ def test_an_empty_page_is_a_negative_sample() -> None:
         ask({}, task("box", "text"))
 
 
+def test_a_blank_text_beside_items_that_hold_text_is_missing() -> None:
+    for blank in ("", " \n"):
+        page = {"text": blank, "text2d": blank, "words": WORDS}
+        assert ask(page, task(None, "text"))[1] == "Invoice 7\nTotal 14"
+        assert ask(page, task(None, "text2d"))[1] == "Invoice 7\nTotal 14"
+        assert not can_serve(read_page({"text2d": blank, "text": "a"}), task(None, "text2d"))
+        assert not can_serve(read_page({"text": blank, "text2d": "a"}), task(None, "text"))
+    assert read_page({"text": " a", "words": WORDS}).text == " a", "text that is there stays as it is"
+    assert read_page({"text": " ", "lines": [{"text": ""}]}).text == " ", "a page without any text stays as it is"
+
+
+def test_a_level_without_text_is_not_read() -> None:
+    blank = [{"text": "", "bbox": [10, 10, 100, 20]}]
+    page = {"lines": blank, "paragraphs": LINES[:1]}
+    assert ask(page, task(None, "text"))[1] == "Invoice 7"
+    assert not can_serve(read_page({"lines": blank, "words": WORDS[:1]}), task(None, "lines"))
+    assert not can_serve(read_page({"lines": blank, "words": WORDS[:1]}), task(None, "lines,box"))
+    assert not can_serve(read_page({"lines": blank, "text": "a"}), task(None, "text2d"))
+    assert can_serve(read_page({"lines": blank, "text": "a"}), task(None, "box")), "its boxes can be asked for"
+
+
 def test_a_page_serves_only_what_it_holds() -> None:
     lines_without_boxes = read_page({"lines": [{"text": "a"}]})
     assert can_serve(lines_without_boxes, task(None, "lines"))

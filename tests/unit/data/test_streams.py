@@ -19,9 +19,9 @@ import pytest
 from support.datasets import write_chartqa_folder, write_jsonl, write_picture
 from vlm_lora.batching.order import BatchOrder, FillableRows
 from vlm_lora.config import DataConfig
+from vlm_lora.data.column_search import SAMPLE
 from vlm_lora.data.conversation import Conversation, RowSource
 from vlm_lora.data.dataset import ConversationDataset, Splits, load_splits
-from vlm_lora.data.schema import SAMPLE
 from vlm_lora.data.streamed import StreamedConversations, shuffled
 from vlm_lora.data.streams import RowStream, StreamedRow
 from vlm_lora.errors import ConfigError, DataError

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +15,8 @@ from vlm_lora.config import DataConfig
 from vlm_lora.data.dataset import ConversationDataset, load_splits
 from vlm_lora.errors import DataError
 from vlm_lora.preflight.figures import FaultyRow
-from vlm_lora.preflight.policy import judge, leave_out, read_report, write_whole
+from vlm_lora.preflight.findings import TOO_LONG
+from vlm_lora.preflight.policy import divide, judge, leave_out, read_report, write_whole
 
 
 def faulty(row: int, split: str = "train") -> FaultyRow:
@@ -21,14 +25,43 @@ def faulty(row: int, split: str = "train") -> FaultyRow:
     )
 
 
-def refusal(bad: list[FaultyRow], rows: dict[str, int], *, shown: int = 10, **settings: object) -> str:
+def refusal(
+    bad: list[FaultyRow],
+    rows: dict[str, int],
+    *,
+    shown: int = 10,
+    dropped: Sequence[FaultyRow] = (),
+    **settings: object,
+) -> str:
     """Return the message, or nothing where the run may go on."""
     config = DataConfig(**settings)  # type: ignore[arg-type]
     try:
-        judge(bad, rows, config, where="report.json", shown=shown)
+        judge(bad, rows, config, where="report.json", shown=shown, dropped=dropped)
     except DataError as error:
         return str(error)
     return ""
+
+
+class Countable(FaultyRow):
+    """A row that counts how often it is compared with another."""
+
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        Countable.compared += 1
+        return super().__eq__(other)
+
+    __hash__ = FaultyRow.__hash__
+
+
+def test_dropped_rows_are_parted_from_bad_ones_in_one_pass() -> None:
+    found = [Countable(**{**asdict(faulty(row)), "kind": TOO_LONG if row % 3 else "row"}) for row in range(300)]
+    dropped, bad = divide(found, "drop")
+    assert [row.index for row in dropped] == [row for row in range(300) if row % 3]
+    assert [row.index for row in bad] == list(range(0, 300, 3))
+    assert divide(found, "error") == ([], found)
+    # The comparison just above is the control: it compares each row once or not at all, a search would each with all.
+    assert Countable.compared <= 300
 
 
 def texts(rows: ConversationDataset) -> list[str]:
@@ -68,6 +101,14 @@ def test_split_without_a_good_row_stops_at_any_fraction() -> None:
     found = [faulty(row, "validation") for row in range(3)]
     said = refusal(found, {"train": 9, "validation": 3}, on_bad_sample="skip", max_bad_fraction=1.0)
     assert said.startswith("validation: all 3 rows are bad")
+
+
+def test_split_that_bad_rows_and_dropped_ones_leave_empty_stops() -> None:
+    settings: dict[str, Any] = {"on_bad_sample": "skip", "max_bad_fraction": 0.5}
+    found, long = [faulty(0)], [faulty(row) for row in (1, 2)]
+    said = refusal(found, {"train": 3}, dropped=long, **settings)
+    assert said.startswith("train: all 3 rows are bad or too long (2, which --on_overflow drop leaves out), the first")
+    assert refusal(found, {"train": 4}, dropped=long, **settings) == "", "the control: one row is left"
 
 
 def test_rows_are_left_out_and_none_moves_up(tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from support.datasets import save_chartqa_to_disk, write_chartqa_folder, write_jsonl
+from support.datasets import encode_png, save_chartqa_to_disk, write_chartqa_folder, write_jsonl
 from vlm_lora.cli import main
+from vlm_lora.data.conversation import Url
+from vlm_lora.data.urls import keep, kept_file
 from vlm_lora.preflight.findings import Finding, Findings
 
 HIT = "checked before, nothing has changed since"
@@ -134,6 +136,17 @@ def test_changed_flag(flags: list[str], is_hit: Callable[..., bool]) -> None:
     assert [is_hit(), is_hit(*flags), is_hit(*flags)] == [False, False, True]
 
 
+def test_epochs_count_where_each_draws_anew(tmp_path: Path, data: Path, is_hit: Callable[..., bool]) -> None:
+    page = {"lines": [{"text": "Dear Ann,", "bbox": [2, 2, 18, 10]}]}
+    folder = tmp_path / "pages"
+    shutil.copytree(data / "a", folder)
+    write_jsonl(folder / "train.jsonl", [{"image": f"{row}.png", "text": page} for row in range(6)])
+    epochs = [("--num_train_epochs", number) for number in ("2", "3", "3")]
+    assert [is_hit(*words, dataset=folder) for words in epochs] == [False, False, True]
+    assert [is_hit(*words, dataset=folder) for words in (("--tasks", "detection"), ("--max_steps", "4"))] == [False] * 2
+    assert [is_hit(*words) for words in epochs] == [False, True, True], "the control: these rows stay as they are"
+
+
 def test_bad_row_that_was_put_right_and_one_that_was_not(data: Path, is_hit: Callable[..., bool]) -> None:
     picture = data / "a" / "2.png"
     content = picture.read_bytes()
@@ -141,6 +154,26 @@ def test_bad_row_that_was_put_right_and_one_that_was_not(data: Path, is_hit: Cal
     assert [is_hit(), is_hit()] == [False, True], "the same row is bad for the same reason"
     picture.write_bytes(content)
     assert not is_hit()
+
+
+def test_pictures_behind_urls_count_by_what_is_kept_of_them(tmp_path: Path, is_hit: Callable[..., bool]) -> None:
+    urls = [Url(text=f"https://pictures.invalid/{row}.png") for row in range(3)]
+
+    def fetched(color: int) -> None:
+        for url in urls:
+            keep(url, encode_png(Image.new("RGB", (20, 20), (color, 0, 0))))
+
+    fetched(10)
+    rows = [{"image": url.text, "question": "What?", "answer": "red"} for url in urls]
+    folder = write_jsonl(tmp_path / "linked" / "train.jsonl", rows).parent
+    words = ("--allow_urls", "true", "--validation_fraction", "0")
+    assert [is_hit(*words, dataset=folder), is_hit(*words, dataset=folder)] == [False, True], "nothing is gone"
+    shutil.rmtree(kept_file(urls[0]).parent)
+    fetched(200)
+    assert [is_hit(*words, dataset=folder), is_hit(*words, dataset=folder)] == [False, True]
+    kept_file(urls[1]).unlink()
+    assert not is_hit(*words, dataset=folder), "it cannot be fetched here, which the check must find"
+    assert "1 of 3 rows cannot be used" in (tmp_path / "log").read_text(encoding="utf-8")
 
 
 def test_broken_file_of_the_cache(tmp_path: Path, is_hit: Callable[..., bool]) -> None:

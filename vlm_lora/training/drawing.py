@@ -1,0 +1,33 @@
+"""How often a run draws for each row, as far as its settings say so beforehand."""
+
+from __future__ import annotations
+
+import math
+
+from vlm_lora.data.dataset import Splits
+from vlm_lora.data.draws import ONCE, Span
+from vlm_lora.data.mixture import Mixture
+from vlm_lora.data.split_parts import split_parts
+
+
+def drawn_epochs(*, num_train_epochs: float, max_steps: int, static_shapes: bool) -> int | None:
+    """Return how many epochs draw anew; None where only the number of processes says it (`--max_steps`).
+
+    Planned batch shapes repeat the first epoch's draws.
+    """
+    if static_shapes:
+        return 1
+    return None if max_steps > 0 else max(1, math.ceil(num_train_epochs))
+
+
+def spans_of(splits: Splits, epochs: int | None) -> dict[str, Span]:
+    """Return how often each data set's rows are drawn, by the names of `split_parts`.
+
+    Evaluation reads the first epoch's. A row of a weight's fraction counts as seen in every epoch: which rows an epoch
+    takes depends on those that are left out.
+    """
+    repeats = splits.train.repeats if isinstance(splits.train, Mixture) else (1,)
+    names = list(split_parts(splits))
+    trained = [name for name in names if name.startswith("train")]
+    spans = {name: Span(epochs=epochs, repeats=count) for name, count in zip(trained, repeats, strict=False)}
+    return {name: spans.get(name, ONCE) for name in names}
