@@ -87,8 +87,10 @@ def as_json(items: Sequence[Mapping[str, Any]]) -> str:
     return json.dumps(list(items), ensure_ascii=False)
 
 
-def read_box(value: Any, style: str, size: tuple[int, int] | None) -> Box:
+def read_box(value: Any, style: str, size: tuple[int, int] | None, *, may_be_flat: bool = False) -> Box:
     """Return a box as left, top, right, bottom, rounded to pixels and clipped to the picture.
+
+    A box thinner than a pixel becomes one pixel.
 
     Annotators draw a little over a picture's edge; what sticks out by more than that was written in another format,
     or for another picture, and clipping it would hide that.
@@ -97,14 +99,15 @@ def read_box(value: Any, style: str, size: tuple[int, int] | None) -> Box:
         value: four numbers.
         style: `xywh` or `xyxy`.
         size: the picture's width and height in pixels; None where it is not known, and nothing is clipped.
+        may_be_flat: whether a box without width or height is taken as it is, as text recognition gives to blanks.
 
     Raises:
         DataError: not four finite numbers, numbers from 0 to 1 instead of pixels, an end before its start, a box that
-            sticks out of the picture by more than 2 pixels and 1 % of the side, or one that holds no whole pixel.
+            sticks out of the picture by more than 2 pixels and 1 % of the side, or one without width or height.
     """
     if not isinstance(value, list | tuple) or len(value) != 4 or not all(_is_finite(n) for n in value):
         raise DataError(f"{_short(value)} is no box; a box is four numbers.")
-    if all(0 <= n <= 1 for n in value) and any(isinstance(n, float) for n in value):
+    if any(value) and all(0 <= n <= 1 for n in value) and any(isinstance(n, float) for n in value):
         by = "" if size is None else f" ({size[0]}x{size[1]})"
         raise DataError(
             f"{_short(value)} has only numbers from 0 to 1, so it looks normalised; wanted are pixels. Multiply x by "
@@ -117,26 +120,30 @@ def read_box(value: Any, style: str, size: tuple[int, int] | None) -> Box:
     what = f"{_short(value)}, read as {_SIDES[style]} in pixels,"
     if size is not None:
         _check_inside((left, top, right, bottom), size, what)
-    box = _in_pixels((left, top, right, bottom), size)
-    if box[0] == box[2] or box[1] == box[3]:
-        where = "" if size is None else f" in the picture of {size[0]}x{size[1]} pixels"
-        raise DataError(f"{what} holds no whole pixel{where}.")
-    return box
+    if (right == left or bottom == top) and not may_be_flat:
+        raise DataError(f"{what} has no width or height.")
+    width, height = (None, None) if size is None else size
+    (left, right), (top, bottom) = _in_pixels(left, right, width), _in_pixels(top, bottom, height)
+    return left, top, right, bottom
 
 
-def _in_pixels(box: tuple[float, float, float, float], size: tuple[int, int] | None) -> Box:
-    left, top, right, bottom = (round(end) for end in box)
-    if size is None:
-        return left, top, right, bottom
-    width, height = size
-    return min(max(left, 0), width), min(max(top, 0), height), min(max(right, 0), width), min(max(bottom, 0), height)
+def _in_pixels(start: float, end: float, side: int | None) -> tuple[int, int]:
+    """Return two ends in whole pixels within a side, apart by one at least if they were apart."""
+    first, last = round(start), round(end)
+    if side is not None:
+        first, last = min(max(first, 0), side), min(max(last, 0), side)
+    if first < last or start == end:
+        return first, last
+    return (first, first + 1) if side is None or first < side else (first - 1, first)
 
 
 def _check_inside(box: tuple[float, float, float, float], size: tuple[int, int], what: str) -> None:
     """Refuse a box outside its picture, or more than a little over its edge."""
     left, top, right, bottom = box
     width, height = size
-    if right <= 0 or bottom <= 0 or left >= width or top >= height:
+    if any(
+        start < 0 >= end or start >= side < end for start, end, side in ((left, right, width), (top, bottom, height))
+    ):
         raise DataError(f"{what} lies outside the picture of {width}x{height} pixels.")
     for over, side in ((max(-left, right - width), width), (max(-top, bottom - height), height)):
         if over > max(EDGE_PIXELS, EDGE_SHARE * side):

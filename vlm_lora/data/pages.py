@@ -123,7 +123,7 @@ def _read_item(item: Any) -> Item:
     text, box = _one_of(item, "text", "latex"), _one_of(item, "bbox", "box")
     if not isinstance(text, str):
         raise DataError(f"its text is {_short(text)}; wanted is text under 'text' (or 'latex').")
-    return Item(text=text, box=None if box is None else read_box(box, "xyxy", None))
+    return Item(text=text, box=None if box is None else read_box(box, "xyxy", None, may_be_flat=True))
 
 
 def _one_of(item: Mapping[str, Any], name: str, other: str) -> Any:

@@ -194,7 +194,8 @@ def clipped(page: Page, size: tuple[int, int]) -> Page:
         kept = []
         for number, item in enumerate(found, start=1):
             try:
-                kept.append(item if item.box is None else replace(item, box=read_box(item.box, "xyxy", size)))
+                box = None if item.box is None else read_box(item.box, "xyxy", size, may_be_flat=True)
+                kept.append(replace(item, box=box))
             except DataError as error:
                 raise DataError(f"Item {number} of '{level}': {error}") from error
         items[level] = tuple(kept)

@@ -39,6 +39,8 @@ def answer(value: Any, **options: Any) -> list[dict[str, Any]]:
         ([-2, -2, 20, 20], "xywh", (0, 0, 18, 18)),
         ([90, 40, 12, 11.6], "xywh", (90, 40, 100, 50)),
         ([0, 0, 1, 1], "xyxy", (0, 0, 1, 1)),
+        ([10, 20, 0.3, 10], "xywh", (10, 20, 11, 30)),
+        ([99.6, 10, 101, 20], "xyxy", (99, 10, 100, 20)),
         ([0, 0, 100, 50], "xyxy", (0, 0, 100, 50)),
     ],
 )
@@ -60,9 +62,8 @@ def test_boxes_become_corners_in_whole_pixels_of_the_picture(box: list[float], s
         ([2, 2, 50, 52.5], "xyxy", SIZE, r"sticks out .* by 2\.5; allowed are 2"),
         ([0.1, 0.2, 0.3, 0.4], "xyxy", SIZE, r"looks normalised; .* Multiply x .* \(100x50\)"),
         ([0.0, 0.0, 1.0, 1.0], "xywh", None, "looks normalised"),
-        ([10, 20, 0.3, 10], "xywh", SIZE, "holds no whole pixel in the picture of 100x50 pixels"),
-        ([10, 20, 30, 20], "xyxy", None, "holds no whole pixel"),
-        ([99.6, 10, 101, 20], "xyxy", SIZE, "holds no whole pixel"),
+        ([10, 20, 0, 10], "xywh", SIZE, "has no width or height"),
+        ([10, 20, 30, 20], "xyxy", None, "has no width or height"),
     ],
 )
 def test_boxes_of_another_format_or_picture_are_refused(
@@ -75,6 +76,14 @@ def test_boxes_of_another_format_or_picture_are_refused(
             DataError, match=rf"Box 1 in column 'objects': .*{said}.*\(--box_format {style}; allowed are"
         ):
             answer_boxes({"bbox": [box], "category": ["a"]}, BoxReading(column="objects", format=style), size)
+
+
+@pytest.mark.parametrize("flat", [[10, 20, 10, 20], [10.4, 5, 10.4, 9], [0.0, 0.0, 0.0, 0.0]])
+def test_text_recognition_may_give_blanks_no_width(flat: list[float]) -> None:
+    found = read_box(flat, "xyxy", SIZE, may_be_flat=True)
+    assert found == tuple(round(end) for end in flat)
+    with pytest.raises(DataError, match="has no width or height"):
+        read_box(flat, "xyxy", SIZE)
 
 
 def test_the_edge_of_a_large_picture_is_a_share_of_its_side() -> None:
