@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlm_lora.data.class_names import names_of
-from vlm_lora.data.column_search import ColumnSearch, short
+from vlm_lora.data.column_search import ColumnSearch
 from vlm_lora.data.csv_files import CsvTable
 from vlm_lora.data.rows import Rows
+from vlm_lora.data.wording import short
 from vlm_lora.errors import DataError
 
 CHOICES = ("choices", "options", "candidates")

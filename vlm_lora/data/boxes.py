@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vlm_lora.data.wording import short
 from vlm_lora.errors import DataError
 
 BOX_KEYS = ("bbox", "bboxes", "box", "boxes")
@@ -106,18 +107,18 @@ def read_box(value: Any, style: str, size: tuple[int, int] | None, *, may_be_fla
             sticks out of the picture by more than 2 pixels and 1 % of the side, or one without width or height.
     """
     if not isinstance(value, list | tuple) or len(value) != 4 or not all(_is_finite(n) for n in value):
-        raise DataError(f"{_short(value)} is no box; a box is four numbers.")
+        raise DataError(f"{short(value)} is no box; a box is four numbers.")
     if any(value) and all(0 <= n <= 1 for n in value) and any(isinstance(n, float) for n in value):
         by = "" if size is None else f" ({size[0]}x{size[1]})"
         raise DataError(
-            f"{_short(value)} has only numbers from 0 to 1, so it looks normalised; wanted are pixels. Multiply x by "
+            f"{short(value)} has only numbers from 0 to 1, so it looks normalised; wanted are pixels. Multiply x by "
             f"the picture's width and y by its height{by}."
         )
     left, top, third, fourth = value
     right, bottom = (left + third, top + fourth) if style == "xywh" else (third, fourth)
     if right < left or bottom < top:
-        raise DataError(f"{_short(value)} ends before it starts, read as {_SIDES[style]}.")
-    what = f"{_short(value)}, read as {_SIDES[style]} in pixels,"
+        raise DataError(f"{short(value)} ends before it starts, read as {_SIDES[style]}.")
+    what = f"{short(value)}, read as {_SIDES[style]} in pixels,"
     if size is not None:
         _check_inside((left, top, right, bottom), size, what)
     if (right == left or bottom == top) and not may_be_flat:
@@ -207,14 +208,14 @@ def _pairs(value: Any, reading: BoxReading) -> Iterator[tuple[Any, Any]]:
     if isinstance(value, list | tuple):
         for number, item in enumerate(value, start=1):
             if not isinstance(item, Mapping) or not _has_keys(item):
-                raise DataError(f"Box {number} in column '{column}' is {_short(item)}; {_WANTED}")
+                raise DataError(f"Box {number} in column '{column}' is {short(item)}; {_WANTED}")
             yield _boxes(item), _categories(item, reading.numbers)
         return
     if not isinstance(value, Mapping) or not _has_keys(value):
-        raise DataError(f"Column '{column}' holds {_short(value)}; {_WANTED}")
+        raise DataError(f"Column '{column}' holds {short(value)}; {_WANTED}")
     boxes, categories = _boxes(value), _categories(value, reading.numbers)
     if not isinstance(boxes, list | tuple) or not isinstance(categories, list | tuple):
-        raise DataError(f"Column '{column}' holds {_short(value)}; {_WANTED}")
+        raise DataError(f"Column '{column}' holds {short(value)}; {_WANTED}")
     if len(boxes) != len(categories):
         raise DataError(f"Column '{column}' holds {len(boxes)} boxes and {len(categories)} categories.")
     yield from zip(boxes, categories, strict=True)
@@ -242,8 +243,3 @@ def _name(category: Any, names: tuple[str, ...]) -> str:
 
 def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -11,6 +11,7 @@ from vlm_lora.data.chats import parse_turns
 from vlm_lora.data.columns import COLUMN_NAMES, ColumnRole
 from vlm_lora.data.image_values import is_missing
 from vlm_lora.data.rows import Row, Rows
+from vlm_lora.data.wording import quoted
 from vlm_lora.errors import DataError, nearest
 
 SAMPLE = 100
@@ -67,12 +68,12 @@ class ColumnSearch:
         if len(candidates) > 1:
             raise DataError(
                 f"{self.where} has {len(candidates)} columns that could be the {role}: "
-                f"{listed(candidates)}. "
+                f"{quoted(candidates)}. "
                 f"Type {names.flag} with the one you mean, for example {names.flag} {candidates[0]}."
             )
         if not candidates:
             raise DataError(
-                f"{self.where}: no column could be taken as the {role}. It has {listed(self.columns)}. Known names "
+                f"{self.where}: no column could be taken as the {role}. It has {quoted(self.columns)}. Known names "
                 f"are {', '.join(names.usual + names.fallback)}, or a chat in one column "
                 f"({', '.join(COLUMN_NAMES['messages'].usual)}). Type {names.flag} COLUMN{otherwise}."
             )
@@ -94,7 +95,7 @@ def read_mapping(search: ColumnSearch, config: DataConfig) -> dict[ColumnRole, s
         if column not in search.columns and not (role == "image" and column == NO_PICTURES):
             raise DataError(
                 f"{COLUMN_NAMES[role].flag} {column}: {search.where} has no such "
-                f"column.{nearest(column, search.columns)} It has {listed(search.columns)}."
+                f"column.{nearest(column, search.columns)} It has {quoted(search.columns)}."
             )
     if "messages" in mapped and ("prompt" in mapped or "response" in mapped):
         raise DataError(
@@ -121,14 +122,3 @@ def where_from(rows: Rows) -> str:
     files = rows.files
     more = f" (and {len(files) - 1} more)" if len(files) > 1 else ""
     return f"{files[0] if files else 'the data'}{more}"
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return names in quotes with commas between."""
-    return ", ".join(f"'{name}'" for name in names) or "no columns"
-
-
-def short(value: Any) -> str:
-    """Return a value as Python writes it, cut off where it is long."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

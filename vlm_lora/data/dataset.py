@@ -24,6 +24,7 @@ from vlm_lora.data.sources import Source, open_source
 from vlm_lora.data.splits import Part, hold_out, limit, pick_split, pick_train, whole
 from vlm_lora.data.streams import RowStream, open_stream
 from vlm_lora.data.task_answers import Draw
+from vlm_lora.data.wording import quoted
 from vlm_lora.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -268,7 +269,7 @@ def _take_validation(config: DataConfig, source: Source | None, need_train: bool
             picked = pick_split(named.splits, "validation", where=named.name)
             if picked is None:
                 raise DataError(
-                    f"--validation_name {named.name} has the splits {_listed(named)} and none is a "
+                    f"--validation_name {named.name} has the splits {quoted(named.splits)} and none is a "
                     "validation split. "
                     "Name the one to use as a file or folder."
                 )
@@ -292,7 +293,7 @@ def _take_train(
     picked = pick_train(source.splits, where=source.name)
     if picked is None:
         raise DataError(
-            f"--dataset_name {source.name} has no split to train on; it has {_listed(source)}. Validation "
+            f"--dataset_name {source.name} has no split to train on; it has {quoted(source.splits)}. Validation "
             "and test "
             "splits are never trained on: name other data, or rename the file if its name misleads."
         )
@@ -336,7 +337,7 @@ def _hold_out_for_evaluation(config: DataConfig, source: Source, notes: list[str
     """Hold out the same rows that training with the same data, fraction and seed holds out."""
     picked = pick_train(source.splits, where=source.name)
     if picked is None:
-        raise DataError(f"--dataset_name {source.name} has no split to evaluate on; it has {_listed(source)}.")
+        raise DataError(f"--dataset_name {source.name} has no split to evaluate on; it has {quoted(source.splits)}.")
     name, rows = picked
     _must_hold_out(config, source, None, rows, True)
     _, held = hold_out(name, rows, fraction=config.validation_fraction, seed=config.split_seed)
@@ -388,7 +389,3 @@ def _hub_roots(rows: Rows) -> tuple[Path, ...]:
     import huggingface_hub
 
     return (Path(huggingface_hub.constants.HF_HUB_CACHE), Path(datasets.config.HF_DATASETS_CACHE))
-
-
-def _listed(source: Source) -> str:
-    return ", ".join(f"'{name}'" for name in source.splits)

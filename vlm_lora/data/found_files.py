@@ -9,7 +9,7 @@ import glob
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from vlm_lora.data.splits import split_kind
 from vlm_lora.data.table_files import read_arrow, read_parquet
 from vlm_lora.data.tars.index_files import is_index_file
 from vlm_lora.data.tars.opening import check_all_there, is_tar
+from vlm_lora.data.wording import joined
 from vlm_lora.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -173,7 +174,7 @@ def _choose_by_metadata(folder: Path, files: Sequence[Path]) -> Sequence[Path]:
     for place in dict.fromkeys(path.parent for path in columns):
         here = [path for path in columns if path.parent == place]
         if len(here) > 1:
-            raise DataError(f"{place} has several metadata files: {_listed(here)}. Keep one.")
+            raise DataError(f"{place} has several metadata files: {joined(here)}. Keep one.")
     with_rows = [path for path in files if path in columns or path not in candidates]
     found = [path for path, names in columns.items() if any(map(_FILE_NAMES.fullmatch, names))]
     if not found and (not columns or len(columns) < len(with_rows)):
@@ -182,14 +183,14 @@ def _choose_by_metadata(folder: Path, files: Sequence[Path]) -> Sequence[Path]:
     others = [path for path in with_rows if path not in found]
     if others:
         raise DataError(
-            f"{folder} is an image folder by {_listed(found)}, whose rows name pictures, and other data files lie in "
-            f"it: {_listed(others)}. Name the files to read, such as --dataset_name {found[0]} (several as "
+            f"{folder} is an image folder by {joined(found)}, whose rows name pictures, and other data files lie in "
+            f"it: {joined(others)}. Name the files to read, such as --dataset_name {found[0]} (several as "
             "'{a,b}'), or move the others elsewhere."
         )
     names_splits = [p for p in sorted(folder.iterdir()) if p.is_dir() and split_kind(p.name)]
     if found[0].parent == folder and names_splits and len(found) == 1:
         raise DataError(
-            f"{found[0]} would make one split of pictures that lie in {_listed(names_splits)}. "
+            f"{found[0]} would make one split of pictures that lie in {joined(names_splits)}. "
             "Put a metadata file of its own into each of these folders."
         )
     return found
@@ -222,14 +223,10 @@ def _explain_empty(folder: Path) -> str:
             'beside them, one line for each picture: {"file_name": "0001.png", "prompt": "...", '
             '"response": "..."}.'
         )
-    shown = _listed(p.name + ("/" if p.is_dir() else "") for p in inside[:10]) or "nothing"
+    shown = joined(p.name + ("/" if p.is_dir() else "") for p in inside[:10])
     return (
         f"{folder} holds no data files. Looked for {', '.join(READERS)}, .tar, .tar.gz in it, in its data folder "
         "and in folders "
         f"named as splits, and for a save_to_disk folder; it holds {shown}. "
         "A sub-folder is chosen with --dataset_config_name or by naming it."
     )
-
-
-def _listed(names: Iterable[object]) -> str:
-    return ", ".join(str(name) for name in names)

@@ -13,6 +13,7 @@ from typing import Any
 
 from vlm_lora.data.boxes import Box, read_box
 from vlm_lora.data.columns import COLUMN_NAMES
+from vlm_lora.data.wording import short
 from vlm_lora.errors import DataError
 
 LEVELS = ("lines", "paragraphs", "words", "latex")
@@ -85,14 +86,14 @@ def read_page(value: Any) -> Page:
     """
     document = _parsed(value) if isinstance(value, str) else value
     if not isinstance(document, Mapping):
-        raise DataError(f"{_short(value)} is no page. {_WANTED}")
+        raise DataError(f"{short(value)} is no page. {_WANTED}")
     inner = document.get("text")
     inner = _parsed(inner) if isinstance(inner, str) and inner.lstrip().startswith("{") else inner
     text: Mapping[str, Any] = inner if isinstance(inner, Mapping) else document
     size = None if text is document else document.get("image")
     known = {key: text[key] for key in (*LEVELS, *_TEXTS) if text.get(key) is not None}
     if text and not known and not any(key in text for key in (*LEVELS, *_TEXTS)):
-        raise DataError(f"{_short(value)} has none of the known keys. {_WANTED}")
+        raise DataError(f"{short(value)} has none of the known keys. {_WANTED}")
     page = Page(
         items={level: _read_items(known[level], level) for level in LEVELS if level in known},
         text=_read_text(known, "text"),
@@ -107,7 +108,7 @@ def read_page(value: Any) -> Page:
 
 def _read_items(value: Any, level: str) -> tuple[Item, ...]:
     if not isinstance(value, list | tuple):
-        raise DataError(f'\'{level}\' is {_short(value)}; wanted is a list of {{"text": ..., "bbox": [...]}}.')
+        raise DataError(f'\'{level}\' is {short(value)}; wanted is a list of {{"text": ..., "bbox": [...]}}.')
     items = []
     for number, item in enumerate(value, start=1):
         try:
@@ -119,10 +120,10 @@ def _read_items(value: Any, level: str) -> tuple[Item, ...]:
 
 def _read_item(item: Any) -> Item:
     if not isinstance(item, Mapping):
-        raise DataError(f'{_short(item)} is no item; wanted is {{"text": ..., "bbox": [x1, y1, x2, y2]}}.')
+        raise DataError(f'{short(item)} is no item; wanted is {{"text": ..., "bbox": [x1, y1, x2, y2]}}.')
     text, box = _one_of(item, "text", "latex"), _one_of(item, "bbox", "box")
     if not isinstance(text, str):
-        raise DataError(f"its text is {_short(text)}; wanted is text under 'text' (or 'latex').")
+        raise DataError(f"its text is {short(text)}; wanted is text under 'text' (or 'latex').")
     return Item(text=text, box=None if box is None else read_box(box, "xyxy", None, may_be_flat=True))
 
 
@@ -137,7 +138,7 @@ def _one_of(item: Mapping[str, Any], name: str, other: str) -> Any:
 def _read_text(known: Mapping[str, Any], key: str) -> str | None:
     value = known.get(key)
     if value is not None and not isinstance(value, str):
-        raise DataError(f"'{key}' is {_short(value)}; wanted is text.")
+        raise DataError(f"'{key}' is {short(value)}; wanted is text.")
     return value
 
 
@@ -159,8 +160,3 @@ def _is_items(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(
         isinstance(item, Mapping) and ("text" in item or "latex" in item) for item in value
     )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vlm_lora.data.column_search import NO_PICTURES, ColumnSearch, listed, short
+from vlm_lora.data.column_search import NO_PICTURES, ColumnSearch
 from vlm_lora.data.columns import COLUMN_NAMES
 from vlm_lora.data.image_values import ADDRESS_KEYS, is_missing, looks_like_image
 from vlm_lora.data.number_arrays import is_number_array
+from vlm_lora.data.wording import quoted, short
 from vlm_lora.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -66,15 +67,15 @@ def explain_text_only(search: ColumnSearch, pictures: Pictures) -> str:
         raise DataError(
             f"{search.where}: the column '{column}' is called as pictures are, and holds none, such as {short(held)}. "
             'A picture is a path, a URL, encoded bytes, base64, a data URI, {"bytes", "path"}, {"url"} or {"src"}. '
-            f"It has {listed(search.columns)}. Type --image_column COLUMN with the one that holds the pictures, or "
+            f"It has {quoted(search.columns)}. Type --image_column COLUMN with the one that holds the pictures, or "
             f"--image_column {NO_PICTURES} to train on text alone."
         )
     logger.warning(
         "%s: no image column among %s: the rows are text only. If there are pictures, type --image_column.",
         search.where,
-        listed(search.columns),
+        quoted(search.columns),
     )
-    return f"{pictures.why} among {listed(search.columns)}: the rows are text only"
+    return f"{pictures.why} among {quoted(search.columns)}: the rows are text only"
 
 
 def _may_be_image(value: Any) -> bool:

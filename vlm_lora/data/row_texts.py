@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlm_lora.data.answer_columns import AnswerReading, written_list
-from vlm_lora.data.column_search import short
+from vlm_lora.data.wording import short
 from vlm_lora.errors import DataError
 
 

@@ -16,7 +16,7 @@ from vlm_lora.data.annotations import Marked, read_boxes, read_pages, refuse_two
 from vlm_lora.data.answer_columns import AnswerReading, describe_answers, refuse_bare_choices
 from vlm_lora.data.boxes import BoxReading
 from vlm_lora.data.chats import parse_turns
-from vlm_lora.data.column_search import SAMPLE, ColumnSearch, listed, read_mapping, short, where_from
+from vlm_lora.data.column_search import SAMPLE, ColumnSearch, read_mapping, where_from
 from vlm_lora.data.columns import (
     CAPTION_QUESTION,
     CAPTIONS,
@@ -31,6 +31,7 @@ from vlm_lora.data.marked_rows import SIDES, SIZE_COLUMNS
 from vlm_lora.data.picture_column import Pictures, explain_text_only, find_pictures
 from vlm_lora.data.rows import Rows
 from vlm_lora.data.task_answers import PageReading
+from vlm_lora.data.wording import quoted, short
 from vlm_lora.errors import DataError
 
 Layout = Literal["question_answer", "caption", "messages", "prompt_completion", "boxes", "page"]
@@ -82,7 +83,7 @@ def detect_schema(rows: Rows, config: DataConfig) -> Schema:
     """
     schema = _detect(rows, config)
     unused = [column for column in rows.columns if column not in schema.columns]
-    return replace(schema, reasons=(*schema.reasons, f"not used: {listed(unused)}")) if unused else schema
+    return replace(schema, reasons=(*schema.reasons, f"not used: {quoted(unused)}")) if unused else schema
 
 
 def _detect(rows: Rows, config: DataConfig) -> Schema:
@@ -109,7 +110,7 @@ def _detect(rows: Rows, config: DataConfig) -> Schema:
         return _marked_schema(rows, search, config, {**mapped, **_single_mark(search, marked)}, pictures)
     if separate and len(prompts) == 1 and len(responses) == 1:
         raise DataError(
-            f"{search.where} has a chat column ({listed(separate)}) and a question with an answer "
+            f"{search.where} has a chat column ({quoted(separate)}) and a question with an answer "
             f"('{prompts[0]}', '{responses[0]}'). Type --messages_column {separate[0]}, or "
             f"--prompt_column {prompts[0]} --response_column {responses[0]}."
         )
@@ -156,7 +157,7 @@ def _marked_schema(
     if image is None or image == column:
         raise DataError(
             f"{search.where}: '{column}' holds {'boxes' if role == 'boxes' else 'OCR pages'}, and no other column "
-            f"could be taken as the picture. It has {listed(search.columns)}. Type --image_column COLUMN."
+            f"could be taken as the picture. It has {quoted(search.columns)}. Type --image_column COLUMN."
         )
     given = config.boxes_column if role == "boxes" else config.page_column
     why = f"named by {COLUMN_NAMES[role].flag}" if given else "by its values"

@@ -7,7 +7,7 @@ whose key holds each file's path and modification time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from vlm_lora.data.found_files import READERS, find_source
 from vlm_lora.data.rows import Origin, Rows, Table, join_files
 from vlm_lora.data.table_files import HeldOpen, count_parquet_rows
 from vlm_lora.data.tars.opening import is_tar, open_tars
+from vlm_lora.data.wording import joined
 from vlm_lora.errors import DataError
 
 PARQUET_IN_MEMORY = 256 * 1024 * 1024
@@ -103,7 +104,7 @@ def _open_files(groups: Mapping[str, Sequence[Path]]) -> dict[str, Rows]:
         if len(suffixes) > 1:
             raise DataError(
                 f"The {split} split has files of several formats, perhaps the same rows twice: "
-                f"{_listed(paths)}. "
+                f"{joined(paths)}. "
                 "Keep one format, or name the file to use."
             )
         if suffixes == {".tar"}:
@@ -133,13 +134,9 @@ def _open_large_parquet(paths: Sequence[Path]) -> Rows:
     try:
         loaded = datasets.load_dataset("parquet", data_files=[str(p.absolute()) for p in paths], split="train")
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"{_listed(paths)} cannot be read: {error.__cause__ or error}") from error
+        raise DataError(f"{joined(paths)} cannot be read: {error.__cause__ or error}") from error
     return Rows([HeldOpen.of(loaded)], origins)
 
 
 def _explain_suffix(path: Path) -> str:
     return f"{path}: files ending in '{path.suffix}' are not read. Readable are {', '.join(READERS)}, .tar, .tar.gz."
-
-
-def _listed(names: Iterable[object]) -> str:
-    return ", ".join(str(name) for name in names)

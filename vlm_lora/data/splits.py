@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from vlm_lora.data.rows import Rows
+from vlm_lora.data.wording import quoted
 from vlm_lora.errors import DataError
 
 SplitKind = Literal["train", "validation", "test"]
@@ -102,7 +103,7 @@ def pick_split(splits: Mapping[str, AnySplit], kind: SplitKind, *, where: str) -
     candidates = exact or [name for name in splits if split_kind(name) == kind]
     if len(candidates) > 1:
         raise DataError(
-            f"{where} has {len(candidates)} splits that could be the {kind} split: {_listed(candidates)}. "
+            f"{where} has {len(candidates)} splits that could be the {kind} split: {quoted(candidates)}. "
             + (
                 "Name the one to use as a file or folder with --validation_name."
                 if kind == "validation"
@@ -125,7 +126,7 @@ def pick_train(splits: Mapping[str, AnySplit], *, where: str) -> tuple[str, AnyS
     unnamed = [name for name in splits if split_kind(name) is None]
     if len(unnamed) > 1:
         raise DataError(
-            f"{where} has no split named train, and several it could be: {_listed(unnamed)}. "
+            f"{where} has no split named train, and several it could be: {quoted(unnamed)}. "
             "Name one file or folder with --dataset_name."
         )
     return (unnamed[0], splits[unnamed[0]]) if unnamed else None
@@ -137,7 +138,7 @@ def _refuse_overlap(train: str, splits: Iterable[str], where: str) -> None:
     others = [name for name in splits if name != train and split_kind(name) in held]
     if others:
         raise DataError(
-            f"{where}: by its name the split '{train}' may hold the rows of {_listed(others)} beside it. Name the "
+            f"{where}: by its name the split '{train}' may hold the rows of {quoted(others)} beside it. Name the "
             "files to train on with --dataset_name and those to evaluate on with --validation_name."
         )
 
@@ -170,7 +171,3 @@ def hold_out(name: str, rows: Rows, *, fraction: float, seed: int) -> tuple[Part
 def limit(part: Part, count: int | None) -> Part:
     """Keep the first `count` rows; None keeps all."""
     return Part(rows=part.rows, name=part.name, indices=part.indices[:count])
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)

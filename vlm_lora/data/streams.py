@@ -25,6 +25,7 @@ from vlm_lora.data.rows import Origin, Rows
 from vlm_lora.data.sources import load_from_hub
 from vlm_lora.data.splits import pick_train
 from vlm_lora.data.table_files import parquet_features, row_values, stream_parquet
+from vlm_lora.data.wording import quoted
 from vlm_lora.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -169,8 +170,7 @@ def _settled(config: DataConfig) -> frozenset[ColumnRole]:
 def _pick(name: str, splits: Mapping[str, Any]) -> tuple[str, Any]:
     picked = pick_train(splits, where=name)
     if picked is None:
-        listed = ", ".join(f"'{split}'" for split in splits)
-        raise DataError(f"--dataset_name {name} has no split to train on; it has {listed}. Name other data.")
+        raise DataError(f"--dataset_name {name} has no split to train on; it has {quoted(splits)}. Name other data.")
     return picked
 
 

@@ -1,0 +1,22 @@
+"""How messages write names and values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+
+def quoted(names: Iterable[object]) -> str:
+    """Return names in quotes with commas between; `nothing` where there are none."""
+    return joined(f"'{name}'" for name in names)
+
+
+def joined(names: Iterable[object]) -> str:
+    """Return names as they are with commas between; `nothing` where there are none."""
+    return ", ".join(map(str, names)) or "nothing"
+
+
+def short(value: Any) -> str:
+    """Return a value as Python writes it, cut off where it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
