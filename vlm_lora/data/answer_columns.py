@@ -5,8 +5,6 @@ An answer that only says which of a row's choices is right is refused: the quest
 
 from __future__ import annotations
 
-import ast
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +14,7 @@ from vlm_lora.data.column_search import ColumnSearch
 from vlm_lora.data.csv_files import CsvTable
 from vlm_lora.data.rows import Rows
 from vlm_lora.data.wording import short
+from vlm_lora.data.written_lists import written_list
 from vlm_lora.errors import DataError
 
 CHOICES = ("choices", "options", "candidates")
@@ -29,7 +28,7 @@ class AnswerReading:
     names: tuple[str, ...] = ()
     """Names that the data declares for the column's numbers, number 0 first."""
     written: bool = False
-    """Whether its texts are lists of accepted answers, written out as Python or JSON writes them."""
+    """Whether its texts are lists of accepted answers, written out as JSON, Python or numpy writes them."""
 
 
 def describe_answers(rows: Rows, search: ColumnSearch, column: str) -> tuple[AnswerReading, tuple[str, ...]]:
@@ -37,9 +36,10 @@ def describe_answers(rows: Rows, search: ColumnSearch, column: str) -> tuple[Ans
     names = names_of(rows.features, column)
     if names:
         return AnswerReading(names=names), (f"answers: the names of the numbers, declared by the data: {short(names)}",)
-    cells = search.values(column)
+    cells = [items for cell in search.values(column) if (items := written_list(cell)) != []]
+    # A list of no texts may stand for no answer, or for JSON that lists other things: the others say which.
     from_csv = all(isinstance(table, CsvTable) for table in rows.tables)
-    if cells and from_csv and all(written_list(cell) is not None for cell in cells):
+    if from_csv and sum(items is not None for items in cells) * 2 > len(cells):
         return AnswerReading(written=True), (f"answers: the cells of '{column}' are lists of accepted answers",)
     return AnswerReading(), ()
 
@@ -61,19 +61,6 @@ def refuse_bare_choices(search: ColumnSearch, prompt: str, response: str) -> Non
                     f"the question, or the right one's text into '{response}'; to train on {short(answer)} as it is, "
                     f"type --prompt_column {prompt} --response_column {response}."
                 )
-
-
-def written_list(cell: Any) -> list[str] | None:
-    """Return the list of texts that a text writes out (`['14', '15']`), or None where it writes none."""
-    if not isinstance(cell, str) or not cell.lstrip().startswith("["):
-        return None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of unknown escapes such as \d
-            value = ast.literal_eval(cell.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return None
-    return value if isinstance(value, list) and value and all(isinstance(item, str) for item in value) else None
 
 
 def _as_choices(value: Any) -> Sequence[str]:

@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from vlm_lora.data.answer_columns import AnswerReading, written_list
+from vlm_lora.data.answer_columns import AnswerReading
 from vlm_lora.data.wording import short
+from vlm_lora.data.written_lists import written_list
 from vlm_lora.errors import DataError
 
 
@@ -58,7 +59,8 @@ def read_answers(value: Any, column: str, reading: AnswerReading) -> tuple[str, 
         items = written_list(value)
         if items is None:
             raise DataError(
-                f"The cell of {what} is {short(value)}, and the first rows' cells are lists ['...', '...']."
+                f"The cell of {what} is {short(value)}, and most of the first rows' cells are lists of texts. "
+                'Write it as one: ["..."].'
             )
         value = items
     if not isinstance(value, list | tuple):
