@@ -41,7 +41,7 @@ def read_text(value: Any, what: str) -> str:
         return value
     missing = value is None or (isinstance(value, float) and math.isnan(value))
     if missing:
-        raise DataError(f'There is no value for {what}. An empty text is written as "".')
+        raise DataError(f'There is no value for {what}. JSON writes an empty text as ""; CSV has none.')
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     kind = "true or false" if isinstance(value, bool) else f"of type {type(value).__name__}"

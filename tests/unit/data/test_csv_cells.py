@@ -26,7 +26,8 @@ def test_empty_cells_are_missing_values(suffix: str, tmp_path: Path) -> None:
     path = write(tmp_path, text.replace(",", "\t") if suffix == "tsv" else text, f"rows.{suffix}")
     first, no_answer, no_question, no_picture, blank = read_back(path, tmp_path).told
     assert first == [["<0.png>", "q"], ["a"]]
-    assert f"rows.{suffix} row 1: There is no value for the response ('answer')" in no_answer
+    said = "There is no value for the response ('answer'). JSON writes an empty text as \"\"; CSV has none."
+    assert f"rows.{suffix} row 1: {said}" in no_answer
     assert f"rows.{suffix} row 2: There is no value for the prompt ('question')" in no_question
     assert no_picture == [["q"], ["a"]], "a row of text"
     assert blank == [["<0.png>", "q"], [" "]], "a space is written"
