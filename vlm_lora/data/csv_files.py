@@ -23,7 +23,7 @@ _LEFT_OUT = b"rows_before_lines_left_out"
 
 
 class CsvTable(ArrowTable):
-    """Rows of a CSV file without its lines of empty cells, which count when rows are numbered."""
+    """Rows of a CSV file without its blank lines and lines of empty cells, which count when rows are numbered."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, _open_csv)
@@ -67,6 +67,7 @@ def _open_csv(path: Path) -> Any:
 
 
 def _parse_csv(path: Path) -> Iterator[list[str]]:
+    """Yield the names of the columns, then every line's cells; none of a blank line, which spreadsheets show too."""
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     previous = csv.field_size_limit(LARGEST_FIELD)
     try:
@@ -75,10 +76,10 @@ def _parse_csv(path: Path) -> Iterator[list[str]]:
             width: int | None = None
             try:
                 for row in reader:
-                    if not row:
+                    if width is None and not row:
                         continue
                     width = len(row) if width is None else width
-                    if len(row) != width:
+                    if row and len(row) != width:
                         raise DataError(
                             f"{path} line {reader.line_num}: {len(row)} values, and the header names "
                             f"{width} columns. "

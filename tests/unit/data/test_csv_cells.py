@@ -44,6 +44,19 @@ def test_lines_of_empty_cells_are_left_out_and_count(tmp_path: Path) -> None:
         assert table[1]["question"] == "r"
 
 
+def test_blank_lines_are_left_out_and_count_behind_the_names_of_the_columns(tmp_path: Path) -> None:
+    table = read_csv(write(tmp_path, '\n\nquestion,answer\n\nq,"a\n\nb"\n\n,\nr,\n\n'))
+    assert [table[place] for place in range(len(table))] == [
+        {"question": "q", "answer": "a\n\nb"},
+        {"question": "r", "answer": None},
+    ]
+    assert [table.number(place) for place in range(len(table))] == [1, 4]
+    one = read_csv(write(tmp_path, "question\nq\n\nr\n"))
+    assert [(one.number(place), one[place]["question"]) for place in range(len(one))] == [(0, "q"), (2, "r")]
+    with pytest.raises(DataError, match="is empty: the first line must name the columns"):
+        read_csv(write(tmp_path, "\n\n"))
+
+
 def test_numbers_of_rows_are_those_of_each_file(tmp_path: Path) -> None:
     write(tmp_path, "a,b\n1,2\n,\n", "train-0.csv")
     write(tmp_path, "a,b\n,\n3,4\n", "train-1.csv")
