@@ -1,11 +1,12 @@
 """What a column of answers holds besides plain text: numbers of declared names, and lists written out in CSV cells.
 
-An answer that only says which of a row's choices is right is refused: the question does not show the choices.
+An answer that only says which of a row's choices is right is refused where the question does not show the choices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,9 @@ from vlm_lora.errors import DataError
 
 CHOICES = ("choices", "options", "candidates")
 """Columns that list what may be answered."""
+
+_EDGE = r"(?:(?<!\w)|(?!\w))"
+"""No place inside a word or a number: 12 does not show the choice 2. Only of ASCII: others may write without spaces."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,22 +48,30 @@ def describe_answers(rows: Rows, search: ColumnSearch, column: str) -> tuple[Ans
     return AnswerReading(), ()
 
 
-def refuse_bare_choices(search: ColumnSearch, prompt: str, response: str) -> None:
-    """Refuse answers that are only the number or letter of one of the row's choices.
+def refuse_bare_choices(search: ColumnSearch, prompt: str, context: str | None, response: str) -> None:
+    """Refuse answers that are only the number or letter of one of the row's choices, which the question does not show.
+
+    Args:
+        search: the columns and first rows.
+        prompt: the column that asks.
+        context: the column that continues it.
+        response: the column that answers.
 
     Raises:
         DataError: names both columns and what to type.
     """
-    for column in (name for name in search.columns if name.casefold() in CHOICES and name not in (prompt, response)):
+    taken = (prompt, context, response)
+    for column in (name for name in search.columns if name.casefold() in CHOICES and name not in taken):
         for row in search.sample:
             choices = _as_choices(row.get(column))
             answer = row.get(response)
-            if choices and _is_place(answer, choices):
+            asked = "\n".join(_texts([row.get(prompt), row.get(context or "")]))
+            if choices and _is_place(answer, choices) and not all(_shows(asked, choice) for choice in choices):
                 raise DataError(
                     f"{search.where}: '{response}' holds {short(answer)}, which says one of '{column}' "
-                    f"({short(choices)}), and the question in '{prompt}' does not show them. Write the choices into "
-                    f"the question, or the right one's text into '{response}'; to train on {short(answer)} as it is, "
-                    f"type --prompt_column {prompt} --response_column {response}."
+                    f"({short(choices)}), and the question in '{prompt}' does not show them all. Write them "
+                    f"into the question, or the right one's text into '{response}'; to train on {short(answer)} as it "
+                    f"is, type --prompt_column {prompt} --response_column {response}."
                 )
 
 
@@ -68,12 +80,27 @@ def _as_choices(value: Any) -> Sequence[str]:
     return value if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value) else ()
 
 
+def _texts(value: Any) -> Iterator[str]:
+    """Yield all texts inside a value: a question may be a chat."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(inner)
+
+
+def _shows(text: str, choice: str) -> bool:
+    return re.search(f"{_EDGE}{re.escape(choice.strip())}{_EDGE}", text, re.ASCII | re.IGNORECASE) is not None
+
+
 def _is_place(answer: Any, choices: Sequence[str]) -> bool:
-    """Tell whether an answer is a number, or a letter that is none of the choices itself."""
+    """Tell whether an answer is a number or a letter that is none of the choices itself."""
     if isinstance(answer, list | tuple) and len(answer) == 1:
         answer = answer[0]
+    if str(answer) in choices:
+        return False
     if isinstance(answer, str):
         letter = len(answer.strip()) == 1 and answer.strip().isalpha()
-        return (letter or answer.strip().isdecimal()) and answer not in choices
+        return letter or answer.strip().isdecimal()
     whole = isinstance(answer, int) or (isinstance(answer, float) and answer.is_integer())
     return whole and not isinstance(answer, bool)

@@ -294,7 +294,7 @@ def _pair_schema(
     if response == image or prompt == response:
         raise DataError(f"{search.where}: '{response}' cannot be the response and something else at once.")
     if "response" not in mapped:
-        refuse_bare_choices(search, prompt, response)
+        refuse_bare_choices(search, prompt, context, response)
     answers, why_answers = describe_answers(rows, search, response)
     return Schema(
         layout="prompt_completion" if chat else "question_answer",

@@ -61,10 +61,41 @@ def test_an_answer_that_is_only_a_place_among_choices_is_refused(name: str, answ
 
 
 @pytest.mark.parametrize(
-    ("choices", "answer"), [(["A", "B"], "B"), (["1", "2"], "2"), (["x", "y"], "yes"), ([], 1), ([1, 2], 1), (None, 1)]
+    ("choices", "answer"),
+    [
+        *[(["A", "B"], "B"), (["1", "2"], "2"), (["3", "12"], 12)],
+        *[(["x", "y"], "yes"), ([], 1), ([1, 2], 1), (None, 1)],
+    ],
 )
 def test_answers_that_are_choices_and_other_columns_are_read(choices: Any, answer: Any, tmp_path: Path) -> None:
     assert read_back([{**ASKED, "choices": choices, "answer": answer}], tmp_path).told[0][1] == [str(answer)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "choices", "answer"),
+    [
+        ({"question": "What? A. cat B. dog"}, ["cat", "dog"], "B"),
+        ({"question": "What?\n(a) Cat\n(b) Dog"}, ["cat ", "dog"], "b"),
+        ({"question": "How many? 1) 2, 2) 12"}, ["2", "12"], 1),
+        ({"question": "A.猫B.狗"}, ["猫", "狗"], "B"),
+        ({"question": "Is it a) $5.00 (new) or b) c++?"}, ["$5.00 (new)", "c++"], "A"),
+        ({"instruction": "What?", "input": "cat or dog"}, ["cat", "dog"], 1),
+        ({"prompt": [{"role": "user", "content": [{"type": "text", "text": "0: cat, 1: dog"}]}]}, ["cat", "dog"], 1),
+    ],
+)
+def test_places_are_answers_where_the_question_shows_all_choices(
+    asked: dict[str, Any], choices: list[str], answer: Any, tmp_path: Path
+) -> None:
+    row = {"image": "0.png", **asked, "options": choices, "answer": answer}
+    assert read_back([row], tmp_path).told[0][-1] == [str(answer)]
+    with pytest.raises(DataError, match="does not show them"):
+        read_back([row, {**row, "options": [*choices, "horse"]}], tmp_path)
+
+
+@pytest.mark.parametrize("question", ["Of 12 cats in 13?", "Is 2 right?", "Which?"])
+def test_choices_inside_other_words_are_not_shown(question: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not show them"):
+        read_back([{"image": "0.png", "question": question, "options": ["2", "3"], "answer": 1}], tmp_path)
 
 
 @pytest.mark.parametrize("options", ["['red', 'blue']", '["red", "blue"]', "['red' 'blue']"])
