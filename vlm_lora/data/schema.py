@@ -244,14 +244,16 @@ def _caption_schema(
     """Read answers that no column asks for: captions by a question of ours, others by --default_prompt."""
     image = pictures.column
     given = mapped.get("response")
-    responses = [c for c in search.named("response") if c != image] if given is None else [given]
+    captions = [c for c in search.columns if c.casefold() in CAPTIONS and c != image]
+    others = [c for c in search.named("response") if c not in (image, *captions)]
+    responses = [*captions, *others] if given is None else [given]
     question = config.default_prompt
-    if question is None and image is not None and [c.casefold() for c in responses] in [[name] for name in CAPTIONS]:
+    if question is None and image is not None and len(responses) == 1 and responses[0].casefold() in CAPTIONS:
         question = CAPTION_QUESTION
     if question is None:
-        answered = "" if responses else " --response_column COLUMN"
-        otherwise = f', or --default_prompt "{CAPTION_QUESTION}"{answered} to ask one question of every row'
-        search.single("prompt", [], otherwise)
+        ask = f'--default_prompt "{CAPTION_QUESTION}"'
+        flags = [ask] if len(responses) == 1 else [f"{ask} --response_column {c}" for c in responses or ["COLUMN"]]
+        search.single("prompt", [], f", or {', or '.join(flags)} to ask one question of every row")
     response = search.single("response", responses)
     why = "by its name" if given is None else f"named by {COLUMN_NAMES['response'].flag}"
     source = "by --default_prompt" if config.default_prompt else "for captions; --default_prompt asks another"

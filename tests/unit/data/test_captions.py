@@ -52,12 +52,25 @@ def test_a_caption_without_a_picture_is_a_bad_row(tmp_path: Path) -> None:
     [
         ({"text": "a"}, r'--default_prompt "Describe the picture." --response_column COLUMN to ask one question'),
         ({"label": "a"}, r'--prompt_column COLUMN, or --default_prompt "Describe the picture." to ask one question'),
-        ({"caption": "a", "label": "b"}, r'--default_prompt "Describe the picture." to ask one question'),
     ],
 )
 def test_other_answers_without_a_question_say_what_to_type(row: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=said):
         read_back([{"image": "0.png", **row}], tmp_path)
+
+
+@pytest.mark.parametrize(("other", "value"), [("label", 3), ("label", "b"), ("answer", "b"), ("captions", ["b"])])
+def test_a_caption_beside_another_answer_is_never_guessed(other: str, value: Any, tmp_path: Path) -> None:
+    row = {**CAPTION, other: value}
+    flags = '--default_prompt "Describe the picture." --response_column'
+    with pytest.raises(DataError, match=f", or {flags} caption, or {flags} {other} to ask one question of every row"):
+        read_back([row], tmp_path)
+    said = f"2 columns that could be the response: 'caption', '{other}'. Type --response_column"
+    with pytest.raises(DataError, match=said):
+        read_back([row], tmp_path, default_prompt="Describe the picture.")
+    assert read_back([row], tmp_path, response_column="caption").told == [DESCRIBED]
+    typed = read_back([row], tmp_path, default_prompt="Which?", response_column=other)
+    assert typed.told == [[["<0.png>", "Which?"], [str(value[0] if isinstance(value, list) else value)]]]
 
 
 def test_a_column_that_asks_comes_first_and_the_flag_is_then_refused(tmp_path: Path) -> None:
