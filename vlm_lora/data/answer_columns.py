@@ -6,10 +6,11 @@ An answer that only says which of a row's choices is right is refused where the 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vlm_lora.data.chats import texts_in
 from vlm_lora.data.class_names import names_of
 from vlm_lora.data.column_search import ColumnSearch
 from vlm_lora.data.csv_files import CsvTable
@@ -65,7 +66,7 @@ def refuse_bare_choices(search: ColumnSearch, prompt: str, context: str | None, 
         for row in search.sample:
             choices = _as_choices(row.get(column))
             answer = row.get(response)
-            asked = "\n".join(_texts([row.get(prompt), row.get(context or "")]))
+            asked = "\n".join(texts_in([row.get(prompt), row.get(context or "")]))
             if choices and _is_place(answer, choices) and not all(_shows(asked, choice) for choice in choices):
                 raise DataError(
                     f"{search.where}: '{response}' holds {short(answer)}, which says one of '{column}' "
@@ -78,15 +79,6 @@ def refuse_bare_choices(search: ColumnSearch, prompt: str, context: str | None, 
 def _as_choices(value: Any) -> Sequence[str]:
     value = written_list(value) if isinstance(value, str) else value
     return value if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value) else ()
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Yield all texts inside a value: a question may be a chat."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for inner in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(inner)
 
 
 def _shows(text: str, choice: str) -> bool:

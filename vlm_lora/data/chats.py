@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vlm_lora.data.columns import TURN_KEYS
@@ -22,3 +22,12 @@ def parse_turns(value: Any) -> list[Mapping[str, Any]] | None:
         isinstance(turn, Mapping) and any(role in turn and text in turn for role, text in TURN_KEYS) for turn in value
     )
     return list(value) if is_chat else None
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Yield all texts inside a value: a question may be a chat."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from texts_in(inner)

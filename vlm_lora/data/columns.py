@@ -84,9 +84,6 @@ IMAGE_PARTS: Mapping[str, tuple[str, ...]] = {
 """Type of an image part to the keys that may hold its picture; with all of them null it takes the next
 picture of the image column."""
 
-UNREAD_MEDIA = ("video", "videos", "audio", "audios")
-"""Columns whose values no model here is shown; a row that has one would be trained on without it."""
-
 PLACEHOLDER = "<image>"
 """Marks a picture's place in ShareGPT-style user text."""
 

@@ -10,17 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vlm_lora.data.chats import parse_turns
-from vlm_lora.data.columns import CAPTION_QUESTION, IMAGE_PARTS, ROLES, TEXT_PARTS, TURN_KEYS, UNREAD_MEDIA
+from vlm_lora.data.columns import CAPTION_QUESTION, IMAGE_PARTS, ROLES, TEXT_PARTS, TURN_KEYS
 from vlm_lora.data.conversation import Conversation, ImageRef, Part, RowSource, Text, Turn
 from vlm_lora.data.draws import Ask
 from vlm_lora.data.image_places import Draft, NextImage, UserText, place_images, split_marks
-from vlm_lora.data.image_values import ImagePlace, is_missing, read_image_value, read_image_values
+from vlm_lora.data.image_values import ImagePlace, read_image_value, read_image_values
 from vlm_lora.data.marked_rows import convert_boxes, convert_page
 from vlm_lora.data.pages import Page
 from vlm_lora.data.row_texts import check_unicode, read_answers, read_text
 from vlm_lora.data.rows import Row
 from vlm_lora.data.schema import Schema
 from vlm_lora.data.task_answers import Draw, PageReading, ask_about
+from vlm_lora.data.unread_media import refuse_media
 from vlm_lora.errors import DataError
 
 
@@ -81,7 +82,7 @@ def build_asked(
     """
     accepted: tuple[str, ...] = ()
     try:
-        _refuse_media(row, schema)
+        refuse_media(row, schema.columns)
         images = read_image_values(row.get(schema.image), place) if schema.image else ()
         if schema.boxes is not None:
             versions = [convert_boxes(row, schema.boxes, images)]
@@ -100,17 +101,6 @@ def build_asked(
 
 def _led(turns: tuple[Turn, ...], system: tuple[Turn, ...]) -> tuple[Turn, ...]:
     return turns if any(turn.role == "system" for turn in turns) else (*system, *turns)
-
-
-def _refuse_media(row: Row, schema: Schema) -> None:
-    """Refuse a row with sound or video beside its text: without it the question has no sense."""
-    for column, value in row.items():
-        if column.casefold() in UNREAD_MEDIA and column not in schema.columns and not is_missing(value):
-            text = repr(value) if isinstance(value, str | int | float) else f"a value of type {type(value).__name__}"
-            raise DataError(
-                f"The column '{column}' holds {text[:60]}; sound and video are not read. Leave the row out, or the "
-                "column where the row does without it."
-            )
 
 
 _Converted = tuple[tuple[Turn, ...], tuple[str, ...]]
