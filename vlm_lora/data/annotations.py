@@ -60,14 +60,14 @@ def refuse_two_answers(
 
 def read_boxes(rows: Rows, column: str, config: DataConfig, prompt: str | None) -> tuple[BoxReading, tuple[str, ...]]:
     """Return how a column of boxes is read, and lines that explain it; `prompt` is the column that asks for them."""
-    key, declared = declared_names(rows.features, column, CATEGORY_KEYS)
+    key, declared = (None, ()) if config.box_labels else declared_names(rows.declared, column, CATEGORY_KEYS)
     names = config.box_labels or declared
     source = "by --box_labels" if config.box_labels else "declared by the data"
     reading = BoxReading(
         column=column,
         format=config.box_format,
         names=names,
-        numbers=None if config.box_labels else key,
+        numbers=key,
         question=config.box_prompt or QUESTION,
         prompt=prompt,
     )

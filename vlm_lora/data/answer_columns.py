@@ -38,7 +38,7 @@ class AnswerReading:
 
 def describe_answers(rows: Rows, search: ColumnSearch, column: str) -> tuple[AnswerReading, tuple[str, ...]]:
     """Return how a column of answers is read, and lines that explain it."""
-    names = names_of(rows.features, column)
+    names = names_of(rows.declared, column)
     if names:
         return AnswerReading(names=names), (f"answers: the names of the numbers, declared by the data: {short(names)}",)
     cells = [items for cell in search.values(column) if (items := written_list(cell)) != []]

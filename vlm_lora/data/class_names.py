@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+from vlm_lora.data.wording import short
+from vlm_lora.errors import DataError
+
+Declared: TypeAlias = tuple[str, Mapping[str, Any]]
+"""A file, and the feature by column that it declares."""
 
 
 @runtime_checkable
@@ -16,19 +22,53 @@ class Described(Protocol):
 
 
 def declared_names(
-    features: Mapping[str, Any], column: str, keys: tuple[str, ...]
+    declared: Sequence[Declared], column: str, keys: tuple[str, ...]
 ) -> tuple[str | None, tuple[str, ...]]:
     """Return the first of `keys` that has names declared for its numbers inside a column, and the names.
 
     None and no names where there is none.
+
+    Raises:
+        DataError: files declare different ones.
     """
-    found = ((key, _search(features.get(column), key, False)) for key in keys)
+    return _agreed(column, ((file, _first(features.get(column), keys)) for file, features in declared))
+
+
+def names_of(declared: Sequence[Declared], column: str) -> tuple[str, ...]:
+    """Return the names declared for a column's own numbers, or those of its list; empty where there are none.
+
+    Raises:
+        DataError: files declare different ones.
+    """
+    found = ((file, (None, _search(features.get(column), "", True))) for file, features in declared)
+    return _agreed(column, found)[1]
+
+
+_Named: TypeAlias = tuple[str | None, tuple[str, ...]]
+"""The key of numbers inside a column, None for the column's own, and their names."""
+
+
+def _agreed(column: str, found: Iterable[tuple[str, _Named]]) -> _Named:
+    """Return what all files say that name numbers."""
+    said = [(file, named) for file, named in found if named[1]]
+    for file, named in said[1:]:
+        first, names = said[0]
+        if named != names:
+            raise DataError(
+                f"Column '{column}': {first} declares {_told(names)} for its numbers, and {file} {_told(named)}, so a "
+                "number does not mean the same in both. Write the names into the rows instead of the numbers, or read "
+                f"the files as data sets of their own: --dataset_name {first} {file}."
+            )
+    return said[0][1] if said else (None, ())
+
+
+def _told(named: _Named) -> str:
+    return short(named[1]) if named[0] is None else f"{short(named[1])} under '{named[0]}'"
+
+
+def _first(feature: Any, keys: tuple[str, ...]) -> _Named:
+    found = ((key, _search(feature, key, False)) for key in keys)
     return next(((key, names) for key, names in found if names), (None, ()))
-
-
-def names_of(features: Mapping[str, Any], column: str) -> tuple[str, ...]:
-    """Return the names declared for a column's own numbers, or those of its list; empty where there are none."""
-    return _search(features.get(column), "", True)
 
 
 def _search(feature: Any, key: str, inside: bool) -> tuple[str, ...]:

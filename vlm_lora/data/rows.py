@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from vlm_lora.data.class_names import Described
+from vlm_lora.data.class_names import Declared, Described
 from vlm_lora.data.conversation import RowSource
 
 Row: TypeAlias = Mapping[str, Any]
@@ -58,8 +58,22 @@ class Origin:
 class Rows:
     """Tables one after the other. Picklable as far as its tables are; rows are read when asked for."""
 
-    def __init__(self, tables: Sequence[Table], origins: Sequence[Origin]) -> None:
+    def __init__(
+        self, tables: Sequence[Table], origins: Sequence[Origin], declared: Sequence[Declared] | None = None
+    ) -> None:
+        """Join tables.
+
+        Args:
+            tables: the rows.
+            origins: where they come from.
+            declared: what each file says of its columns; by default what each table says, from an origin of its own.
+        """
         self._tables = tuple(tables)
+        if declared is None:
+            pairs = zip(self._tables, origins, strict=False)
+            declared = [(origin.file, table.features) for table, origin in pairs if isinstance(table, Described)]
+        self.declared = tuple(declared)
+        """By file, what is declared of its columns."""
         self._starts: list[int] = []
         total = 0
         for table in self._tables:
@@ -101,15 +115,6 @@ class Rows:
     def origins(self) -> tuple[Origin, ...]:
         """Where the rows come from, in order."""
         return self._origins
-
-    @property
-    def features(self) -> Mapping[str, Any]:
-        """What the tables declare of their columns, the first that says something of a column."""
-        declared: dict[str, Any] = {}
-        for table in self._tables:
-            if isinstance(table, Described):
-                declared = {**table.features, **declared}
-        return declared
 
     @property
     def tables(self) -> tuple[Table, ...]:

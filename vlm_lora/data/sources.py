@@ -14,7 +14,7 @@ from typing import Any
 
 from vlm_lora.data.found_files import READERS, find_source
 from vlm_lora.data.rows import Origin, Rows, Table, join_files
-from vlm_lora.data.table_files import HeldOpen, count_parquet_rows
+from vlm_lora.data.table_files import HeldOpen, count_parquet_rows, parquet_features
 from vlm_lora.data.tars.opening import is_tar, open_tars
 from vlm_lora.data.wording import joined
 from vlm_lora.errors import DataError
@@ -135,7 +135,7 @@ def _open_large_parquet(paths: Sequence[Path]) -> Rows:
         loaded = datasets.load_dataset("parquet", data_files=[str(p.absolute()) for p in paths], split="train")
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"{joined(paths)} cannot be read: {error.__cause__ or error}") from error
-    return Rows([HeldOpen.of(loaded)], origins)
+    return Rows([HeldOpen.of(loaded)], origins, [(str(path), parquet_features(path)) for path in paths])
 
 
 def _explain_suffix(path: Path) -> str:

@@ -85,11 +85,10 @@ class RowStream:
         """Read the first rows and hold them."""
         rows = list(islice(self, count))
         columns = tuple(dict.fromkeys(column for row in rows for column in row.values))
-        features = self.stretches[0].features if self.stretches else {}
-        table = HeldRows(columns=columns, features=features, rows=[row.values for row in rows])
+        table = HeldRows(columns=columns, rows=[row.values for row in rows])
         starts = [row for row in rows if row.source.row == 0]
         origins = [Origin(file=row.source.file, folder=row.folder, first=row.number) for row in starts]
-        return Rows([table], origins)
+        return Rows([table], origins, [(stretch.name, stretch.features) for stretch in self.stretches])
 
     def _all(self) -> Iterator[StreamedRow]:
         number = 0
@@ -105,7 +104,6 @@ class HeldRows:
     """Rows in memory as a table."""
 
     columns: tuple[str, ...]
-    features: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]] = field(repr=False)
 
     def __len__(self) -> int:
