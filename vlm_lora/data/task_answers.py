@@ -184,17 +184,17 @@ def _holding(page: Page) -> str:
 
 
 def clipped(page: Page, size: tuple[int, int]) -> Page:
-    """Return the page with its boxes clipped to the picture's width and height.
+    """Return the page with its boxes rounded to pixels and clipped to the picture's width and height.
 
     Raises:
-        DataError: a box lies outside the picture; its level and number are named.
+        DataError: a box lies outside the picture or sticks out of it; its level and number are named.
     """
     items = {}
     for level, found in page.items.items():
         kept = []
         for number, item in enumerate(found, start=1):
             try:
-                box = None if item.box is None else read_box(item.box, "xyxy", size, may_be_flat=True)
+                box = None if item.box is None else read_box(list(item.box), "xyxy", size, may_be_flat=True)
                 kept.append(replace(item, box=box))
             except DataError as error:
                 raise DataError(f"Item {number} of '{level}': {error}") from error
