@@ -74,20 +74,25 @@ class Schema:
         return "\n".join((f"layout: {self.layout}", *self.reasons))
 
 
-def detect_schema(rows: Rows, config: DataConfig) -> Schema:
+def detect_schema(rows: Rows, config: DataConfig, *, quiet: bool = False) -> Schema:
     """Find out what the columns mean.
+
+    Args:
+        rows: of one split; the first ones are looked at.
+        config: the flags.
+        quiet: whether to warn of nothing, as for rows that were looked at before.
 
     Raises:
         DataError: A mapped column that is not there, several candidates for a role, or none.
     """
-    schema = _detect(rows, config)
+    schema = _detect(rows, config, quiet=quiet)
     unused = [column for column in rows.columns if column not in schema.columns]
     return replace(schema, reasons=(*schema.reasons, f"not used: {listed(unused)}")) if unused else schema
 
 
-def _detect(rows: Rows, config: DataConfig) -> Schema:
+def _detect(rows: Rows, config: DataConfig, *, quiet: bool) -> Schema:
     sample = [rows[i] for i in range(min(len(rows), SAMPLE))]
-    search = ColumnSearch(columns=rows.columns, sample=sample, where=where_from(rows))
+    search = ColumnSearch(columns=rows.columns, sample=sample, where=where_from(rows), quiet=quiet)
     mapped = read_mapping(search, config)
     pictures = find_pictures(search, mapped.get("image"))
     if "boxes" in mapped or "page" in mapped:
