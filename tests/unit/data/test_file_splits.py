@@ -80,11 +80,27 @@ def test_words_inside_other_words_say_nothing(tmp_path: Path, name: str) -> None
         find_source(str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["my_test_set.jsonl", "coco_val2014.jsonl", "train_val.jsonl", "x_trainval.jsonl"])
+@pytest.mark.parametrize("name", ["my_test_set.jsonl", "train_val.jsonl", "x_trainval.jsonl", "latest.jsonl"])
 def test_a_file_that_is_named_alone_is_trained_on(tmp_path: Path, name: str) -> None:
     write(tmp_path, name, "train.jsonl")
     assert found(tmp_path / name, tmp_path) == {"train": [name]}
     assert found(f"{tmp_path}/{{{name},{name}}}", tmp_path) == {"train": [name]}
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        *[(f"{name}.jsonl", "val") for name in ("instances_val2017", "val2014", "coco_val2014", "chartqa_val_0-of-1")],
+        *[(f"{name}.jsonl", "test") for name in ("road_test", "test-00000-of-00001", "v2_test-dev2015", "test-dev")],
+        ("cc3m-validation-0000.jsonl", "validation"),
+    ],
+)
+def test_a_file_that_is_named_alone_is_of_its_outer_word_s_split_as_in_a_folder(
+    tmp_path: Path, name: str, split: str
+) -> None:
+    write(tmp_path, name, "train.jsonl")
+    assert found(tmp_path / name, tmp_path) == {split: [name]}
+    assert found(tmp_path, tmp_path) == {"train": ["train.jsonl"], split: [name]}
 
 
 @pytest.mark.parametrize("name", ["train_val.json", "trainval.json", "instances_trainval2017.json", "val-test.json"])
