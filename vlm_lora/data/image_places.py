@@ -7,6 +7,7 @@ number of marks is an error, because a mark that stays in the text of a question
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -31,6 +32,8 @@ class UserText:
     text: str
 
 
+_MARK = re.compile(rf"(?:\r?\n{PLACEHOLDER})+\Z|{PLACEHOLDER}(?:\r?\n)?")
+
 Draft: TypeAlias = "tuple[Role, list[Part | NextImage | UserText]]"
 """A turn whose pictures have no place yet."""
 
@@ -42,6 +45,11 @@ def split_marks(text: str) -> Iterator[Text | NextImage]:
             yield NextImage()
         if stretch or not text:
             yield Text(text=stretch)
+
+
+def without_marks(text: str) -> str:
+    """Return a text without its `<image>`, each with its line break: the one behind it, or at the end before it."""
+    return _MARK.sub("", text)
 
 
 def place_images(drafts: Sequence[Draft], images: Sequence[ImageRef], *, typed: bool = False) -> tuple[Turn, ...]:

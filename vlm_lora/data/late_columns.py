@@ -105,4 +105,4 @@ def _kind(column: str, value: Any) -> Hashable:
 
 def _bare(schema: Schema) -> Schema:
     """Return what is read as what, without the words that explain it."""
-    return replace(schema, reasons=(), typed_marks=False)
+    return replace(schema, reasons=(), no_pictures=False)

@@ -33,7 +33,7 @@ def find_pictures(search: ColumnSearch, mapped: str | None) -> Pictures:
     Raises:
         DataError: several columns could be it.
     """
-    if mapped is not None and mapped not in search.columns:
+    if mapped == NO_PICTURES and mapped not in search.columns:
         return Pictures(column=None, why=f"image: none, by --image_column {NO_PICTURES}", declined=True)
     if mapped is not None:
         return Pictures(column=mapped, why=f"image: column '{mapped}', named by --image_column")

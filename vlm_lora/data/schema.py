@@ -55,8 +55,9 @@ class Schema:
     messages: str | None = None
     boxes: BoxReading | None = None
     page: PageReading | None = None
-    typed_marks: bool = False
-    """Whether `<image>` in a user's text is a word: the user said that there are no pictures."""
+    no_pictures: bool = False
+    """Whether the user said that there are none: parts for pictures and ShareGPT's marks are left out, and `<image>` in
+    any other text is a word."""
     reasons: tuple[str, ...] = ()
 
     @cached_property
@@ -197,19 +198,23 @@ def _chat_schema(search: ColumnSearch, column: str, why: str, pictures: Pictures
         )
     why_marks = _explain_marks((text for turns in chats for text in _user_texts(turns)), pictures)
     if any("from" in turn and "value" in turn for turns in chats for turn in turns):
-        why_marks = f"{PLACEHOLDER} in user turns marks a picture's place (ShareGPT turns)"
-    embedded = any(_has_own_images(turn) for turns in chats for turn in turns)
+        taken = "is left out: there are no pictures" if pictures.declined else "marks a picture's place"
+        why_marks = f"{PLACEHOLDER} in user turns {taken} (ShareGPT turns)"
     return Schema(
         layout="messages",
         image=image,
         messages=column,
-        typed_marks=pictures.declined,
-        reasons=(
-            f"messages: column '{column}', {why}",
-            f"{pictures.why}; the chat's parts bring their own" if embedded else explain_text_only(search, pictures),
-            why_marks,
-        ),
+        no_pictures=pictures.declined,
+        reasons=(f"messages: column '{column}', {why}", _explain_pictures(search, chats, pictures), why_marks),
     )
+
+
+def _explain_pictures(search: ColumnSearch, chats: Sequence[Sequence[Mapping[str, Any]]], pictures: Pictures) -> str:
+    """Say where a chat's pictures come from, or that they are left out."""
+    if not any(_has_own_images(turn) for turns in chats for turn in turns):
+        return explain_text_only(search, pictures)
+    taken = "pictures of the chat's parts are left out" if pictures.declined else "the chat's parts bring their own"
+    return f"{pictures.why}; {taken}"
 
 
 def _explain_marks(texts: Iterable[str], pictures: Pictures) -> str:
@@ -307,6 +312,6 @@ def _pair_schema(
         context=context,
         response=response,
         answers=answers,
-        typed_marks=pictures.declined,
+        no_pictures=pictures.declined,
         reasons=(explain_text_only(search, pictures), *reasons, *why_answers),
     )
