@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vlm_lora.data.chats import parse_turns
-from vlm_lora.data.columns import CAPTION_QUESTION, IMAGE_PARTS, ROLES, TEXT_PARTS, TURN_KEYS, UNREAD_MEDIA
+from vlm_lora.data.columns import CAPTION_QUESTION, IMAGE_PARTS, PLACEHOLDER, ROLES, TEXT_PARTS, TURN_KEYS, UNREAD_MEDIA
 from vlm_lora.data.conversation import Conversation, ImageRef, Part, RowSource, Text, Turn
 from vlm_lora.data.draws import Ask
 from vlm_lora.data.image_places import Draft, NextImage, UserText, place_images, split_marks, without_marks
@@ -21,6 +21,7 @@ from vlm_lora.data.row_texts import check_unicode, read_answers, read_text
 from vlm_lora.data.rows import Row
 from vlm_lora.data.schema import Schema
 from vlm_lora.data.task_answers import Draw, PageReading, ask_about
+from vlm_lora.data.typed_questions import Question, question_parts, read_question
 from vlm_lora.errors import DataError
 
 
@@ -48,7 +49,7 @@ def build_conversation(
     """
     drawn = draw or Draw(row=source.row or 0)
 
-    def ask(page: Page, reading: PageReading, number: int) -> Sequence[tuple[str, str]]:
+    def ask(page: Page, reading: PageReading, number: int) -> Sequence[tuple[Question, str]]:
         return [ask_about(page, reading, drawn)]
 
     found = build_asked(row, schema, source=source, place=place, system_prompt=system_prompt, ask=ask, number=drawn.row)
@@ -127,12 +128,15 @@ def _convert_question(row: Row, schema: Schema, images: Sequence[ImageRef], plac
 
 
 def _convert_caption(row: Row, schema: Schema, images: Sequence[ImageRef], place: ImagePlace) -> _Converted:
-    if not images and schema.question == CAPTION_QUESTION:
+    asked = str(schema.question)
+    question = asked if schema.no_pictures else read_question(asked)
+    if not images and (asked == CAPTION_QUESTION or not isinstance(question, str)):
+        other = "" if isinstance(question, str) else f" without {PLACEHOLDER}"
         raise DataError(
-            f"The row has no picture, and {CAPTION_QUESTION!r} asks about one. Leave it out, or type --default_prompt."
+            f"The row has no picture, and {asked!r} asks about one. Leave it out, or type --default_prompt{other}."
         )
     answer, accepted = read_answers(row.get(str(schema.response)), str(schema.response), schema.answers)
-    user = Turn(role="user", parts=(*images, Text(text=str(schema.question))))
+    user = Turn(role="user", parts=question_parts(question, images))
     return (user, Turn(role="assistant", parts=(Text(text=answer),))), accepted
 
 

@@ -272,6 +272,7 @@ def _caption_schema(
         question=question,
         response=response,
         answers=answers,
+        no_pictures=pictures.declined,
         reasons=(explain_text_only(search, pictures), *asked, *why_answers),
     )
 

@@ -45,7 +45,8 @@ def write(path: Path, *rows: Sequence[str], header: Sequence[str] = COLUMNS) -> 
 
 
 def ask(value: Any, *tasks: Task, seed: int = 1, **draw: int) -> tuple[str, str]:
-    return ask_about(read_page(value), PageReading(column="text", tasks=tasks, seed=seed), Draw(**draw))
+    question, answer = ask_about(read_page(value), PageReading(column="text", tasks=tasks, seed=seed), Draw(**draw))
+    return str(question), answer
 
 
 def task(given: str | None, output: str, question: str = "Q", name: str = "reading") -> Task:
@@ -234,6 +235,7 @@ def test_tasks_and_output_types_choose(tmp_path: Path) -> None:
         (("x", "[box, image]", "text", "Q"), r"the question has no \{box\}"),
         (("x", "[lines, image]", "box", "Q {box}"), r"the question has no \{text\}"),
         (("x", "image", "text", "Q {text}"), r"the question has \{text\} although"),
+        (("reading", "image", "text", "<image>Q<image>"), "the question has 2 <image>, and a page has one picture"),
         (("x", "[box, image]", "[lines, box]", "Q {box}"), "gives a box and output_type"),
         (("x", "[lines, image]", "text", "Q {text}"), "must be box or \\[lines, box\\]"),
     ],
