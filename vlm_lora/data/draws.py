@@ -35,9 +35,17 @@ class Span:
         return self.epochs is not None and self.epochs * self.repeats <= MOST_DRAWS
 
     @property
-    def name(self) -> str:
-        """What is looked at, in words; two spans of one name are looked at alike."""
-        return f"{self.epochs} epochs of {self.repeats}" if self.counted else "every task"
+    def key(self) -> str:
+        """What is looked at, for comparison: two spans of one key are looked at alike."""
+        return f"{self.epochs} x {self.repeats}" if self.counted else "tasks"
+
+    @property
+    def text(self) -> str:
+        """What is looked at, in words that follow "is checked:"."""
+        if not self.counted:
+            return "the longest question of each task that the page can serve"
+        times = "the question" if self.repeats == 1 else f"each of the {self.repeats} questions"
+        return f"{times} of {'the epoch' if self.epochs == 1 else f'each of the {self.epochs} epochs'}"
 
 
 ONCE = Span()

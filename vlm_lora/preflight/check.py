@@ -55,9 +55,9 @@ def check_rows(
     for name, rows in split_parts(splits).items():
         if rows.varies and spans[name] != ONCE:
             logger.info(
-                "%s: what is asked about a page varies; %s is checked of each, and one that is bad makes the row bad.",
+                "%s: what is asked about a page varies. Of each is checked: %s. One that is bad makes the row bad.",
                 rows.name,
-                spans[name].name,
+                spans[name].text,
             )
         found[name] = (rows, reader.read(rows, tools.encoder, spans[name]))
     if splits.stream is not None and splits.train is not None:

@@ -71,8 +71,22 @@ def test_many_or_unknown_epochs_are_looked_at_by_task() -> None:
     assert all(counted.values())
     for span in (Span(epochs=None), Span(epochs=MOST_DRAWS + 1), Span(epochs=MOST_DRAWS, repeats=2)):
         assert not span.counted
-        assert span.name == Span(epochs=None).name
-    assert len({span.name for span in (*counted, Span(epochs=2), Span(epochs=None))}) == 5
+        assert span.key == Span(epochs=None).key
+    assert len({span.key for span in (*counted, Span(epochs=2), Span(epochs=None))}) == 5
+
+
+@pytest.mark.parametrize(
+    ("epochs", "repeats", "said"),
+    [
+        (3, 1, "the question of each of the 3 epochs"),
+        (2, 3, "each of the 3 questions of each of the 2 epochs"),
+        (1, 2, "each of the 2 questions of the epoch"),
+        (1, 1, "the question of the epoch"),
+        (None, 2, "the longest question of each task that the page can serve"),
+    ],
+)
+def test_what_is_looked_at_is_said_in_words(epochs: int | None, repeats: int, said: str) -> None:
+    assert Span(epochs=epochs, repeats=repeats).text == said
 
 
 @pytest.mark.parametrize(
