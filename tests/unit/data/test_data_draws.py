@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from vlm_lora.config import DataConfig
 from vlm_lora.data.conversation import Conversation
 from vlm_lora.data.dataset import ConversationDataset, Splits, load_splits
 from vlm_lora.data.draws import MOST_DRAWS, ONCE, Span, each_draw, everything, longest_of_each_task
+from vlm_lora.data.mixture import Mixture
+from vlm_lora.data.split_parts import trained_parts
 from vlm_lora.training.drawing import drawn_epochs, spans_of
 
 PAGE = {
@@ -97,11 +100,21 @@ def test_epochs_that_draw_anew(epochs: float, steps: int, static: bool, drawn: i
     assert drawn_epochs(num_train_epochs=epochs, max_steps=steps, static_shapes=static) == drawn
 
 
-def test_weights_repeat_rows_and_evaluation_reads_the_first_epoch(tmp_path: Path) -> None:
+def test_weights_repeat_rows_and_evaluation_reads_the_first_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = write_jsonl(tmp_path / "other.jsonl", [{"question": "a", "answer": "b"}] * 4)
     name = f"{tmp_path / 'train.jsonl'} + {other}"
     splits = load(tmp_path, dataset_name=name, dataset_weights=(2.5, 0.5))
     assert spans_of(splits, 4) == {"train 1": Span(epochs=4, repeats=3), "train 2": Span(epochs=4, repeats=1)}
-    assert splits.train is not None
+    train = splits.train
+    assert isinstance(train, Mixture)
+    both = replace(splits, validation=train)
+    assert trained_parts(both) == ("train 1", "train 2")
+    assert spans_of(both, 4) == {**spans_of(splits, 4), "validation 1": ONCE, "validation 2": ONCE}
+    with monkeypatch.context() as patch:
+        patch.setattr(Mixture, "repeats", (3,))
+        with pytest.raises(ValueError, match="zip"):
+            spans_of(splits, 4)
     single = Splits(train=None, validation=load(tmp_path).train, explanation="")
     assert spans_of(single, 4) == {"validation": ONCE}
