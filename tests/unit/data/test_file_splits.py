@@ -8,6 +8,8 @@ import pytest
 
 from support.datasets import save_chartqa_to_disk, write_jsonl
 from support.tars import write_chart_tar
+from vlm_lora.config import DataConfig
+from vlm_lora.data.dataset import load_splits
 from vlm_lora.data.found_files import find_source
 from vlm_lora.errors import DataError
 
@@ -109,6 +111,41 @@ def test_a_name_of_two_splits_is_refused_beside_others(tmp_path: Path, name: str
     for typed in (tmp_path, tmp_path / "*.json", f"{tmp_path / name},{tmp_path}/test.json"):
         with pytest.raises(DataError, match=rf"{name} is called \w+ and \w+, .*test\.json.*--dataset_name FILE"):
             find_source(str(typed))
+
+
+def test_the_cure_of_a_doubtful_name_helps(tmp_path: Path) -> None:
+    write(tmp_path, "road_test.jsonl", "questions.jsonl", "train_val.jsonl", "test.jsonl")
+    typed = f"{tmp_path}/{{road_test,questions}}.jsonl"
+    with pytest.raises(DataError, match=r"Nothing says .*questions\.jsonl.* one by one: --dataset_name FILE") as caught:
+        find_source(typed)
+    said = str(caught.value)
+    assert f"(several with a space between, but {tmp_path}/road_test.jsonl only under another name)" in said
+    assert said.count("--validation_name FILE") == 1
+    assert found(tmp_path / "questions.jsonl", tmp_path) == {"train": ["questions.jsonl"]}
+    assert found(tmp_path / "road_test.jsonl", tmp_path) == {"test": ["road_test.jsonl"]}
+    with pytest.raises(DataError, match=r"train_val\.jsonl is called train and val, .*, but .*/test\.jsonl only under"):
+        find_source(f"{tmp_path}/{{train_val,test}}.jsonl")
+    assert found(tmp_path / "train_val.jsonl", tmp_path) == {"train": ["train_val.jsonl"]}
+
+
+def test_messages_speak_of_the_flag_that_was_typed(tmp_path: Path) -> None:
+    write(tmp_path / "a", "train_val.jsonl", "test.jsonl")
+    write(tmp_path / "b", "test/train-0.jsonl", "test/val-0.jsonl")
+    write(tmp_path / "c", "part-0-of-2.jsonl")
+    write(tmp_path / "d", "test.jsonl", "other.jsonl")
+    for folder in "abcd":
+        with pytest.raises(DataError, match="--validation_name ") as caught:
+            find_source(str(tmp_path / folder), flag="validation_name")
+        assert "--dataset_name" not in str(caught.value)
+        assert folder == "c" or "name one file alone: --validation_name FILE, whatever it is called." in str(
+            caught.value
+        )
+        with pytest.raises(DataError, match="--dataset_name "):
+            find_source(str(tmp_path / folder))
+    alone = DataConfig(validation_name=str(tmp_path / "a" / "train_val.jsonl"))
+    read = load_splits(alone, need_train=False, need_validation=True)
+    assert read.validation is not None
+    assert len(read.validation) == 1
 
 
 def test_shards_of_two_splits_without_others_are_trained_on_where_train_is_among_them(tmp_path: Path) -> None:
