@@ -119,8 +119,8 @@ def _read_split(path: Path, root: Path, flag: str) -> tuple[str, ...]:
 
 def _each_alone(files: Sequence[Path], flag: str) -> str:
     """Return what to type so that each file's split is settled without its being renamed."""
-    if flag == "validation_name":
-        return "name one file alone: --validation_name FILE, whatever it is called."
+    if flag != "dataset_name":
+        return f"name one file alone: --{flag} FILE, whatever it is called."
     held = [path for path in files if SPLIT_NAMES[next(iter(split_of_one(path)))] != "train"]
     but = f", but {_shortened(held)} only under another name" if held else ""
     return (

@@ -142,6 +142,8 @@ def test_messages_speak_of_the_flag_that_was_typed(tmp_path: Path) -> None:
         )
         with pytest.raises(DataError, match="--dataset_name "):
             find_source(str(tmp_path / folder))
+    with pytest.raises(DataError, match=r"Rename it, or name one file alone: --input FILE, whatever it is called\."):
+        find_source(str(tmp_path / "a"), flag="input")
     alone = DataConfig(validation_name=str(tmp_path / "a" / "train_val.jsonl"))
     read = load_splits(alone, need_train=False, need_validation=True)
     assert read.validation is not None
