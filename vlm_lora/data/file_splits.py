@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from vlm_lora.data.splits import SPLIT_NAMES, kinds_of, outer_split_word, split_words
@@ -80,11 +80,14 @@ def check_shards(files: Iterable[Path], pattern: str = "*", *, flag: str = "data
             series.setdefault(key, []).append(match)
     for (folder, head, total, _), found in series.items():
         numbers = {int(match["number"]) for match in found}
-        first = int(int(total) in numbers)
         width, tail = len(found[0]["number"]), found[0]["tail"]
-        wanted = (number for number in range(first, int(total) + first) if number not in numbers)
-        names = (f"{head}{number:0{width}d}-of-{total}{tail}" for number in wanted)
-        missing = list(islice((name for name in names if fnmatch(name, pattern)), SHOWN))
+        ends = {0, int(total)}
+        wanted = (number for number in range(1, int(total)) if number not in numbers)
+        # Where neither end is there, nothing says whether they are counted from 0 or from 1.
+        slots = chain([] if ends & numbers else [sorted(ends)], ([number] for number in wanted))
+        either = ([f"{head}{number:0{width}d}-of-{total}{tail}" for number in slot] for slot in slots)
+        asked = ([name for name in names if fnmatch(name, pattern)] for names in either)
+        missing = list(islice((" or ".join(names) for names in asked if names), SHOWN))
         if missing:
             more = ", ..." if len(missing) == SHOWN else ""
             raise DataError(

@@ -194,6 +194,9 @@ def test_a_saved_folder_in_a_list_is_refused_with_what_to_type(tmp_path: Path) -
         (["train-0-of-2-ab.jsonl"], r"train-1-of-2-ab.jsonl\. "),
         (["train-0-of-1.jsonl", "val-1-of-2.jsonl", "val-2-of-2.jsonl", "test-1-of-2.jsonl"], "test-0-of-2"),
         (["a/train-0-of-2.jsonl", "b/train-0-of-2.jsonl", "b/train-1-of-2.jsonl"], "train-1-of-2"),
+        (["p-1-of-4.csv", "p-2-of-4.csv", "p-3-of-4.csv"], r"p-0-of-4\.csv or p-4-of-4\.csv\. "),
+        (["p-01-of-04.csv", "p-03-of-04.csv"], r"p-00-of-04\.csv or p-04-of-04\.csv, p-02-of-04\.csv\. "),
+        (["p-0-of-4.csv", "p-1-of-4.csv", "p-2-of-4.csv"], r"p-3-of-4\.csv\. "),
         (["a-0-of-2.tar"], r"a-1-of-2\.tar"),
         (["train-0-of-900.jsonl"], r"train-5-of-900\.jsonl, \.\.\."),
     ],
@@ -222,3 +225,11 @@ def test_shards_that_are_all_there_or_named_one_by_one_are_read(tmp_path: Path) 
     assert found(folder / "train-0000[01]-of-*", folder) == {"train": some[:2]}
     with pytest.raises(DataError, match="missing: train-00002-of"):
         find_source(str(folder / "train-0000[012]-of-*"))
+
+
+def test_of_two_possible_shards_a_pattern_leaves_the_one_that_it_asks_for(tmp_path: Path) -> None:
+    write(tmp_path, "p-1-of-4.csv", "p-2-of-4.csv", "p-3-of-4.csv")
+    assert len(found(tmp_path / "p-[123]-of-4.csv", tmp_path)["train"]) == 3
+    for digits, missing in (("0123", "p-0-of-4"), ("1234", "p-4-of-4")):
+        with pytest.raises(DataError, match=rf"missing: {missing}\.csv\. "):
+            find_source(str(tmp_path / f"p-[{digits}]-of-4.csv"))
