@@ -96,7 +96,7 @@ def check_before_training(
         if arguments.local_process_index == 0:
             shown = not arguments.disable_tqdm
             report = check_rows(run, splits, tools, workers=workers, show_progress=shown, epochs=epochs)
-            write_report(folder, report, run.data)
+            write_report(folder, report, run.data, on_overflow=run.batching.on_overflow)
     content = read_report(folder)
     listed = faulty_rows(content)
     counts: dict[str, int] = {name: split["rows"] for name, split in content["splits"].items()}
@@ -110,4 +110,4 @@ def check_before_training(
     if drops:
         by_split = {name: [row for row in overlong if row.split == name] for name in counts}
         note_overlong(folder, by_split, counts, write=arguments.process_index == 0)
-    return leave_out(splits, listed, folder / (QUARANTINE if bad else REPORT))
+    return leave_out(splits, listed, folder / (QUARANTINE if bad and not overlong else REPORT))
