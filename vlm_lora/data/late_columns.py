@@ -10,7 +10,7 @@ from vlm_lora.config import DataConfig
 from vlm_lora.data.boxes import holds_boxes
 from vlm_lora.data.chats import parse_turns
 from vlm_lora.data.column_search import NO_PICTURES
-from vlm_lora.data.columns import COLUMN_NAMES, ColumnRole, role_of_name
+from vlm_lora.data.columns import COLUMN_NAMES, CONTEXT_OF_PROMPT, ColumnRole, role_of_name
 from vlm_lora.data.image_values import is_missing, looks_like_image
 from vlm_lora.data.pages import holds_page
 from vlm_lora.data.picture_column import may_be_image
@@ -56,10 +56,15 @@ class LateColumns:
             (c for c, value in late.items() if not self._reads_alike({c: value}, self._config)), next(iter(late))
         )
         raise DataError(
-            f"{row.source}: the column '{column}' may be the {role_of_name(column)}, and the first {len(self._first)} "
-            "rows, which say what a stream's columns are, do not have it. Put a row that has it among them, or type "
+            f"{row.source}: the column '{column}' may {self._part(column)}, and the first {len(self._first)} rows, "
+            "which say what a stream's columns are, do not have it. Put a row that has it among them, or type "
             f"--streaming false. If it is not meant, {self._cure(late)}."
         )
+
+    def _part(self, column: str) -> str:
+        if column.casefold() == CONTEXT_OF_PROMPT.get((self._schema.prompt or "").casefold()):
+            return f"continue the prompt '{self._schema.prompt}'"
+        return f"be the {role_of_name(column)}"
 
     def _reads_alike(self, late: Mapping[str, Any], config: DataConfig) -> bool:
         """Tell whether detection finds the same with the late values in the first row."""

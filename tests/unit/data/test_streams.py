@@ -136,7 +136,11 @@ PAGE = {"lines": [{"text": "l", "bbox": [0, 0, 1, 1]}]}
         ({"shot": "0.png", "query": "q", "label": "a"}, {"filename": "0.png"}, "type --image_column shot"),
         ({"image": "0.png", **CHAT}, {"chat": CHAT["messages"]}, "be the messages.*type --messages_column messages"),
         (CHAT, {"images": ["0.png"]}, "If it is not meant, rename it"),
-        ({"instruction": "q", "output": "a"}, {"input": "more"}, "'input' may be the prompt.*not meant, rename it"),
+        (
+            {"instruction": "q", "output": "a"},
+            {"input": "more"},
+            "'input' may continue the prompt 'instruction'.*not meant, rename it",
+        ),
         ({"image": "0.png", "caption": "a"}, {"question": "q"}, "If it is not meant, rename it"),
         # Controls: what the same rows without streaming read alike.
         ({"image": "0.png", "query": "q", "label": "a"}, {"filename": "x.png", "caption": "c", "input": "i"}, None),
