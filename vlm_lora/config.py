@@ -46,7 +46,8 @@ class DataConfig:
     prompt_column: str | None = None
     """Column that holds the question; detected when not given."""
     default_prompt: str | None = None
-    """What is asked of every row where no column asks; by default for a description where the answers are captions."""
+    """What is asked of every row where no column asks; by default for a description where the answers are captions.
+    One `<image>` in it is the place of the row's pictures."""
     response_column: str | None = None
     """Column that holds the answer or the list of accepted answers; detected when not given."""
     messages_column: str | None = None
@@ -58,7 +59,8 @@ class DataConfig:
     box_labels: tuple[str, ...] = ()
     """Names of the boxes' categories, number 0 first; by default those that the data declares."""
     box_prompt: str | None = None
-    """What is asked where boxes are the answer; by default for a JSON list of bbox_2d and label, in pixels."""
+    """What is asked where boxes are the answer; by default for a JSON list of bbox_2d and label, in pixels. One
+    `<image>` in it is the picture's place."""
     page_column: str | None = None
     """Column that holds OCR JSON (words, lines, paragraphs, latex, text, text2d); detected when not given."""
     task_file: str | None = None
@@ -104,6 +106,12 @@ class DataConfig:
             )
         for weight in self.dataset_weights:
             _check_positive("dataset_weights", weight)
+        for flag in ("default_prompt", "box_prompt"):
+            if (getattr(self, flag) or "").count("<image>") > 1:
+                raise ConfigError(
+                    f"--{flag} {getattr(self, flag)!r}: <image> is the place of all of a row's pictures and "
+                    "stands there once at most. Type one, or none (pictures then go first)."
+                )
         _check_choice("box_format", self.box_format, ("xywh", "xyxy"))
         for flag in ("max_train_samples", "max_eval_samples", "max_image_pixels", "max_image_bytes", "shuffle_buffer"):
             _check_positive(flag, getattr(self, flag))

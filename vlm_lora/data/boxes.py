@@ -36,6 +36,9 @@ QUESTION = (
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in whole pixels."""
 
+Edges = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels, as the data gives them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BoxReading:

@@ -28,6 +28,8 @@ class ColumnSearch:
     columns: tuple[str, ...]
     sample: Sequence[Row]
     where: str
+    quiet: bool = False
+    """Whether nothing is to be warned of."""
 
     def values(self, column: str) -> list[Any]:
         """Return the values of a column that are not null."""

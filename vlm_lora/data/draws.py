@@ -11,11 +11,12 @@ from typing import TypeAlias
 
 from vlm_lora.data.pages import Page
 from vlm_lora.data.task_answers import PHRASES, Draw, PageReading, ask_about, asked, givable, servable
+from vlm_lora.data.typed_questions import Question
 
 MOST_DRAWS = 32
 """With more draws of a row than this, its tasks are looked at instead, each with its longest question and answer."""
 
-Ask: TypeAlias = Callable[[Page, PageReading, int], Iterable[tuple[str, str]]]
+Ask: TypeAlias = Callable[[Page, PageReading, int], Iterable[tuple[Question, str]]]
 """Questions with their answers about a page that is row so-and-so of its files; the first epoch's comes first."""
 
 
@@ -34,9 +35,17 @@ class Span:
         return self.epochs is not None and self.epochs * self.repeats <= MOST_DRAWS
 
     @property
-    def name(self) -> str:
-        """What is looked at, in words; two spans of one name are looked at alike."""
-        return f"{self.epochs} epochs of {self.repeats}" if self.counted else "every task"
+    def key(self) -> str:
+        """What is looked at, for comparison: two spans of one key are looked at alike."""
+        return f"{self.epochs} x {self.repeats}" if self.counted else "tasks"
+
+    @property
+    def text(self) -> str:
+        """What is looked at, in words that follow "is checked:"."""
+        if not self.counted:
+            return "the longest question of each task that the page can serve"
+        times = "the question" if self.repeats == 1 else f"each of the {self.repeats} questions"
+        return f"{times} of {'the epoch' if self.epochs == 1 else f'each of the {self.epochs} epochs'}"
 
 
 ONCE = Span()
@@ -46,7 +55,7 @@ ONCE = Span()
 def each_draw(span: Span) -> Ask:
     """Ask what each draw of a counted span asks."""
 
-    def ask(page: Page, reading: PageReading, row: int) -> Iterator[tuple[str, str]]:
+    def ask(page: Page, reading: PageReading, row: int) -> Iterator[tuple[Question, str]]:
         for epoch in range(span.epochs or 1):
             for repeat in range(span.repeats):
                 yield ask_about(page, reading, Draw(epoch=epoch, row=row, repeat=repeat))
@@ -57,17 +66,17 @@ def each_draw(span: Span) -> Ask:
 def longest_of_each_task(tokens: Callable[[str], int]) -> Ask:
     """Ask of each task that a page can serve what takes most tokens: the item that is given, and the phrase."""
 
-    def ask(page: Page, reading: PageReading, row: int) -> Iterator[tuple[str, str]]:
+    def ask(page: Page, reading: PageReading, row: int) -> Iterator[tuple[Question, str]]:
         yield ask_about(page, reading, Draw(row=row))
         phrase = max(PHRASES, key=tokens)
         for task in servable(page, reading):
             choices = [asked(page, task, given, phrase) for given in givable(page, task)]
-            yield max(choices, key=lambda choice: tokens(choice[0]) + tokens(choice[1]))
+            yield max(choices, key=lambda choice: tokens(str(choice[0])) + tokens(choice[1]))
 
     return ask
 
 
-def everything(page: Page, reading: PageReading, row: int) -> Iterator[tuple[str, str]]:
+def everything(page: Page, reading: PageReading, row: int) -> Iterator[tuple[Question, str]]:
     """Ask all that any draw may ask; of a page with many items that is thousands of questions."""
     yield ask_about(page, reading, Draw(row=row))
     for task in servable(page, reading):

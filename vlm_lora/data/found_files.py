@@ -58,7 +58,7 @@ def find_source(name: str, *, config_name: str | None = None, flag: str = "datas
     """Say what a name stands for. Arguments and errors as those of `open_source`."""
     path = Path(name).expanduser()
     if path.is_dir():
-        return _find_in_folder(path, config_name)
+        return _find_in_folder(path, config_name, flag)
     if path.is_file():
         return Found(files=split_of_one(path))
     names = expand(name, flag=flag)
@@ -83,11 +83,11 @@ def _find_named(name: str, names: Sequence[str], flag: str) -> Mapping[str, Sequ
     for each in names:
         path = Path(each).expanduser()
         if path.is_dir():
-            found, root = _list_folder(path), path
+            found, root = _list_folder(path, flag), path
         elif path.is_file():
             found, root = [path], path.parent
         else:
-            found, root = _match(path), _fixed_part(path)
+            found, root = _match(path, flag), _fixed_part(path)
         if not found:
             of = "" if each == name else f"{each}: "
             raise DataError(f"--{flag} {name}: {of}no file matches (looked from {Path.cwd()}).")
@@ -96,15 +96,16 @@ def _find_named(name: str, names: Sequence[str], flag: str) -> Mapping[str, Sequ
     files = list(dict.fromkeys(files))
     if len(files) == 1 and not any(map(glob.has_magic, names)):
         return split_of_one(files[0])
-    return group_by_split(files, root=Path(os.path.commonpath([root.absolute() for root in roots])))
+    root = Path(os.path.commonpath([root.absolute() for root in roots]))
+    return group_by_split(files, root=root, flag=flag)
 
 
-def _match(pattern: Path) -> list[Path]:
+def _match(pattern: Path, flag: str) -> list[Path]:
     # Path.glob takes no absolute patterns.
     matches = sorted(glob.glob(str(pattern), recursive=True))  # noqa: PTH207
     found = [path for path in map(Path, matches) if path.is_file() and not is_index_file(path)]
     check_all_there([path for path in found if is_tar(path)], pattern.name)
-    check_shards(found, pattern.name)
+    check_shards(found, pattern.name, flag=flag)
     return found
 
 
@@ -113,7 +114,7 @@ def _fixed_part(pattern: Path) -> Path:
     return next(folder for folder in pattern.parents if not glob.has_magic(str(folder)))
 
 
-def _find_in_folder(folder: Path, config_name: str | None) -> Found:
+def _find_in_folder(folder: Path, config_name: str | None, flag: str) -> Found:
     if config_name is not None:
         inner = folder / config_name
         if not inner.is_dir():
@@ -121,25 +122,26 @@ def _find_in_folder(folder: Path, config_name: str | None) -> Found:
         folder = inner
     if _is_saved(folder):
         return Found(saved=folder)
-    return Found(files=group_by_split(_list_folder(folder), root=folder))
+    return Found(files=group_by_split(_list_folder(folder, flag), root=folder, flag=flag))
 
 
 def _is_saved(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
-def _list_folder(folder: Path) -> list[Path]:
+def _list_folder(folder: Path, flag: str) -> list[Path]:
     """Return the data files of a folder. Raises DataError where there are none, or they must be opened together."""
     if _is_saved(folder):
+        own = "Name it as a data set of its own, with a space instead of the comma."
         raise DataError(
             f"{folder} is a folder of save_to_disk, which is read as a whole and not in one list with other files. "
-            "Name it as a data set of its own, with a space instead of the comma."
+            f"{own if flag == 'dataset_name' else 'Name it alone.'}"
         )
-    files = list(_choose_by_metadata(folder, _list_data_files(folder)))
+    files = list(_choose_by_metadata(folder, _list_data_files(folder), flag))
     if not files:
         raise DataError(_explain_empty(folder))
     check_all_there([path for path in files if is_tar(path)], "*")
-    check_shards(files)
+    check_shards(files, flag=flag)
     return files
 
 
@@ -163,7 +165,7 @@ def _list_data_files(folder: Path) -> list[Path]:
     ]
 
 
-def _choose_by_metadata(folder: Path, files: Sequence[Path]) -> Sequence[Path]:
+def _choose_by_metadata(folder: Path, files: Sequence[Path], flag: str) -> Sequence[Path]:
     """Return the metadata files of an image folder: those with a column of file names; of other folders all data files.
 
     Raises:
@@ -184,7 +186,7 @@ def _choose_by_metadata(folder: Path, files: Sequence[Path]) -> Sequence[Path]:
     if others:
         raise DataError(
             f"{folder} is an image folder by {joined(found)}, whose rows name pictures, and other data files lie in "
-            f"it: {joined(others)}. Name the files to read, such as --dataset_name {found[0]} (several as "
+            f"it: {joined(others)}. Name the files to read, such as --{flag} {found[0]} (several as "
             "'{a,b}'), or move the others elsewhere."
         )
     names_splits = [p for p in sorted(folder.iterdir()) if p.is_dir() and split_kind(p.name)]

@@ -7,6 +7,7 @@ number of marks is an error, because a mark that stays in the text of a question
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -31,8 +32,12 @@ class UserText:
     text: str
 
 
+_MARK = re.compile(rf"(?:\r?\n{PLACEHOLDER})+\Z|{PLACEHOLDER}(?:\r?\n)?")
+
 Draft: TypeAlias = "tuple[Role, list[Part | NextImage | UserText]]"
 """A turn whose pictures have no place yet."""
+_Read: TypeAlias = "tuple[Role, list[Part | NextImage]]"
+"""One whose marks are read: each is a place or text."""
 
 
 def split_marks(text: str) -> Iterator[Text | NextImage]:
@@ -42,6 +47,11 @@ def split_marks(text: str) -> Iterator[Text | NextImage]:
             yield NextImage()
         if stretch or not text:
             yield Text(text=stretch)
+
+
+def without_marks(text: str) -> str:
+    """Return a text without its `<image>`, each with its line break: the one behind it, or at the end before it."""
+    return _MARK.sub("", text)
 
 
 def place_images(drafts: Sequence[Draft], images: Sequence[ImageRef], *, typed: bool = False) -> tuple[Turn, ...]:
@@ -57,14 +67,14 @@ def place_images(drafts: Sequence[Draft], images: Sequence[ImageRef], *, typed: 
     Raises:
         DataError: places and pictures that are not equally many.
     """
-    drafts = _read_marks(drafts, images, typed=typed)
-    places = [part for _, parts in drafts for part in parts if isinstance(part, NextImage)]
+    turns = _read_marks(drafts, images, typed=typed)
+    places = [part for _, parts in turns for part in parts if isinstance(part, NextImage)]
     if images and not places and not _has_own(drafts):
-        first = next((parts for role, parts in drafts if role == "user"), None)
+        first = next((parts for role, parts in turns if role == "user"), None)
         if first is None:
             raise DataError(f"{len(images)} images and no user turn to put them in.")
         first[:0] = images
-        return _finish(drafts, {})
+        return _finish(turns, {})
     if len(places) != len(images):
         raise DataError(
             f"{len(places)} places for images in the turns ({PLACEHOLDER} or image parts without a "
@@ -74,10 +84,10 @@ def place_images(drafts: Sequence[Draft], images: Sequence[ImageRef], *, typed: 
     order = [number if place.index is None else place.index for number, place in enumerate(places)]
     if sorted(order) != list(range(len(images))):
         raise DataError(f"The parts' indices {order} do not name each of the {len(images)} images once.")
-    return _finish(drafts, {id(p): images[at] for p, at in zip(places, order, strict=True)})
+    return _finish(turns, {id(p): images[at] for p, at in zip(places, order, strict=True)})
 
 
-def _read_marks(drafts: Sequence[Draft], images: Sequence[ImageRef], *, typed: bool) -> list[Draft]:
+def _read_marks(drafts: Sequence[Draft], images: Sequence[ImageRef], *, typed: bool) -> list[_Read]:
     """Return the turns with the marks in user texts cut out as places, or left as text."""
     marks = sum(part.text.count(PLACEHOLDER) for _, parts in drafts for part in parts if isinstance(part, UserText))
     places = sum(isinstance(part, NextImage) for _, parts in drafts for part in parts)
@@ -88,7 +98,7 @@ def _read_marks(drafts: Sequence[Draft], images: Sequence[ImageRef], *, typed: b
     return [(role, list(_resolve(parts, cut=are_places))) for role, parts in drafts]
 
 
-def _resolve(parts: Sequence[Part | NextImage | UserText], *, cut: bool) -> Iterator[Part | NextImage | UserText]:
+def _resolve(parts: Sequence[Part | NextImage | UserText], *, cut: bool) -> Iterator[Part | NextImage]:
     for part in parts:
         if not isinstance(part, UserText):
             yield part
@@ -117,9 +127,8 @@ def _has_own(drafts: Sequence[Draft]) -> bool:
     return any(isinstance(part, ImageRef) for _, parts in drafts for part in parts)
 
 
-def _finish(drafts: Sequence[Draft], chosen: Mapping[int, ImageRef]) -> tuple[Turn, ...]:
-    turns = []
-    for role, parts in drafts:
-        placed = (chosen[id(part)] if isinstance(part, NextImage) else part for part in parts)
-        turns.append(Turn(role=role, parts=tuple(part for part in placed if not isinstance(part, UserText))))
-    return tuple(turns)
+def _finish(turns: Sequence[_Read], chosen: Mapping[int, ImageRef]) -> tuple[Turn, ...]:
+    return tuple(
+        Turn(role=role, parts=tuple(chosen[id(part)] if isinstance(part, NextImage) else part for part in parts))
+        for role, parts in turns
+    )

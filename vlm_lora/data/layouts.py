@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vlm_lora.data.chats import parse_turns
-from vlm_lora.data.columns import CAPTION_QUESTION, IMAGE_PARTS, ROLES, TEXT_PARTS, TURN_KEYS
+from vlm_lora.data.columns import CAPTION_QUESTION, IMAGE_PARTS, PLACEHOLDER, ROLES, TEXT_PARTS, TURN_KEYS
 from vlm_lora.data.conversation import Conversation, ImageRef, Part, RowSource, Text, Turn
 from vlm_lora.data.draws import Ask
-from vlm_lora.data.image_places import Draft, NextImage, UserText, place_images, split_marks
+from vlm_lora.data.image_places import Draft, NextImage, UserText, place_images, split_marks, without_marks
 from vlm_lora.data.image_values import ImagePlace, read_image_value, read_image_values
 from vlm_lora.data.marked_rows import convert_boxes, convert_page
 from vlm_lora.data.pages import Page
@@ -21,6 +21,7 @@ from vlm_lora.data.row_texts import check_unicode, read_answers, read_text
 from vlm_lora.data.rows import Row
 from vlm_lora.data.schema import Schema
 from vlm_lora.data.task_answers import Draw, PageReading, ask_about
+from vlm_lora.data.typed_questions import Question, question_parts, read_question
 from vlm_lora.data.unread_media import refuse_media
 from vlm_lora.errors import DataError
 
@@ -49,7 +50,7 @@ def build_conversation(
     """
     drawn = draw or Draw(row=source.row or 0)
 
-    def ask(page: Page, reading: PageReading, number: int) -> Sequence[tuple[str, str]]:
+    def ask(page: Page, reading: PageReading, number: int) -> Sequence[tuple[Question, str]]:
         return [ask_about(page, reading, drawn)]
 
     found = build_asked(row, schema, source=source, place=place, system_prompt=system_prompt, ask=ask, number=drawn.row)
@@ -113,23 +114,26 @@ def _convert_question(row: Row, schema: Schema, images: Sequence[ImageRef], plac
         question = f"{question}\n{read_text(context, f'the context ({schema.context!r})')}"
     answers, accepted = read_answers(row.get(str(schema.response)), str(schema.response), schema.answers)
     drafts: list[Draft] = [("user", [UserText(text=question)]), ("assistant", [Text(text=answers)])]
-    return place_images(drafts, images, typed=schema.typed_marks), accepted
+    return place_images(drafts, images, typed=schema.no_pictures), accepted
 
 
 def _convert_caption(row: Row, schema: Schema, images: Sequence[ImageRef], place: ImagePlace) -> _Converted:
-    if not images and schema.question == CAPTION_QUESTION:
+    asked = str(schema.question)
+    question = asked if schema.no_pictures else read_question(asked)
+    if not images and (asked == CAPTION_QUESTION or not isinstance(question, str)):
+        other = "" if isinstance(question, str) else f" without {PLACEHOLDER}"
         raise DataError(
-            f"The row has no picture, and {CAPTION_QUESTION!r} asks about one. Leave it out, or type --default_prompt."
+            f"The row has no picture, and {asked!r} asks about one. Leave it out, or type --default_prompt{other}."
         )
     answer, accepted = read_answers(row.get(str(schema.response)), str(schema.response), schema.answers)
-    user = Turn(role="user", parts=(*images, Text(text=str(schema.question))))
+    user = Turn(role="user", parts=question_parts(question, images))
     return (user, Turn(role="assistant", parts=(Text(text=answer),))), accepted
 
 
 def _convert_messages(row: Row, schema: Schema, images: Sequence[ImageRef], place: ImagePlace) -> _Converted:
     column = str(schema.messages)
     turns = _require_turns(row.get(column), column)
-    return place_images(_read_turns(turns, place), images, typed=schema.typed_marks), ()
+    return place_images(_read_turns(turns, _shown(schema, place)), images, typed=schema.no_pictures), ()
 
 
 def _convert_pair(row: Row, schema: Schema, images: Sequence[ImageRef], place: ImagePlace) -> _Converted:
@@ -143,7 +147,9 @@ def _convert_pair(row: Row, schema: Schema, images: Sequence[ImageRef], place: I
     if response is None:
         answer, accepted = read_answers(response_value, str(schema.response), schema.answers)
         response = [{"role": "assistant", "content": answer}]
-    return place_images(_read_turns([*prompt, *response], place), images, typed=schema.typed_marks), accepted
+    return place_images(
+        _read_turns([*prompt, *response], _shown(schema, place)), images, typed=schema.no_pictures
+    ), accepted
 
 
 _CONVERTERS: Mapping[str, Callable[[Row, Schema, Sequence[ImageRef], ImagePlace], _Converted]] = {
@@ -162,7 +168,12 @@ def _require_turns(value: Any, column: str) -> list[Mapping[str, Any]]:
     return turns
 
 
-def _read_turns(turns: Sequence[Mapping[str, Any]], place: ImagePlace) -> list[Draft]:
+def _shown(schema: Schema, place: ImagePlace) -> ImagePlace | None:
+    """Return where pictures of parts are found; None where the user said that there are none."""
+    return None if schema.no_pictures else place
+
+
+def _read_turns(turns: Sequence[Mapping[str, Any]], place: ImagePlace | None) -> list[Draft]:
     drafts: list[Draft] = []
     for number, turn in enumerate(turns, start=1):
         role_key, text_key = _find_keys(turn)
@@ -178,7 +189,8 @@ def _read_turns(turns: Sequence[Mapping[str, Any]], place: ImagePlace) -> list[D
         except DataError as error:
             raise type(error)(f"Turn {number} ({name}): {error}") from error
         if role == "user" and text_key == "value" and isinstance(content, str):
-            drafts.append((role, list(split_marks(content))))  # ShareGPT: each mark is a place
+            # ShareGPT: each mark is a place
+            drafts.append((role, [Text(text=without_marks(content))] if place is None else list(split_marks(content))))
         elif role == "user":
             drafts.append((role, [UserText(text=part.text) if isinstance(part, Text) else part for part in parts]))
         else:
@@ -192,18 +204,19 @@ def _find_keys(turn: Mapping[str, Any]) -> tuple[str, str]:
     return next((keys for keys in present if turn[keys[0]] is not None), present[0])
 
 
-def _read_content(content: Any, place: ImagePlace) -> list[Part | NextImage]:
+def _read_content(content: Any, place: ImagePlace | None) -> list[Part | NextImage]:
     if isinstance(content, str):
         return [Text(text=content)]
     if isinstance(content, Mapping):
-        return [_read_part(content, place)]
+        content = [content]
     if isinstance(content, list | tuple):
-        return [Text(text=part) if isinstance(part, str) else _read_part(part, place) for part in content]
+        parts = [Text(text=part) if isinstance(part, str) else _read_part(part, place) for part in content]
+        return [part for part in parts if part is not None]
     return [Text(text=read_text(content, "the content"))]
 
 
-def _read_part(part: Any, place: ImagePlace) -> Part | NextImage:
-    """Read one part; keys that are null say nothing (Arrow fills them in)."""
+def _read_part(part: Any, place: ImagePlace | None) -> Part | NextImage | None:
+    """Read one part; keys that are null say nothing (Arrow fills them in). A picture is None without a place."""
     if not isinstance(part, Mapping):
         raise DataError(f"A part is given as a value of type {type(part).__name__}; a part is an object with a `type`.")
     given = {key: value for key, value in part.items() if value is not None}
@@ -215,7 +228,9 @@ def _read_part(part: Any, place: ImagePlace) -> Part | NextImage:
         if not isinstance(text, str):
             raise DataError(f'A text part has no text; it is written as {{"type": "{kind}", "text": ...}}.')
         return Text(text=text)
-    if kind in IMAGE_PARTS:
+    if kind in IMAGE_PARTS and place is None:
+        return None
+    if kind in IMAGE_PARTS and place is not None:
         value = next((given[key] for key in IMAGE_PARTS[kind] if given.get(key)), None)
         if isinstance(value, Mapping) and "url" in value:
             value = value["url"]

@@ -14,6 +14,7 @@ from vlm_lora.data.image_size import read_size
 from vlm_lora.data.pages import read_page
 from vlm_lora.data.row_texts import read_text
 from vlm_lora.data.task_answers import PageReading, clipped
+from vlm_lora.data.typed_questions import Question, question_parts, read_question
 from vlm_lora.errors import DataError
 
 SIZE_COLUMNS = ("image", "image_info")
@@ -37,7 +38,7 @@ def convert_boxes(row: Mapping[str, Any], reading: BoxReading, images: Sequence[
     check_size(_given_size(row), size)
     answer = answer_boxes(row.get(reading.column), reading, size)
     if reading.prompt is None:
-        return _turns(images, reading.question, answer)
+        return _turns(images, read_question(reading.question), answer)
     asked = UserText(text=read_text(row.get(reading.prompt), f"the prompt ('{reading.prompt}')"))
     return place_images([("user", [asked]), ("assistant", [Text(text=answer)])], images)
 
@@ -66,8 +67,8 @@ def convert_page(
     return [_turns(images, question, answer) for question, answer in pairs]
 
 
-def _turns(images: Sequence[ImageRef], question: str, answer: str) -> tuple[Turn, ...]:
-    user = Turn(role="user", parts=(*images, Text(text=question)))
+def _turns(images: Sequence[ImageRef], question: Question, answer: str) -> tuple[Turn, ...]:
+    user = Turn(role="user", parts=question_parts(question, images))
     return user, Turn(role="assistant", parts=(Text(text=answer),))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vlm_lora.data.boxes import Box, read_box
+from vlm_lora.data.boxes import Edges, read_box
 from vlm_lora.data.columns import COLUMN_NAMES
 from vlm_lora.data.wording import short
 from vlm_lora.errors import DataError
@@ -28,8 +28,8 @@ class Item:
     """One word, line, paragraph or formula."""
 
     text: str
-    box: Box | None
-    """Left, top, right, bottom in pixels of the page's picture."""
+    box: Edges | None
+    """In pixels of the page's picture: as given by `read_page`, whole and within the picture by `clipped`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,11 @@ def _read_item(item: Any) -> Item:
     text, box = _one_of(item, "text", "latex"), _one_of(item, "bbox", "box")
     if not isinstance(text, str):
         raise DataError(f"its text is {short(text)}; wanted is text under 'text' (or 'latex').")
-    return Item(text=text, box=None if box is None else read_box(box, "xyxy", None, may_be_flat=True))
+    if box is None:
+        return Item(text=text, box=None)
+    read_box(box, "xyxy", None, may_be_flat=True)  # only checked: rounded once, when the picture's size is known
+    left, top, right, bottom = box
+    return Item(text=text, box=(left, top, right, bottom))
 
 
 def _one_of(item: Mapping[str, Any], name: str, other: str) -> Any:

@@ -34,13 +34,13 @@ def find_pictures(search: ColumnSearch, mapped: str | None) -> Pictures:
     Raises:
         DataError: several columns could be it.
     """
-    if mapped is not None and mapped not in search.columns:
+    if mapped == NO_PICTURES and mapped not in search.columns:
         return Pictures(column=None, why=f"image: none, by --image_column {NO_PICTURES}", declined=True)
     if mapped is not None:
         return Pictures(column=mapped, why=f"image: column '{mapped}', named by --image_column")
     # A column of another meaning may carry a usual name: a chat is never a picture, nor is a number.
     # One odd row must not hide what the column is, or all rows would be text only.
-    named = [c for c in search.named("image") if search.may_hold(c, _may_be_image)]
+    named = [c for c in search.named("image") if search.may_hold(c, may_be_image)]
     if named:
         column = search.single("image", named)
         return Pictures(column=column, why=f"image: column '{column}', by its name")
@@ -70,19 +70,21 @@ def explain_text_only(search: ColumnSearch, pictures: Pictures) -> str:
             f"It has {quoted(search.columns)}. Type --image_column COLUMN with the one that holds the pictures, or "
             f"--image_column {NO_PICTURES} to train on text alone."
         )
-    logger.warning(
-        "%s: no image column among %s: the rows are text only. If there are pictures, type --image_column.",
-        search.where,
-        quoted(search.columns),
-    )
+    if not search.quiet:
+        logger.warning(
+            "%s: no image column among %s: the rows are text only. If there are pictures, type --image_column.",
+            search.where,
+            quoted(search.columns),
+        )
     return f"{pictures.why} among {quoted(search.columns)}: the rows are text only"
 
 
-def _may_be_image(value: Any) -> bool:
+def may_be_image(value: Any) -> bool:
+    """Tell whether a value could be a picture in a column that is called as pictures are."""
     if isinstance(value, list | tuple):
         if is_number_array(value):
             return True
-        return all(_may_be_image(item) for item in value)
+        return all(may_be_image(item) for item in value)
     if isinstance(value, Mapping):
         return any(key in value for key in ("bytes", "path", *ADDRESS_KEYS))
     return not isinstance(value, int | float)

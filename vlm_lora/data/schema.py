@@ -56,8 +56,9 @@ class Schema:
     messages: str | None = None
     boxes: BoxReading | None = None
     page: PageReading | None = None
-    typed_marks: bool = False
-    """Whether `<image>` in a user's text is a word: the user said that there are no pictures."""
+    no_pictures: bool = False
+    """Whether the user said that there are none: parts for pictures and ShareGPT's marks are left out, and `<image>` in
+    any other text is a word."""
     reasons: tuple[str, ...] = ()
 
     @cached_property
@@ -75,20 +76,25 @@ class Schema:
         return "\n".join((f"layout: {self.layout}", *self.reasons))
 
 
-def detect_schema(rows: Rows, config: DataConfig) -> Schema:
+def detect_schema(rows: Rows, config: DataConfig, *, quiet: bool = False) -> Schema:
     """Find out what the columns mean.
+
+    Args:
+        rows: of one split; the first ones are looked at.
+        config: the flags.
+        quiet: whether to warn of nothing, as for rows that were looked at before.
 
     Raises:
         DataError: A mapped column that is not there, several candidates for a role, or none.
     """
-    schema = _detect(rows, config)
+    schema = _detect(rows, config, quiet=quiet)
     unused = [column for column in rows.columns if column not in schema.columns]
     return replace(schema, reasons=(*schema.reasons, f"not used: {quoted(unused)}")) if unused else schema
 
 
-def _detect(rows: Rows, config: DataConfig) -> Schema:
+def _detect(rows: Rows, config: DataConfig, *, quiet: bool) -> Schema:
     sample = [rows[i] for i in range(min(len(rows), SAMPLE))]
-    search = ColumnSearch(columns=rows.columns, sample=sample, where=where_from(rows))
+    search = ColumnSearch(columns=rows.columns, sample=sample, where=where_from(rows), quiet=quiet)
     mapped = read_mapping(search, config)
     pictures = find_pictures(search, mapped.get("image"))
     if "boxes" in mapped or "page" in mapped:
@@ -193,19 +199,23 @@ def _chat_schema(search: ColumnSearch, column: str, why: str, pictures: Pictures
         )
     why_marks = _explain_marks((text for turns in chats for text in _user_texts(turns)), pictures)
     if any("from" in turn and "value" in turn for turns in chats for turn in turns):
-        why_marks = f"{PLACEHOLDER} in user turns marks a picture's place (ShareGPT turns)"
-    embedded = any(_has_own_images(turn) for turns in chats for turn in turns)
+        taken = "is left out: there are no pictures" if pictures.declined else "marks a picture's place"
+        why_marks = f"{PLACEHOLDER} in user turns {taken} (ShareGPT turns)"
     return Schema(
         layout="messages",
         image=image,
         messages=column,
-        typed_marks=pictures.declined,
-        reasons=(
-            f"messages: column '{column}', {why}",
-            f"{pictures.why}; the chat's parts bring their own" if embedded else explain_text_only(search, pictures),
-            why_marks,
-        ),
+        no_pictures=pictures.declined,
+        reasons=(f"messages: column '{column}', {why}", _explain_pictures(search, chats, pictures), why_marks),
     )
+
+
+def _explain_pictures(search: ColumnSearch, chats: Sequence[Sequence[Mapping[str, Any]]], pictures: Pictures) -> str:
+    """Say where a chat's pictures come from, or that they are left out."""
+    if not any(_has_own_images(turn) for turns in chats for turn in turns):
+        return explain_text_only(search, pictures)
+    taken = "pictures of the chat's parts are left out" if pictures.declined else "the chat's parts bring their own"
+    return f"{pictures.why}; {taken}"
 
 
 def _explain_marks(texts: Iterable[str], pictures: Pictures) -> str:
@@ -265,6 +275,7 @@ def _caption_schema(
         question=question,
         response=response,
         answers=answers,
+        no_pictures=pictures.declined,
         reasons=(explain_text_only(search, pictures), *asked, *why_answers),
     )
 
@@ -305,6 +316,6 @@ def _pair_schema(
         context=context,
         response=response,
         answers=answers,
-        typed_marks=pictures.declined,
+        no_pictures=pictures.declined,
         reasons=(explain_text_only(search, pictures), *reasons, *why_answers),
     )

@@ -15,6 +15,11 @@ def split_parts(splits: Splits) -> dict[str, ConversationDataset]:
     return {name: part for split, rows in given.items() for name, part in _named(split, rows).items()}
 
 
+def trained_parts(splits: Splits) -> tuple[str, ...]:
+    """Return the names of the data sets that are trained on, in the order of a mixture's members."""
+    return tuple(_named("train", splits.train))
+
+
 def with_parts(splits: Splits, parts: Mapping[str, ConversationDataset]) -> Splits:
     """Return the splits with other data sets under the names of `split_parts`; weights stay."""
     return replace(

@@ -32,7 +32,7 @@ SPLIT_NAMES: Mapping[str, SplitKind] = {
 }
 """What a split's (case-folded) name means."""
 
-_SHARD = re.compile(r"-\d+-of-\d+$")
+_SHARD = re.compile(r"\d+-of-\d+$")
 _WORD = re.compile(r"[^\W\d_]+")
 _NAME = re.compile("|".join(sorted(SPLIT_NAMES, key=len, reverse=True)))
 _JOINED = re.compile(f"(?:{_NAME.pattern})+")
@@ -47,12 +47,15 @@ def split_words(name: str) -> list[str]:
     found: list[str] = []
     before = ""
     for word in _WORD.findall(name.casefold()):
-        if word in SPLIT_NAMES:
-            found += [] if (before, word) == ("test", "dev") else [word]
-        elif _JOINED.fullmatch(word):
-            found += _NAME.findall(word)
+        found += [] if (before, word) == ("test", "dev") else _said_by(word)
         before = word
     return found
+
+
+def _said_by(word: str) -> list[str]:
+    if word in SPLIT_NAMES:
+        return [word]
+    return _NAME.findall(word) if _JOINED.fullmatch(word) else []
 
 
 def kinds_of(words: Iterable[str]) -> set[SplitKind]:
@@ -61,13 +64,15 @@ def kinds_of(words: Iterable[str]) -> set[SplitKind]:
 
 
 def outer_split_word(name: str) -> str | None:
-    """Return a name's first or last word, or the whole of it, where that says which split it is, or None.
+    """Return a name's first or last word, parted as by `split_words`, where that says which split it is, or None.
 
-    This is for a file that is named by hand: `test.jsonl` is a test split, `my_test_set.jsonl` may be anything.
+    This is for a file that is named by hand: `test.jsonl` and `instances_val2017.jsonl` are of a split,
+    `my_test_set.jsonl` may be anything. Of several words the first one counts: `train_val` is `train`.
     """
-    folded = _SHARD.sub("", name.casefold())
-    words = re.split(r"[^a-z0-9]+", folded)
-    return next((word for word in (folded, words[0], words[-1]) if word in SPLIT_NAMES), None)
+    words = _WORD.findall(_SHARD.sub("", name.casefold()))
+    if words[-2:] == ["test", "dev"]:
+        words.pop()
+    return next((said for word in (*words[:1], *words[-1:]) for said in _said_by(word)), None)
 
 
 def split_kind(name: str) -> SplitKind | None:

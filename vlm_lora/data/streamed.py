@@ -13,10 +13,9 @@ from collections.abc import Generator, Iterable, Iterator
 from itertools import count
 from typing import TypeVar
 
-from vlm_lora.data.columns import COLUMN_NAMES, role_of_name
 from vlm_lora.data.conversation import Conversation
 from vlm_lora.data.dataset import ConversationDataset
-from vlm_lora.data.image_values import is_missing
+from vlm_lora.data.late_columns import LateColumns
 from vlm_lora.data.streams import RowStream, StreamedRow
 from vlm_lora.data.task_answers import Draw
 from vlm_lora.errors import DataError
@@ -62,7 +61,7 @@ class StreamedConversations:
     def __init__(self, stream: RowStream, first: ConversationDataset, *, length: int, buffer: int, seed: int) -> None:
         self._stream = stream
         self._first = first
-        self._columns = frozenset(first.rows.columns)
+        self._late = LateColumns(first.rows, first.schema, stream.config)
         self._length = length
         self._buffer = buffer
         self._seed = seed
@@ -90,22 +89,9 @@ class StreamedConversations:
             self._next += 1
         epoch, row = next(self._rows)
         self._next += 1
-        self._refuse_late_columns(row)
+        self._late.check(row)
         draw = Draw(epoch=epoch, row=row.number, repeat=0)
         return self._first.converse(row.values, source=row.source, folder=row.folder, draw=draw)
-
-    def _refuse_late_columns(self, row: StreamedRow) -> None:
-        """Refuse a value that the same data without streaming would use: its column came too late to be detected."""
-        for column in row.values.keys() - self._columns:
-            role = role_of_name(column)
-            if role is None or role in self._stream.settled or is_missing(row.values[column]):
-                continue
-            raise DataError(
-                f"{row.source}: the column '{column}' may be the {role}, and the first {len(self._first.rows)} rows, "
-                "which say what a stream's columns are, do not have it. Put a row that has it among them, or type "
-                f"--streaming false. If it is not meant, type {COLUMN_NAMES[role].flag} with the column that is, or "
-                "rename it."
-            )
 
     def _begin(self) -> None:
         rows = _passes(self._stream, self._buffer, self._seed)

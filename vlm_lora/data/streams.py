@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora.config import DataConfig
-from vlm_lora.data.columns import ColumnRole
 from vlm_lora.data.conversation import RowSource
 from vlm_lora.data.found_files import find_source
 from vlm_lora.data.json_files import stream_json_lines
@@ -70,8 +69,8 @@ class RowStream:
     stretches: Sequence[Stretch]
     limit: int | None = None
     """Rows after which it ends; None for all of them."""
-    settled: frozenset[ColumnRole] = frozenset()
-    """Roles whose columns are named by flags, so that no other column can have them."""
+    config: DataConfig = field(default_factory=DataConfig)
+    """The flags, which say what the columns mean as far as they name any."""
 
     def __iter__(self) -> Iterator[StreamedRow]:
         """Yield all rows, from the first one.
@@ -147,22 +146,7 @@ def open_stream(config: DataConfig) -> RowStream | None:
             logger.warning(NOT_NEEDED, files[0])
             return None
         stretches = [STREAMED[path.suffix.lower()](path) for path in files]
-    return RowStream(name=name, stretches=stretches, limit=config.max_train_samples, settled=_settled(config))
-
-
-def _settled(config: DataConfig) -> frozenset[ColumnRole]:
-    """Return the roles that detection leaves alone: those named by flags, and those that would contradict them."""
-    flags: Mapping[ColumnRole, tuple[str | None, tuple[ColumnRole, ...]]] = {
-        "image": (config.image_column, ()),
-        "prompt": (config.prompt_column, ("messages", "boxes", "page")),
-        "response": (config.response_column, ("messages", "boxes", "page")),
-        "messages": (config.messages_column, ("prompt", "response", "boxes", "page")),
-        "boxes": (config.boxes_column, ("prompt", "response", "messages", "page")),
-        "page": (config.page_column, ("prompt", "response", "messages", "boxes")),
-    }
-    return frozenset(
-        settled for role, (column, others) in flags.items() if column is not None for settled in (role, *others)
-    )
+    return RowStream(name=name, stretches=stretches, limit=config.max_train_samples, config=config)
 
 
 def _pick(name: str, splits: Mapping[str, Any]) -> tuple[str, Any]:

@@ -15,6 +15,7 @@ from vlm_lora.data.boxes import as_json, read_box
 from vlm_lora.data.pages import LEVELS, Item, Page
 from vlm_lora.data.tasks import PLACEHOLDER, Task
 from vlm_lora.data.text2d import join_lines, lay_out
+from vlm_lora.data.typed_questions import Question, read_question
 from vlm_lora.errors import DataError
 
 PHRASES = (
@@ -56,7 +57,7 @@ class PageReading:
     seed: int
 
 
-def ask_about(page: Page, reading: PageReading, draw: Draw) -> tuple[str, str]:
+def ask_about(page: Page, reading: PageReading, draw: Draw) -> tuple[Question, str]:
     """Draw a task for a page and return the question and the answer.
 
     The category is drawn uniformly from those that the page can serve, then a task of it, then the item that the
@@ -87,7 +88,7 @@ def servable(page: Page, reading: PageReading) -> Sequence[Task]:
     return served
 
 
-def asked(page: Page, task: Task, given: Item | None, phrase: str) -> tuple[str, str]:
+def asked(page: Page, task: Task, given: Item | None, phrase: str) -> tuple[Question, str]:
     """Return a task's question, with the item that it gives and a phrase for the picture, and the answer."""
     return _fill(task.question, given, phrase), _answer(page, task, given)
 
@@ -169,12 +170,12 @@ def _laid_level(page: Page) -> str | None:
     return next((level for level in ("words", "lines") if page.written(level) and page.boxed(level)), None)
 
 
-def _fill(question: str, given: Item | None, phrase: str) -> str:
-    """Replace the placeholders in one pass, so that a page's own text is never taken for one."""
+def _fill(question: str, given: Item | None, phrase: str) -> Question:
+    """Replace the placeholders in one pass, so that a page's own text is never taken for one, nor for a mark."""
     values = {"image": phrase}
     if given is not None:
         values |= {"text": given.text, "box": json.dumps(given.box)}
-    return PLACEHOLDER.sub(lambda match: values[match.group(1)], question)
+    return read_question(question, lambda text: PLACEHOLDER.sub(lambda match: values[match.group(1)], text))
 
 
 def _holding(page: Page) -> str:
@@ -184,17 +185,17 @@ def _holding(page: Page) -> str:
 
 
 def clipped(page: Page, size: tuple[int, int]) -> Page:
-    """Return the page with its boxes clipped to the picture's width and height.
+    """Return the page with its boxes rounded to pixels and clipped to the picture's width and height.
 
     Raises:
-        DataError: a box lies outside the picture; its level and number are named.
+        DataError: a box lies outside the picture or sticks out of it; its level and number are named.
     """
     items = {}
     for level, found in page.items.items():
         kept = []
         for number, item in enumerate(found, start=1):
             try:
-                box = None if item.box is None else read_box(item.box, "xyxy", size, may_be_flat=True)
+                box = None if item.box is None else read_box(list(item.box), "xyxy", size, may_be_flat=True)
                 kept.append(replace(item, box=box))
             except DataError as error:
                 raise DataError(f"Item {number} of '{level}': {error}") from error

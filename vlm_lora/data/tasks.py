@@ -3,6 +3,7 @@
 Columns `task,input_type,output_type,question`. A type is one word or several in brackets: `image`,
 `[lines, image]`, `[lines, box]`. A question may hold `{image}` (a varied phrase for the picture), `{text}`
 (the text of an item that is given) and `{box}` (the box of an item that is given); other braces are text.
+One `<image>` is the place of the picture, which else goes first.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlm_lora.data.columns import PLACEHOLDER as PICTURE
 from vlm_lora.data.csv_files import read_csv
 from vlm_lora.data.pages import LEVELS
 from vlm_lora.errors import DataError, nearest
@@ -141,6 +143,11 @@ def _read_output(text: str) -> str:
 
 def _check_placeholders(question: str, given: str | None) -> None:
     """Check that a question names what it gives, and nothing else."""
+    if question.count(PICTURE) > 1:
+        raise DataError(
+            f"the question has {question.count(PICTURE)} {PICTURE}, and a page has one picture: {question!r}. Write "
+            "one where the picture stands, or none (it then goes first)."
+        )
     found = {match.group(1) for match in PLACEHOLDER.finditer(question)}
     wanted = {None: None, "box": "box"}.get(given, "text")
     if wanted is not None and wanted not in found:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from vlm_lora.data.boxes import Box
+from vlm_lora.data.boxes import Edges
 from vlm_lora.data.pages import Item
 
 WIDEST = 400
@@ -25,7 +25,7 @@ WIDEST = 400
 def group_lines(items: Sequence[Item]) -> list[list[Item]]:
     """Return the items by line, lines from top to bottom, each from left to right. Items without a box are left out."""
     boxed = sorted((box[1] + box[3], box, item.text) for item in items if (box := item.box) is not None)
-    lines: list[list[tuple[Box, str]]] = []
+    lines: list[list[tuple[Edges, str]]] = []
     for _, box, text in boxed:
         if lines and _covers(box, lines[-1][0][0]):
             lines[-1].append((box, text))
@@ -55,7 +55,7 @@ def lay_out(items: Sequence[Item]) -> str:
     return "\n".join(_lay_line(line, left, column) for line in group_lines(items))
 
 
-def _lay_line(line: Sequence[Item], left: int, column: float) -> str:
+def _lay_line(line: Sequence[Item], left: float, column: float) -> str:
     text = ""
     for item in line:
         assert item.box is not None  # group_lines has left the others out
@@ -65,7 +65,7 @@ def _lay_line(line: Sequence[Item], left: int, column: float) -> str:
     return text.rstrip()
 
 
-def _covers(box: Box, first: Box) -> bool:
+def _covers(box: Edges, first: Edges) -> bool:
     """Tell whether either box's height holds the other's middle: they stand on one line."""
     middle, other = (box[1] + box[3]) / 2, (first[1] + first[3]) / 2
     return first[1] <= middle <= first[3] or box[1] <= other <= box[3]

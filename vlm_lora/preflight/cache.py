@@ -75,7 +75,7 @@ class CheckCache:
             return None
         chosen = blake2b(np.asarray(rows.positions, dtype=np.int64).tobytes(), digest_size=16).hexdigest()
         schema = asdict(rows.schema)
-        drawn = span.name if rows.varies else ""
+        drawn = span.key if rows.varies else ""
         content = {**self._common, "files": files, "rows": [len(rows), chosen], "schema": schema, "drawn": drawn}
         text = json.dumps(content, sort_keys=True, default=str)
         return blake2b(text.encode(), digest_size=16).hexdigest()

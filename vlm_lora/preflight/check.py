@@ -55,9 +55,9 @@ def check_rows(
     for name, rows in split_parts(splits).items():
         if rows.varies and spans[name] != ONCE:
             logger.info(
-                "%s: what is asked about a page varies; %s is checked of each, and one that is bad makes the row bad.",
+                "%s: what is asked about a page varies. Of each is checked: %s. One that is bad makes the row bad.",
                 rows.name,
-                spans[name].name,
+                spans[name].text,
             )
         found[name] = (rows, reader.read(rows, tools.encoder, spans[name]))
     if splits.stream is not None and splits.train is not None:
@@ -96,7 +96,7 @@ def check_before_training(
         if arguments.local_process_index == 0:
             shown = not arguments.disable_tqdm
             report = check_rows(run, splits, tools, workers=workers, show_progress=shown, epochs=epochs)
-            write_report(folder, report, run.data)
+            write_report(folder, report, run.data, on_overflow=run.batching.on_overflow)
     content = read_report(folder)
     listed = faulty_rows(content)
     counts: dict[str, int] = {name: split["rows"] for name, split in content["splits"].items()}
@@ -110,4 +110,4 @@ def check_before_training(
     if drops:
         by_split = {name: [row for row in overlong if row.split == name] for name in counts}
         note_overlong(folder, by_split, counts, write=arguments.process_index == 0)
-    return leave_out(splits, listed, folder / (QUARANTINE if bad else REPORT))
+    return leave_out(splits, listed, folder / (QUARANTINE if bad and not overlong else REPORT))

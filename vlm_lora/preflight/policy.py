@@ -25,13 +25,17 @@ SHOWN = 10
 """Bad rows that an error message names."""
 
 
-def write_report(folder: Path, report: DataReport, config: DataConfig) -> None:
-    """Write `data_report.json`, and `quarantine.jsonl` where bad rows are left out; each whole or not at all."""
+def write_report(folder: Path, report: DataReport, config: DataConfig, *, on_overflow: str) -> None:
+    """Write `data_report.json`, and `quarantine.jsonl` where bad rows are left out; each whole or not at all.
+
+    Rows that `--on_overflow drop` leaves out are no bad ones: `overlong_rows.json` lists them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / REPORT, json.dumps(report.to_mapping(), indent=2, ensure_ascii=False) + "\n")
     if config.on_bad_sample == "skip":
         names = ("split", "file", "row", "key", "kind", "reason")
-        lines = [json.dumps({name: getattr(row, name) for name in names}, ensure_ascii=False) for row in report.bad]
+        _, bad = divide(report.bad, on_overflow)
+        lines = [json.dumps({name: getattr(row, name) for name in names}, ensure_ascii=False) for row in bad]
         write_whole(folder / QUARANTINE, "".join(f"{line}\n" for line in lines))
 
 

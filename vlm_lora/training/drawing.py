@@ -7,7 +7,7 @@ import math
 from vlm_lora.data.dataset import Splits
 from vlm_lora.data.draws import ONCE, Span
 from vlm_lora.data.mixture import Mixture
-from vlm_lora.data.split_parts import split_parts
+from vlm_lora.data.split_parts import split_parts, trained_parts
 
 
 def drawn_epochs(*, num_train_epochs: float, max_steps: int, static_shapes: bool) -> int | None:
@@ -26,8 +26,7 @@ def spans_of(splits: Splits, epochs: int | None) -> dict[str, Span]:
     Evaluation reads the first epoch's. A row of a weight's fraction counts as seen in every epoch: which rows an epoch
     takes depends on those that are left out.
     """
-    repeats = splits.train.repeats if isinstance(splits.train, Mixture) else (1,)
-    names = list(split_parts(splits))
-    trained = [name for name in names if name.startswith("train")]
-    spans = {name: Span(epochs=epochs, repeats=count) for name, count in zip(trained, repeats, strict=False)}
-    return {name: spans.get(name, ONCE) for name in names}
+    trained = trained_parts(splits)
+    repeats = splits.train.repeats if isinstance(splits.train, Mixture) else (1,) * len(trained)
+    spans = {name: Span(epochs=epochs, repeats=count) for name, count in zip(trained, repeats, strict=True)}
+    return {name: spans.get(name, ONCE) for name in split_parts(splits)}

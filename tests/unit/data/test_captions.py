@@ -30,7 +30,7 @@ def test_of_several_captions_the_first_is_trained_on(tmp_path: Path) -> None:
 
 def test_the_flag_asks_another_question(tmp_path: Path) -> None:
     found = read_back([CAPTION], tmp_path, default_prompt="Say <image> shortly.")
-    assert found.told == [[["<0.png>", "Say <image> shortly."], ["A red bar."]]]
+    assert found.told == [[["Say ", "<0.png>", " shortly."], ["A red bar."]]]
     text = {"image": "0.png", "text": "A red bar."}
     asked = read_back([text], tmp_path, default_prompt="Read it.", response_column="text")
     assert asked.told == [[["<0.png>", "Read it."], ["A red bar."]]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from vlm_lora.config import DataConfig
 from vlm_lora.data.conversation import Conversation
 from vlm_lora.data.dataset import ConversationDataset, Splits, load_splits
 from vlm_lora.data.draws import MOST_DRAWS, ONCE, Span, each_draw, everything, longest_of_each_task
+from vlm_lora.data.mixture import Mixture
+from vlm_lora.data.split_parts import trained_parts
 from vlm_lora.training.drawing import drawn_epochs, spans_of
 
 PAGE = {
@@ -71,8 +74,22 @@ def test_many_or_unknown_epochs_are_looked_at_by_task() -> None:
     assert all(counted.values())
     for span in (Span(epochs=None), Span(epochs=MOST_DRAWS + 1), Span(epochs=MOST_DRAWS, repeats=2)):
         assert not span.counted
-        assert span.name == Span(epochs=None).name
-    assert len({span.name for span in (*counted, Span(epochs=2), Span(epochs=None))}) == 5
+        assert span.key == Span(epochs=None).key
+    assert len({span.key for span in (*counted, Span(epochs=2), Span(epochs=None))}) == 5
+
+
+@pytest.mark.parametrize(
+    ("epochs", "repeats", "said"),
+    [
+        (3, 1, "the question of each of the 3 epochs"),
+        (2, 3, "each of the 3 questions of each of the 2 epochs"),
+        (1, 2, "each of the 2 questions of the epoch"),
+        (1, 1, "the question of the epoch"),
+        (None, 2, "the longest question of each task that the page can serve"),
+    ],
+)
+def test_what_is_looked_at_is_said_in_words(epochs: int | None, repeats: int, said: str) -> None:
+    assert Span(epochs=epochs, repeats=repeats).text == said
 
 
 @pytest.mark.parametrize(
@@ -83,11 +100,21 @@ def test_epochs_that_draw_anew(epochs: float, steps: int, static: bool, drawn: i
     assert drawn_epochs(num_train_epochs=epochs, max_steps=steps, static_shapes=static) == drawn
 
 
-def test_weights_repeat_rows_and_evaluation_reads_the_first_epoch(tmp_path: Path) -> None:
+def test_weights_repeat_rows_and_evaluation_reads_the_first_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = write_jsonl(tmp_path / "other.jsonl", [{"question": "a", "answer": "b"}] * 4)
     name = f"{tmp_path / 'train.jsonl'} + {other}"
     splits = load(tmp_path, dataset_name=name, dataset_weights=(2.5, 0.5))
     assert spans_of(splits, 4) == {"train 1": Span(epochs=4, repeats=3), "train 2": Span(epochs=4, repeats=1)}
-    assert splits.train is not None
+    train = splits.train
+    assert isinstance(train, Mixture)
+    both = replace(splits, validation=train)
+    assert trained_parts(both) == ("train 1", "train 2")
+    assert spans_of(both, 4) == {**spans_of(splits, 4), "validation 1": ONCE, "validation 2": ONCE}
+    with monkeypatch.context() as patch:
+        patch.setattr(Mixture, "repeats", (3,))
+        with pytest.raises(ValueError, match="zip"):
+            spans_of(splits, 4)
     single = Splits(train=None, validation=load(tmp_path).train, explanation="")
     assert spans_of(single, 4) == {"validation": ONCE}

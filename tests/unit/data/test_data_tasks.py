@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,16 @@ import pytest
 
 from vlm_lora.config_sources import parse
 from vlm_lora.data.pages import Page, read_page
-from vlm_lora.data.task_answers import PHRASES, Draw, PageReading, ask_about, can_serve, page_text, page_text2d
+from vlm_lora.data.task_answers import (
+    PHRASES,
+    Draw,
+    PageReading,
+    ask_about,
+    can_serve,
+    clipped,
+    page_text,
+    page_text2d,
+)
 from vlm_lora.data.tasks import COLUMNS, OWN_FILE, Task, load_tasks, read_tasks
 from vlm_lora.errors import DataError
 
@@ -35,7 +45,8 @@ def write(path: Path, *rows: Sequence[str], header: Sequence[str] = COLUMNS) -> 
 
 
 def ask(value: Any, *tasks: Task, seed: int = 1, **draw: int) -> tuple[str, str]:
-    return ask_about(read_page(value), PageReading(column="text", tasks=tasks, seed=seed), Draw(**draw))
+    question, answer = ask_about(read_page(value), PageReading(column="text", tasks=tasks, seed=seed), Draw(**draw))
+    return str(question), answer
 
 
 def task(given: str | None, output: str, question: str = "Q", name: str = "reading") -> Task:
@@ -224,6 +235,7 @@ def test_tasks_and_output_types_choose(tmp_path: Path) -> None:
         (("x", "[box, image]", "text", "Q"), r"the question has no \{box\}"),
         (("x", "[lines, image]", "box", "Q {box}"), r"the question has no \{text\}"),
         (("x", "image", "text", "Q {text}"), r"the question has \{text\} although"),
+        (("reading", "image", "text", "<image>Q<image>"), "the question has 2 <image>, and a page has one picture"),
         (("x", "[box, image]", "[lines, box]", "Q {box}"), "gives a box and output_type"),
         (("x", "[lines, image]", "text", "Q {text}"), "must be box or \\[lines, box\\]"),
     ],
@@ -252,3 +264,25 @@ def test_flags_of_other_tools_choose_tasks() -> None:
     data = parse(words, environ={}).data
     assert (data.tasks, data.output_types) == (("reading", "detection"), ("text", "lines,box"))
     assert (data.task_file, data.task_seed) == ("mine.csv", 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "whole"),
+    [
+        ([63.6, 1.2, 64.0, 9.4], [63, 1, 64, 9]),
+        ([-2.4, 1.0, 0.4, 9.0], "sticks out of the picture of 64x48 pixels by 2.4"),
+        ([63.6, 1.2, 66.4, 9.4], "by 2.4"),
+        ([1.5, 1.2, 66.0, 9.4], [2, 1, 64, 9]),
+        ([64.0, 1.2, 65.5, 9.4], "[64.0, 1.2, 65.5, 9.4], read as left, top, right, bottom in pixels, lies outside"),
+    ],
+)
+def test_boxes_of_pages_are_rounded_once_and_messages_show_the_given_numbers(given: list[float], whole: Any) -> None:
+    page = read_page({"lines": [{"text": "|", "bbox": given}]})
+    if isinstance(whole, str):
+        with pytest.raises(DataError, match=re.escape(whole)) as caught:
+            clipped(page, (64, 48))
+        assert f"Item 1 of 'lines': {given}, " in str(caught.value)
+        return
+    (item,) = clipped(page, (64, 48)).items["lines"]
+    assert item.box == tuple(whole)
+    assert json.dumps(item.box) == json.dumps(whole), "whole numbers, for questions and answers"

@@ -8,6 +8,8 @@ import pytest
 
 from support.datasets import save_chartqa_to_disk, write_jsonl
 from support.tars import write_chart_tar
+from vlm_lora.config import DataConfig
+from vlm_lora.data.dataset import load_splits
 from vlm_lora.data.found_files import find_source
 from vlm_lora.errors import DataError
 
@@ -80,11 +82,27 @@ def test_words_inside_other_words_say_nothing(tmp_path: Path, name: str) -> None
         find_source(str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["my_test_set.jsonl", "coco_val2014.jsonl", "train_val.jsonl", "x_trainval.jsonl"])
+@pytest.mark.parametrize("name", ["my_test_set.jsonl", "train_val.jsonl", "x_trainval.jsonl", "latest.jsonl"])
 def test_a_file_that_is_named_alone_is_trained_on(tmp_path: Path, name: str) -> None:
     write(tmp_path, name, "train.jsonl")
     assert found(tmp_path / name, tmp_path) == {"train": [name]}
     assert found(f"{tmp_path}/{{{name},{name}}}", tmp_path) == {"train": [name]}
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        *[(f"{name}.jsonl", "val") for name in ("instances_val2017", "val2014", "coco_val2014", "chartqa_val_0-of-1")],
+        *[(f"{name}.jsonl", "test") for name in ("road_test", "test-00000-of-00001", "v2_test-dev2015", "test-dev")],
+        ("cc3m-validation-0000.jsonl", "validation"),
+    ],
+)
+def test_a_file_that_is_named_alone_is_of_its_outer_word_s_split_as_in_a_folder(
+    tmp_path: Path, name: str, split: str
+) -> None:
+    write(tmp_path, name, "train.jsonl")
+    assert found(tmp_path / name, tmp_path) == {split: [name]}
+    assert found(tmp_path, tmp_path) == {"train": ["train.jsonl"], split: [name]}
 
 
 @pytest.mark.parametrize("name", ["train_val.json", "trainval.json", "instances_trainval2017.json", "val-test.json"])
@@ -93,6 +111,43 @@ def test_a_name_of_two_splits_is_refused_beside_others(tmp_path: Path, name: str
     for typed in (tmp_path, tmp_path / "*.json", f"{tmp_path / name},{tmp_path}/test.json"):
         with pytest.raises(DataError, match=rf"{name} is called \w+ and \w+, .*test\.json.*--dataset_name FILE"):
             find_source(str(typed))
+
+
+def test_the_cure_of_a_doubtful_name_helps(tmp_path: Path) -> None:
+    write(tmp_path, "road_test.jsonl", "questions.jsonl", "train_val.jsonl", "test.jsonl")
+    typed = f"{tmp_path}/{{road_test,questions}}.jsonl"
+    with pytest.raises(DataError, match=r"Nothing says .*questions\.jsonl.* one by one: --dataset_name FILE") as caught:
+        find_source(typed)
+    said = str(caught.value)
+    assert f"(several with a space between, but {tmp_path}/road_test.jsonl only under another name)" in said
+    assert said.count("--validation_name FILE") == 1
+    assert found(tmp_path / "questions.jsonl", tmp_path) == {"train": ["questions.jsonl"]}
+    assert found(tmp_path / "road_test.jsonl", tmp_path) == {"test": ["road_test.jsonl"]}
+    with pytest.raises(DataError, match=r"train_val\.jsonl is called train and val, .*, but .*/test\.jsonl only under"):
+        find_source(f"{tmp_path}/{{train_val,test}}.jsonl")
+    assert found(tmp_path / "train_val.jsonl", tmp_path) == {"train": ["train_val.jsonl"]}
+
+
+def test_messages_speak_of_the_flag_that_was_typed(tmp_path: Path) -> None:
+    write(tmp_path / "a", "train_val.jsonl", "test.jsonl")
+    write(tmp_path / "b", "test/train-0.jsonl", "test/val-0.jsonl")
+    write(tmp_path / "c", "part-0-of-2.jsonl")
+    write(tmp_path / "d", "test.jsonl", "other.jsonl")
+    for folder in "abcd":
+        with pytest.raises(DataError, match="--validation_name ") as caught:
+            find_source(str(tmp_path / folder), flag="validation_name")
+        assert "--dataset_name" not in str(caught.value)
+        assert folder == "c" or "name one file alone: --validation_name FILE, whatever it is called." in str(
+            caught.value
+        )
+        with pytest.raises(DataError, match="--dataset_name "):
+            find_source(str(tmp_path / folder))
+    with pytest.raises(DataError, match=r"Rename it, or name one file alone: --input FILE, whatever it is called\."):
+        find_source(str(tmp_path / "a"), flag="input")
+    alone = DataConfig(validation_name=str(tmp_path / "a" / "train_val.jsonl"))
+    read = load_splits(alone, need_train=False, need_validation=True)
+    assert read.validation is not None
+    assert len(read.validation) == 1
 
 
 def test_shards_of_two_splits_without_others_are_trained_on_where_train_is_among_them(tmp_path: Path) -> None:
@@ -139,6 +194,9 @@ def test_a_saved_folder_in_a_list_is_refused_with_what_to_type(tmp_path: Path) -
         (["train-0-of-2-ab.jsonl"], r"train-1-of-2-ab.jsonl\. "),
         (["train-0-of-1.jsonl", "val-1-of-2.jsonl", "val-2-of-2.jsonl", "test-1-of-2.jsonl"], "test-0-of-2"),
         (["a/train-0-of-2.jsonl", "b/train-0-of-2.jsonl", "b/train-1-of-2.jsonl"], "train-1-of-2"),
+        (["p-1-of-4.csv", "p-2-of-4.csv", "p-3-of-4.csv"], r"p-0-of-4\.csv or p-4-of-4\.csv\. "),
+        (["p-01-of-04.csv", "p-03-of-04.csv"], r"p-00-of-04\.csv or p-04-of-04\.csv, p-02-of-04\.csv\. "),
+        (["p-0-of-4.csv", "p-1-of-4.csv", "p-2-of-4.csv"], r"p-3-of-4\.csv\. "),
         (["a-0-of-2.tar"], r"a-1-of-2\.tar"),
         (["train-0-of-900.jsonl"], r"train-5-of-900\.jsonl, \.\.\."),
     ],
@@ -167,3 +225,11 @@ def test_shards_that_are_all_there_or_named_one_by_one_are_read(tmp_path: Path) 
     assert found(folder / "train-0000[01]-of-*", folder) == {"train": some[:2]}
     with pytest.raises(DataError, match="missing: train-00002-of"):
         find_source(str(folder / "train-0000[012]-of-*"))
+
+
+def test_of_two_possible_shards_a_pattern_leaves_the_one_that_it_asks_for(tmp_path: Path) -> None:
+    write(tmp_path, "p-1-of-4.csv", "p-2-of-4.csv", "p-3-of-4.csv")
+    assert len(found(tmp_path / "p-[123]-of-4.csv", tmp_path)["train"]) == 3
+    for digits, missing in (("0123", "p-0-of-4"), ("1234", "p-4-of-4")):
+        with pytest.raises(DataError, match=rf"missing: {missing}\.csv\. "):
+            find_source(str(tmp_path / f"p-[{digits}]-of-4.csv"))

@@ -112,10 +112,46 @@ def test_marks_in_text_without_any_column_of_pictures_are_bad_rows_unless_there_
     assert "<image> in user texts is a word" in found.schema.explain()
 
 
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("<image>\nWhat?", "What?"),
+        ("<image>\n<image>\nWhat?\nWhy?", "What?\nWhy?"),
+        ("What?\n<image>", "What?"),
+        ("What?\n<image>\n<image>", "What?"),
+        ("<image>\r\nWhat?", "What?"),
+        ("And <image>, why?", "And , why?"),
+        ("<image>", ""),
+        ("What?\n", "What?\n"),
+    ],
+)
+def test_without_pictures_marks_of_sharegpt_turns_are_left_out(text: str, left: str, tmp_path: Path) -> None:
+    found = read_back([share(text), share(text, "0.png")], tmp_path, image_column="no_pictures")
+    assert found.told == [[[left], ["a"]]] * 2
+    assert "<image> in user turns is left out: there are no pictures" in found.schema.explain()
+
+
+def test_without_pictures_parts_for_them_are_left_out_and_their_files_not_looked_for(tmp_path: Path) -> None:
+    text = {"type": "text", "text": "What is <image>?"}
+    own = [{"type": "image", "path": "gone.png"}, {"type": "image_url", "image_url": {"url": "https://a.example/x"}}]
+    rows = [user([{"type": "image"}, text], "0.png"), user([*own, text]), user([{"type": "image"}])]
+    found = read_back(rows, tmp_path, image_column="no_pictures")
+    assert found.told == [told("What is <image>?"), told("What is <image>?"), [[], ["a <image>"]]]
+    assert (
+        "image: none, by --image_column no_pictures; pictures of the chat's parts are left out"
+        in found.schema.explain()
+    )
+    pair = {"prompt": [{"role": "user", "content": [*own, text]}], "completion": "3"}
+    assert read_back([pair], tmp_path, image_column="no_pictures").told == [[["What is <image>?"], ["3"]]]
+    fine, bad, _ = read_back(rows, tmp_path).told
+    assert fine == told("<0.png>", "What is <image>?"), "the control: with pictures they are placed and looked for"
+    assert "gone.png" in bad
+    unknown = read_back([user([{"type": "sound"}, text])], tmp_path, image_column="no_pictures").told[0]
+    assert "A part has the type 'sound'" in unknown
+
+
 def test_marks_of_sharegpt_turns_are_always_places(tmp_path: Path) -> None:
     rows = [share("<image>q", "0.png"), share("<image>q"), share("q", "0.png")]
     fine, bad, without = read_back(rows, tmp_path).told
     assert fine == [["<0.png>", "q"], ["a"]] == without
-    assert "1 places for images in the turns" in bad
-    (bad,) = read_back([share("<image>q")], tmp_path, image_column="no_pictures").told
     assert "1 places for images in the turns" in bad

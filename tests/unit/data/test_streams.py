@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import pickle
+import re
 import subprocess
 import sys
 import weakref
@@ -88,7 +89,6 @@ TEXTS = [{"question": f"q{n}", "answer": "a", "scan": None} for n in range(SAMPL
     [
         ({"images": ["a.png"]}, {}, "image"),
         ({"Messages": [{"role": "user", "content": "q"}]}, {}, "messages"),
-        ({"input": "and this"}, {}, "prompt"),
         ({"images": ["a.png"]}, {"prompt_column": "question", "response_column": "answer"}, "image"),
         # Controls: nothing that the same rows without streaming would use.
         ({"images": None}, {}, None),
@@ -96,6 +96,8 @@ TEXTS = [{"question": f"q{n}", "answer": "a", "scan": None} for n in range(SAMPL
         ({"id": 7}, {}, None),
         ({"messages": "m", "caption": "c"}, {"prompt_column": "question", "response_column": "answer"}, None),
         ({"image_path": "a.png"}, {"image_column": "scan"}, None),
+        ({"input": "and this", "caption": "c", "solution": "s", "file_name": "a.png"}, {"image_column": "scan"}, None),
+        ({"text": "plain", "objects": 5, "messages": "m"}, {}, None),
     ],
 )
 def test_a_column_of_a_known_name_that_comes_too_late_stops_the_run(
@@ -113,6 +115,63 @@ def test_a_column_of_a_known_name_that_comes_too_late_stops_the_run(
     # Among the first rows it is no surprise.
     write_jsonl(path, [{**TEXTS[0], **dict.fromkeys(late)}, *TEXTS])
     assert streamed(load(path, **settings), length=2, buffer=1)[1].turns
+
+
+CHAT = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+PAGE = {"lines": [{"text": "l", "bbox": [0, 0, 1, 1]}]}
+
+
+@pytest.mark.parametrize(
+    ("first", "late", "said"),
+    [
+        (
+            {"question": "q", "answer": "a"},
+            {"images": ["0.png"]},
+            "If it is not meant, type --image_column no_pictures,",
+        ),
+        ({"image": "0.png", "query": "q", "label": "a"}, {"img": "0.png"}, "type --image_column image, or rename it"),
+        ({"image": "0.png", "query": "q", "label": "a"}, {"question": "r"}, "type --prompt_column query, or rename it"),
+        ({"image": "0.png", "input": "q", "label": "a"}, {"question": "r"}, "may be the prompt.*--prompt_column input"),
+        ({"image": "0.png", "query": "q", "label": "a"}, {"text": PAGE}, "be the page.*type --prompt_column query"),
+        ({"shot": "0.png", "query": "q", "label": "a"}, {"filename": "0.png"}, "type --image_column shot"),
+        ({"image": "0.png", **CHAT}, {"chat": CHAT["messages"]}, "be the messages.*type --messages_column messages"),
+        (CHAT, {"images": ["0.png"]}, "If it is not meant, rename it"),
+        (
+            {"instruction": "q", "output": "a"},
+            {"input": "more"},
+            "'input' may continue the prompt 'instruction'.*not meant, rename it",
+        ),
+        ({"image": "0.png", "caption": "a"}, {"question": "q"}, "If it is not meant, rename it"),
+        # Controls: what the same rows without streaming read alike.
+        ({"image": "0.png", "query": "q", "label": "a"}, {"filename": "x.png", "caption": "c", "input": "i"}, None),
+        ({"image": "0.png", "query": "q", "label": "a"}, {"text": "plain", "objects": 5, "chat": "c"}, None),
+        ({"image": "0.png", **CHAT}, {"answer": "a"}, None),
+        ({"image": "0.png", "text": PAGE}, {"answer": "a", "ocr": "plain"}, None),
+    ],
+)
+def test_late_columns_stop_the_run_only_where_they_would_change_the_reading_and_the_cure_helps(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    first: dict[str, object],
+    late: dict[str, object],
+    said: str | None,
+) -> None:
+    write_picture(tmp_path / "0.png", seed=0)
+    path = write_jsonl(tmp_path / "rows.jsonl", [*[first] * SAMPLE, {**first, **late}, {**first, **late}])
+    splits = load(path)
+    warned = len(caplog.records)
+    rows = streamed(splits, length=SAMPLE + 2, buffer=1)
+    if said is None:
+        assert rows[SAMPLE].turns[-1] == rows[SAMPLE - 1].turns[-1] == rows[SAMPLE + 1].turns[-1]
+        assert len(caplog.records) == warned, "nothing is warned of twice"
+    else:
+        with pytest.raises(DataError, match=said) as caught:
+            rows[SAMPLE]
+        assert len(caplog.records) == warned
+        typed = re.findall(r"--(\w+_column) (\w+)", str(caught.value))
+        if typed:
+            again = streamed(load(path, **dict(typed)), length=SAMPLE + 1, buffer=1)
+            assert again[SAMPLE].turns == rows[SAMPLE - 1].turns
 
 
 def global_batches(splits: Splits, processes: int, *, batch: int = 4) -> list[list[str]]:
@@ -158,6 +217,7 @@ class Endless:
     """A stream without end that knows which of its rows are alive."""
 
     name = "endless"
+    config = DataConfig()
 
     def __init__(self) -> None:
         self.made = 0

@@ -14,9 +14,9 @@ from support.datasets import write_jsonl
 from vlm_lora.config import DataConfig
 from vlm_lora.data.dataset import ConversationDataset, load_splits
 from vlm_lora.errors import DataError
-from vlm_lora.preflight.figures import FaultyRow
+from vlm_lora.preflight.figures import DataReport, FaultyRow
 from vlm_lora.preflight.findings import TOO_LONG
-from vlm_lora.preflight.policy import divide, judge, leave_out, read_report, write_whole
+from vlm_lora.preflight.policy import divide, faulty_rows, judge, leave_out, read_report, write_report, write_whole
 
 
 def faulty(row: int, split: str = "train") -> FaultyRow:
@@ -62,6 +62,20 @@ def test_dropped_rows_are_parted_from_bad_ones_in_one_pass() -> None:
     assert divide(found, "error") == ([], found)
     # The comparison just above is the control: it compares each row once or not at all, a search would each with all.
     assert Countable.compared <= 300
+
+
+def test_the_quarantine_lists_bad_rows_and_no_dropped_ones(tmp_path: Path) -> None:
+    found = (faulty(1), FaultyRow(**{**asdict(faulty(2)), "kind": TOO_LONG}), faulty(3))
+    report = DataReport(model="m", data="d", longest=9, splits={}, leaked=0, leaks=(), bad=found)
+    listed: dict[str, list[int]] = {}
+    for policy in ("drop", "error"):
+        write_report(tmp_path / policy, report, DataConfig(on_bad_sample="skip"), on_overflow=policy)
+        lines = (tmp_path / policy / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
+        listed[policy] = [json.loads(line)["row"] for line in lines]
+        assert [row.index for row in faulty_rows(read_report(tmp_path / policy))] == [1, 2, 3], "the report lists all"
+    assert listed == {"drop": [1, 3], "error": [1, 2, 3]}
+    write_report(tmp_path / "stop", report, DataConfig(), on_overflow="drop")
+    assert not (tmp_path / "stop" / "quarantine.jsonl").exists()
 
 
 def texts(rows: ConversationDataset) -> list[str]:
