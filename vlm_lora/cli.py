@@ -119,26 +119,36 @@ def guard(action: Callable[[], int | None], *, debug: bool) -> int:
     except UserError as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {plain_message(error)}", file=sys.stderr)
+        _tell(f"error: {plain_message(error)}")
         return EXIT_USER
     except EndedEarlyError as ended:
         if rank() == 0:
-            print(ended, file=sys.stderr)
+            _tell(str(ended))
         return EXIT_EARLY
     except BrokenPipeError:  # `vlm-lora preview ... | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _tell("interrupted")
         return EXIT_INTERRUPTED
     except Exception as error:  # the last resort: anything that reaches it is a fault of ours
         known = port_taken(error) or lost_partner(error)
         if known and not debug:
-            print(f"error: {known}", file=sys.stderr)
+            _tell(f"error: {known}")
             return EXIT_USER
         traceback.print_exc()
-        print(f"internal error ({type(error).__name__}): please report it with the lines above", file=sys.stderr)
+        _tell(f"internal error ({type(error).__name__}): please report it with the lines above")
         return EXIT_INTERNAL
+
+
+def _tell(message: str) -> None:
+    """Write a message on a line of its own, which a progress bar may have left unfinished."""
+    if "tqdm" in sys.modules:
+        from tqdm import tqdm
+
+        tqdm.write(message, file=sys.stderr)
+    else:
+        print(message, file=sys.stderr)
 
 
 def _train(rest: Sequence[str], defaults: Mapping[str, Any] | None = None) -> None:

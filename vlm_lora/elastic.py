@@ -15,6 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: torchrun's flags, `--`, and the command with its own, which torchrun would otherwise take for
             its own where they begin alike (`--n`).
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
@@ -27,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(arguments)
     except ChildFailedError as error:
         return exit_code(error.get_first_failure()[1].exitcode)
+    except SignalException as error:
+        return exit_code(-error.sigval)
     return 0
 
 

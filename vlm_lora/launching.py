@@ -14,11 +14,11 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from vlm_lora.errors import ConfigError, nearest
 from vlm_lora.machines import LOOPBACK, PORT, machines
-from vlm_lora.process_group import LOST
+from vlm_lora.relay import Relay
 
 ENTRY = "-m", "vlm_lora.elastic"
 """`torchrun`, which passes on the exit code of the process that failed first and prints no traceback of its own."""
@@ -28,9 +28,6 @@ KILLED = (128 + signal.SIGKILL, 256 - signal.SIGKILL)
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Signals for every process of a run."""
-
-MESSAGES = ("error: ", "internal error")
-"""How the command line's messages begin."""
 
 SHARING = ("TORCHELASTIC_RUN_ID", "CROSS_SIZE")
 """Variables of launchers that bind their processes to no cores: torch's and accelerate's, and DeepSpeed's."""
@@ -292,8 +289,9 @@ def run_launch(launch: Launch) -> int:
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
-    relay = _Relay(child.stderr)
-    previous = {number: signal.signal(number, _forward(child)) for number in PASSED_ON}
+    relay = Relay(child.stderr)
+    ended_by: list[int] = []
+    previous = {number: signal.signal(number, _forward(child, ended_by)) for number in PASSED_ON}
     try:
         code = child.wait()
     finally:
@@ -302,9 +300,12 @@ def run_launch(launch: Launch) -> int:
         _end_group(child.pid)
         relay.join(timeout=GRACE)
     code = exit_code(code)
+    if code and ended_by:  # launchers have codes of their own for it, or none
+        code = 128 + ended_by[0]
     if code:
         killed = "A process was killed (SIGKILL), as the kernel does where memory runs out."
         why = relay.cause or (killed if code in KILLED else "")
+        sys.stderr.write("\n" if relay.ends_in_a_line else "")
         sys.stderr.write(f"The run ended with exit code {code}.{f' {why}' if why else ''}\n")
     return code
 
@@ -332,35 +333,12 @@ def pass_signal_on() -> None:
     signal.signal(signal.SIGUSR1, handler)
 
 
-class _Relay(threading.Thread):
-    """Passes a stream on to stderr and remembers the message of the process that failed first."""
+def _forward(child: subprocess.Popen[bytes], ended_by: list[int]) -> Any:
+    """Return a handler that hands a signal to all processes, and notes those that end a run without saving it."""
 
-    def __init__(self, stream: IO[bytes] | None) -> None:
-        super().__init__(daemon=True)
-        self._stream = stream
-        self.cause = ""
-        self.start()
-
-    def run(self) -> None:
-        """Read until every process has closed its end."""
-        if self._stream is None:
-            return
-        with self._stream:
-            for line in self._stream:
-                text = line.decode(errors="replace")
-                if text.startswith(MESSAGES):
-                    self._remember(text.strip())
-                sys.stderr.write(text)
-                sys.stderr.flush()
-
-    def _remember(self, message: str) -> None:
-        """The first message is the cause, unless it only says that another process has gone."""
-        if not self.cause or (LOST in self.cause and LOST not in message):
-            self.cause = message
-
-
-def _forward(child: subprocess.Popen[bytes]) -> Any:
     def handler(number: int, frame: Any) -> None:
+        if number != signal.SIGUSR1:
+            ended_by.append(number)
         _signal_group(child.pid, number)
 
     return handler

@@ -71,7 +71,7 @@ def open_stage(run: RunConfig) -> Stage:
             run.accelerate_launch_args,
         )
     passed = {name: value for name, value in values.items() if canonical_name(name) not in CHECKPOINTING}
-    defaults = default_arguments(backend.arguments_class(), lora=run.tuning.peft_method == "lora")
+    defaults = default_arguments(backend.arguments_class(), values, lora=run.tuning.peft_method == "lora")
     if run.data.streaming:
         defaults["dataloader_num_workers"] = 1  # one reader keeps a stream's order
     arguments = backend.build_arguments(run, {**defaults, **passed, **FORCED_ARGUMENTS})

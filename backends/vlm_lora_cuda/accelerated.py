@@ -17,6 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: accelerate's flags, `--`, and the command with its own.
     """
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     words = list(sys.argv[1:] if argv is None else argv)
@@ -28,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         launch_command(arguments)
     except ChildFailedError as error:
         return exit_code(error.get_first_failure()[1].exitcode)
+    except SignalException as error:
+        return exit_code(-error.sigval)
     except subprocess.CalledProcessError as error:
         return exit_code(error.returncode)
     except (ValueError, ConnectionError, ImportError, AssertionError, OSError) as error:

@@ -90,8 +90,14 @@ def shard_layers(arguments: TrainingArguments, layers: Iterable[str]) -> None:
     names = ",".join(sorted(set(layers)))
     plugin = getattr(arguments, "fsdp_plugin_args", None)  # 4.55 hands its settings on through the environment only
     if plugin is not None:
-        by_size = plugin.get("min_num_params")
-        if not by_size and not plugin.get("transformer_cls_names_to_wrap"):
+        given = arguments.fsdp_config
+        least = given.get("min_num_params", 0)
+        named = "auto_wrap_policy" in given or given.get("transformer_layer_cls_to_wrap")
+        if least and not named:
+            # transformers passes the number on with this policy alone, and takes another by default.
+            plugin.update(auto_wrap_policy="SIZE_BASED_WRAP", min_num_params=least)
+            logger.info("FSDP shards by size: units of %d weights or more.", least)
+        elif not named:
             plugin["transformer_cls_names_to_wrap"] = names
             logger.info("FSDP shards by layer: %s.", names)
     elif asked("fsdp", {}) and not os.environ.get(WRAPPED_BY_LAUNCHER):

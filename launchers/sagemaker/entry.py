@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,9 @@ CHANNELS = {
     "model": "model_name_or_path",
 }
 """Which setting a channel is."""
+
+MESSAGE = re.compile(r"(?:^|\])((?:error: |internal error|The run ended with exit code).*)")
+"""How messages of a run begin; a progress bar may stand before one."""
 
 INTERFACES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 """A container has several networks, and the first one found may lead nowhere."""
@@ -97,8 +101,9 @@ def run(command: list[str], environ: Mapping[str, str]) -> tuple[int, str]:
     for line in child.stderr or ():
         sys.stderr.write(line)
         sys.stderr.flush()
-        if line.startswith(("error: ", "internal error", "The run ended with exit code")):
-            reason = line.strip()
+        said = MESSAGE.search(line)
+        if said is not None:
+            reason = said[1].strip()
     code = child.wait()
     return (128 - code if code < 0 else code), reason
 

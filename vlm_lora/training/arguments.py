@@ -64,15 +64,22 @@ LEAST = {
 """Fields that transformers takes at any value and that fail later below these."""
 
 
-def default_arguments(arguments_class: type, *, lora: bool) -> dict[str, Any]:
+def default_arguments(arguments_class: type, values: Mapping[str, Any], *, lora: bool) -> dict[str, Any]:
     """Return the project's defaults for a backend's arguments class.
 
-    transformers 5 reads TensorBoard's folder from TENSORBOARD_LOGGING_DIR; before, it is a field.
+    transformers 5 reads TensorBoard's folder from TENSORBOARD_LOGGING_DIR; before, it is a field. Of a metric to choose
+    the best checkpoint by, transformers takes the largest as best unless its name ends in "loss".
+
+    Args:
+        arguments_class: the backend's.
+        values: the arguments that were typed.
+        lora: whether LoRA is tuned.
     """
     folder = os.environ.get("TENSORBOARD_LOGGING_DIR")
     has_field = any(field.name == "logging_dir" for field in fields(arguments_class))
     events = {"logging_dir": folder} if folder and has_field else {}
-    return {**DEFAULT_ARGUMENTS, **(LORA_ARGUMENTS if lora else {}), **events}
+    least = {"greater_is_better": False} if values.get("metric_for_best_model") is not None else {}
+    return {**DEFAULT_ARGUMENTS, **(LORA_ARGUMENTS if lora else {}), **events, **least}
 
 
 def check_arguments(values: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
@@ -92,9 +93,11 @@ def check_adapter_settings(checkpoint: str, model: Any) -> None:
 
 
 def _remove_earlier_run(path: Path) -> None:
+    """Remove an earlier run's checkpoints and results, which another machine may be doing in the same folder."""
     for checkpoint in path.glob("checkpoint-*"):
-        if checkpoint.is_dir():
-            shutil.rmtree(checkpoint)
+        while checkpoint.is_dir():
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(checkpoint)
     for pattern in (
         "*_results.json",
         "predictions.jsonl",
@@ -103,7 +106,7 @@ def _remove_earlier_run(path: Path) -> None:
         "quarantine.jsonl",
     ):
         for file in path.glob(pattern):
-            file.unlink()
+            file.unlink(missing_ok=True)
     logger.info("--overwrite_output_dir: checkpoints and results of the run in %s were removed.", path)
 
 

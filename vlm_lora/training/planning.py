@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora.batching.survey import Survey
+from vlm_lora.data.cache_folder import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +40,8 @@ def shared_values(path: Path, arguments: Any, make: Callable[[], Any]) -> Any:
         if arguments.local_process_index == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
             content = json.dumps(make())
-            partial = path.with_suffix(".partial")
-            partial.write_text(content, encoding="utf-8")
-            partial.replace(path)
+            with replacing(path) as stream:  # several machines may share the folder
+                stream.write(content.encode())
     return json.loads(path.read_text(encoding="utf-8"))
 
 

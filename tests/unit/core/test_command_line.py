@@ -28,6 +28,15 @@ def test_exit_codes(error: BaseException, code: int, capsys: pytest.CaptureFixtu
     assert ("Traceback" in capsys.readouterr().err) == (code == 203)
 
 
+def test_a_message_stands_on_a_line_of_its_own_beside_a_progress_bar() -> None:
+    code = (
+        "from tqdm import tqdm\nfrom vlm_lora.cli import guard\nfrom vlm_lora.errors import ConfigError\n"
+        "bar = tqdm(total=3)\ndef fail(): raise ConfigError('wrong')\nguard(fail, debug=False)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "error: wrong" in done.stderr.splitlines()
+
+
 def test_no_arguments_is_wrong_usage_and_shows_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert "vlm-lora train" in capsys.readouterr().out

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
 
 from vlm_lora.errors import ConfigError
 from vlm_lora.training.outputs import claim_output_dir, find_checkpoint
+from vlm_lora.training.planning import shared_values
 
 
 def checkpoint(folder: Path, step: int, state: str | None = '{"global_step": 1}') -> str:
@@ -58,3 +62,45 @@ def test_nothing_to_go_on_from(tmp_path: Path) -> None:
     checkpoint(tmp_path, 5)
     with pytest.raises(ConfigError, match=r"already holds a run \(checkpoint-5\)"):
         claim_output_dir(tmp_path, overwrite=False, checkpoint=None)
+
+
+def test_machines_may_remove_an_earlier_run_from_one_folder_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever one of them is about to remove, the other has removed."""
+    remove = shutil.rmtree
+
+    def later(folder: Path) -> None:
+        remove(folder)
+        remove(folder)  # raises FileNotFoundError
+
+    for step in (1, 2):
+        checkpoint(tmp_path, step)
+    (tmp_path / "all_results.json").write_text("{}", encoding="utf-8")
+    monkeypatch.setattr(shutil, "rmtree", later)
+    claim_output_dir(tmp_path, overwrite=True, checkpoint=None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_machines_may_share_the_file_of_what_each_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another machine writes and renames its file between this one's writing and renaming."""
+    path = tmp_path / "shape_plan.json"
+    synchronise = os.fsync
+    others: list[list[int]] = []
+
+    class FirstOfItsMachine:
+        local_process_index = 0
+
+        @staticmethod
+        def main_process_first(desc: str) -> AbstractContextManager[None]:
+            return nullcontext()
+
+    def meanwhile(descriptor: int) -> None:
+        monkeypatch.setattr(os, "fsync", synchronise)
+        others.append(shared_values(path, FirstOfItsMachine(), lambda: [2]))
+        synchronise(descriptor)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    assert shared_values(path, FirstOfItsMachine(), lambda: [1]) == [1]
+    assert others == [[2]]
+    assert [file.name for file in tmp_path.iterdir()] == ["shape_plan.json"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
 from datetime import timedelta
@@ -60,6 +61,8 @@ def test_a_taken_port_is_the_users_to_change(monkeypatch: pytest.MonkeyPatch) ->
         ([f"error: {LOST}; rank 1", "internal error (KeyError): please report it"], "internal error (KeyError)"),
         (["Step 3", f"error: {LOST}; rank 1"], f"error: {LOST}; rank 1"),
         (["an error: within a line"], ""),
+        (["\r 10%|# | 1/10 [00:01<00:09, 1.0s/it]error: row 6 is bad"], "error: row 6 is bad"),
+        (["\r 10%|# | 1/10 [00:01<00:09]\r      \rerror: row 6 is bad"], "error: row 6 is bad"),
     ],
 )
 def test_the_first_cause_is_repeated_last(
@@ -70,3 +73,41 @@ def test_the_first_cause_is_repeated_last(
     assert run_launch(Launch(argv=(sys.executable, str(script)))) == 3
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith(f"The run ended with exit code 3. {repeated}".strip())
+
+
+def test_a_bar_passes_before_its_line_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child waits for what it wrote to be seen; a relay that waits for the line's end would wait for ever."""
+    seen, script = tmp_path / "seen", tmp_path / "waits.py"
+    script.write_text(
+        "import sys, time\nfrom pathlib import Path\nsys.stderr.write('\\r 10%')\nsys.stderr.flush()\n"
+        f"deadline = time.monotonic() + 60\nwhile not Path({str(seen)!r}).exists():\n"
+        "    if time.monotonic() > deadline: sys.exit(4)\n    time.sleep(0.01)\nsys.exit(3)\n",
+        encoding="utf-8",
+    )
+    written: list[str] = []
+
+    class Watched:
+        def write(self, text: str) -> None:
+            written.append(text)
+            if "10%" in text:
+                seen.touch()
+
+        def flush(self) -> None:
+            """Nothing is held back."""
+
+    monkeypatch.setattr(sys, "stderr", Watched())
+    assert run_launch(Launch(argv=(sys.executable, str(script)))) == 3
+    assert "".join(written).endswith("\r 10%\nThe run ended with exit code 3.\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_was_stopped_says_by_what(number: signal.Signals, tmp_path: Path) -> None:
+    """Whatever code a launcher makes of it."""
+    script = tmp_path / "stopped.py"
+    script.write_text(
+        "import os, signal, sys, time\n"
+        f"signal.signal({int(number)}, lambda *_: sys.exit(1))\n"
+        f"os.kill(os.getppid(), {int(number)})\ntime.sleep(60)\n",
+        encoding="utf-8",
+    )
+    assert run_launch(Launch(argv=(sys.executable, str(script)))) == 128 + number

@@ -44,16 +44,7 @@ def test_the_switch_of_fsdp(typed: Any, meant: Any) -> None:
     assert engine_arguments({"fsdp": typed}, on_gpu=True, has_gpu=True) == {"fsdp": meant}
 
 
-def test_layers_are_named_to_fsdp_unless_somebody_did(monkeypatch: pytest.MonkeyPatch) -> None:
-    plugin: dict[str, Any] = {"fsdp_version": 2}
-    arguments: Any = SimpleNamespace(fsdp_plugin_args=plugin)
-    shard_layers(arguments, ["Layer", "Layer", "Block"])
-    assert plugin["transformer_cls_names_to_wrap"] == "Block,Layer"
-    shard_layers(arguments, ["Other"])
-    assert plugin["transformer_cls_names_to_wrap"] == "Block,Layer"
-    by_size: dict[str, Any] = {"min_num_params": 1000}
-    shard_layers(SimpleNamespace(fsdp_plugin_args=by_size), ["Layer"])
-    assert by_size == {"min_num_params": 1000}
+def test_layers_are_named_to_a_launchers_fsdp(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     shard_layers(SimpleNamespace(fsdp_plugin_args=None), ["Layer"])
     assert os.environ["FSDP_TRANSFORMER_CLS_TO_WRAP"] == "Layer"
