@@ -83,7 +83,9 @@ class EngineCheck(TrainerCallback):
         """
         trainer = self._trainer
         wrapped, processes = trainer.model_wrapped, args.world_size
-        kind = type(wrapped).__name__
+        # accelerate compiles last, around the engine.
+        inside = getattr(wrapped, "_orig_mod", wrapped)
+        kind, compiled = type(inside).__name__, "" if inside is wrapped else ", compiled,"
         wanted: tuple[str, ...] = ()
         if trainer.is_deepspeed_enabled:
             wanted = ("DeepSpeedEngine",)
@@ -98,4 +100,4 @@ class EngineCheck(TrainerCallback):
             )
         stage = f" (ZeRO stage {zero_stage(trainer)})" if trainer.is_deepspeed_enabled else ""
         if processes > 1 or wanted:
-            logger.info("Engine: %s%s on %d processes.", kind, stage, processes)
+            logger.info("Engine: %s%s%s on %d processes.", kind, stage, compiled, processes)
