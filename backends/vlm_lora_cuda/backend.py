@@ -16,6 +16,7 @@ from vlm_lora.errors import ConfigError
 from vlm_lora.launched_precision import launched_precision, launchers_own
 from vlm_lora.launching import Launch, LaunchRequest, deepspeed, loader_workers, torchrun
 from vlm_lora_cuda.accelerate_flags import accelerate_launch
+from vlm_lora_cuda.attention import choose_attention
 from vlm_lora_cuda.devices import cuda_devices, is_out_of_memory
 from vlm_lora_cuda.engines import (
     asked,
@@ -27,7 +28,6 @@ from vlm_lora_cuda.engines import (
 )
 from vlm_lora_cuda.precision import (
     check_precision,
-    choose_attention,
     choose_dtype,
     choose_precision,
     gpu_facts,

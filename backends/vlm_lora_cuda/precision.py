@@ -1,8 +1,7 @@
-"""Which dtype and which attention, and why: every choice is logged with its reason."""
+"""Which dtype, and why: every choice is logged with its reason."""
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 from collections.abc import Mapping
@@ -11,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_lora.backend import DeviceSpec, Precision
 from vlm_lora.config import RunConfig
-from vlm_lora.errors import BackendError, ConfigError
+from vlm_lora.errors import ConfigError
 from vlm_lora.launched_precision import launched_precision, spoken
-from vlm_lora.model.families import family_of
 from vlm_lora_cuda.devices import WIDENED
 
 if TYPE_CHECKING:
@@ -207,61 +205,3 @@ def _published_dtype(config: PretrainedConfig) -> str:
     # transformers 4.55 and 5.x name the same fact differently.
     found = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None)
     return str(found).removeprefix("torch.")
-
-
-def choose_attention(asked: str, config: PretrainedConfig, dtype: torch.dtype, *, on_gpu: bool) -> str:
-    """Return the attention implementation, checked against model, package, dtype and device."""
-    model_class = _model_class(config)
-    if asked == "auto":
-        obstacle = _flash_obstacle(config, model_class, dtype, on_gpu=on_gpu)
-        if obstacle is None:
-            logger.info("Attention: flash_attention_2, because it is installed and the model supports it.")
-            return "flash_attention_2"
-        chosen = "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
-        logger.info("Attention: %s (no flash attention: %s).", chosen, obstacle)
-        return chosen
-    if asked == "flash_attention_2":
-        obstacle = _flash_obstacle(config, model_class, dtype, on_gpu=on_gpu)
-        if obstacle is not None and not _supports_flash(config, model_class):
-            logger.warning("Attention: sdpa instead of flash_attention_2: %s.", obstacle)
-            return "sdpa"
-        if obstacle is not None:
-            raise BackendError(
-                f"--attn_implementation flash_attention_2 cannot be used: {obstacle}. "
-                "Type --attn_implementation auto to take what is there."
-            )
-    return asked
-
-
-def _model_class(config: PretrainedConfig) -> type | None:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_MAPPING
-
-    for mapping in (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_MAPPING):
-        if type(config) in mapping:
-            found: type = mapping[type(config)]
-            return found
-    return None
-
-
-def _supports_flash(config: PretrainedConfig, model_class: type | None) -> bool:
-    if not family_of(config).flash_attention:
-        return False
-    # transformers 4.55 and 5.x name the same fact differently.
-    names = ("_supports_flash_attn", "_supports_flash_attn_2")
-    return any(getattr(model_class, name, False) for name in names)
-
-
-def _flash_obstacle(
-    config: PretrainedConfig, model_class: type | None, dtype: torch.dtype, *, on_gpu: bool
-) -> str | None:
-    import torch
-
-    if not on_gpu:
-        return "it runs on CUDA GPUs only and this run is on the CPU"
-    if not _supports_flash(config, model_class):
-        return f"transformers has no flash attention for {config.model_type}"
-    if importlib.util.find_spec("flash_attn") is None:
-        return "the package is not installed (pip install flash-attn --no-build-isolation)"
-    if dtype not in (torch.float16, torch.bfloat16):
-        return f"it computes in 16 bits and the weights are {dtype}"
-    return None
