@@ -42,7 +42,13 @@ from vlm_lora.report.preview import ShownRow
 from vlm_lora.stages import Stage, Tools, choose_backend, open_stage, open_tools, resolve_anywhere, wants_static_shapes
 from vlm_lora.training.arguments import check_arguments
 from vlm_lora.training.drawing import drawn_epochs
-from vlm_lora.training.engine import EngineCheck, needs_pictures, note_pictures, refuse_other_engine
+from vlm_lora.training.engine import (
+    EngineCheck,
+    needs_pictures,
+    note_pictures,
+    refuse_lost_weights,
+    refuse_other_engine,
+)
 from vlm_lora.training.outputs import (
     check_adapter_settings,
     claim_output_dir,
@@ -262,6 +268,7 @@ def _load_for_training(stage: Stage, tools: Tools) -> Any:
         learning_rate=stage.arguments.learning_rate,
     )
     if stage.run.raw.get("gradient_checkpointing"):
+        refuse_lost_weights(stage.arguments, model, tools.family)
         enable_checkpointing(model, tools.family)
     return model
 

@@ -13,8 +13,10 @@ from vlm_lora.backend import DeviceSpec, Precision, Probe, Traits
 from vlm_lora.config import RunConfig
 from vlm_lora.config_values import is_true
 from vlm_lora.errors import ConfigError
+from vlm_lora.launched_precision import launched_precision, launchers_own
 from vlm_lora.launching import Launch, LaunchRequest, deepspeed, loader_workers, torchrun
 from vlm_lora_cuda.accelerate_flags import accelerate_launch
+from vlm_lora_cuda.attention import choose_attention
 from vlm_lora_cuda.devices import cuda_devices, is_out_of_memory
 from vlm_lora_cuda.engines import (
     asked,
@@ -26,7 +28,6 @@ from vlm_lora_cuda.engines import (
 )
 from vlm_lora_cuda.precision import (
     check_precision,
-    choose_attention,
     choose_dtype,
     choose_precision,
     gpu_facts,
@@ -105,19 +106,23 @@ class CudaBackend:
         if run.model.load_in_4bit:
             check_installed()
         gpu = gpu_facts() if on_gpu else None
-        check_precision(values, gpu)
+        launched = launched_precision(values, os.environ)
+        check_precision(values, gpu, launched=launched)
+        precision = choose_precision(values, gpu, by_deepspeed=asked("deepspeed", values), launched=launched)
         chosen = {
-            **choose_precision(values, gpu, by_deepspeed=asked("deepspeed", values)),
             "dataloader_pin_memory": on_gpu,
             "dataloader_num_workers": loader_workers(),
             # Every trainable tensor gets a gradient in every step (the collator sees to it): no need to search.
             "ddp_find_unused_parameters": False,
             **values,
+            # Behind what was typed: a None there is no answer, and a contradiction was refused.
+            **precision,
             "use_cpu": not on_gpu,
         }
         chosen |= engine_arguments(chosen, on_gpu=on_gpu, has_gpu=has_gpu)
         try:
-            self._arguments = self.arguments_class()(**chosen)
+            with launchers_own(os.environ):
+                self._arguments = self.arguments_class()(**chosen)
             start_process_group(self._arguments, on_gpu=on_gpu)
         except (ValueError, ImportError) as error:
             raise ConfigError(f"The training arguments do not go together: {error}") from error

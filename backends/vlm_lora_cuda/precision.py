@@ -1,17 +1,17 @@
-"""Which dtype and which attention, and why: every choice is logged with its reason."""
+"""Which dtype, and why: every choice is logged with its reason."""
 
 from __future__ import annotations
 
-import importlib.util
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora.backend import DeviceSpec, Precision
 from vlm_lora.config import RunConfig
-from vlm_lora.errors import BackendError, ConfigError
-from vlm_lora.model.families import family_of
+from vlm_lora.errors import ConfigError
+from vlm_lora.launched_precision import launched_precision, spoken
 from vlm_lora_cuda.devices import WIDENED
 
 if TYPE_CHECKING:
@@ -51,55 +51,72 @@ _CONTRADICTIONS = (
 )
 
 
-def check_precision(values: Mapping[str, Any], gpu: Gpu | None) -> None:
+def check_precision(values: Mapping[str, Any], gpu: Gpu | None, *, launched: str | None = None) -> None:
     """Refuse precision flags that contradict each other or that this device cannot honour.
 
     Args:
         values: the training arguments that were typed.
         gpu: None on the CPU.
+        launched: what `accelerate launch` says, from `launched_precision`; it counts as typed.
 
     Raises:
         ConfigError: names the flag, the reason and what to type.
     """
+    values = {**values, **({launched: True} if launched else {})}
     for first, second in _CONTRADICTIONS:
         if values.get(first) and values.get(second):
             raise ConfigError(
-                f"--{first} and --{second} were both given: choose one of fp16 and bf16 (bf16 on GPUs since 2020)."
+                f"{_source(first, launched)} and {_source(second, launched)} were both given: choose one of fp16 and "
+                "bf16 (bf16 on GPUs since 2020)."
             )
     asked = [flag for flag in ("fp16", "tf32", "fp16_full_eval", "bf16", "bf16_full_eval") if values.get(flag)]
     for flag in asked:
+        source = _source(flag, launched)
         if gpu is None:
             if not flag.startswith("bf16"):
+                cure = "Start with mixed_precision no" if flag == launched else "Leave it out"
                 raise ConfigError(
-                    f"--{flag} needs a CUDA GPU and this run is on the CPU. Leave it out (fp32), or type --bf16."
+                    f"{source} needs a CUDA GPU and this run is on the CPU. {cure} (fp32), or type --bf16."
                 )
         elif flag == "tf32" and gpu.capability < _AMPERE:
             raise ConfigError(f"--tf32: {_too_old(gpu)} and has no tf32. Leave it out.")
         elif flag.startswith("bf16") and not gpu.bf16:
             instead = flag.replace("bf16", "fp16")
-            raise ConfigError(f"--{flag}: {_too_old(gpu)} and has no bf16. Type --{instead}, or --bf16 false for fp32.")
+            cure = f"Type --{instead}, or --bf16 false for fp32"
+            if flag == launched:
+                cure = "Start with mixed_precision fp16, or no for fp32"
+            raise ConfigError(f"{source}: {_too_old(gpu)} and has no bf16. {cure}.")
+
+
+def _source(flag: str, launched: str | None) -> str:
+    return spoken(flag) if flag == launched else f"--{flag}"
 
 
 def _too_old(gpu: Gpu) -> str:
     return f"{gpu.name} has compute capability {gpu.capability[0]}.{gpu.capability[1]}, older than 8.0,"
 
 
-def choose_precision(values: Mapping[str, Any], gpu: Gpu | None, *, by_deepspeed: bool = False) -> dict[str, bool]:
-    """Return what was not typed (bf16 where the GPU has it), and log the whole choice in one line.
+def choose_precision(
+    values: Mapping[str, Any], gpu: Gpu | None, *, by_deepspeed: bool = False, launched: str | None = None
+) -> dict[str, bool]:
+    """Return what was not typed (the launcher's, or bf16 where the GPU has it), and log the whole choice in one line.
 
     Args:
         values: the training arguments that were typed.
         gpu: None on the CPU.
         by_deepspeed: DeepSpeed casts the model where others compute under autocast.
+        launched: what `accelerate launch` says, from `launched_precision`.
     """
     how = "weights by DeepSpeed, fp32 copies of what trains in its optimizer" if by_deepspeed else "autocast"
-    typed = next((flag for flag in ("bf16", "fp16") if values.get(flag)), None)
+    typed = launched or next((flag for flag in ("bf16", "fp16") if values.get(flag)), None)
+    source = _source(typed, launched) if typed else ""
     off = next((flag for flag in ("bf16", "fp16") if values.get(flag) is False), None)
-    chosen: dict[str, bool] = {}
+    # Said to the training arguments too: dtypes and DeepSpeed's configuration are read from their flags.
+    chosen = {launched: True} if launched else {}
     if typed == "bf16":
-        summary = f"bf16 {how}, because --bf16 says so"
+        summary = f"bf16 {how}, because {source} says so"
     elif typed == "fp16":
-        summary = f"fp16 {how}, with a loss scaler, because --fp16 says so"
+        summary = f"fp16 {how}, with a loss scaler, because {source} says so"
     elif off is not None:
         summary = f"fp32, because --{off} false says so"
     elif gpu is None:
@@ -169,6 +186,8 @@ def weights_dtype(run: RunConfig, *, bf16: bool, fp16: bool, published: str, on_
 
 def planned_precision(run: RunConfig, values: Mapping[str, Any], device: DeviceSpec) -> Precision:
     """Return the dtypes of a run on a device that need not be here, by the same rules."""
+    launched = launched_precision(values, os.environ)
+    values = {**values, **({launched: True} if launched else {})}
     typed = any(values.get(flag) is not None for flag in ("bf16", "fp16"))
     bf16 = bool(values.get("bf16")) if typed else device.computes_bf16 and not device.is_cpu
     fp16 = bool(values.get("fp16"))
@@ -186,61 +205,3 @@ def _published_dtype(config: PretrainedConfig) -> str:
     # transformers 4.55 and 5.x name the same fact differently.
     found = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None)
     return str(found).removeprefix("torch.")
-
-
-def choose_attention(asked: str, config: PretrainedConfig, dtype: torch.dtype, *, on_gpu: bool) -> str:
-    """Return the attention implementation, checked against model, package, dtype and device."""
-    model_class = _model_class(config)
-    if asked == "auto":
-        obstacle = _flash_obstacle(config, model_class, dtype, on_gpu=on_gpu)
-        if obstacle is None:
-            logger.info("Attention: flash_attention_2, because it is installed and the model supports it.")
-            return "flash_attention_2"
-        chosen = "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
-        logger.info("Attention: %s (no flash attention: %s).", chosen, obstacle)
-        return chosen
-    if asked == "flash_attention_2":
-        obstacle = _flash_obstacle(config, model_class, dtype, on_gpu=on_gpu)
-        if obstacle is not None and not _supports_flash(config, model_class):
-            logger.warning("Attention: sdpa instead of flash_attention_2: %s.", obstacle)
-            return "sdpa"
-        if obstacle is not None:
-            raise BackendError(
-                f"--attn_implementation flash_attention_2 cannot be used: {obstacle}. "
-                "Type --attn_implementation auto to take what is there."
-            )
-    return asked
-
-
-def _model_class(config: PretrainedConfig) -> type | None:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_MAPPING
-
-    for mapping in (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_MAPPING):
-        if type(config) in mapping:
-            found: type = mapping[type(config)]
-            return found
-    return None
-
-
-def _supports_flash(config: PretrainedConfig, model_class: type | None) -> bool:
-    if not family_of(config).flash_attention:
-        return False
-    # transformers 4.55 and 5.x name the same fact differently.
-    names = ("_supports_flash_attn", "_supports_flash_attn_2")
-    return any(getattr(model_class, name, False) for name in names)
-
-
-def _flash_obstacle(
-    config: PretrainedConfig, model_class: type | None, dtype: torch.dtype, *, on_gpu: bool
-) -> str | None:
-    import torch
-
-    if not on_gpu:
-        return "it runs on CUDA GPUs only and this run is on the CPU"
-    if not _supports_flash(config, model_class):
-        return f"transformers has no flash attention for {config.model_type}"
-    if importlib.util.find_spec("flash_attn") is None:
-        return "the package is not installed (pip install flash-attn --no-build-isolation)"
-    if dtype not in (torch.float16, torch.bfloat16):
-        return f"it computes in 16 bits and the weights are {dtype}"
-    return None

@@ -13,6 +13,7 @@ from vlm_lora.backend import DeviceSpec, Precision, Probe, Traits
 from vlm_lora.config import RunConfig
 from vlm_lora.config_values import is_true
 from vlm_lora.errors import BackendError, ConfigError
+from vlm_lora.launched_precision import launched_precision, launchers_own, spoken
 from vlm_lora.launching import Launch, LaunchRequest, loader_workers
 from vlm_lora.placement import found
 from vlm_lora_habana.configuration import autocast_variables, read_configuration
@@ -124,7 +125,7 @@ class HabanaBackend:
         if chosen.get("deepspeed"):
             chosen["deepspeed"] = zero_settings(chosen["deepspeed"], bf16=bool(chosen["bf16"]))
         try:
-            with plain_models():
+            with plain_models(), launchers_own(os.environ):
                 self._arguments = self.arguments_class()(**chosen)
                 self._arguments.device  # noqa: B018 - sets up the process group, before any model
                 explicit_masks()
@@ -218,6 +219,9 @@ class HabanaBackend:
         return given
 
     def _precision(self, values: Mapping[str, Any]) -> dict[str, bool]:
+        launched = launched_precision(values, os.environ)
+        if launched == "fp16":
+            raise ConfigError(f"{spoken(launched)} cannot be used on Gaudi: {REFUSED['fp16'][1]}.")
         if values.get("bf16") is not None:
             if values["bf16"] is False and self._configuration.pop("use_torch_autocast", False):
                 logger.info(

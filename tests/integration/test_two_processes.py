@@ -57,3 +57,31 @@ def test_two_processes_equal_one(launcher: list[str], model_folder: Callable[[st
     assert two["eval_perplexity"] == pytest.approx(one["eval_perplexity"], rel=1e-5)
     smaller = run(model_folder("gemma3"), data, tmp_path / "half", **flags, per_device_train_batch_size=3)
     assert smaller["train_loss"] != pytest.approx(one["train_loss"], rel=1e-3), "three rows are another batch"
+
+
+def test_two_compiled_processes(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """accelerate compiles around DistributedDataParallel: what is inside counts as the engine."""
+    data = write_uneven_rows(tmp_path / "data", rows=4)
+    words = script_flags(
+        model_folder("llava"),
+        data,
+        tmp_path / "out",
+        do_train=True,
+        max_steps=1,
+        per_device_train_batch_size=2,
+        ddp_backend="gloo",
+        torch_compile=True,
+        torch_compile_backend="eager",
+        log_level="info",
+    )
+    done = subprocess.run(
+        [*TORCHRUN, *words],
+        cwd=EXAMPLES,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Engine: DistributedDataParallel, compiled, on 2 processes." in done.stderr

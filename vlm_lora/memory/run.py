@@ -17,6 +17,7 @@ from vlm_lora.memory.planner import Choice, Planner
 from vlm_lora.memory.proposals import Proposal, propose
 from vlm_lora.memory.request import PlanReport, PlanRequest, Verdict, read_choice, simulated_attention
 from vlm_lora.memory.sample import Sample, assume_rows, sample_rows
+from vlm_lora.model.attention import check_attention
 from vlm_lora.model.families import Family
 from vlm_lora.model.quantization import check_training
 
@@ -44,7 +45,12 @@ class Subject:
     def planner(
         self, backend: Backend, samples: Callable[[float], Sample], announce: Callable[[str], object]
     ) -> Planner:
-        """Return a planner of this run and its variations on a backend's devices."""
+        """Return a planner of this run and its variations on a backend's devices.
+
+        Raises:
+            ModelError: the attention that was typed is not there for this model.
+        """
+        check_attention(self.run.model.attn_implementation, self.config)
 
         def precision(choice: Choice, device: DeviceSpec) -> Precision:
             run = replace(self.run, tuning=choice.tuning)

@@ -60,6 +60,9 @@ class Family:
     """Key of the text configuration that lists decoder layers which run only where there is a picture."""
     flash_attention: bool = True
     """Whether flash attention works."""
+    both_directions: bool = False
+    """Whether the language model lets pictures or the prompt see later tokens of theirs, by a mask that flash
+    attention never reads: it would train them as causal without a word."""
     rendering: RenderingStyle = CHAT
     """How conversations become tokens and batches."""
 
@@ -86,20 +89,29 @@ _LLAVA_NEXT: Mapping[str, Any] = {
     "projector": ("model.multi_modal_projector", "model.image_newline"),
     "feature_layer": "vision_feature_layer",
 }
+_BOTH: Mapping[str, Any] = {"flash_attention": False, "both_directions": True}
+BOTH_DIRECTIONS = frozenset(
+    [
+        *("deepseek_ocr2", "diffusion_gemma", "gemma4_unified", "git", "molmo2", "pi0", "shieldgemma2"),
+        *("step3p7", "t5gemma2", "unlimited_ocr"),
+    ]
+)
+"""Families outside the table that are `both_directions`, or mask by functions that flash attention never reads."""
 _GEMMA: Mapping[str, Any] = {"projector": ("model.embed_vision",), "kv_shared": "num_kv_shared_layers"}
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     dict(
         [
-            _family("gemma3", published=("google/gemma-3-4b-it",)),
+            _family("gemma3", published=("google/gemma-3-4b-it",), **_BOTH),
             _family(
                 "gemma3n",
                 published=("google/gemma-3n-E2B-it",),
                 never_called=(r"\.altup\.correction_coefs$",),
                 **_GEMMA,
             ),
-            _family("gemma4", published=("google/gemma-4-E2B-it",), since="5.5", **_GEMMA),
-            _family("paligemma", published=("google/paligemma2-3b-pt-224",)),
+            # Where its text is causal (E2B), flash attention fails on heads of 512.
+            _family("gemma4", published=("google/gemma-4-E2B-it",), since="5.5", **_GEMMA, **_BOTH),
+            _family("paligemma", published=("google/paligemma2-3b-pt-224",), **_BOTH),
             _family("qwen2_vl", published=("Qwen/Qwen2-VL-2B-Instruct",), **_QWEN),
             _family("qwen2_5_vl", published=("Qwen/Qwen2.5-VL-3B-Instruct",), **_QWEN),
             _family("qwen3_vl", published=("Qwen/Qwen3-VL-2B-Instruct",), since="4.57", **_QWEN),
@@ -161,8 +173,10 @@ def family_of(config: Any) -> Family:
     known = FAMILIES.get(config.model_type)
     if known is not None:
         return known
+    both = _BOTH if config.model_type in BOTH_DIRECTIONS else {}
     return Family(
         model_type=config.model_type,
+        **both,
         auto_class=_auto_class(config),
         language=(),
         vision=(),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from importlib import import_module
+from importlib.metadata import version
 from typing import Any
 
 from torch import nn
@@ -11,7 +13,7 @@ from transformers import TrainerCallback
 
 from vlm_lora.errors import ConfigError
 from vlm_lora.model.families import Family
-from vlm_lora.model.parts import find_parts
+from vlm_lora.model.parts import base_of, decoder_layers, find_parts
 from vlm_lora.placement import launcher_asks_for
 
 logger = logging.getLogger(__name__)
@@ -65,6 +67,32 @@ def refuse_other_engine(arguments: Any, trainer: Any) -> None:
             )
 
 
+def refuse_lost_weights(arguments: Any, model: nn.Module, family: Family) -> None:
+    """Stop where ZeRO-3 would have let go of frozen weights by the time that checkpointing computes with them again.
+
+    DeepSpeed before 0.19.3 lets go of them while a layer is recomputed; weights that train it keeps. Torch then ends
+    the first step at a CheckpointError that names neither.
+
+    Raises:
+        ConfigError: says what to type.
+    """
+    plugin = getattr(arguments, "deepspeed_plugin", None)
+    if plugin is None or int(plugin.zero_stage) != 3 or _keeps_frozen_weights():
+        return
+    layers = [base_of(model).get_submodule(name) for name in decoder_layers(model, find_parts(model, family))]
+    if any(not parameter.requires_grad for layer in layers for parameter in layer.parameters()):
+        raise ConfigError(
+            f"--gradient_checkpointing with ZeRO-3 and frozen weights: DeepSpeed {version('deepspeed')} lets go of "
+            "them before they are used again. Type --deepspeed zero2, leave --gradient_checkpointing out, or update: "
+            "pip install 'deepspeed>=0.19.3'."
+        )
+
+
+def _keeps_frozen_weights() -> bool:
+    # The feature and not a version: vendors' builds number theirs otherwise.
+    return hasattr(import_module("deepspeed.runtime.zero.partitioned_param_coordinator"), "update_recompute_parameters")
+
+
 class EngineCheck(TrainerCallback):
     """At the first step: the wrapper around the model must be the engine that was asked for.
 
@@ -83,7 +111,9 @@ class EngineCheck(TrainerCallback):
         """
         trainer = self._trainer
         wrapped, processes = trainer.model_wrapped, args.world_size
-        kind = type(wrapped).__name__
+        # accelerate compiles last, around the engine.
+        inside = getattr(wrapped, "_orig_mod", wrapped)
+        kind, compiled = type(inside).__name__, "" if inside is wrapped else ", compiled,"
         wanted: tuple[str, ...] = ()
         if trainer.is_deepspeed_enabled:
             wanted = ("DeepSpeedEngine",)
@@ -98,4 +128,4 @@ class EngineCheck(TrainerCallback):
             )
         stage = f" (ZeRO stage {zero_stage(trainer)})" if trainer.is_deepspeed_enabled else ""
         if processes > 1 or wanted:
-            logger.info("Engine: %s%s on %d processes.", kind, stage, processes)
+            logger.info("Engine: %s%s%s on %d processes.", kind, stage, compiled, processes)

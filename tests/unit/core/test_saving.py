@@ -62,7 +62,9 @@ def test_an_engine_that_is_not_the_one_asked_for_stops_the_run() -> None:
     check_engine(DistributedDataParallel())
     check_engine(DeepSpeedEngine(), deepspeed=True)
     check_engine(nn.Sequential(), processes=1)
+    check_engine(torch.compile(DistributedDataParallel(nn.Linear(1, 1)), backend="eager"))  # type: ignore[arg-type]
     for wrong in (
+        lambda: check_engine(torch.compile(nn.Sequential(nn.Linear(1, 1)), backend="eager")),  # type: ignore[arg-type]
         lambda: check_engine(DistributedDataParallel(), deepspeed=True),
         lambda: check_engine(DistributedDataParallel(), fsdp=True),
         lambda: check_engine(nn.Sequential()),

@@ -1,0 +1,210 @@
+"""Flash attention only where it computes what the model means, and to each part of a model what it supports."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers.models.auto.configuration_auto import model_type_to_module_name
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from support.tiny import available
+from support.tiny.batches import build_batch, load_plainly
+from vlm_lora.config import ModelConfig
+from vlm_lora.errors import BackendError, ModelError
+from vlm_lora.memory.request import simulated_attention
+from vlm_lora.model.attention import FLASH, by_part, check_attention, spoken
+from vlm_lora.model.families import BOTH_DIRECTIONS, FAMILIES, family_of
+from vlm_lora.model.loading import load_config, load_model
+from vlm_lora.model.parts import decoder_layers, find_parts
+from vlm_lora.stack import IS_5
+from vlm_lora_cuda.attention import choose_attention
+
+NAMES = available()
+BOTH = {"gemma3", "gemma4", "paligemma"}
+BFLOAT = torch.bfloat16
+
+
+def config_of(folder: Path) -> Any:
+    own = (folder / "modeling_phi3_v.py").exists()
+    return load_config(ModelConfig(model_name_or_path=str(folder), trust_remote_code=own))
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand for a machine that has the flash_attn package."""
+    monkeypatch.setattr("vlm_lora_cuda.attention.find_spec", lambda name: SimpleNamespace(name=name))
+
+
+def looks_ahead(folder: Path) -> bool:
+    """Say whether the first logits depend on what the decoder gets behind the middle of the picture."""
+    processor, model = load_plainly(folder)
+    model.requires_grad_(False)
+    batch = build_batch(processor)
+    entered: list[torch.Tensor] = []
+
+    def enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        states = (args[0] if args else kwargs["hidden_states"]).detach().requires_grad_()
+        entered.append(states)
+        return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
+
+    first = model.get_submodule(decoder_layers(model, find_parts(model))[0])
+    first.register_forward_pre_hook(enter, with_kwargs=True)
+    ids: torch.Tensor = batch["input_ids"][0]
+    token: Any = getattr(model.config, "image_token_id", None) or getattr(model.config, "image_token_index", None)
+    places = ids.eq(-1 if token is None else token).nonzero().flatten()
+    middle = int(places[len(places) // 2]) if len(places) > 1 else len(ids) // 2
+    model(**batch).logits[0, :middle].float().pow(2).sum().backward()
+    gradient = entered[0].grad
+    assert gradient is not None
+    assert gradient[..., :middle, :].any(), "the earlier logits depend on what entered"
+    return bool(gradient[..., middle:, :].any())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_table_says_who_looks_ahead(name: str, model_folder: Callable[[str], Path]) -> None:
+    folder = model_folder(name)
+    family = family_of(config_of(folder))
+    ahead = looks_ahead(folder)
+    assert ahead == (name in BOTH)
+    assert family.both_directions == ahead
+    assert not (ahead and family.flash_attention)
+
+
+MASKED = re.compile(r"\b(or_mask_function|block_sequence_ids|token_type_ids_mask_function)\b")
+
+
+def masks_by_functions(model_type: str) -> bool:
+    """Say whether a model's code builds masks from more than lengths, which flash attention never reads."""
+    package = Path(
+        str(importlib.import_module(f"transformers.models.{model_type_to_module_name(model_type)}").__file__)
+    )
+    return any(MASKED.search(path.read_text(encoding="utf-8")) for path in package.parent.glob("modeling_*.py"))
+
+
+def test_no_family_that_transformers_masks_by_functions_gets_flash_attention() -> None:
+    found = {name for name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES if masks_by_functions(name)}
+    assert "gemma3" in found, "the search finds what is known"
+    assert "llava" not in found
+    known = {name for name, family in FAMILIES.items() if family.both_directions} | BOTH_DIRECTIONS
+    assert found <= known
+    stranger: Any = SimpleNamespace(model_type="molmo2")
+    assert not family_of(stranger).flash_attention
+    assert family_of(SimpleNamespace(model_type="aria")).flash_attention
+
+
+@pytest.mark.usefixtures("installed")
+def test_auto_takes_sdpa_where_flash_would_be_causal(
+    model_folder: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        assert choose_attention("auto", config_of(model_folder("gemma3")), BFLOAT, on_gpu=True) == "sdpa"
+        assert choose_attention("auto", config_of(model_folder("llava")), BFLOAT, on_gpu=True) == FLASH
+    assert "Attention: sdpa (no flash attention: the language model of gemma3 reads pictures" in caplog.messages[0]
+    assert caplog.messages[1].startswith("Attention: flash_attention_2, because it is installed")
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("asked", [FLASH, "flash_attention_3", "kernels-community/flash-attn"])
+def test_flash_typed_for_it_is_refused(asked: str, model_folder: Callable[[str], Path]) -> None:
+    config = config_of(model_folder("paligemma"))
+    with pytest.raises((BackendError, ModelError), match=r"paligemma reads .* in both directions.*Type --attn_impl"):
+        choose_attention(asked, config, BFLOAT, on_gpu=True)
+    with pytest.raises(ModelError, match="in both directions"):
+        check_attention(asked, config)  # as `plan` does, without a device
+    check_attention(asked, config_of(model_folder("llava")))
+    assert choose_attention(asked, config_of(model_folder("llava")), BFLOAT, on_gpu=True) == asked
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if IS_5 or name != "gemma3n"])
+def test_a_model_whose_parts_agree_gets_one_word(name: str, model_folder: Callable[[str], Path]) -> None:
+    # A model's own code says itself what it supports; without a word of it, eager is what every model has.
+    assert by_part(config_of(model_folder(name)), "sdpa") == ("eager" if name == "phi3_v" else "sdpa")
+
+
+@pytest.fixture
+def lacking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tower without fused attention, as the audio tower of Gemma 4 and the tower of LFM2-VL are."""
+    base = transformers.SiglipVisionModel.__mro__[1]
+    for flag in ("_supports_sdpa", "_supports_flash_attn"):
+        monkeypatch.setattr(base, flag, False)
+
+
+@pytest.mark.usefixtures("lacking", "installed")
+def test_each_part_gets_what_it_supports(model_folder: Callable[[str], Path], caplog: pytest.LogCaptureFixture) -> None:
+    folder = model_folder("gemma3")
+    config = config_of(folder)
+    with caplog.at_level(logging.INFO):
+        chosen = choose_attention("auto", config, torch.float32, on_gpu=False)
+    assert caplog.messages[0].startswith("Attention: sdpa (vision_config: eager) (no flash attention")
+    load_as_chosen(folder, chosen, {"text_config": "sdpa", "vision_config": "eager"})
+    assert choose_attention("eager", config, torch.float32, on_gpu=False) == "eager"
+    if not IS_5:  # transformers takes eager there for parts without sdpa
+        assert choose_attention("sdpa", config, torch.float32, on_gpu=False) == "sdpa"
+        return load_as_chosen(folder, "sdpa", {"text_config": "sdpa", "vision_config": "eager"})
+    with pytest.raises(ModelError, match=r"sdpa: transformers has none for vision_config of gemma3.*auto"):
+        choose_attention("sdpa", config, torch.float32, on_gpu=False)
+    with pytest.raises(ModelError, match="gemma3"):
+        load_as_chosen(folder, "sdpa", {})  # what transformers makes of one word for all
+    return None
+
+
+@pytest.mark.usefixtures("lacking", "installed")
+def test_flash_for_the_parts_that_have_it(model_folder: Callable[[str], Path]) -> None:
+    config = config_of(model_folder("llava_onevision"))
+    chosen = choose_attention("auto", config, BFLOAT, on_gpu=True)
+    assert chosen == {"": FLASH, "text_config": FLASH, "vision_config": "eager"}
+    assert spoken(chosen) == "flash_attention_2 (vision_config: eager)"
+    with pytest.raises(ModelError, match=r"flash_attention_2: transformers has none for vision_config"):
+        choose_attention(FLASH, config, BFLOAT, on_gpu=True)
+
+
+def load_as_chosen(folder: Path, chosen: Any, parts: dict[str, str]) -> None:
+    """Load a folder with an attention, and compare its parts' with `parts` and with those of a simulated model."""
+    keywords = {"torch_dtype": torch.float32, "attn_implementation": chosen}
+    model = load_model(ModelConfig(model_name_or_path=str(folder)), model_kwargs=keywords)
+    kind = transformers.AutoModelForImageTextToText
+    planned = kind.from_config(config_of(folder), attn_implementation=simulated_attention("auto"))
+    for part, word in parts.items():
+        for each in (model, planned):
+            module = next(m for m in each.modules() if getattr(m, "config", None) is getattr(each.config, part))
+            assert module.config._attn_implementation == word, part
+
+
+PUBLISHED = {
+    "gemma3n": {"": FLASH, "text_config": FLASH, "vision_config": "sdpa" if IS_5 else "eager"},
+    "lfm2_vl": {"": FLASH, "text_config": FLASH, "vision_config": "sdpa"},
+}
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name in NAMES])
+def test_published_towers_without_flash(name: str, model_folder: Callable[[str], Path]) -> None:
+    chosen = choose_attention("auto", config_of(model_folder(name)), BFLOAT, on_gpu=True)
+    assert isinstance(chosen, dict)
+    assert {part: chosen[part] for part in PUBLISHED[name]} == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", [name for name in ("gemma3n", "gemma4") if name in NAMES])
+def test_a_model_with_an_audio_tower_loads(name: str, model_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = model_folder(name)
+    if name == "gemma4":
+        config, folder = config_of(folder), tmp_path
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "output_proj_dims": 16}
+        config.audio_config = transformers.Gemma4AudioConfig(**sizes, subsampling_conv_channels=[4, 4])
+        transformers.AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
+    chosen = choose_attention("auto", config_of(folder), torch.float32, on_gpu=False)
+    heard = "sdpa" if name == "gemma3n" and IS_5 else "eager"
+    assert spoken(chosen).endswith("sdpa" if heard == "sdpa" else "audio_config: eager)")
+    load_as_chosen(folder, chosen, {"text_config": "sdpa", "audio_config": heard})
+    if name == "gemma4":
+        with pytest.raises(ModelError):
+            load_as_chosen(folder, "sdpa", {})
