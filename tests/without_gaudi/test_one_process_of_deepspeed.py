@@ -1,0 +1,56 @@
+"""What one process of DeepSpeed does with flags that its engine reads in its own way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from support.rows import write_uneven_rows
+from support.runs import logged
+from support.stacks import MAIN, RECORDER, on_cpu, recorded, run_words
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_uneven_rows(tmp_path_factory.mktemp("rows") / "data", rows=6, validation=3)
+
+
+def outcome(folder: Path, words: list[str], *launcher: str) -> tuple[int, str]:
+    """Run one list of flags; return its exit code and what it said."""
+    folder.mkdir()
+    (folder / "runs.json").write_text(json.dumps([words]), encoding="utf-8")
+    call = [*launcher, RECORDER, folder / "report.json", folder / "runs.json"]
+    done = run_words(call, python=MAIN, variables={})
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_parts_have_their_rates(engine: str, model_folder: Callable[[str], Path], data: Path, tmp_path: Path) -> None:
+    """With LoRA no weight goes without decay, and DeepSpeed keeps no group without weights."""
+    flags: dict[str, object] = {
+        "deepspeed": engine,
+        "do_train": True,
+        "lora_targets": "all",
+        "learning_rate": 1e-4,
+        "vision_learning_rate": 1e-5,
+        "lr_scheduler_type": "constant",
+    }
+    out, model = tmp_path / "out", model_folder("llava")
+    saving = {**flags, "max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    again = {**flags, "max_steps": 3, "resume_from_checkpoint": "true"}
+    first, second = recorded(
+        tmp_path / "records",
+        [on_cpu(model, data, out, **saving), on_cpu(model, data, out, **again)],
+        python=MAIN,
+        variables={},
+    )[0]
+    assert first["wrapped"] == second["wrapped"] == "DeepSpeedEngine"
+    assert logged(out, "learning_rate") == [1e-4] * 3
+    assert logged(out, "learning_rate_vision") == [1e-5] * 3
+    other = on_cpu(model, data, out, **{**again, "max_steps": 4, "vision_learning_rate": 2e-5})
+    code, said = outcome(tmp_path / "other", other)
+    assert code == 1, said
+    assert "--vision_learning_rate 1e-05 in the checkpoint, 2e-05 now" in said
