@@ -41,12 +41,14 @@ from vlm_lora.report.model_card import write_model_card
 from vlm_lora.report.preview import ShownRow
 from vlm_lora.stages import Stage, Tools, choose_backend, open_stage, open_tools, resolve_anywhere, wants_static_shapes
 from vlm_lora.training.arguments import check_arguments
+from vlm_lora.training.checkpoints import refuse_to_resume
 from vlm_lora.training.drawing import drawn_epochs
-from vlm_lora.training.engine import EngineCheck, needs_pictures, note_pictures, refuse_other_engine
+from vlm_lora.training.engine import EngineCheck, engine_of, needs_pictures, note_pictures, refuse_other_engine
 from vlm_lora.training.outputs import (
     check_adapter_settings,
     claim_output_dir,
     find_checkpoint,
+    note_what_is_saved,
     save_processor,
     write_results,
 )
@@ -70,9 +72,7 @@ def train(run: RunConfig) -> dict[str, Any]:
     if not (arguments.do_train or arguments.do_eval):
         raise ConfigError("Nothing to do: type --do_train, --do_eval, or both.")
     folder = Path(arguments.output_dir)
-    checkpoint = find_checkpoint(folder, arguments.resume_from_checkpoint)
-    if checkpoint is not None:
-        refuse_programs(Path(checkpoint))
+    checkpoint = _checkpoint_of(arguments)
     if arguments.do_train:
         run.tuning.refuse_what_has_no_effect()
         if folder.resolve() == Path(str(run.model.model_name_or_path)).resolve():
@@ -204,6 +204,18 @@ def plan(run: RunConfig, request: PlanRequest, announce: Callable[[str], object]
         data = load_splits(run.data, need_train=True, need_validation=held_out).train
     choice = read_choice(run, values, arguments_class, world_size=request.world_size)
     return plan_run(_subject(run, values, tools, data), request, choice, devices, announce)
+
+
+def _checkpoint_of(arguments: Any) -> str | None:
+    """Return the checkpoint to go on from, looked through for all that this run's engine reads; None starts afresh."""
+    checkpoint = find_checkpoint(Path(arguments.output_dir), arguments.resume_from_checkpoint)
+    if checkpoint is not None:
+        refuse_programs(Path(checkpoint))
+    if arguments.do_train:
+        if checkpoint is not None:
+            refuse_to_resume(Path(checkpoint), engine_of(arguments))
+        note_what_is_saved(arguments)
+    return checkpoint
 
 
 def _subject(run: RunConfig, values: Mapping[str, Any], tools: Tools, data: Any) -> Subject:

@@ -22,7 +22,7 @@ def outcome(folder: Path, words: list[str], *launcher: str) -> tuple[int, str]:
     """Run one list of flags; return its exit code and what it said."""
     folder.mkdir()
     (folder / "runs.json").write_text(json.dumps([words]), encoding="utf-8")
-    call = [*launcher, RECORDER, folder / "report.json", folder / "runs.json"]
+    call: list[str | Path] = [*launcher, RECORDER, folder / "report.json", folder / "runs.json"]
     done = run_words(call, python=MAIN, variables={})
     return done.returncode, done.stderr
 
