@@ -40,6 +40,7 @@ from vlm_lora.report.memory import explain_exhaustion
 from vlm_lora.report.model_card import write_model_card
 from vlm_lora.report.preview import ShownRow
 from vlm_lora.stages import Stage, Tools, choose_backend, open_stage, open_tools, resolve_anywhere, wants_static_shapes
+from vlm_lora.training.alone import without_engine
 from vlm_lora.training.arguments import check_arguments
 from vlm_lora.training.checkpoints import refuse_to_resume
 from vlm_lora.training.drawing import drawn_epochs
@@ -61,13 +62,10 @@ from vlm_lora.training.trainer import build_trainer
 
 logger = logging.getLogger(__name__)
 
-ENGINES = ("deepspeed", "fsdp", "fsdp_config")
-"""Keys of what shards a model over several processes."""
-
 
 def train(run: RunConfig) -> dict[str, Any]:
     """Train, evaluate and write everything to `output_dir`; return the figures of `all_results.json`."""
-    stage = open_stage(run)
+    stage = open_stage(run if is_true(run.raw.get("do_train")) else without_engine(run, shared=True))
     run, arguments = stage.run, stage.arguments
     if not (arguments.do_train or arguments.do_eval):
         raise ConfigError("Nothing to do: type --do_train, --do_eval, or both.")
@@ -119,7 +117,7 @@ def train(run: RunConfig) -> dict[str, Any]:
 
 def ask(run: RunConfig, *, images: Sequence[ImageSource], prompt: str) -> str:
     """Answer one question about the given pictures with a model or adapter folder."""
-    stage = open_stage(run)
+    stage = open_stage(without_engine(run))
     tools = open_tools(stage.run)
     parts: tuple[Part, ...] = (*(ImageRef(source=image) for image in images), Text(text=prompt))
     said = run.data.system_prompt
@@ -153,7 +151,7 @@ def dry_run(run: RunConfig) -> list[ShownRow]:
         check_arguments(values)
     else:
         # One process and a few rows: what shards a model over several has nothing to do here.
-        stage = open_stage(replace(run, raw={key: value for key, value in run.raw.items() if key not in ENGINES}))
+        stage = open_stage(without_engine(run))
         run = stage.run
     data = load_splits(run.data, need_train=True, need_validation=False).train
     tools = open_tools(run)

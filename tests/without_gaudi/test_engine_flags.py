@@ -1,4 +1,4 @@
-"""What one process of DeepSpeed does with flags that its engine reads in its own way."""
+"""What DeepSpeed does with flags that its engine reads in its own way, and evaluation alone on each engine."""
 
 from __future__ import annotations
 
@@ -54,3 +54,29 @@ def test_parts_have_their_rates(engine: str, model_folder: Callable[[str], Path]
     code, said = outcome(tmp_path / "other", other)
     assert code == 1, said
     assert "--vision_learning_rate 1e-05 in the checkpoint, 2e-05 now" in said
+
+
+def test_evaluation_alone(model_folder: Callable[[str], Path], data: Path, tmp_path: Path) -> None:
+    """ZeRO-3 shards the weights there too; the others are left out, and the processes share the rows out."""
+    model = model_folder("gemma3")
+
+    def words(name: str, **flags: object) -> list[str]:
+        return on_cpu(model, data, tmp_path / name, do_eval=True, **flags)
+
+    sharded = words("zero3", deepspeed="zero3", predict_with_generate=True, max_new_tokens=2)
+    one = recorded(tmp_path / "one", [words("plain"), sharded], python=MAIN, variables={})
+    two = recorded(
+        tmp_path / "two",
+        [words("fsdp", fsdp=True), words("zero2", deepspeed="zero2"), words("two zero3", deepspeed="zero3")],
+        python=MAIN,
+        launcher=["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"],
+        variables={"RECORDER_FSDP_ON_CPU": "1"},
+    )
+    engines = [[record["wrapped"] for record in rank] for rank in (*one, *two)]
+    plain = engines[0][0]
+    assert plain not in ("DeepSpeedEngine", "DistributedDataParallel")
+    assert engines == [[plain, "DeepSpeedEngine"], *[[plain, plain, "DeepSpeedEngine"]] * 2]
+    assert [record["world_size"] for rank in (*one, *two) for record in rank] == [1] * 2 + [2] * 6
+    found = [record["perplexity"] for rank in (*one, *two) for record in rank]
+    assert found == [pytest.approx(found[0], rel=1e-5)] * 8
+    assert (tmp_path / "zero3" / "predictions.jsonl").exists()
