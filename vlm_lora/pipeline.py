@@ -59,6 +59,7 @@ from vlm_lora.training.rates import PartRates
 from vlm_lora.training.signals import ending_on_signal
 from vlm_lora.training.streaming import check_streaming, training_rows
 from vlm_lora.training.trainer import build_trainer
+from vlm_lora.training.zero_numbers import agreeing_schedule, with_file_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -194,6 +195,7 @@ def plan(run: RunConfig, request: PlanRequest, announce: Callable[[str], object]
     request.check()
     devices = choose_devices(installed(), request.devices, named=run.backend)
     run, values, arguments_class = resolve_anywhere(run)
+    values = with_file_numbers(values)
     check_arguments(values)
     tools = open_tools(run)
     data = None
@@ -326,7 +328,7 @@ def _fit(stage: Stage, trainer: Any, checkpoint: str | None) -> dict[str, Any]:
     """Train, save the weights and the trainer's state, and return the figures."""
     if checkpoint is not None:
         check_adapter_settings(checkpoint, trainer.model)
-    with ending_on_signal(trainer):
+    with ending_on_signal(trainer), agreeing_schedule():
         metrics: dict[str, Any] = trainer.train(resume_from_checkpoint=checkpoint).metrics
     trainer.save_model(stage.arguments.output_dir)
     trainer.save_state()
@@ -337,7 +339,8 @@ def _fit(stage: Stage, trainer: Any, checkpoint: str | None) -> dict[str, Any]:
 
 def _evaluate(stage: Stage, tools: Tools, splits: Splits, trainer: Any) -> dict[str, Any]:
     """Measure perplexity on the validation rows, and exact match where that was asked for."""
-    metrics: dict[str, Any] = dict(trainer.evaluate())
+    with agreeing_schedule():
+        metrics: dict[str, Any] = dict(trainer.evaluate())
     if splits.validation is None:
         return metrics
     metrics["eval_samples"] = len(splits.validation)

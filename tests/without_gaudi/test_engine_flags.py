@@ -80,3 +80,29 @@ def test_evaluation_alone(model_folder: Callable[[str], Path], data: Path, tmp_p
     found = [record["perplexity"] for rank in (*one, *two) for record in rank]
     assert found == [pytest.approx(found[0], rel=1e-5)] * 8
     assert (tmp_path / "zero3" / "predictions.jsonl").exists()
+
+
+def test_a_file_with_numbers_of_its_own(model_folder: Callable[[str], Path], data: Path, tmp_path: Path) -> None:
+    """What nobody typed is the file's; the recorder's run fails where the two differ."""
+    file = tmp_path / "zero.json"
+    numbers = {"train_micro_batch_size_per_gpu": 3, "gradient_clipping": 0.5, "zero_optimization": {"stage": 1}}
+
+    def words(name: str, settings: dict[str, object], **flags: object) -> list[str]:
+        path = file.with_stem(name)
+        path.write_text(json.dumps(settings), encoding="utf-8")
+        given = {"do_train": True, "deepspeed": path, "gradient_accumulation_steps": 2, "max_steps": 1, **flags}
+        return on_cpu(model_folder("gemma3"), data, tmp_path / f"{name}_out", **given)
+
+    taken = recorded(tmp_path / "records", [words("taken", numbers)], python=MAIN, variables={})[0][0]
+    assert taken["wrapped"] == "DeepSpeedEngine"
+    assert [len(counts) for counts in taken["supervised"]] == [3, 3]
+    typed = (tmp_path / "taken_out" / "run_config.yaml").read_text(encoding="utf-8")
+    assert "per_device_train_batch_size: 3" in typed
+    assert "max_grad_norm: 0.5" in typed
+    code, said = outcome(tmp_path / "differs", words("differs", numbers, max_grad_norm=2.0))
+    assert code == 1, said
+    assert 'error: The DeepSpeed configuration and the flags differ: "gradient_clipping" 0.5 there, --max_grad' in said
+    schedule = {"scheduler": {"type": "WarmupDecayLR", "params": {"total_num_steps": 9, "warmup_num_steps": "auto"}}}
+    code, said = outcome(tmp_path / "late", words("late", {**numbers, **schedule}))
+    assert code == 1, said
+    assert "scheduler.params.total_num_steps=9" in said
