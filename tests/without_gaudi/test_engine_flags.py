@@ -11,6 +11,7 @@ import pytest
 from support.rows import write_uneven_rows
 from support.runs import logged
 from support.stacks import MAIN, RECORDER, on_cpu, recorded, run_words
+from vlm_lora.launching import free_port
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def outcome(folder: Path, words: list[str], *launcher: str) -> tuple[int, str]:
     folder.mkdir()
     (folder / "runs.json").write_text(json.dumps([words]), encoding="utf-8")
     call: list[str | Path] = [*launcher, RECORDER, folder / "report.json", folder / "runs.json"]
-    done = run_words(call, python=MAIN, variables={})
+    done = run_words(call, python=MAIN, variables={"DS_ACCELERATOR": "cpu"})
     return done.returncode, done.stderr
 
 
@@ -106,3 +107,24 @@ def test_a_file_with_numbers_of_its_own(model_folder: Callable[[str], Path], dat
     code, said = outcome(tmp_path / "late", words("late", {**numbers, **schedule}))
     assert code == 1, said
     assert "scheduler.params.total_num_steps=9" in said
+
+
+def test_a_file_of_accelerates_launcher(model_folder: Callable[[str], Path], data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "zero.json"
+    numbers = {"train_micro_batch_size_per_gpu": 3, "gradient_accumulation_steps": 1, "gradient_clipping": 0.5}
+    file.write_text(json.dumps({**numbers, "zero_optimization": {"stage": 2}}), encoding="utf-8")
+
+    def launcher() -> list[str]:
+        own = ["--use_deepspeed", "--deepspeed_config_file", str(file), "--main_process_port", str(free_port())]
+        return ["-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1", *own]
+
+    def words(name: str, **flags: object) -> list[str]:
+        return on_cpu(model_folder("gemma3"), data, tmp_path / name, do_train=True, max_steps=1, **flags)
+
+    variables = {"DS_ACCELERATOR": "cpu"}
+    ranks = recorded(tmp_path / "taken", [words("out")], python=MAIN, launcher=launcher(), variables=variables)
+    assert [record["wrapped"] for rank in ranks for record in rank] == ["DeepSpeedEngine"] * 2
+    assert [len(counts) for rank in ranks for counts in rank[0]["supervised"]] == [3, 3]
+    _, said = outcome(tmp_path / "differs", words("typed", max_grad_norm=2), *launcher())
+    assert '"gradient_clipping" 0.5 there, --max_grad_norm 2.0 here' in said, said
+    assert "internal error" not in said
