@@ -40,10 +40,13 @@ from vlm_lora.report.memory import explain_exhaustion
 from vlm_lora.report.model_card import write_model_card
 from vlm_lora.report.preview import ShownRow
 from vlm_lora.stages import Stage, Tools, choose_backend, open_stage, open_tools, resolve_anywhere, wants_static_shapes
+from vlm_lora.training.alone import without_engine
 from vlm_lora.training.arguments import check_arguments
+from vlm_lora.training.checkpoints import refuse_to_resume
 from vlm_lora.training.drawing import drawn_epochs
 from vlm_lora.training.engine import (
     EngineCheck,
+    engine_of,
     needs_pictures,
     note_pictures,
     refuse_lost_weights,
@@ -53,6 +56,7 @@ from vlm_lora.training.outputs import (
     check_adapter_settings,
     claim_output_dir,
     find_checkpoint,
+    note_what_is_saved,
     save_processor,
     write_results,
 )
@@ -62,23 +66,19 @@ from vlm_lora.training.rates import PartRates
 from vlm_lora.training.signals import ending_on_signal
 from vlm_lora.training.streaming import check_streaming, training_rows
 from vlm_lora.training.trainer import build_trainer
+from vlm_lora.training.zero_numbers import agreeing_schedule, with_file_numbers
 
 logger = logging.getLogger(__name__)
-
-ENGINES = ("deepspeed", "fsdp", "fsdp_config")
-"""Keys of what shards a model over several processes."""
 
 
 def train(run: RunConfig) -> dict[str, Any]:
     """Train, evaluate and write everything to `output_dir`; return the figures of `all_results.json`."""
-    stage = open_stage(run)
+    stage = open_stage(run if is_true(run.raw.get("do_train")) else without_engine(run, shared=True))
     run, arguments = stage.run, stage.arguments
     if not (arguments.do_train or arguments.do_eval):
         raise ConfigError("Nothing to do: type --do_train, --do_eval, or both.")
     folder = Path(arguments.output_dir)
-    checkpoint = find_checkpoint(folder, arguments.resume_from_checkpoint)
-    if checkpoint is not None:
-        refuse_programs(Path(checkpoint))
+    checkpoint = _checkpoint_of(arguments)
     if arguments.do_train:
         run.tuning.refuse_what_has_no_effect()
         if folder.resolve() == Path(str(run.model.model_name_or_path)).resolve():
@@ -125,7 +125,7 @@ def train(run: RunConfig) -> dict[str, Any]:
 
 def ask(run: RunConfig, *, images: Sequence[ImageSource], prompt: str) -> str:
     """Answer one question about the given pictures with a model or adapter folder."""
-    stage = open_stage(run)
+    stage = open_stage(without_engine(run))
     tools = open_tools(stage.run)
     parts: tuple[Part, ...] = (*(ImageRef(source=image) for image in images), Text(text=prompt))
     said = run.data.system_prompt
@@ -159,7 +159,7 @@ def dry_run(run: RunConfig) -> list[ShownRow]:
         check_arguments(values)
     else:
         # One process and a few rows: what shards a model over several has nothing to do here.
-        stage = open_stage(replace(run, raw={key: value for key, value in run.raw.items() if key not in ENGINES}))
+        stage = open_stage(without_engine(run))
         run = stage.run
     data = load_splits(run.data, need_train=True, need_validation=False).train
     tools = open_tools(run)
@@ -202,6 +202,7 @@ def plan(run: RunConfig, request: PlanRequest, announce: Callable[[str], object]
     request.check()
     devices = choose_devices(installed(), request.devices, named=run.backend)
     run, values, arguments_class = resolve_anywhere(run)
+    values = with_file_numbers(values)
     check_arguments(values)
     tools = open_tools(run)
     data = None
@@ -210,6 +211,18 @@ def plan(run: RunConfig, request: PlanRequest, announce: Callable[[str], object]
         data = load_splits(run.data, need_train=True, need_validation=held_out).train
     choice = read_choice(run, values, arguments_class, world_size=request.world_size)
     return plan_run(_subject(run, values, tools, data), request, choice, devices, announce)
+
+
+def _checkpoint_of(arguments: Any) -> str | None:
+    """Return the checkpoint to go on from, looked through for all that this run's engine reads; None starts afresh."""
+    checkpoint = find_checkpoint(Path(arguments.output_dir), arguments.resume_from_checkpoint)
+    if checkpoint is not None:
+        refuse_programs(Path(checkpoint))
+    if arguments.do_train:
+        if checkpoint is not None:
+            refuse_to_resume(Path(checkpoint), engine_of(arguments))
+        note_what_is_saved(arguments)
+    return checkpoint
 
 
 def _subject(run: RunConfig, values: Mapping[str, Any], tools: Tools, data: Any) -> Subject:
@@ -323,7 +336,7 @@ def _fit(stage: Stage, trainer: Any, checkpoint: str | None) -> dict[str, Any]:
     """Train, save the weights and the trainer's state, and return the figures."""
     if checkpoint is not None:
         check_adapter_settings(checkpoint, trainer.model)
-    with ending_on_signal(trainer):
+    with ending_on_signal(trainer), agreeing_schedule():
         metrics: dict[str, Any] = trainer.train(resume_from_checkpoint=checkpoint).metrics
     trainer.save_model(stage.arguments.output_dir)
     trainer.save_state()
@@ -334,7 +347,8 @@ def _fit(stage: Stage, trainer: Any, checkpoint: str | None) -> dict[str, Any]:
 
 def _evaluate(stage: Stage, tools: Tools, splits: Splits, trainer: Any) -> dict[str, Any]:
     """Measure perplexity on the validation rows, and exact match where that was asked for."""
-    metrics: dict[str, Any] = dict(trainer.evaluate())
+    with agreeing_schedule():
+        metrics: dict[str, Any] = dict(trainer.evaluate())
     if splits.validation is None:
         return metrics
     metrics["eval_samples"] = len(splits.validation)

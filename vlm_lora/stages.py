@@ -23,6 +23,7 @@ from vlm_lora.model.quantization import check_request
 from vlm_lora.model.terminators import eos_token_ids
 from vlm_lora.placement import by_accelerate
 from vlm_lora.training.arguments import CHECKPOINTING, FORCED_ARGUMENTS, check_arguments, default_arguments
+from vlm_lora.training.zero_numbers import check_numbers, with_file_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ def open_stage(run: RunConfig) -> Stage:
     run, values = resolve(run, backend.arguments_class())
     set_environment(run)
     backend.prepare(run)
+    values = with_file_numbers(values)
     check_arguments(values)
     if run.accelerate_launch_args and not by_accelerate(os.environ):
         logger.warning(
@@ -75,6 +77,7 @@ def open_stage(run: RunConfig) -> Stage:
     if run.data.streaming:
         defaults["dataloader_num_workers"] = 1  # one reader keeps a stream's order
     arguments = backend.build_arguments(run, {**defaults, **passed, **FORCED_ARGUMENTS})
+    check_numbers(arguments)
     check_request(run, backend, arguments)
     return Stage(run=run, backend=backend, values=values, arguments=arguments)
 

@@ -92,6 +92,8 @@ def zero_settings(given: str | Mapping[str, Any], *, bf16: bool, fp16: bool = Fa
         ConfigError: it cannot be read, contradicts the run's precision, or would save empty weights.
     """
     settings = read_zero(given)
+    # accelerate reads a file that is silent about it as 1.
+    settings.setdefault("gradient_accumulation_steps", "auto")
     for name, value in (("bf16", bf16), ("fp16", fp16)):
         section = dict(settings.get(name, {}))
         if section.get("enabled", "auto") == "auto":

@@ -112,10 +112,30 @@ def test_resume_goes_on_bitwise(
     name = "adapter_model.safetensors"
     assert len(trained) == 2, "two of four steps were left"
     assert (parts / name).read_bytes() == (whole / name).read_bytes()
-    (parts / "checkpoint-2" / "optimizer.pt").unlink()
+    shutil.copy(parts / "checkpoint-4" / "optimizer.pt", parts / "checkpoint-2")
     shutil.rmtree(parts / "checkpoint-4")
     run(model_folder("gemma3"), data, parts, **flags, resume_from_checkpoint="true")
-    assert (parts / name).read_bytes() != (whole / name).read_bytes(), "without the optimizer's state it must differ"
+    assert (parts / name).read_bytes() != (whole / name).read_bytes(), "with another optimizer's state it must differ"
+
+
+def test_weights_alone_are_said_and_refused(
+    model_folder: Callable[[str], Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = {"do_train": True, "max_steps": 1, "save_strategy": "steps", "save_steps": 1, "log_level": "warning"}
+    alone = {**flags, "save_only_model": True}
+    run(model_folder("gemma3"), data, tmp_path / "out", **alone)
+    assert "--save_only_model true: checkpoints hold weights alone" in capsys.readouterr().err
+    again = {**alone, "max_steps": 2, "resume_from_checkpoint": "true"}
+    assert run_script(script_flags(model_folder("gemma3"), data, tmp_path / "out", **again)) == 1
+    assert "checkpoint-1: optimizer.pt (missing or empty), scheduler.pt (missing" in capsys.readouterr().err
+    run(model_folder("gemma3"), data, tmp_path / "control", **flags)
+    assert "--save_only_model" not in capsys.readouterr().err
+    run(
+        model_folder("gemma3"),
+        data,
+        tmp_path / "control",
+        **{**flags, "max_steps": 2, "resume_from_checkpoint": "true"},
+    )
 
 
 def test_killed_while_saving(

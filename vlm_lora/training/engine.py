@@ -25,6 +25,13 @@ def zero_stage(trainer: Any) -> int:
     return 0 if plugin is None else int(plugin.zero_stage)
 
 
+def engine_of(arguments: Any) -> str:
+    """Return the engine that the arguments ask for, as `checkpoints.ENGINES` names it."""
+    if arguments.deepspeed_plugin is not None:
+        return "DeepSpeed"
+    return "FSDP" if arguments.fsdp or launcher_asks_for("fsdp", os.environ) else "no engine"
+
+
 def shards_weights(trainer: Any) -> bool:
     """Say whether the processes hold parts of the weights, so that reading them is a step they take together."""
     return bool(trainer.is_fsdp_enabled) or zero_stage(trainer) == 3

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora.errors import ConfigError
+from vlm_lora.training.checkpoints import STATE_FILE
 
 logger = logging.getLogger(__name__)
-
-STATE_FILE = "trainer_state.json"
 
 RESULT_FILES = (STATE_FILE, "all_results.json", "adapter_config.json", "model.safetensors")
 """Any of these in a folder means that a run has been there."""
@@ -142,6 +141,15 @@ def find_checkpoint(folder: Path, resume: str | bool | None) -> str | None:
             "checkpoint. Leave the flag out to start afresh."
         )
     raise ConfigError(f"--resume_from_checkpoint true: {folder} holds no checkpoint-N folder.")
+
+
+def note_what_is_saved(arguments: Any) -> None:
+    """Say at the start that a run with `--save_only_model` leaves checkpoints from which no run can go on."""
+    if arguments.save_only_model and str(getattr(arguments.save_strategy, "value", arguments.save_strategy)) != "no":
+        logger.warning(
+            "--save_only_model true: checkpoints hold weights alone. --resume_from_checkpoint refuses them, also where "
+            "a cluster's script starts a run that was cut short again; only one that SIGUSR1 asks for is complete."
+        )
 
 
 def is_whole(checkpoint: Path) -> bool:

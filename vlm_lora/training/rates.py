@@ -50,11 +50,10 @@ class PartRates:
                 parameter = item[1] if isinstance(item, tuple) else item
                 split.setdefault(part_of.get(id(parameter), ""), []).append(item)
             # The group with the run's own rate first: the trainer logs the first one's.
+            # No group without weights (with LoRA, nothing goes without decay): DeepSpeed would drop it later.
             for part in sorted(split):
                 rate = {"lr": self._rates[part]} if part else {}
                 add(optimizer, {**group, **rate, "params": split[part]})
-            if not split:
-                add(optimizer, {**group, "params": []})
 
         torch.optim.Optimizer.add_param_group = add_split  # type: ignore[method-assign, assignment]
         try:
@@ -114,8 +113,8 @@ class PartRates:
         """Return the present rate of each part that has its own, as `learning_rate_PART`, and the run's."""
         now: dict[str, float] = {}
         for part, group in zip(self._groups, optimizer.param_groups, strict=True):
-            if group["params"]:
-                now.setdefault(f"learning_rate_{part}" if part else "learning_rate", float(group["lr"]))
+            # ZeRO-3 has its weights elsewhere and leaves the lists of its groups empty.
+            now.setdefault(f"learning_rate_{part}" if part else "learning_rate", float(group["lr"]))
         return now
 
     def _by_parameter(self, model: nn.Module) -> dict[int, str]:

@@ -71,6 +71,10 @@ class EndOnSignal(TrainerCallback):
         if self._ends:
             logger.warning("SIGUSR1: saving checkpoint-%d and ending", state.global_step)
             control.should_save, control.should_evaluate = True, False
+            if args.save_only_model:
+                # This one is to be gone on from.
+                logger.warning("--save_only_model true: this checkpoint has the optimizer and the schedule, too")
+                args.save_only_model = False
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End, now that the checkpoint is there.

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from vlm_lora.cli import main
-from vlm_lora.report.checkpoints import describe_checkpoints, missing_parts
+from vlm_lora.report.checkpoints import describe_checkpoints
+from vlm_lora.training.checkpoints import missing_parts
 
 
 def checkpoint(folder: Path, step: int) -> Path:

@@ -1,0 +1,63 @@
+"""Runs that train nothing: the engines that shard a model in training are left out where they cannot serve."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from vlm_lora.config import RunConfig
+from vlm_lora.config_aliases import RESTATED, canonical_name
+from vlm_lora.placement import ENGINE_VARIABLES, launcher_asks_for
+from vlm_lora.zero import read_zero, zero_stage
+
+logger = logging.getLogger(__name__)
+
+_FSDP = ("fsdp", "fsdp_config")
+_OFF = ("", "none", "false", "0", "no", "off", "[]")
+
+
+def without_engine(run: RunConfig, *, shared: bool = False) -> RunConfig:
+    """Return a run that trains nothing without DeepSpeed and FSDP, and say so; the launcher's own are left out too.
+
+    DeepSpeed evaluates without an optimizer in ZeRO stage 3 alone, and accelerate prepares no model for FSDP2 without
+    one.
+
+    Args:
+        run: as parsed.
+        shared: whether all processes evaluate together, as ZeRO stage 3 needs; then it is kept.
+
+    Raises:
+        ConfigError: the file of --deepspeed cannot be read.
+    """
+    words = {canonical_name(key): value for key, value in run.raw.items() if str(value).lower() not in _OFF}
+    asked = [name for name in ENGINE_VARIABLES if name in words or launcher_asks_for(name, os.environ)]
+    if shared and "deepspeed" in asked and _stage(words.get("deepspeed")) == 3:
+        return run
+    for name in asked:
+        os.environ.pop(ENGINE_VARIABLES[name], None)
+        logger.warning(
+            "--%s is left out, because nothing trains: each process holds the whole model%s.",
+            name,
+            ", and they share the rows out. --deepspeed zero3 would shard its weights" if shared else "",
+        )
+    return replace(run, raw={key: value for key, value in run.raw.items() if not _engine_of(key)})
+
+
+def _engine_of(key: str) -> str:
+    """Return the engine that a key speaks of; empty for any other key."""
+    name = canonical_name(key)
+    restated = RESTATED[name][0] if name in RESTATED else name
+    return "fsdp" if restated in _FSDP else "deepspeed" if name == "deepspeed" else ""
+
+
+def _stage(given: str | Mapping[str, Any] | None) -> int:
+    """Return the ZeRO stage of `--deepspeed`, or else of `accelerate launch`."""
+    if given:
+        return zero_stage(read_zero(given))
+    file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    if file != "none":
+        return zero_stage(read_zero(file))
+    return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
