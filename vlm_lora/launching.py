@@ -300,7 +300,7 @@ def run_launch(launch: Launch) -> int:
         _end_group(child.pid)
         relay.join(timeout=GRACE)
     code = exit_code(code)
-    if code and ended_by:  # launchers have codes of their own for it, or none
+    if code not in (0, os.EX_TEMPFAIL) and ended_by:  # launchers have codes of their own for it, or none
         code = 128 + ended_by[0]
     if code:
         killed = "A process was killed (SIGKILL), as the kernel does where memory runs out."

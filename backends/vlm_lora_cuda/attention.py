@@ -39,8 +39,9 @@ def choose_attention(asked: str, config: PretrainedConfig, dtype: torch.dtype, *
     if asked == FLASH:
         obstacle = _flash_obstacle(config, dtype, on_gpu=on_gpu)
         if obstacle is not None and not supports_flash(config) and not family_of(config).both_directions:
-            logger.warning("Attention: sdpa instead of flash_attention_2: %s.", obstacle)
-            return by_part(config, "sdpa")
+            chosen = by_part(config, "sdpa")
+            logger.warning("Attention: %s instead of flash_attention_2: %s.", spoken(chosen), obstacle)
+            return chosen
         if obstacle is not None:
             raise BackendError(
                 f"--attn_implementation flash_attention_2 cannot be used: {obstacle}. "

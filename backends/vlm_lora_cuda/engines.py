@@ -21,6 +21,10 @@ WRAPPED_BY_LAUNCHER = "FSDP_TRANSFORMER_CLS_TO_WRAP"
 """Where `accelerate launch` puts the classes to shard as units."""
 
 
+BY_LAYER, BY_SIZE = "TRANSFORMER_BASED_WRAP", "SIZE_BASED_WRAP"
+"""accelerate's names for what is a unit of FSDP."""
+
+
 def asked(engine: str, values: Mapping[str, Any]) -> bool:
     """Say whether an engine was asked for, by a flag or by `accelerate launch`."""
     return bool(values.get(engine)) or launcher_asks_for(engine, os.environ)
@@ -90,16 +94,7 @@ def shard_layers(arguments: TrainingArguments, layers: Iterable[str]) -> None:
     names = ",".join(sorted(set(layers)))
     plugin = getattr(arguments, "fsdp_plugin_args", None)  # 4.55 hands its settings on through the environment only
     if plugin is not None:
-        given = arguments.fsdp_config
-        least = given.get("min_num_params", 0)
-        named = "auto_wrap_policy" in given or given.get("transformer_layer_cls_to_wrap")
-        if least and not named:
-            # transformers passes the number on with this policy alone, and takes another by default.
-            plugin.update(auto_wrap_policy="SIZE_BASED_WRAP", min_num_params=least)
-            logger.info("FSDP shards by size: units of %d weights or more.", least)
-        elif not named:
-            plugin["transformer_cls_names_to_wrap"] = names
-            logger.info("FSDP shards by layer: %s.", names)
+        _shard_by(plugin, arguments.fsdp_config, names)
     elif asked("fsdp", {}) and not os.environ.get(WRAPPED_BY_LAUNCHER):
         os.environ[WRAPPED_BY_LAUNCHER] = names
         logger.info("FSDP shards by layer: %s.", names)
@@ -131,3 +126,27 @@ def offloading_trainer() -> type[Trainer]:
             return DeepSpeedCPUAdam, {**kept, "adamw_mode": True}
 
     return Trainer
+
+
+def _shard_by(plugin: dict[str, Any], given: Mapping[str, Any], names: str) -> None:
+    """Fill in what accelerate is not told of an `--fsdp_config`: the classes, or that their size decides.
+
+    Raises:
+        ConfigError: units by size under FSDP 2.
+    """
+    policy, least = given.get("auto_wrap_policy"), given.get("min_num_params", 0)
+    if plugin["fsdp_version"] == 2:
+        if policy == BY_SIZE:
+            raise ConfigError(
+                f"auto_wrap_policy {BY_SIZE} in --fsdp_config: FSDP 2 cannot shard the list of layers, which is such a "
+                'unit. Leave it out (layers are the units), or add "version": 1.'
+            )
+        if least:
+            logger.warning("min_num_params %d has no effect: FSDP 2 shards by layer.", least)
+    elif least and policy is None and not given.get("transformer_layer_cls_to_wrap"):
+        # transformers passes the number on with this policy alone, and takes another by default.
+        plugin.update(auto_wrap_policy=BY_SIZE, min_num_params=least)
+        logger.info("FSDP shards by size: units of %d weights or more.", least)
+    if plugin["auto_wrap_policy"] == BY_LAYER and not plugin.get("transformer_cls_names_to_wrap"):
+        plugin["transformer_cls_names_to_wrap"] = names
+        logger.info("FSDP shards by layer: %s.", names)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+from torch.distributed.fsdp import fully_shard
+from torch.nn import Linear, ModuleList
 from transformers import TrainingArguments
 
+from vlm_lora.errors import ConfigError
 from vlm_lora_cuda.engines import shard_layers
 
 
@@ -22,7 +26,23 @@ def test_layers_are_named_to_fsdp_unless_somebody_did() -> None:
     assert by_layer["transformer_cls_names_to_wrap"] == "Block,Layer"
     assert by_layer["auto_wrap_policy"] == "TRANSFORMER_BASED_WRAP"
     assert plugin_for(transformer_layer_cls_to_wrap=["Own"])["transformer_cls_names_to_wrap"] == "Own"
-    by_size = plugin_for(min_num_params=1000)
-    assert (by_size["auto_wrap_policy"], by_size["min_num_params"]) == ("SIZE_BASED_WRAP", 1000)
-    assert "transformer_cls_names_to_wrap" not in by_size
+    assert plugin_for(auto_wrap_policy="TRANSFORMER_BASED_WRAP")["transformer_cls_names_to_wrap"] == "Block,Layer"
     assert "transformer_cls_names_to_wrap" not in plugin_for(auto_wrap_policy="NO_WRAP")
+
+
+def test_size_decides_in_version_1_alone(caplog: pytest.LogCaptureFixture) -> None:
+    first = plugin_for(version=1, min_num_params=1000)
+    assert (first["auto_wrap_policy"], first["min_num_params"]) == ("SIZE_BASED_WRAP", 1000)
+    assert "transformer_cls_names_to_wrap" not in first
+    second = plugin_for(min_num_params=1000)
+    assert second["auto_wrap_policy"] == "TRANSFORMER_BASED_WRAP"
+    assert second["transformer_cls_names_to_wrap"] == "Block,Layer"
+    assert "min_num_params 1000 has no effect: FSDP 2 shards by layer." in caplog.messages
+    with pytest.raises(ConfigError, match="SIZE_BASED_WRAP in --fsdp_config: FSDP 2 cannot"):
+        plugin_for(auto_wrap_policy="SIZE_BASED_WRAP", min_num_params=1000)
+
+
+def test_torch_refuses_the_list_of_layers_as_a_unit() -> None:
+    """Why FSDP 2 has no units by size here; where this fails, it may."""
+    with pytest.raises(ValueError, match="ModuleList"):
+        fully_shard(ModuleList([Linear(2, 2)]))

@@ -90,8 +90,8 @@ def refuse_lost_weights(arguments: Any, model: nn.Module, family: Family) -> Non
     if any(not parameter.requires_grad for layer in layers for parameter in layer.parameters()):
         raise ConfigError(
             f"--gradient_checkpointing with ZeRO-3 and frozen weights: DeepSpeed {version('deepspeed')} lets go of "
-            "them before they are used again. Type --deepspeed zero2, leave --gradient_checkpointing out, or update: "
-            "pip install 'deepspeed>=0.19.3'."
+            "them before they are used again. Type --deepspeed zero2, leave --gradient_checkpointing out, or update "
+            "DeepSpeed to 0.19.3 or later, unless it is a vendor's own build."
         )
 
 

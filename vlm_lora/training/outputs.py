@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora.errors import ConfigError
-from vlm_lora.training.checkpoints import STATE_FILE
+from vlm_lora.training.checkpoints import STATE_FILE, missing_parts
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def _remove_earlier_run(path: Path) -> None:
 def find_checkpoint(folder: Path, resume: str | bool | None) -> str | None:
     """Turn `--resume_from_checkpoint` (true, or a folder) into the checkpoint's path; None starts afresh.
 
-    A checkpoint whose saving was cut short is passed over, with a warning, for the one before it.
+    One whose saving was cut short, or that holds weights alone, is passed over, with a warning, for one before it.
 
     Raises:
         ConfigError: there is no such checkpoint, or none that was saved to its end.
@@ -128,17 +128,19 @@ def find_checkpoint(folder: Path, resume: str | bool | None) -> str | None:
                 "this is no checkpoint, or saving it was interrupted. Type another, or true for the newest whole one."
             )
         return str(resume)
-    cut: list[str] = []
-    for checkpoint in reversed(_checkpoints(folder)):
-        if is_whole(checkpoint):
-            if cut:
-                logger.warning("%s: saving was interrupted; going on from %s instead.", ", ".join(cut), checkpoint)
-            return str(checkpoint)
-        cut.append(str(checkpoint))
-    if cut:
+    newest_first = _checkpoints(folder)[::-1]
+    whole = [checkpoint for checkpoint in newest_first if is_whole(checkpoint)]
+    if whole:
+        # Without a complete one the newest stands, and who trains on from it is told what it lacks.
+        chosen = next((checkpoint for checkpoint in whole if not missing_parts(checkpoint)), whole[0])
+        for passed in newest_first[: newest_first.index(chosen)]:
+            why = f"it lacks {', '.join(missing_parts(passed))}" if is_whole(passed) else "saving was interrupted"
+            logger.warning("%s: %s; going on from %s instead.", passed, why, chosen)
+        return str(chosen)
+    if newest_first:
         raise ConfigError(
-            f"--resume_from_checkpoint true: saving was interrupted in {', '.join(cut)}, and {folder} holds no other "
-            "checkpoint. Leave the flag out to start afresh."
+            f"--resume_from_checkpoint true: saving was interrupted in {', '.join(map(str, newest_first))}, and "
+            f"{folder} holds no other checkpoint. Leave the flag out to start afresh."
         )
     raise ConfigError(f"--resume_from_checkpoint true: {folder} holds no checkpoint-N folder.")
 
@@ -147,8 +149,9 @@ def note_what_is_saved(arguments: Any) -> None:
     """Say at the start that a run with `--save_only_model` leaves checkpoints from which no run can go on."""
     if arguments.save_only_model and str(getattr(arguments.save_strategy, "value", arguments.save_strategy)) != "no":
         logger.warning(
-            "--save_only_model true: checkpoints hold weights alone. --resume_from_checkpoint refuses them, also where "
-            "a cluster's script starts a run that was cut short again; only one that SIGUSR1 asks for is complete."
+            "--save_only_model true: checkpoints hold weights alone. --resume_from_checkpoint cannot go on from them, "
+            "also where a cluster's script starts a run that was cut short again; only one that SIGUSR1 asks for is "
+            "complete."
         )
 
 

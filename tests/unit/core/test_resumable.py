@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from vlm_lora.errors import ConfigError
 from vlm_lora.training.checkpoints import ENGINES, FLAGS, missing_parts, refuse_to_resume, state_of
 from vlm_lora.training.engine import engine_of
+from vlm_lora.training.outputs import find_checkpoint
 
 STATES = {
     "DeepSpeed": ("global_step5/mp_rank_00_model_states.pt", "latest", "scheduler.pt"),
@@ -51,6 +53,21 @@ def test_weights_alone_are_refused_by_every_engine(engine: str, tmp_path: Path) 
         (path / name).unlink()
     with pytest.raises(ConfigError, match=r"optimizer\.pt \(missing.*scheduler\.pt.*--save_only_model.*--list_check"):
         refuse_to_resume(path, engine)
+
+
+def test_true_passes_over_weights_alone_for_an_older_whole_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after SIGUSR1 in a run with --save_only_model, which went on and was cut short."""
+    whole = checkpoint(tmp_path, "no engine")
+    alone = tmp_path / "checkpoint-9"
+    shutil.copytree(whole, alone)
+    assert find_checkpoint(tmp_path, True) == str(alone)
+    (alone / "optimizer.pt").unlink()
+    assert find_checkpoint(tmp_path, True) == str(whole)
+    assert caplog.messages == [f"{alone}: it lacks optimizer.pt (missing or empty); going on from {whole} instead."]
+    (whole / "scheduler.pt").unlink()
+    assert find_checkpoint(tmp_path, True) == str(alone), "none is whole: the newest is refused by name"
 
 
 @pytest.mark.parametrize(
