@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -43,17 +42,10 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True)
 def _logging_and_environment_as_they_were() -> Iterator[None]:
     """The command line sets up logging and the environment of its process; here many commands share one."""
-    names = ("vlm_lora", "vlm_lora_cuda", "vlm_lora_habana")
-    levels = {name: logging.getLogger(name).level for name in names}
-    handlers, environment = list(logging.root.handlers), dict(os.environ)
-    yield
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
-    logging.root.handlers[:] = handlers
-    # pytest itself keeps the name of the running test there.
-    for name in set(os.environ) - set(environment) - {"PYTEST_CURRENT_TEST"}:
-        del os.environ[name]
-    os.environ.update(environment)
+    from support.process import as_it_was
+
+    with as_it_was():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
-import os
 import pickle
 import shutil
 import zipfile
@@ -20,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from support.process import as_it_was
 from support.rows import write_uneven_rows
 from support.runs import run, script_flags
 from vlm_lora.cli import main, run_script
@@ -81,16 +80,8 @@ def trained(model_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPa
     """A folder with `data` and the run `out`, which has checkpoints. Copy it before changing it."""
     root = tmp_path_factory.mktemp("trained")
     data = write_uneven_rows(root / "data", rows=4)
-    # A run sets up logging and the environment for its process; this one is outside any single test's clean-up.
-    names = ("vlm_lora", "vlm_lora_cuda", "vlm_lora_habana")
-    levels = {name: logging.getLogger(name).level for name in names}
-    handlers, environment = list(logging.root.handlers), dict(os.environ)
-    run(model_folder("gemma3"), data, root / "out", do_train=True, max_steps=2, save_strategy="steps", save_steps=1)
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
-    logging.root.handlers[:] = handlers
-    os.environ.clear()
-    os.environ.update(environment)
+    with as_it_was():
+        run(model_folder("gemma3"), data, root / "out", do_train=True, max_steps=2, save_strategy="steps", save_steps=1)
     return root
 
 
