@@ -133,7 +133,7 @@ def main() -> None:
     note = (
         f"Measured by `python benchmarks/data_check.py --workers {own.workers} --size {own.size}` with the "
         f"tests' tiny Gemma 3 processor and {own.size}x{own.size} PNG files, on {os.cpu_count()} cores "
-        f"({platform.machine()}, Python {platform.python_version()}), which other work shared."
+        f"({platform.machine()}, Python {platform.python_version()})."
     )
     table = "\n".join([note, "", *lines])
     print(table)
