@@ -132,7 +132,7 @@ def ask(run: RunConfig, *, images: Sequence[ImageSource], prompt: str) -> str:
     system = (Turn(role="system", parts=(Text(text=said),)),) if said else ()
     question = Conversation(
         turns=(*system, Turn(role="user", parts=parts), Turn(role="assistant", parts=(Text(text=""),))),
-        source=RowSource(file="--prompt"),
+        source=RowSource(file="--image and --prompt"),
     )
     tools.encoder.encode_prompt(question)  # a bad picture is found before the weights load
     model = _load_for_answers(stage, tools).to(stage.backend.device())

@@ -328,7 +328,8 @@ def _must_hold_out(
     if config.validation_fraction == 0:
         raise DataError(
             f"{source.name} names no validation split and --validation_fraction 0 holds none out. Type "
-            "--validation_name with data to evaluate on, or a share such as --validation_fraction 0.05."
+            "--validation_name with data to evaluate on, a share such as --validation_fraction 0.05, or "
+            "--do_eval false to train on all rows and evaluate on none."
         )
     return True
 
