@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from support.datasets import write_chartqa_folder, write_jsonl
-from support.runs import logged, run, script_flags
+from support.runs import TORCHRUN, logged, run, run_processes, script_flags
 from vlm_lora.cli import run_script
 from vlm_lora.data.streamed import StreamedConversations
 
@@ -25,7 +22,6 @@ FLAGS = {
     "learning_rate": 1e-3,
     "lora_dropout": 0.1,
 }
-EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -66,19 +62,7 @@ def test_two_processes_equal_one(model_folder: Callable[[str], Path], charts: Pa
     flags = {**FLAGS, "lora_dropout": 0, "max_steps": 4}
     one = losses(model, charts, tmp_path / "one", **flags)
     two = {**flags, "per_device_train_batch_size": 1, "ddp_backend": "gloo"}
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"),
-            *("run_lora_vlm.py", *script_flags(model, charts, tmp_path / "two", **two)),
-        ],
-        cwd=EXAMPLES,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    run_processes([*TORCHRUN, *script_flags(model, charts, tmp_path / "two", **two)])
     assert logged(tmp_path / "two", "loss") == pytest.approx(one, rel=1e-4)
     other = losses(model, charts, tmp_path / "other", **flags, data_seed=7)
     assert other != pytest.approx(one, rel=1e-3), "other rows have other losses"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
@@ -14,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from support.runs import logged, run, script_flags
+from support.runs import logged, run, run_processes, script_flags
 from support.tars import write_chart_tar
 from vlm_lora.cli import main
 
@@ -92,15 +90,7 @@ def test_two_processes_take_the_steps_and_samples_of_one(model_folder: Callable[
     ]
     more = {"do_eval": False, "per_device_train_batch_size": 2, "ddp_backend": "gloo"}
     words = script_flags(model_folder("gemma3"), folder, tmp_path / "two", **flags, **more)
-    done = subprocess.run(
-        [*launch, *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    run_processes([*launch, *words])
     one = tmp_path / "one"
     run(model_folder("gemma3"), folder, one, **flags, per_device_train_batch_size=4)
     assert len(logged(one, "grad_norm")) == 2, "seven rows in global batches of four"

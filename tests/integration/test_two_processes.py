@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +10,8 @@ from pathlib import Path
 import pytest
 
 from support.rows import write_uneven_rows
-from support.runs import logged, run, script_flags
+from support.runs import TORCHRUN, logged, run, run_processes, script_flags
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "run_lora_vlm.py"]
 LAUNCH = [
     str(Path(sys.executable).with_name("vlm-lora")),
     *["launch", "--backend", "cuda", "--world_size", "2", "train"],
@@ -40,16 +34,7 @@ def test_two_processes_equal_one(launcher: list[str], model_folder: Callable[[st
     words = script_flags(
         model_folder("gemma3"), data, tmp_path / "two", **flags, per_device_train_batch_size=3, ddp_backend="gloo"
     )
-    done = subprocess.run(
-        [*launcher, *words],
-        cwd=EXAMPLES,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    run_processes([*launcher, *words])
     two = json.loads((tmp_path / "two" / "all_results.json").read_text(encoding="utf-8"))
     assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-5)
     assert logged(tmp_path / "two", "grad_norm") == pytest.approx(logged(tmp_path / "one", "grad_norm"), rel=1e-5)
@@ -74,14 +59,5 @@ def test_two_compiled_processes(model_folder: Callable[[str], Path], tmp_path: P
         torch_compile_backend="eager",
         log_level="info",
     )
-    done = subprocess.run(
-        [*TORCHRUN, *words],
-        cwd=EXAMPLES,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Engine: DistributedDataParallel, compiled, on 2 processes." in done.stderr
+    said = run_processes([*TORCHRUN, *words])
+    assert "Engine: DistributedDataParallel, compiled, on 2 processes." in said

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,10 @@ import pytest
 from vlm_lora import pipeline
 from vlm_lora.cli import run_script
 from vlm_lora.training import trainer
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "run_lora_vlm.py"]
+"""Starts the script of `EXAMPLES` on two processes."""
 
 
 def script_flags(model: Path, data: Path, output: Path, **flags: object) -> list[str]:
@@ -37,6 +45,22 @@ def run(model: Path, data: Path, output: Path, **flags: object) -> dict[str, Any
         pytest.fail(f"the command exited with {code}")
     results: dict[str, Any] = json.loads((output / "all_results.json").read_text(encoding="utf-8"))
     return results
+
+
+def run_processes(command: Sequence[str], *, cwd: Path = EXAMPLES) -> str:
+    """Run a launcher with its command and return what they wrote to stderr; any exit code but 0 fails the test."""
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    if done.returncode != 0:
+        pytest.fail(f"the command exited with {done.returncode}: {done.stderr}")
+    return done.stderr
 
 
 def logged(output: Path, key: str) -> list[float]:

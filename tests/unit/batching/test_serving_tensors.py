@@ -54,7 +54,7 @@ def question(path: Path) -> Conversation:
             Turn(role="user", parts=(ImageRef(source=path), Text(text="What is it?"))),
             Turn(role="assistant", parts=(Text(text=""),)),
         ),
-        source=RowSource(file="--prompt"),
+        source=RowSource(file="--image and --prompt"),
     )
 
 
