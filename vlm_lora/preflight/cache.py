@@ -34,7 +34,7 @@ from vlm_lora.stages import Tools
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Changes with the layout of the files."""
 
 KEPT = 50

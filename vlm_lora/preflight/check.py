@@ -103,6 +103,9 @@ def check_before_training(
     overlong, bad = divide(listed, run.batching.on_overflow)
     judge(bad, counts, run.data, where=str(folder / REPORT), shown=SHOWN, dropped=overlong)
     logger.info("Checked %d rows: %d bad. %s says what they are.", sum(counts.values()), len(bad), folder / REPORT)
+    for name, split in content["splits"].items():
+        if split["unanswered"]:
+            logger.info("%s: %d rows have an empty answer, which the model learns to give.", name, split["unanswered"])
     if content["leaked"]:
         logger.warning(
             "%d validation rows are also trained on; %s names the first.", content["leaked"], folder / REPORT

@@ -105,6 +105,10 @@ class SplitReport:
     """Pictures a row."""
     widths: Distribution
     heights: Distribution
+    unanswered: int
+    """Rows with an empty answer, which the model learns to give."""
+    unanswered_rows: tuple[NamedRow, ...]
+    """The first of them."""
     repeated: int
     """Rows that say the same as an earlier row of this split."""
     repeats: tuple[tuple[NamedRow, ...], ...]
@@ -198,6 +202,7 @@ def _split_report(rows: ConversationDataset, findings: Findings) -> SplitReport:
     good = findings.good()
     repeated, groups = _repeats(findings.numbers("contents"), good)
     tokens = findings.numbers("tokens")
+    unanswered = np.flatnonzero(findings.numbers("unanswered"))
     widths, heights = findings.numbers("widths"), findings.numbers("heights")
     owner = np.repeat(np.arange(len(findings)), findings.numbers("pictures"))
     longest = _largest(tokens)
@@ -213,6 +218,8 @@ def _split_report(rows: ConversationDataset, findings: Findings) -> SplitReport:
         pictures=Distribution.of(findings.numbers("pictures")[good]),
         widths=Distribution.of(widths),
         heights=Distribution.of(heights),
+        unanswered=len(unanswered),
+        unanswered_rows=tuple(_named(rows, int(at), "") for at in unanswered[:EXTREMES]),
         repeated=repeated,
         repeats=tuple(tuple(_named(rows, index, "") for index in group) for group in groups),
         longest=tuple(_named(rows, index, f"{tokens[index]} tokens") for index in longest if good[index]),

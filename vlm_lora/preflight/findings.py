@@ -42,6 +42,8 @@ class Finding:
 
     tokens: int = 0
     supervised: int = 0
+    unanswered: bool = False
+    """Whether a turn of the assistant says nothing: the model learns to say nothing there."""
     sizes: tuple[tuple[int, int], ...] = ()
     """Width and height of each picture in pixels, as loaded."""
     content: int = 0
@@ -75,6 +77,7 @@ class Findings:
     ARRAYS: Mapping[str, str] = {
         "tokens": "I",
         "supervised": "I",
+        "unanswered": "B",
         "pictures": "I",
         "contents": "Q",
         "stamps": "Q",
@@ -99,6 +102,7 @@ class Findings:
         row = {
             "tokens": finding.tokens,
             "supervised": finding.supervised,
+            "unanswered": int(finding.unanswered),
             "pictures": len(finding.sizes),
             "contents": finding.content,
             "stamps": finding.stamp,

@@ -55,6 +55,7 @@ class Inspection:
         return Finding(
             tokens=tokens,
             supervised=supervised,
+            unanswered=any(turn.role == "assistant" and not turn.text.strip() for turn in conversation.turns),
             sizes=sizes,
             content=content,
             stamp=files ^ _stamp_of_urls(conversation),

@@ -29,6 +29,7 @@ def print_report(report: DataReport, console: Console) -> None:
         console.print(f"    {row.kind}: {row.cure}", style="dim", markup=False, highlight=False)
     if len(report.bad) > SHOWN:
         console.print(f"  and {len(report.bad) - SHOWN} more; --json and --html FILE list all.")
+    console.print("  Rows count from 0.", style="dim")
 
 
 def _print_split(name: str, split: SplitReport, console: Console) -> None:
@@ -44,6 +45,11 @@ def _print_split(name: str, split: SplitReport, console: Console) -> None:
         table.add_row(heading, *(str(number) for number in numbers), _bars(figures))
     console.print(table)
     console.print(f"  supervised: {split.supervised_share:.1%} of the tokens", highlight=False)
+    if split.unanswered:
+        first = _places(split.unanswered_rows[:1])
+        console.print(
+            f"  empty answers: {split.unanswered} rows teach the model to say nothing, such as {first}", markup=False
+        )
     if split.repeated:
         first = _places(split.repeats[0])
         console.print(

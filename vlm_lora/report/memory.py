@@ -52,7 +52,8 @@ def progress(*, disabled: bool) -> Iterator[Callable[[str], None]]:
 def print_plan(report: PlanReport, console: Console) -> None:
     """Print one table per kind of plan, the verdict on each device, and proposals where one does not fit."""
     choice = report.choice
-    console.print(f"{report.model}: {report.note}", markup=False)
+    console.print(f"Model: {report.model}", markup=False)
+    console.print(f"Data: {report.note}", markup=False)
     console.print(
         f"Batch {choice.batch_size} per device, {choice.accumulation} micro-batches, {choice.world_size} processes, "
         f"{'with' if choice.checkpointing else 'without'} gradient checkpointing, {choice.optimizer}.",

@@ -209,6 +209,32 @@ def test_rows_that_are_trained_on_and_measured_are_named(
     assert [(Path(row["file"]).name, row["row"]) for row in report["leaks"]] == [("validation.jsonl", 1)]
 
 
+def test_empty_answers_are_counted_and_the_first_are_named(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are good rows: an empty answer can be meant."""
+    turns = [
+        {"role": "user", "content": "What is it?"},
+        {"role": "assistant", "content": " \n"},
+        {"role": "user", "content": "And now?"},
+        {"role": "assistant", "content": "red"},
+    ]
+    said = [*turns[:1], {"role": "assistant", "content": "blue"}, *turns[2:]]
+    folder = tmp_path / "data"
+    write_jsonl(folder / "train.jsonl", [{"messages": said}, {"messages": turns}, {"messages": said}])
+    write_jsonl(folder / "validation.jsonl", [{"messages": said}])
+    code, report, _ = check(model, folder, capsys)
+    assert (code, report["bad"]) == (0, [])
+    assert {name: split["unanswered"] for name, split in report["splits"].items()} == {"train": 1, "validation": 0}
+    first = [(Path(row["file"]).name, row["row"]) for row in report["splits"]["train"]["unanswered_rows"]]
+    assert first == [("train.jsonl", 1)]
+    html = tmp_path / "page.html"
+    flags = ["--model_name_or_path", str(model), "--dataset_name", str(folder), "--use_cpu", "--html", str(html)]
+    assert main(["check", *flags]) == 0
+    assert capsys.readouterr().out.count(f"empty answers: 1 rows teach the model to say nothing, such as {folder}") == 1
+    assert html.read_text(encoding="utf-8").count("1 rows have an empty answer") == 1
+
+
 def test_terminal_says_the_same_as_json(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_rows(tmp_path / "data", faulty=True)
     words = ("--validation_fraction", "0", "--do_eval", "false")
@@ -233,6 +259,7 @@ def test_terminal_says_the_same_as_json(model: Path, tmp_path: Path, capsys: pyt
     assert f"{split['supervised_share']:.1%} of the tokens" in shown
     for row in report["bad"]:
         assert f"{row['file']} row {row['row']}: {row['reason']}" in shown
+    assert "Rows count from 0." in shown
 
 
 @pytest.mark.parametrize(
