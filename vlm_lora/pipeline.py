@@ -52,6 +52,7 @@ from vlm_lora.training.engine import (
     refuse_lost_weights,
     refuse_other_engine,
 )
+from vlm_lora.training.finished import fit
 from vlm_lora.training.outputs import (
     check_adapter_settings,
     claim_output_dir,
@@ -337,12 +338,12 @@ def _fit(stage: Stage, trainer: Any, checkpoint: str | None) -> dict[str, Any]:
     if checkpoint is not None:
         check_adapter_settings(checkpoint, trainer.model)
     with ending_on_signal(trainer), agreeing_schedule():
-        metrics: dict[str, Any] = trainer.train(resume_from_checkpoint=checkpoint).metrics
+        metrics = fit(trainer, checkpoint)
     trainer.save_model(stage.arguments.output_dir)
     trainer.save_state()
     memory = {f"train_{name}": value for name, value in stage.backend.memory().items()}
     samples = len(trainer.train_dataset)
-    return {**_start_metrics(trainer), **metrics, **memory, "train_samples": samples}
+    return {**_start_metrics(trainer), **memory, **metrics, "train_samples": samples}
 
 
 def _evaluate(stage: Stage, tools: Tools, splits: Splits, trainer: Any) -> dict[str, Any]:

@@ -56,9 +56,11 @@ class GradientAudit(TrainerCallback):
         self._reached: set[str] = set()
         self._pending: set[str] = set()
         self._saw_picture = False
+        self._first_step = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start to listen, on the tensors as the wrapped model has them."""
+        self._first_step = state.global_step
         self.start(kwargs.get("model"))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -67,7 +69,7 @@ class GradientAudit(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Say what was never checked, and stop listening."""
-        if self._pending:
+        if self._pending and state.global_step > self._first_step:
             logger.warning(
                 "No training batch held a picture, so %d trainable tensors of the vision path never trained.",
                 len(self._pending),

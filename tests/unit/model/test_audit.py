@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerState
 
 from support.tiny import available
 from support.tiny.batches import build_batch, load_plainly, next_token_loss
@@ -108,10 +109,15 @@ def test_a_run_without_pictures_says_that_the_vision_path_never_trained(
 ) -> None:
     processor, model = _tuned(model_folder("llava"), lora_targets="all")
     audit = GradientAudit(model)
-    audit.on_train_begin(None, None, None, model=model)
+    state = TrainerState(global_step=5)
+    audit.on_train_begin(None, state, None, model=model)
+    audit.on_train_end(None, state, None)
+    assert not caplog.text, "no step was made"
+    audit.on_train_begin(None, state, None, model=model)
     _step(model, build_batch(processor, picture=None))
-    audit.on_pre_optimizer_step(None, None, None)
-    audit.on_train_end(None, None, None)
+    audit.on_pre_optimizer_step(None, state, None)
+    state.global_step += 1
+    audit.on_train_end(None, state, None)
     assert "No training batch held a picture" in caplog.text
 
 

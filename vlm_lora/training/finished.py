@@ -1,0 +1,65 @@
+"""Resuming a run that has made all its steps: nothing is trained, and its figures stay as they were.
+
+A run that was cut short in its last evaluation comes here, and a cluster's job that is started once more. The base
+class would train a step more where the last one did not end an epoch, and say that its loss was 0.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+logger = logging.getLogger(__name__)
+
+
+class _NothingLeftError(Exception):
+    """The checkpoint holds as many steps as are asked for."""
+
+
+class StopWhereDone(TrainerCallback):
+    """Ends the training before its first step where the checkpoint has made all of them."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Compare the steps; the weights are loaded by now, whatever engine shards them.
+
+        Raises:
+            _NothingLeftError: none is left.
+        """
+        if state.global_step >= state.max_steps:
+            raise _NothingLeftError
+
+
+def fit(trainer: Any, checkpoint: str | None) -> dict[str, Any]:
+    """Train from a checkpoint or afresh, and return the base class's figures; the earlier ones where no step is left.
+
+    Args:
+        trainer: with or without `--load_best_model_at_end`, which holds here as at any end.
+        checkpoint: the folder to go on from, or None.
+    """
+    stop = StopWhereDone()
+    trainer.add_callback(stop)
+    try:
+        figures: dict[str, Any] = trainer.train(resume_from_checkpoint=checkpoint).metrics
+        return figures
+    except _NothingLeftError:
+        arguments, state = trainer.args, trainer.state
+        logger.warning(
+            "%s has made %d of %d steps: nothing is left to train. To train on, type more --max_steps or "
+            "--num_train_epochs.",
+            checkpoint,
+            state.global_step,
+            state.max_steps,
+        )
+        trainer.is_in_train = False
+        trainer.callback_handler.on_train_end(arguments, state, trainer.control)
+        if arguments.load_best_model_at_end and state.best_model_checkpoint is not None:
+            trainer._load_best_model()
+        known = Path(arguments.output_dir) / "train_results.json"
+        earlier: dict[str, Any] = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else {}
+        return {"epoch": state.epoch, "total_flos": state.total_flos, **earlier}
+    finally:
+        trainer.remove_callback(stop)
