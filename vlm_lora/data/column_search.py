@@ -9,6 +9,7 @@ from typing import Any
 from vlm_lora.config import DataConfig
 from vlm_lora.data.chats import parse_turns
 from vlm_lora.data.columns import COLUMN_NAMES, ColumnRole
+from vlm_lora.data.conversation import RowSource
 from vlm_lora.data.image_values import is_missing
 from vlm_lora.data.rows import Row, Rows
 from vlm_lora.data.wording import quoted
@@ -28,6 +29,8 @@ class ColumnSearch:
     columns: tuple[str, ...]
     sample: Sequence[Row]
     where: str
+    place: Callable[[int], RowSource]
+    """Where a row of the sample lies."""
     quiet: bool = False
     """Whether nothing is to be warned of."""
 
@@ -55,6 +58,21 @@ class ColumnSearch:
         usual = [column for column in self.columns if column.casefold() in names.usual]
         return usual or [column for column in self.columns if column.casefold() in names.fallback]
 
+    def odd_rows(self, columns: Sequence[str]) -> str:
+        """Say which of the columns only a few rows have, and the first of those; empty where none is such.
+
+        A file with columns for one thing twice is most often one whose rows were written in two ways.
+        """
+        there = {
+            column: [at for at, row in enumerate(self.sample) if row.get(column) is not None] for column in columns
+        }
+        rare = {column: found for column, found in there.items() if found and len(found) * 2 < len(self.sample)}
+        said = (
+            f" Only {len(found)} of the first {len(self.sample)} rows have '{column}', such as {self.place(found[0])}."
+            for column, found in rare.items()
+        )
+        return "".join(said)
+
     def single(self, role: ColumnRole, candidates: Sequence[str], otherwise: str = "") -> str:
         """Return the only candidate.
 
@@ -70,7 +88,7 @@ class ColumnSearch:
         if len(candidates) > 1:
             raise DataError(
                 f"{self.where} has {len(candidates)} columns that could be the {role}: "
-                f"{quoted(candidates)}. "
+                f"{quoted(candidates)}.{self.odd_rows(candidates)} "
                 f"Type {names.flag} with the one you mean, for example {names.flag} {candidates[0]}."
             )
         if not candidates:

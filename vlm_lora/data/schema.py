@@ -94,7 +94,7 @@ def detect_schema(rows: Rows, config: DataConfig, *, quiet: bool = False) -> Sch
 
 def _detect(rows: Rows, config: DataConfig, *, quiet: bool) -> Schema:
     sample = [rows[i] for i in range(min(len(rows), SAMPLE))]
-    search = ColumnSearch(columns=rows.columns, sample=sample, where=where_from(rows), quiet=quiet)
+    search = ColumnSearch(columns=rows.columns, sample=sample, where=where_from(rows), place=rows.source, quiet=quiet)
     mapped = read_mapping(search, config)
     pictures = find_pictures(search, mapped.get("image"))
     if "boxes" in mapped or "page" in mapped:
@@ -117,7 +117,8 @@ def _detect(rows: Rows, config: DataConfig, *, quiet: bool) -> Schema:
     if separate and len(prompts) == 1 and len(responses) == 1:
         raise DataError(
             f"{search.where} has a chat column ({quoted(separate)}) and a question with an answer "
-            f"('{prompts[0]}', '{responses[0]}'). Type --messages_column {separate[0]}, or "
+            f"('{prompts[0]}', '{responses[0]}').{search.odd_rows([*separate, prompts[0], responses[0]])} "
+            f"Type --messages_column {separate[0]}, or "
             f"--prompt_column {prompts[0]} --response_column {responses[0]}."
         )
     if separate or (chats and not (prompts and responses)):
@@ -133,7 +134,7 @@ def find_image_column(rows: Rows, config: DataConfig) -> str:
         DataError: None, several, or one that is named and not there.
     """
     sample = [rows[i] for i in range(min(len(rows), SAMPLE))]
-    search = ColumnSearch(columns=rows.columns, sample=sample, where=where_from(rows))
+    search = ColumnSearch(columns=rows.columns, sample=sample, where=where_from(rows), place=rows.source)
     column = find_pictures(search, read_mapping(search, config).get("image")).column
     return column if column is not None else search.single("image", [])
 

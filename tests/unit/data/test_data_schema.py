@@ -193,6 +193,21 @@ def test_two_candidates_are_an_error_that_names_the_flag(detect: Detect, row: di
         detect(row)
 
 
+def test_the_odd_rows_that_make_a_column_ambiguous_are_named(detect: Detect) -> None:
+    row = {"image": "a.png", "query": "q", "label": "a"}
+    other = {"image": "a.png", "question": "q", "label": "a"}
+    said = r"'query', 'question'\. Only 1 of the first 4 rows have 'question', such as .*rows\.jsonl row 2\. Type"
+    with pytest.raises(DataError, match=said):
+        detect(row, row, other, row)
+    chat = {"image": "a.png", "talk": CHAT}
+    said = r"\('query', 'label'\)\. Only 1 of the first 3 rows have 'talk', such as .*rows\.jsonl row 1\. Type"
+    with pytest.raises(DataError, match=said):
+        detect(row, chat, row)
+    # The control: every row has both.
+    with pytest.raises(DataError, match=r"'query', 'question'\. Type"):
+        detect(*[{**row, **other}] * 4)
+
+
 def test_no_candidate_lists_what_was_seen_and_what_is_known(detect: Detect) -> None:
     with pytest.raises(DataError, match=r"as the prompt.*'image', 'foo', 'label'.*query, question.*--prompt_column"):
         detect({"image": "a.png", "foo": "q", "label": "a"})
