@@ -23,7 +23,7 @@ from vlm_lora import __version__
 from vlm_lora.backend import select
 from vlm_lora.config_sources import parse
 from vlm_lora.config_values import is_true
-from vlm_lora.errors import ConfigError, EndedEarlyError, UserError, plain_message
+from vlm_lora.errors import ConfigError, EndedEarlyError, UserError, nearest, plain_message
 from vlm_lora.launching import LaunchRequest, parse_launch, run_launch
 from vlm_lora.process_group import lost_partner, port_taken
 from vlm_lora.verb_setup import configure, described, rank, set_up_logging, verb_parser, wants_debug
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_DONE
     verb, rest = arguments[0], arguments[1:]
     if verb not in VERBS:
-        print(f"vlm-lora: no verb '{verb}'; there are {', '.join(VERBS)}.", file=sys.stderr)
+        print(f"vlm-lora: no verb '{verb}'; there are {', '.join(VERBS)}.{nearest(verb, VERBS)}", file=sys.stderr)
         return EXIT_USAGE
     if verb == "launch" and rest[:1] in (["-h"], ["--help"]):
         print(LAUNCH_USAGE.format(program="vlm-lora launch"))
@@ -303,7 +303,10 @@ def _start(program: str, backend: str, words: Sequence[str]) -> int:
         # The installed command is a Python script itself, which every launcher can start.
         command = [str(Path(sys.executable).with_name("vlm-lora")), *command]
     if not Path(command[0]).is_file():
-        raise ConfigError(f"{program}: {command[0]} is no script here and no verb ({', '.join(VERBS)}).")
+        verbs = ", ".join(VERBS)
+        raise ConfigError(
+            f"{program}: {command[0]} is no script here and no verb ({verbs}).{nearest(command[0], VERBS)}"
+        )
     set_up_logging("info")
     chosen, probe = select(request.backend)
     launch = chosen.launch(request, command)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora.errors import ConfigError, nearest
-from vlm_lora.machines import LOOPBACK, PORT, machines
+from vlm_lora.machines import LOOPBACK, PORT, Machines, machines
 from vlm_lora.relay import Relay
 
 ENTRY = "-m", "vlm_lora.elastic"
@@ -160,6 +160,7 @@ def _parser(program: str, backend: str) -> _Parser:
     parser = _Parser(prog=program, allow_abbrev=False, add_help=False)
     parser.add_argument("--backend", default=backend)
     parser.add_argument("--world_size", "--world-size", "--nproc_per_node", "--nproc-per-node", type=int)
+    parser.add_argument("--num_processes", "--num-processes", type=int)  # accelerate's: of all machines
     parser.add_argument("--use_mpi", "--use-mpi", action="store_true")
     parser.add_argument("--use_deepspeed", "--use-deepspeed", action="store_true")
     parser.add_argument("--use_accelerate", "--use-accelerate", action="store_true")
@@ -201,7 +202,7 @@ def parse_launch(
     place = machines({} if others else environ, **typed)
     request = LaunchRequest(
         backend=own.backend,
-        world_size=place.processes if own.world_size is None else own.world_size,
+        world_size=_processes(own, place),
         use_mpi=own.use_mpi,
         use_deepspeed=own.use_deepspeed,
         use_accelerate=own.use_accelerate or own.config_file is not None,
@@ -214,6 +215,21 @@ def parse_launch(
         map_by=own.map_by,
     )
     return request, command
+
+
+def _processes(own: argparse.Namespace, place: Machines) -> int | None:
+    """Return the processes of one machine; None where neither the user nor the cluster says it."""
+    if own.num_processes is None:
+        return place.processes if own.world_size is None else int(own.world_size)
+    if own.world_size is not None:
+        raise ConfigError("--world_size (on each machine) and --num_processes (on all of them): leave one of them out.")
+    each, left = divmod(own.num_processes, place.count)
+    if left:
+        raise ConfigError(
+            f"--num_processes {own.num_processes}: counts those of all machines, and {place.count} cannot share them "
+            "evenly. Type --world_size N, the processes on each."
+        )
+    return int(each)
 
 
 def torchrun(request: LaunchRequest, command: Sequence[str]) -> Launch:

@@ -215,7 +215,12 @@ def test_error_in_a_loader_worker_is_as_short(
 
 def test_unknown_verb_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trian"]) == 2
-    assert "train" in capsys.readouterr().err
+    assert "Did you mean 'train'?" in capsys.readouterr().err
+
+
+def test_what_the_launcher_cannot_start_is_named_with_the_nearest_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    said = ("tran is no script here and no verb (train, ", "Did you mean 'train'?")
+    check_refusal(lambda: main(["launch", "--world_size", "2", "tran", "--config", "a.yaml"]), said, capsys)
 
 
 def test_ask_without_a_prompt(capsys: pytest.CaptureFixture[str]) -> None:

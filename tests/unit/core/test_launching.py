@@ -56,11 +56,28 @@ def test_own_flags_stand_before_the_script_and_spaces_survive() -> None:
         (["--nnodes", "2", "run.py"], "--node_rank is missing"),
         (["--nnodes", "2", "--node_rank", "0", "--master_addr", "a", "--use_mpi", "run.py"], "mpirun starts those of"),
         (["--node_ran", "1", "run.py"], "--node_rank"),
+        (["--world_size", "2", "--num_processes", "2", "run.py"], "leave one of them out"),
+        (
+            ["--nnodes", "2", "--node_rank", "0", "--master_addr", "a", "--num_processes", "7", "run.py"],
+            "--num_processes 7: .* 2 cannot share them evenly",
+        ),
     ],
 )
 def test_wrong_words(words: list[str], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         parse(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "on_each"),
+    [
+        ((), None),
+        (("--num_processes", "8"), 8),
+        (("--num_processes", "8", "--num_machines", "2", "--machine_rank", "1", "--main_process_ip", "first"), 4),
+    ],
+)
+def test_processes_as_accelerate_counts_them(words: tuple[str, ...], on_each: int | None) -> None:
+    assert parse(*words, "run.py")[0].world_size == on_each
 
 
 def test_hostfile(tmp_path: Path) -> None:
