@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from vlm_lora.launching import exit_code, pass_signal_on
+from vlm_lora.group_signals import pass_signal_on
+from vlm_lora.launching import exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,13 +10,13 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vlm_lora.errors import ConfigError, nearest
+from vlm_lora.group_signals import GRACE, PASSED_ON, PassingOn, end_group
 from vlm_lora.machines import LOOPBACK, PORT, Machines, machines
 from vlm_lora.relay import Relay
 
@@ -26,14 +26,8 @@ ENTRY = "-m", "vlm_lora.elastic"
 KILLED = (128 + signal.SIGKILL, 256 - signal.SIGKILL)
 """Exit codes for a killed process: a shell's, and that of DeepSpeed's launcher."""
 
-PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Signals for every process of a run."""
-
 SHARING = ("TORCHELASTIC_RUN_ID", "CROSS_SIZE")
 """Variables of launchers that bind their processes to no cores: torch's and accelerate's, and DeepSpeed's."""
-
-GRACE = 20.0
-"""Seconds that processes have to end after the first signal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,25 +293,29 @@ def run_launch(launch: Launch) -> int:
     Ctrl-C, SIGTERM and SIGUSR1 (on which training saves a checkpoint and ends) go to every process. What they write
     passes through; where the run fails, the message of the process that failed first is repeated at the end.
     """
-    child = subprocess.Popen(
-        launch.argv,
-        env={**os.environ, **launch.environment},
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    relay = Relay(child.stderr)
-    ended_by: list[int] = []
-    previous = {number: signal.signal(number, _forward(child, ended_by)) for number in PASSED_ON}
+    passing = PassingOn()
+    # Before there is a child: a signal in between would end this process alone, and leave the others behind.
+    previous = {number: signal.signal(number, passing) for number in PASSED_ON}
     try:
-        code = child.wait()
+        child = subprocess.Popen(
+            launch.argv,
+            env={**os.environ, **launch.environment},
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        relay = Relay(child.stderr)
+        try:
+            passing.start(child.pid)
+            code = child.wait()
+        finally:
+            end_group(child.pid)
+            relay.join(timeout=GRACE)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        _end_group(child.pid)
-        relay.join(timeout=GRACE)
     code = exit_code(code)
-    if code not in (0, os.EX_TEMPFAIL) and ended_by:  # launchers have codes of their own for it, or none
-        code = 128 + ended_by[0]
+    if code not in (0, os.EX_TEMPFAIL) and passing.ended_by:  # launchers have codes of their own for it, or none
+        code = 128 + passing.ended_by
     if code:
         killed = "A process was killed (SIGKILL), as the kernel does where memory runs out."
         why = relay.cause or (killed if code in KILLED else "")
@@ -329,53 +327,3 @@ def run_launch(launch: Launch) -> int:
 def exit_code(code: int) -> int:
     """Return a child's exit code as a shell counts it: 128 and the number of the signal that ended it."""
     return 128 - code if code < 0 else code
-
-
-def pass_signal_on() -> None:
-    """Let this process, which starts ranks in sessions of their own, hand SIGUSR1 to them and go on.
-
-    The launchers of torch and accelerate would end by it, and with them the ranks before they have saved.
-    """
-
-    def handler(number: int, frame: Any) -> None:
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
-                if parent == str(os.getpid()) and b"\0LOCAL_RANK=" in b"\0" + (folder / "environ").read_bytes():
-                    os.kill(int(folder.name), number)
-            except (FileNotFoundError, ProcessLookupError, PermissionError):
-                continue  # it ended meanwhile, or is another user's
-
-    signal.signal(signal.SIGUSR1, handler)
-
-
-def _forward(child: subprocess.Popen[bytes], ended_by: list[int]) -> Any:
-    """Return a handler that hands a signal to all processes, and notes those that end a run without saving it."""
-
-    def handler(number: int, frame: Any) -> None:
-        if number != signal.SIGUSR1:
-            ended_by.append(number)
-        _signal_group(child.pid, number)
-
-    return handler
-
-
-def _signal_group(group: int, number: int) -> bool:
-    """Send a signal to all processes of a group; False where none is left."""
-    try:
-        os.killpg(group, number)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def _end_group(group: int) -> None:
-    """End what is left of a group: ask, wait, then kill."""
-    if not _signal_group(group, signal.SIGTERM):
-        return
-    waited = threading.Event()
-    for _ in range(int(GRACE * 10)):
-        if not _signal_group(group, 0):
-            return
-        waited.wait(0.1)
-    _signal_group(group, signal.SIGKILL)

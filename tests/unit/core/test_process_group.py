@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
+import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -98,6 +100,21 @@ def test_a_bar_passes_before_its_line_ends(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(sys, "stderr", Watched())
     assert run_launch(Launch(argv=(sys.executable, str(script)))) == 3
     assert "".join(written).endswith("\r 10%\nThe run ended with exit code 3.\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_there_is_a_child_reaches_it(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would end the launcher alone, and leave a run behind that nobody waits for."""
+    begin = subprocess.Popen
+
+    def begin_late(*args: Any, **kwargs: Any) -> subprocess.Popen[bytes]:
+        os.kill(os.getpid(), number)
+        return begin(*args, **kwargs)
+
+    monkeypatch.setattr(subprocess, "Popen", begin_late)
+    assert run_launch(Launch(argv=(sys.executable, "-c", "import time; time.sleep(60)"))) == 128 + number
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
