@@ -61,3 +61,33 @@ def test_two_compiled_processes(model_folder: Callable[[str], Path], tmp_path: P
     )
     said = run_processes([*TORCHRUN, *words])
     assert "Engine: DistributedDataParallel, compiled, on 2 processes." in said
+
+
+@pytest.mark.parametrize("kind", [{}, {"streaming": True, "shuffle_buffer": 4}], ids=["table", "stream"])
+def test_a_run_resumed_inside_its_second_epoch_equals_the_whole_one(
+    kind: dict[str, object], model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Three steps an epoch; the trainer alone would go on in the first epoch's order."""
+    data = write_uneven_rows(tmp_path / "data", rows=6)
+    flags = {
+        "do_train": True,
+        "max_steps": 6,
+        "per_device_train_batch_size": 1,
+        "learning_rate": 1e-2,
+        "save_strategy": "steps",
+        "save_steps": 4,
+        "validation_fraction": 0,
+        "ddp_backend": "gloo",
+        **kind,
+    }
+    whole, resumed, other = tmp_path / "whole", tmp_path / "resumed", tmp_path / "other"
+    go_on = {**flags, "resume_from_checkpoint": whole / "checkpoint-4"}
+    for output, words in ((whole, flags), (resumed, go_on), (other, {**go_on, "data_seed": 7})):
+        run_processes([*TORCHRUN, *script_flags(model_folder("gemma3"), data, output, **words)])
+    assert len(logged(whole, "loss")) == 6
+    assert logged(resumed, "loss") == logged(whole, "loss")
+    name = "adapter_model.safetensors"
+    assert (resumed / name).read_bytes() == (whole / name).read_bytes()
+    # The control: the same rows in another order.
+    assert logged(other, "loss")[:4] == logged(whole, "loss")[:4]
+    assert logged(other, "loss")[4:] != logged(whole, "loss")[4:]

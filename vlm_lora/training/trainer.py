@@ -14,6 +14,7 @@ from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.objective import ScoredModel, SupervisedHead, gather_targets, token_losses
 from vlm_lora.stack import let_cpu_have_numbers
 from vlm_lora.training.engine import zero_stage
+from vlm_lora.training.epochs import EpochOrder
 from vlm_lora.training.rates import PartRates, resumed_rates
 from vlm_lora.training.resuming import load_full_weights
 from vlm_lora.training.saving import check_saved, gathered_state, is_sharded_by_tensor
@@ -134,7 +135,7 @@ class VlmTrainerMixin:
         in_order = str(getattr(arguments, "train_sampling_strategy", "")) == "sequential"
         rows = self.train_dataset  # type: ignore[attr-defined]
         seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
-        return BatchOrder(
+        order = BatchOrder(
             self.row_groups.get("train") or [range(len(rows))],
             batch_size=self._train_batch_size,  # type: ignore[attr-defined]
             processes=arguments.world_size,
@@ -143,6 +144,8 @@ class VlmTrainerMixin:
             # A planned shape fits what a row was measured as, so with shapes every epoch reads epoch 0's rows.
             carries_epoch=rows.varies and "train" not in self.row_groups,
         )
+        self.add_callback(EpochOrder(order))  # type: ignore[attr-defined]
+        return order
 
     def _get_eval_sampler(self, eval_dataset: Any) -> BatchOrder:
         """Evaluate every row once, in order, also where `dataloader_drop_last` drops training's last batch."""
