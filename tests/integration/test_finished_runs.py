@@ -66,6 +66,23 @@ def test_what_was_cut_short_after_the_last_step_is_written(
     assert json.loads((output / "trainer_state.json").read_text(encoding="utf-8"))["global_step"] == 2
 
 
+def test_an_earlier_checkpoint_has_not_the_later_ones_figures(
+    model_folder: Callable[[str], Path], data: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    assert run(model_folder("gemma3"), data, output, **FLAGS)["train_loss"] > 0
+    run(
+        model_folder("gemma3"),
+        data,
+        output,
+        **{**FLAGS, "max_steps": 1, "resume_from_checkpoint": output / "checkpoint-1"},
+    )
+    assert (output / ADAPTER).read_bytes() == (output / "checkpoint-1" / ADAPTER).read_bytes()
+    figures = json.loads((output / "train_results.json").read_text(encoding="utf-8"))
+    assert "train_loss" not in figures
+    assert figures["epoch"] == pytest.approx(1 / 3)
+
+
 def test_the_best_checkpoint_is_loaded_as_at_any_end(
     model_folder: Callable[[str], Path], data: Path, tmp_path: Path
 ) -> None:

@@ -124,6 +124,7 @@ def test_the_table_names_the_assumption(
     words = ["--model_name_or_path", str(model_folder("llava")), "--max_length", "256", "--device", "H100", "L4"]
     assert main(["plan", *words]) == 0
     shown = capsys.readouterr().out
+    assert f"Model: {words[1]}\n" in shown
     assert "\nData: assumed, no data was read: rows of 256 tokens" in shown
     assert "H100-80: " in shown
     assert "fits" in shown

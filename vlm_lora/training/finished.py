@@ -58,8 +58,13 @@ def fit(trainer: Any, checkpoint: str | None) -> dict[str, Any]:
         trainer.callback_handler.on_train_end(arguments, state, trainer.control)
         if arguments.load_best_model_at_end and state.best_model_checkpoint is not None:
             trainer._load_best_model()
-        known = Path(arguments.output_dir) / "train_results.json"
-        earlier: dict[str, Any] = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else {}
-        return {"epoch": state.epoch, "total_flos": state.total_flos, **earlier}
+        return {"epoch": state.epoch, "total_flos": state.total_flos, **_figures_of(state, Path(arguments.output_dir))}
     finally:
         trainer.remove_callback(stop)
+
+
+def _figures_of(state: Any, folder: Path) -> dict[str, Any]:
+    """Return the figures that were written when the training ended where this checkpoint does; else none."""
+    known = folder / "train_results.json"
+    earlier: dict[str, Any] = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else {}
+    return earlier if earlier.get("epoch") == state.epoch else {}

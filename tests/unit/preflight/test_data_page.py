@@ -88,6 +88,7 @@ def test_nothing_is_fetched(page: str) -> None:
 def test_all_bad_rows_are_listed(page: str) -> None:
     found = re.findall(r'<tr class="bad-row"><td>train</td><td class="t">[^<]*</td><td class="n">(\d+)</td>', page)
     assert [int(row) for row in found] == list(range(10, 40))
+    assert "Rows count from 0." in page
 
 
 def test_histograms_are_drawn(page: str) -> None:
