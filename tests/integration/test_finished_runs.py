@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.rows import write_uneven_rows
-from support.runs import logged, run
+from support.runs import capture_trainer, logged, run
 
 ADAPTER = "adapter_model.safetensors"
 FLAGS = {
@@ -30,7 +30,11 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_it_keeps_its_weights_and_figures(
-    model_folder: Callable[[str], Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model_folder: Callable[[str], Path],
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     output = tmp_path / "out"
     first = run(model_folder("gemma3"), data, output, **FLAGS)
@@ -38,6 +42,7 @@ def test_it_keeps_its_weights_and_figures(
     assert first["train_loss"] > 0
     again = {**FLAGS, "log_level": "warning", "resume_from_checkpoint": "true"}
     capsys.readouterr()
+    trainers = capture_trainer(monkeypatch)
     measured = run(model_folder("gemma3"), data, output, **again, do_eval=True)
     said = capsys.readouterr().err
     assert "checkpoint-2 has made 2 of 2 steps: nothing is left to train." in said
@@ -46,6 +51,7 @@ def test_it_keeps_its_weights_and_figures(
     assert logged(output, "loss") == losses
     assert measured.items() >= first.items()
     assert measured["eval_perplexity"] > 1
+    assert [trainer.is_in_train for trainer in trainers] == [False], "--bf16_full_eval has no effect inside training"
     # The control: one step more is another adapter.
     run(model_folder("gemma3"), data, output, **{**again, "max_steps": 3})
     assert (output / ADAPTER).read_bytes() != weights

@@ -235,8 +235,8 @@ def test_empty_answers_are_counted_and_the_first_are_named(
     assert html.read_text(encoding="utf-8").count("1 rows have an empty answer") == 1
     run = ["--output_dir", str(tmp_path / "out"), "--max_steps", "1", "--do_eval", "--disable_tqdm"]
     assert main(["train", *flags, *run]) == 0
-    said = [line for line in capsys.readouterr().err.splitlines() if "have an empty answer" in line]
-    assert said == ["train: 1 rows have an empty answer, which the model learns to give."]
+    noted = [line for line in capsys.readouterr().err.splitlines() if "have an empty answer" in line]
+    assert noted == ["train: 1 rows have an empty answer, which the model learns to give."]
 
 
 def test_terminal_says_the_same_as_json(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
