@@ -57,6 +57,14 @@ def test_it_keeps_its_weights_and_figures(
     assert (output / ADAPTER).read_bytes() != weights
 
 
+def test_a_run_of_no_epochs_is_no_finished_one(
+    model_folder: Callable[[str], Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    none = {"do_train": True, "num_train_epochs": 0, "log_level": "warning"}
+    assert "train_loss" in run(model_folder("gemma3"), data, tmp_path / "out", **none)
+    assert "nothing is left to train" not in capsys.readouterr().err
+
+
 def test_what_was_cut_short_after_the_last_step_is_written(
     model_folder: Callable[[str], Path], data: Path, tmp_path: Path
 ) -> None:

@@ -40,11 +40,12 @@ def fit(trainer: Any, checkpoint: str | None) -> dict[str, Any]:
         trainer: with or without `--load_best_model_at_end`, which holds here as at any end.
         checkpoint: the folder to go on from, or None.
     """
+    if checkpoint is None:
+        return dict(trainer.train().metrics)
     stop = StopWhereDone()
     trainer.add_callback(stop)
     try:
-        figures: dict[str, Any] = trainer.train(resume_from_checkpoint=checkpoint).metrics
-        return figures
+        return dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
     except _NothingLeftError:
         arguments, state = trainer.args, trainer.state
         logger.warning(
