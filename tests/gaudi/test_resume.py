@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from support.rows import write_uneven_rows
-from support.runs import logged
-from support.stacks import GAUDI, RECORDER, ROOT, SPAWN, on_hpu, run_words
+from support.stacks import GAUDI, RECORDER, on_hpu, run_words
 
 LAZY = {"PT_HPU_LAZY_MODE": "1"}
 
@@ -51,28 +50,3 @@ def test_killed_and_resumed_equals_never_killed(model_folder: Callable[[str], Pa
     (control / "checkpoint-6" / "rng_state.pth").unlink()
     assert run("control", "--resume_from_checkpoint", "true") == 0
     assert (tmp_path / "control" / name).read_bytes() != (tmp_path / "whole" / name).read_bytes()
-
-
-def test_two_ranks_resumed_inside_the_second_epoch(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
-    """Three steps an epoch: the last two are the second epoch's."""
-    data = write_uneven_rows(tmp_path / "data", rows=6)
-    settings = {
-        "do_train": True,
-        "max_steps": 6,
-        "max_shapes": 1,
-        "per_device_train_batch_size": 1,
-        "learning_rate": 1e-2,
-        "save_strategy": "steps",
-        "save_steps": 4,
-        "validation_fraction": 0,
-    }
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    script = ROOT / "examples" / "run_lora_vlm.py"
-    for output, more in ((whole, []), (resumed, ["--resume_from_checkpoint", str(whole / "checkpoint-4")])):
-        words = [*on_hpu(model_folder("gemma3"), data, output, **settings), *more]
-        done = run_words([SPAWN, "--world_size", "2", script, *words], python=GAUDI, variables=LAZY)
-        assert done.returncode == 0, done.stderr
-    assert len(logged(whole, "loss")) == 6
-    assert logged(resumed, "loss") == logged(whole, "loss")
-    name = "adapter_model.safetensors"
-    assert (resumed / name).read_bytes() == (whole / name).read_bytes()
