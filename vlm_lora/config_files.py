@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import yaml
 
 from vlm_lora.errors import ConfigError
+from vlm_lora.whole_files import write_whole
 
 YAML_SUFFIXES = (".yaml", ".yml")
 SUFFIXES = (*YAML_SUFFIXES, ".json")
@@ -75,9 +75,7 @@ def write_mapping(path: Path, content: Mapping[str, Any], *, heading: str) -> No
     """Write `content` as YAML under a comment line. The file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     body = yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(f"# {heading}\n{body}", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, f"# {heading}\n{body}")
 
 
 def _read_yaml(path: Path, text: str) -> Any:

@@ -27,7 +27,8 @@ from pathlib import Path
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from vlm_lora.data.addresses import Address, is_public
-from vlm_lora.data.cache_folder import cache_place, replacing
+from vlm_lora.data.cache_folder import cache_place
+from vlm_lora.whole_files import replacing
 from vlm_lora.data.conversation import Url
 from vlm_lora.errors import ImageError
 

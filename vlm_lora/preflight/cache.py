@@ -25,7 +25,7 @@ import numpy as np
 
 from vlm_lora import __version__
 from vlm_lora.config import RunConfig
-from vlm_lora.data.cache_folder import replacing
+from vlm_lora.whole_files import replacing
 from vlm_lora.data.dataset import ConversationDataset
 from vlm_lora.data.draws import Span
 from vlm_lora.data.table_files import HeldOpen

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora.config import DataConfig
-from vlm_lora.data.cache_folder import replacing
 from vlm_lora.data.dataset import Splits
 from vlm_lora.data.split_parts import split_parts, with_parts
 from vlm_lora.errors import DataError
 from vlm_lora.preflight.figures import DataReport, FaultyRow
 from vlm_lora.preflight.findings import TOO_LONG
-from vlm_lora.written_text import encode
+from vlm_lora.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +36,6 @@ def write_report(folder: Path, report: DataReport, config: DataConfig, *, on_ove
         _, bad = divide(report.bad, on_overflow)
         lines = [json.dumps({name: getattr(row, name) for name in names}, ensure_ascii=False) for row in bad]
         write_whole(folder / QUARANTINE, "".join(f"{line}\n" for line in lines))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that no reader ever sees half of it; several machines may share the folder."""
-    with replacing(path) as stream:
-        stream.write(encode(text))
 
 
 def read_report(folder: Path) -> Mapping[str, Any]:

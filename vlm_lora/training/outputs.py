@@ -12,6 +12,7 @@ from typing import Any
 
 from vlm_lora.errors import ConfigError
 from vlm_lora.training.checkpoints import STATE_FILE, missing_parts
+from vlm_lora.whole_files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -192,12 +193,12 @@ def save_processor(processor: Any, folder: Path) -> None:
                 kind = type(part).__name__.removesuffix("Pil")
                 content |= {**json.loads(part.to_json_string()), f"{name}_type": kind}
         if content:
-            _write_json(folder / file, content)
+            write_json(folder / file, content)
     if nested.exists():
-        _write_json(nested, settings)
+        write_json(nested, settings)
     tokens = folder / "tokenizer_config.json"
     if tokens.exists():
-        _write_json(tokens, _for_both_versions(json.loads(tokens.read_text(encoding="utf-8"))))
+        write_json(tokens, _for_both_versions(json.loads(tokens.read_text(encoding="utf-8"))))
 
 
 def _for_both_versions(settings: dict[str, Any]) -> dict[str, Any]:
@@ -212,11 +213,7 @@ def _for_both_versions(settings: dict[str, Any]) -> dict[str, Any]:
 
 def write_results(folder: Path, split: str, metrics: Mapping[str, Any]) -> None:
     """Write `{split}_results.json` and merge the same figures into `all_results.json`."""
-    _write_json(folder / f"{split}_results.json", metrics)
+    write_json(folder / f"{split}_results.json", metrics)
     everything = folder / "all_results.json"
     earlier = json.loads(everything.read_text(encoding="utf-8")) if everything.exists() else {}
-    _write_json(everything, {**earlier, **metrics})
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(dict(values), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(everything, {**earlier, **metrics})

@@ -16,7 +16,8 @@ from vlm_lora.data.dataset import ConversationDataset, load_splits
 from vlm_lora.errors import DataError
 from vlm_lora.preflight.figures import DataReport, FaultyRow
 from vlm_lora.preflight.findings import TOO_LONG
-from vlm_lora.preflight.policy import divide, faulty_rows, judge, leave_out, read_report, write_report, write_whole
+from vlm_lora.preflight.policy import divide, faulty_rows, judge, leave_out, read_report, write_report
+from vlm_lora.whole_files import write_whole
 
 
 def faulty(row: int, split: str = "train") -> FaultyRow:

@@ -10,7 +10,8 @@ import os
 import zlib
 from pathlib import Path
 
-from vlm_lora.data.cache_folder import VARIABLE, cache_folder, replacing
+from vlm_lora.data.cache_folder import VARIABLE, cache_folder
+from vlm_lora.whole_files import replacing
 from vlm_lora.errors import DataError
 
 logger = logging.getLogger(__name__)

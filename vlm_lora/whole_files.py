@@ -1,0 +1,56 @@
+"""Files that appear under their name complete or not at all, however their writing ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from vlm_lora.written_text import encode
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Write a file that appears under its name complete or not at all; several processes may write it at once.
+
+    Raises:
+        OSError: The folder cannot be written, or the disk is full; nothing is left behind.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(name).chmod(0o666 & ~umask)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that no reader ever sees half of it; several machines may share the folder."""
+    with replacing(path) as stream:
+        stream.write(encode(text))
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a mapping as JSON, whole or not at all; keys in order, figures that are no numbers as null."""
+    write_whole(path, json.dumps(valid_json(dict(values)), indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def valid_json(value: Any) -> Any:
+    """Return a value for `json.dumps`, with null for infinities and NaN, which JSON has not got (RFC 8259, 6)."""
+    if isinstance(value, Mapping):
+        return {key: valid_json(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [valid_json(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
