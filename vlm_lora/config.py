@@ -350,7 +350,7 @@ class RunConfig:
     backend: str = "auto"
     """auto, or the name of an installed backend (cuda serves CUDA and CPU)."""
     overwrite_output_dir: bool = False
-    """Train into an output folder that already holds a run."""
+    """Train into an output folder that holds a run already: what run_files.json lists there is removed, no more."""
     output_model_name: str | None = None
     """Name of the trained model; without --output_dir the results go to ./NAME."""
     list_checkpoints: str | None = None

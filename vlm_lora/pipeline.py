@@ -55,7 +55,7 @@ from vlm_lora.training.engine import (
 from vlm_lora.training.finished import fit
 from vlm_lora.training.outputs import (
     check_adapter_settings,
-    claim_output_dir,
+    claim_folder,
     find_checkpoint,
     note_what_is_saved,
     save_processor,
@@ -64,6 +64,7 @@ from vlm_lora.training.outputs import (
 from vlm_lora.training.pickles import refuse_programs
 from vlm_lora.training.planning import announce, shared_survey
 from vlm_lora.training.rates import PartRates
+from vlm_lora.training.run_record import note_end
 from vlm_lora.training.signals import ending_on_signal
 from vlm_lora.training.streaming import check_streaming, training_rows
 from vlm_lora.training.trainer import build_trainer
@@ -82,10 +83,7 @@ def train(run: RunConfig) -> dict[str, Any]:
     checkpoint = _checkpoint_of(arguments)
     if arguments.do_train:
         run.tuning.refuse_what_has_no_effect()
-        if folder.resolve() == Path(str(run.model.model_name_or_path)).resolve():
-            raise ConfigError(f"--output_dir {folder} is the model's own folder; name another one.")
-        with arguments.main_process_first():
-            claim_output_dir(folder, overwrite=run.overwrite_output_dir, checkpoint=checkpoint)
+    claim_folder(run, arguments, checkpoint)
     measured = arguments.do_eval or arguments.eval_on_start
     splits = load_splits(run.data, need_train=arguments.do_train, need_validation=measured)
     if splits.stream is not None:
@@ -109,7 +107,6 @@ def train(run: RunConfig) -> dict[str, Any]:
         model = _load_for_training(stage, tools) if arguments.do_train else _load_for_answers(stage, tools)
     trainer = _build(stage, tools, splits, model, groups)
     if trainer.is_world_process_zero():
-        folder.mkdir(parents=True, exist_ok=True)
         write_resolved(folder / ("run_config.yaml" if arguments.do_train else "eval_config.yaml"), run, stage.values)
     results: dict[str, Any] = {}
     if arguments.do_train:
@@ -121,6 +118,8 @@ def train(run: RunConfig) -> dict[str, Any]:
     if arguments.do_train and trainer.is_world_process_zero():
         save_processor(tools.processor, folder)
         write_model_card(folder, run, arguments, results, family=tools.family, steps=trainer.state.global_step)
+    if arguments.should_save:
+        note_end(folder)
     return results
 
 

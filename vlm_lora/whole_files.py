@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import logging
 import math
 import os
 import tempfile
@@ -13,6 +15,8 @@ from typing import Any, BinaryIO
 
 from vlm_lora.written_text import encode
 
+logger = logging.getLogger(__name__)
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
@@ -21,11 +25,21 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: The folder cannot be written, or the disk is full; nothing is left behind.
     """
+    with replacing_path(path) as partial, partial.open("wb") as stream:
+        yield stream
+
+
+@contextlib.contextmanager
+def replacing_path(path: Path) -> Iterator[Path]:
+    """As `replacing`, for what opens the file by its name.
+
+    Raises:
+        OSError: As there.
+    """
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            yield stream
-            stream.flush()
+        with os.fdopen(descriptor, "rb") as stream:
+            yield Path(name)
             os.fsync(stream.fileno())
         umask = os.umask(0)
         os.umask(umask)
@@ -45,6 +59,33 @@ def write_whole(path: Path, text: str) -> None:
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a mapping as JSON, whole or not at all; keys in order, figures that are no numbers as null."""
     write_whole(path, json.dumps(valid_json(dict(values)), indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; an empty one where there is no file.
+
+    A broken file, as a kill leaves one that was not written whole, is set aside with a warning: its content is kept
+    as `NAME.broken`, `NAME.broken.2` and so on.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except ValueError:
+        content = None
+    if isinstance(content, dict):
+        return content
+    aside = _free_name(path.with_name(f"{path.name}.broken"))
+    with contextlib.suppress(FileNotFoundError):  # another process has set it aside
+        path.rename(aside)
+        logger.warning("%s is no whole JSON object, so it is set aside as %s.", path, aside.name)
+    return {}
+
+
+def _free_name(path: Path) -> Path:
+    """Return this path, or the first with a number behind it that is free."""
+    others = (path.with_name(f"{path.name}.{number}") for number in itertools.count(2))
+    return next(name for name in itertools.chain([path], others) if not name.exists() and not name.is_symlink())
 
 
 def valid_json(value: Any) -> Any:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.order import Rows
 from vlm_lora.data.conversation import Conversation
-from vlm_lora.written_text import encode
+from vlm_lora.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -129,13 +129,14 @@ def exact_match(answers: Sequence[Answer]) -> ExactMatch:
 
 
 def write_answers(path: Path, answers: Sequence[Answer]) -> None:
-    """Write one JSON object per answer: source, generated, accepted, exact."""
-    with path.open("wb") as file:
-        for answer in answers:
-            record = {
-                "source": answer.source,
-                "generated": answer.generated,
-                "accepted": list(answer.accepted),
-                "exact": answer.exact,
-            }
-            file.write(encode(json.dumps(record, ensure_ascii=False) + "\n"))
+    """Write one JSON object per answer: source, generated, accepted, exact. The file appears whole or not at all."""
+    records = (
+        {
+            "source": answer.source,
+            "generated": answer.generated,
+            "accepted": list(answer.accepted),
+            "exact": answer.exact,
+        }
+        for answer in answers
+    )
+    write_whole(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vlm_lora.errors import ConfigError
 from vlm_lora.training.checkpoints import missing_parts, step_of
+from vlm_lora.training.run_record import RECORD, read_record
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -27,7 +28,12 @@ def describe_checkpoints(folder: Path) -> str:
     )
     if not found:
         return f"{folder} holds no checkpoint-N folder."
-    return "\n".join(_line(number, path) for number, path in found)
+    record = read_record(folder)
+    lists = record.checkpoints is not None
+    return "\n".join(
+        _line(number, path) + (f"; on no list in {RECORD}" if lists and not record.lists(path.name) else "")
+        for number, path in found
+    )
 
 
 def _line(number: int, path: Path) -> str:

@@ -11,7 +11,7 @@ from jinja2 import Environment
 from vlm_lora import __version__
 from vlm_lora.config import RunConfig
 from vlm_lora.model.families import Family
-from vlm_lora.written_text import encode
+from vlm_lora.whole_files import write_whole
 
 TEMPLATE = """\
 ---
@@ -91,4 +91,4 @@ def write_model_card(
         code=code,
         options=code + (f', revision="{revision}"' if revision != "main" else ""),
     )
-    (folder / "README.md").write_bytes(encode(text + "\n"))
+    write_whole(folder / "README.md", text + "\n")

@@ -14,6 +14,7 @@ from PIL import Image
 from vlm_lora.batching.masks import decode_between
 from vlm_lora.errors import ConfigError
 from vlm_lora.report.preview import ShownRow, decode_folded, row_report, runs, visible
+from vlm_lora.whole_files import write_whole
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 SHOWN_SIDE = 640
@@ -29,7 +30,7 @@ def write_page(path: Path, rows: Sequence[ShownRow], *, title: str) -> None:
     text = render_page(rows, title=title)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}. Name another file or folder.") from error
 

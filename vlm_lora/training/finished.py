@@ -6,12 +6,13 @@ class would train a step more where the last one did not end an epoch, and say t
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
+
+from vlm_lora.whole_files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,5 @@ def fit(trainer: Any, checkpoint: str | None) -> dict[str, Any]:
 
 def _figures_of(state: Any, folder: Path) -> dict[str, Any]:
     """Return the figures that were written when the training ended where this checkpoint does; else none."""
-    known = folder / "train_results.json"
-    earlier: dict[str, Any] = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else {}
+    earlier = read_json(folder / "train_results.json")
     return earlier if earlier.get("epoch") == state.epoch else {}

@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlm_lora.config import RunConfig
 from vlm_lora.errors import ConfigError
 from vlm_lora.training.checkpoints import STATE_FILE, missing_parts
-from vlm_lora.whole_files import write_json
+from vlm_lora.training.run_record import (
+    EVALUATION_FILES,
+    RECORD,
+    TRAINING_FILES,
+    WEIGHT_FILES,
+    files_named,
+    note_start,
+    numbered_checkpoints,
+    read_record,
+    remove_recorded,
+)
+from vlm_lora.whole_files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
-RESULT_FILES = (STATE_FILE, "all_results.json", "adapter_config.json", "model.safetensors")
-"""Any of these in a folder means that a run has been there."""
+RESULT_FILES = (STATE_FILE, "all_results.json", "train_results.json", "eval_results.json")
+
+TAKEN_FILES = (
+    *RESULT_FILES,
+    "predictions.jsonl",
+    *WEIGHT_FILES,
+    "adapter_model*.bin",
+    "adapter_model*.safetensors",
+    "model*.safetensors",
+    "pytorch_model*.bin",
+    "pytorch_model*.bin.index.json",
+)
+"""Any of these in a folder means that it is somebody's: a run's, or weights that were copied there."""
 
 
 ADAPTER_SETTINGS = {
@@ -30,38 +51,123 @@ ADAPTER_SETTINGS = {
 """What a checkpoint's adapter_config.json must agree on, and the flag for it."""
 
 
-def claim_output_dir(path: Path, *, overwrite: bool, checkpoint: str | None) -> None:
-    """Make sure that the run may write into `path`, before anything expensive happens.
-
-    Overwriting removes the other run's checkpoints and results, so that the two never mix; going on from a
-    checkpoint in this folder keeps them.
+def claim_folder(run: RunConfig, arguments: Any, checkpoint: str | None) -> None:
+    """Make sure that a run of `train` may write into its output folder, and put on record what it will write there.
 
     Raises:
-        ConfigError: the path is a file, cannot be created, or holds another run's results.
+        ConfigError: the folder is the model's own, or as `claim_output_dir` and `prepare_for_results` say.
     """
+    folder = Path(arguments.output_dir)
+    if arguments.do_train and folder.resolve() == Path(str(run.model.model_name_or_path)).resolve():
+        raise ConfigError(f"--output_dir {folder} is the model's own folder; name another one.")
+    with arguments.main_process_first():
+        first = arguments.local_process_index == 0
+        if arguments.do_train:
+            claim_output_dir(folder, overwrite=run.overwrite_output_dir, checkpoint=checkpoint, writes=first)
+        else:
+            prepare_for_results(folder, writes=first)
+
+
+def claim_output_dir(path: Path, *, overwrite: bool, checkpoint: str | None, writes: bool = True) -> None:
+    """Make sure that the run may write into `path`, before anything expensive happens, and put it on record there.
+
+    Overwriting removes the other runs' checkpoints and results, so that the two never mix, but only what is on record
+    as theirs; going on from a checkpoint in this folder keeps them.
+
+    Args:
+        path: the output folder.
+        overwrite: `--overwrite_output_dir`.
+        checkpoint: what the run goes on from.
+        writes: whether this process is the one of its machine that removes and writes; the others look only.
+
+    Raises:
+        ConfigError: the path is a file, cannot be created, or holds another run's results or somebody's weights.
+    """
+    _refuse_names_of_folders(path, TRAINING_FILES)
+    resumed = None
+    if checkpoint is not None and Path(checkpoint).resolve().parent == path.resolve():
+        resumed = Path(checkpoint).resolve().name
+    else:
+        _refuse_what_is_taken(path, overwrite=overwrite)
+        if overwrite and writes:
+            _remove_earlier_run(path)
+    if writes:
+        _start(path, TRAINING_FILES, trains=True, resumed=resumed)
+
+
+def prepare_for_results(path: Path, *, writes: bool = True) -> None:
+    """Make the folder of a run that measures alone, and put on record there what it will write.
+
+    Args:
+        path: the output folder.
+        writes: as for `claim_output_dir`.
+
+    Raises:
+        ConfigError: the path is a file or cannot be created.
+    """
+    _refuse_names_of_folders(path, EVALUATION_FILES)
+    if writes:
+        _start(path, EVALUATION_FILES, trains=False, resumed=None)
+
+
+def _start(path: Path, names: Sequence[str], *, trains: bool, resumed: str | None) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        _set_broken_results_aside(path)
+        note_start(path, names, trains=trains, resumed=resumed)
+    except OSError as error:
+        raise ConfigError(f"--output_dir {path} cannot be created or written: {error.strerror}.") from error
+
+
+def _refuse_names_of_folders(path: Path, names: Sequence[str]) -> None:
     if path.exists() and not path.is_dir():
         raise ConfigError(f"--output_dir {path} is a file; name a folder.")
+    folders = [found.name for found in files_named(path, (*names, RECORD)) if found.is_dir()]
+    if folders:
+        raise ConfigError(
+            f"--output_dir {path} holds a folder called {folders[0]}, where this run would write a file of that name. "
+            "Move it elsewhere, or type another folder."
+        )
     readme = path / "README.md"
-    if readme.exists() and not _is_model_card(readme):
+    # A run that was killed while it wrote its card leaves an empty file.
+    if "README.md" in names and readme.exists() and readme.stat().st_size and not _is_model_card(readme):
         raise ConfigError(
             f"--output_dir {path} holds a README.md that is not a model card: it would be overwritten. "
             "Type another folder."
         )
-    taken = [name for name in RESULT_FILES if (path / name).exists()]
+
+
+def _refuse_what_is_taken(path: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that holds a run, unless it is to be overwritten; and files that no run on record wrote."""
+    record = read_record(path)
+    known = {file.name for file in files_named(path, record.files)}
+    taken = [file.name for file in files_named(path, TAKEN_FILES)]
+    card = path / "README.md"
+    foreign = [name for name in [*taken, *(["README.md"] if _has_text(card) else [])] if name not in known]
     # One that was cut short is of no use to anybody: a job that was killed while it saved its first can start again.
-    taken += [child.name for child in _checkpoints(path) if is_whole(child)]
-    resumes_here = checkpoint is not None and Path(checkpoint).resolve().parent == path.resolve()
-    if taken and overwrite and not resumes_here:
-        _remove_earlier_run(path)
-    elif taken and not resumes_here:
+    whole = [checkpoint.name for _, checkpoint in numbered_checkpoints(path) if is_whole(checkpoint)]
+    go_on = " To go on with the run there, type --resume_from_checkpoint true." if whole else ""
+    if foreign:
         raise ConfigError(
-            f"--output_dir {path} already holds a run ({', '.join(taken[:4])}). Type another folder, "
-            "--overwrite_output_dir to write over it, or --resume_from_checkpoint true to go on with it."
+            f"--output_dir {path} holds {', '.join(foreign[:4])}, which no run on record there ({RECORD}) wrote. It "
+            "would be overwritten, also with --overwrite_output_dir, which removes only what is on record. Move it "
+            f"elsewhere, or type another folder.{go_on}"
         )
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--output_dir {path} cannot be created: {error.strerror}.") from error
+    if (taken or whole) and not overwrite:
+        raise ConfigError(
+            f"--output_dir {path} already holds a run ({', '.join([*taken, *whole][:4])}). Type another folder, or "
+            f"--overwrite_output_dir to write over what is on record there ({RECORD}).{go_on}"
+        )
+
+
+def _has_text(file: Path) -> bool:
+    return file.is_file() and file.stat().st_size > 0
+
+
+def _set_broken_results_aside(path: Path) -> None:
+    """Look through the results that a killed run may have left half written: a run goes on without their figures."""
+    for name in RESULT_FILES:
+        read_json(path / name)
 
 
 def _is_model_card(readme: Path) -> bool:
@@ -93,21 +199,16 @@ def check_adapter_settings(checkpoint: str, model: Any) -> None:
 
 
 def _remove_earlier_run(path: Path) -> None:
-    """Remove an earlier run's checkpoints and results, which another machine may be doing in the same folder."""
-    for checkpoint in path.glob("checkpoint-*"):
-        while checkpoint.is_dir():
-            with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(checkpoint)
-    for pattern in (
-        "*_results.json",
-        "predictions.jsonl",
-        "trainer_state.json",
-        "data_report.json",
-        "quarantine.jsonl",
-    ):
-        for file in path.glob(pattern):
-            file.unlink(missing_ok=True)
-    logger.info("--overwrite_output_dir: checkpoints and results of the run in %s were removed.", path)
+    record = read_record(path)
+    try:
+        remove_recorded(path, record)
+    except OSError as error:
+        raise ConfigError(
+            f"--overwrite_output_dir: {error.filename} cannot be removed: {error.strerror}. Remove it yourself, or "
+            "type another --output_dir."
+        ) from error
+    if record.checkpoints or record.files:
+        logger.info("--overwrite_output_dir: what runs on record had written in %s was removed.", path)
 
 
 def find_checkpoint(folder: Path, resume: str | bool | None) -> str | None:
@@ -143,6 +244,12 @@ def find_checkpoint(folder: Path, resume: str | bool | None) -> str | None:
             f"--resume_from_checkpoint true: saving was interrupted in {', '.join(map(str, newest_first))}, and "
             f"{folder} holds no other checkpoint. Leave the flag out to start afresh."
         )
+    others = [path for _, path in numbered_checkpoints(folder) if path.is_dir()]
+    if others:
+        raise ConfigError(
+            f"--resume_from_checkpoint true: no run on record in {folder} ({RECORD}) saved a checkpoint. To go on from "
+            f"another's, type --resume_from_checkpoint {others[-1]}."
+        )
     raise ConfigError(f"--resume_from_checkpoint true: {folder} holds no checkpoint-N folder.")
 
 
@@ -166,9 +273,11 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """Return a run's checkpoint folders, oldest first."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit() and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name[11:]))
+    """Return a run's checkpoint folders, oldest first: those on the folder's list; by number where it has none."""
+    listed = read_record(folder).checkpoints
+    if listed is not None:
+        return [folder / name for name in listed if (folder / name).is_dir()]
+    return [path for _, path in numbered_checkpoints(folder) if path.is_dir()]
 
 
 PARTS = {
@@ -215,5 +324,4 @@ def write_results(folder: Path, split: str, metrics: Mapping[str, Any]) -> None:
     """Write `{split}_results.json` and merge the same figures into `all_results.json`."""
     write_json(folder / f"{split}_results.json", metrics)
     everything = folder / "all_results.json"
-    earlier = json.loads(everything.read_text(encoding="utf-8")) if everything.exists() else {}
-    write_json(everything, {**earlier, **metrics})
+    write_json(everything, {**read_json(everything), **metrics})

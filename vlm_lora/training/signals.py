@@ -36,7 +36,7 @@ def ending_on_signal(trainer: Any) -> Iterator[None]:
     try:
         yield
     except EndedEarlyError:
-        # The trainer's own end would load the best checkpoint, and with --save_total_limit 1 remove the one just saved.
+        # The trainer's own end would load the best checkpoint.
         trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
         # A launcher ends all ranks once one has ended: not before the last has written its part.
         trainer.accelerator.wait_for_everyone()

@@ -13,11 +13,14 @@ from vlm_lora.batching.order import BatchOrder
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.objective import ScoredModel, SupervisedHead, gather_targets, token_losses
 from vlm_lora.stack import let_cpu_have_numbers
+from vlm_lora.training.checkpoints import STATE_FILE
 from vlm_lora.training.engine import zero_stage
 from vlm_lora.training.epochs import EpochOrder
 from vlm_lora.training.rates import PartRates, resumed_rates
 from vlm_lora.training.resuming import load_full_weights
+from vlm_lora.training.rotation import NothingInTheWay, saving
 from vlm_lora.training.saving import check_saved, gathered_state, is_sharded_by_tensor
+from vlm_lora.whole_files import replacing_path
 
 
 class VlmTrainerMixin:
@@ -35,6 +38,8 @@ class VlmTrainerMixin:
     """The backend's: returns a module whose graph is captured and replayed, or the module as it is."""
     part_rates: PartRates | None = None
     """Learning rates of single parts; None where every part has `--learning_rate`."""
+    total_limit: int | None = None
+    """`--save_total_limit`, which the base class must not know: it would remove folders that are not the run's."""
     _scored: torch.nn.Module | None = None
 
     def compute_loss(
@@ -71,6 +76,17 @@ class VlmTrainerMixin:
             check_saved(Path(folder), self.accelerator.unwrap_model(model))  # type: ignore[attr-defined]
         if arguments.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save")  # type: ignore[attr-defined]
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Save a checkpoint under a name that is on the folder's list; which older ones go is decided there, too."""
+        with saving(self, self.total_limit):
+            super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
+
+    def save_state(self) -> None:
+        """Write the trainer's state beside the final weights, whole or not at all."""
+        if self.is_world_process_zero():  # type: ignore[attr-defined]
+            with replacing_path(Path(self.args.output_dir) / STATE_FILE) as partial:  # type: ignore[attr-defined]
+                self.state.save_to_json(str(partial))  # type: ignore[attr-defined]
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Build the optimizer, with each part's own rate; what the user typed for it can be wrong."""
@@ -239,4 +255,6 @@ def build_trainer(
     trainer.head = SupervisedHead(model)
     trainer.row_groups = row_groups
     trainer.capture = capture
+    trainer.total_limit, trainer.args.save_total_limit = trainer.args.save_total_limit, None
+    trainer.add_callback(NothingInTheWay())
     return trainer

@@ -13,6 +13,7 @@ import pytest
 from vlm_lora.errors import ConfigError
 from vlm_lora.training.outputs import claim_output_dir, find_checkpoint
 from vlm_lora.training.planning import shared_values
+from vlm_lora.training.run_record import RunRecord, write_record
 
 
 def checkpoint(folder: Path, step: int, state: str | None = '{"global_step": 1}') -> str:
@@ -77,9 +78,11 @@ def test_machines_may_remove_an_earlier_run_from_one_folder_at_once(
     for step in (1, 2):
         checkpoint(tmp_path, step)
     (tmp_path / "all_results.json").write_text("{}", encoding="utf-8")
+    record = RunRecord(checkpoints=("checkpoint-1", "checkpoint-2"), files=("all_results.json",))
+    write_record(tmp_path, record)
     monkeypatch.setattr(shutil, "rmtree", later)
     claim_output_dir(tmp_path, overwrite=True, checkpoint=None)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["run_files.json"]
 
 
 def test_machines_may_share_the_file_of_what_each_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

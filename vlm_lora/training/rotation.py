@@ -1,0 +1,125 @@
+"""Saving and rotating checkpoints: only those on the folder's list (`run_files.json`) are counted, and removed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from vlm_lora.errors import ConfigError
+from vlm_lora.training.outputs import is_whole
+from vlm_lora.training.run_record import (
+    RECORD,
+    note_checkpoint,
+    numbered_checkpoints,
+    read_record,
+    remove_checkpoint,
+    write_record,
+)
+
+logger = logging.getLogger(__name__)
+
+_SENTINEL = "checkpoint-is-incomplete.txt"
+"""transformers' `--enable_jit_checkpoint` makes the folder with this file in it before the checkpoint is saved."""
+
+
+@contextmanager
+def saving(trainer: Any, limit: int | None) -> Iterator[None]:
+    """Save a checkpoint inside: its name is on the list before, and older ones may go once it is whole on all ranks.
+
+    Args:
+        trainer: every rank calls this; those that save write the list.
+        limit: `--save_total_limit`.
+
+    Raises:
+        ConfigError: the place is taken by a folder that is on no list.
+    """
+    folder, saves = Path(trainer.args.output_dir), trainer.args.should_save
+    if saves:
+        _make_room(folder, f"checkpoint-{trainer.state.global_step}")
+    # What lay there must be gone before another rank writes its part.
+    trainer.accelerator.wait_for_everyone()
+    yield
+    # A rank that still writes its part may be killed: until it is done the older checkpoints are needed.
+    trainer.accelerator.wait_for_everyone()
+    if saves:
+        best = trainer.state.best_model_checkpoint
+        rotate(folder, limit, best=None if best is None else Path(best).name)
+
+
+def rotate(folder: Path, limit: int | None, *, best: str | None) -> None:
+    """Remove the run's oldest checkpoints beyond `limit`, never the newest, nor the best.
+
+    As in transformers, with limit 1 and a best that is not the newest, two remain. Checkpoints whose saving was cut
+    short do not count, and are removed.
+
+    Args:
+        folder: the output folder.
+        limit: how many to keep; all where it is None or below 1.
+        best: the name of the best one.
+    """
+    listed = read_record(folder).checkpoints or ()
+    if limit is None or limit < 1 or not listed or not is_whole(folder / listed[-1]):
+        return
+    whole = [name for name in listed if is_whole(folder / name)]
+    gone = [name for name in listed if name not in whole] + surplus(whole, limit, best)
+    for name in gone:
+        logger.info("--save_total_limit %d: %s is removed.", limit, folder / name)
+        try:
+            remove_checkpoint(folder / name)
+        except OSError as error:
+            # The training is worth more than the room; the name stays on the list for the next time.
+            logger.warning("%s cannot be removed: %s.", folder / name, error.strerror)
+    if gone:
+        write_record(folder, read_record(folder))
+
+
+def surplus(names: Sequence[str], limit: int, best: str | None) -> list[str]:
+    """Return those of `names`, oldest first, that are beyond `limit`; never the last one, nor the best."""
+    kept = {names[-1], *(name for name in names if name == best)}
+    count = len(names) - max(limit, len(kept))
+    return [name for name in names if name not in kept][: max(count, 0)]
+
+
+class NothingInTheWay(TrainerCallback):
+    """Ends a run before its first step where it would save over a checkpoint of another run."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Look for checkpoints between here and the last step that are on no list.
+
+        Raises:
+            ConfigError: names them.
+        """
+        record = read_record(Path(args.output_dir))
+        ahead = [
+            path
+            for number, path in numbered_checkpoints(Path(args.output_dir))
+            if state.global_step < number <= state.max_steps and not record.lists(path.name)
+        ]
+        if ahead:
+            raise _in_the_way(ahead)
+
+
+def _in_the_way(paths: Sequence[Path]) -> ConfigError:
+    return ConfigError(
+        f"{', '.join(map(str, paths[:4]))}: no run on record in this folder ({RECORD}) saved this, and this run would "
+        "save a checkpoint over it. Move it elsewhere, or type another --output_dir."
+    )
+
+
+def _make_room(folder: Path, name: str) -> None:
+    """Put a checkpoint on the list and remove what an earlier start left under its name: the two must never mix."""
+    path = folder / name
+    if read_record(folder).lists(name):
+        note_checkpoint(folder, name)
+        remove_checkpoint(path)
+        return
+    others = path.is_dir() and any(child.name != _SENTINEL for child in path.iterdir())
+    if others or path.is_symlink() or path.is_file():
+        raise _in_the_way([path])
+    folder.mkdir(parents=True, exist_ok=True)
+    note_checkpoint(folder, name)
