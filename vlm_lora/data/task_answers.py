@@ -83,7 +83,9 @@ def servable(page: Page, reading: PageReading) -> Sequence[Task]:
     """
     served = [task for task in reading.tasks if can_serve(page, task)]
     if not served:
-        wanted = ", ".join(sorted({f"{task.given or 'image'} to {task.output}" for task in reading.tasks}))
+        wanted = ", ".join(
+            sorted({f"{task.given or task.among or 'image'} to {task.output}" for task in reading.tasks})
+        )
         raise DataError(f"None of the tasks can be asked about this page. It holds {_holding(page)}; wanted: {wanted}.")
     return served
 
@@ -107,7 +109,7 @@ def can_serve(page: Page, task: Task) -> bool:
     if task.output == "text2d":
         return page.text2d is not None or _laid_level(page) is not None
     if task.output == "box":
-        return bool(_boxed_level(page))
+        return bool(page.boxed(task.among) if task.among else _boxed_level(page))
     level = str(task.level)
     return bool(page.written(level) and (page.boxed(level) or "," not in task.output))
 
@@ -140,7 +142,7 @@ def _answer(page: Page, task: Task, given: Item | None) -> str:
         assert given is not None  # only tasks that give nothing come without
         return lay_out([given]) if task.output == "text2d" else given.text
     if with_box:
-        level = task.given or task.level or str(_boxed_level(page))
+        level = task.given or task.level or task.among or str(_boxed_level(page))
         items = [item for item in page.boxed(level) if given is None or item.text == given.text]
         return as_json([_described(item, with_text="," in task.output) for item in items])
     if task.level is not None:

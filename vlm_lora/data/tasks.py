@@ -3,6 +3,7 @@
 Columns `task,input_type,output_type,question`. A type is one word or several in brackets: `image`,
 `[lines, image]`, `[lines, box]`. A question may hold `{image}` (a varied phrase for the picture), `{text}`
 (the text of an item that is given) and `{box}` (the box of an item that is given); other braces are text.
+A question of `[lines, image]` (or another level) without `{text}` gives no item: it asks for the boxes of all of them.
 One `<image>` is the place of the picture, which else goes first.
 """
 
@@ -41,6 +42,8 @@ class Task:
     output: str
     """What is asked for: `text`, `text2d`, a level, `box`, or `LEVEL,box`."""
     question: str
+    among: str | None = None
+    """The level whose boxes are asked for, all of them, where the output is `box` alone and nothing is given."""
 
     @property
     def level(self) -> str | None:
@@ -118,6 +121,9 @@ def _read_task(name: str, input_type: str, output_type: str, question: str) -> T
             f"input_type {input_type} gives the text of one of the {given}, so output_type {output_type} cannot be "
             f"answered: it must be box or [{given}, box]."
         )
+    if given in LEVELS and not {"{text}", "{box}"} & {match.group() for match in PLACEHOLDER.finditer(question)}:
+        _check_placeholders(question, None)
+        return Task(name=name.strip(), given=None, output=output, question=question, among=given)
     _check_placeholders(question, given)
     return Task(name=name.strip(), given=given, output=output, question=question)
 
