@@ -15,6 +15,7 @@ import pytest
 
 from support.rows import write_mixed_rows, write_uneven_rows
 from support.stacks import GAUDI, ROOT, SPAWN, environment, losses_of, on_hpu, recorded, run_words
+from support.warm import warmed
 
 LAZY = {"PT_HPU_LAZY_MODE": "1"}
 
@@ -181,7 +182,7 @@ def test_ctrl_c_ends_all_ranks(tmp_path: Path) -> None:
         "time.sleep(600)\n"
     )
     child = subprocess.Popen(
-        [GAUDI, SPAWN, "--world_size", "2", script], env=environment(GAUDI, LAZY), stderr=subprocess.DEVNULL
+        [*warmed([GAUDI], LAZY, python=GAUDI), SPAWN, "--world_size", "2", script], env=environment(GAUDI, LAZY), stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 120
     while len(pids(tmp_path)) < 2 and time.monotonic() < deadline:
