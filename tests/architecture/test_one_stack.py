@@ -13,11 +13,13 @@ TESTS = ROOT / "tests"
 PLACES = {"support": TESTS, "vlm_lora": ROOT, "vlm_lora_cuda": ROOT / "backends", "vlm_lora_habana": ROOT / "backends"}
 """Where our own packages are."""
 
-DIFFERENT = frozenset(
-    ("accelerate", "bitsandbytes", "deepspeed", "habana_frameworks", "optimum", "peft", "timm", "torchvision")
-    + ("transformers", "trl")
+DIFFERENT = {
+    *("accelerate", "bitsandbytes", "deepspeed", "habana_frameworks", "optimum", "peft", "timm", "torchvision"),
+    *("transformers", "trl"),
+}
+TOLD = (
+    "{}: it reaches {}, in which the stacks differ. Put it into a folder that tests/support/one_stack.py does not list."
 )
-TOLD = "{}: it reaches {}, in which the stacks differ. Put it into a folder that tests/support/one_stack.py does not list."
 
 
 @cache

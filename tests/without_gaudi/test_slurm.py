@@ -23,7 +23,8 @@ STAND_INS = ROOT / "tests" / "support" / "slurm"
 
 
 def job(folder: Path) -> dict[str, str]:
-    path = os.pathsep.join([str(STAND_INS), str(programs(Path(sys.executable))), str(Path(sys.executable).parent), os.environ["PATH"]])
+    python = Path(sys.executable)
+    path = os.pathsep.join([str(STAND_INS), str(programs(python)), str(python.parent), os.environ["PATH"]])
     return {
         **os.environ,
         "PATH": path,

@@ -84,11 +84,12 @@ def _start(python: Path, folder: Path, modes: Mapping[str, str]) -> None:
         program.write_text("\n".join([first, *text.splitlines()[1:], ""]), encoding="utf-8")
         program.chmod(0o755)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PT_HPU")}
+    path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
     (folder / "socket").unlink(missing_ok=True)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [str(python), str(_HERE / "server.py"), str(folder / "socket"), str(folder / "python")],
-            env={**kept, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **modes},
+            env={**kept, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PATH": path, **modes},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -143,7 +143,7 @@ class Server:
             try:
                 connection.sendall(bytes([code < 0, abs(code)]))
             except BrokenPipeError:
-                print("a client ended before its process", file=sys.stderr)
+                sys.stderr.write("a client ended before its process\n")
         connection.close()
 
     def _close_all(self, connection: socket.socket) -> None:
@@ -159,7 +159,7 @@ def end(process: int, number: int) -> None:
     try:
         os.killpg(process, number)
     except ProcessLookupError:
-        print(f"{process} ended before signal {number}", file=sys.stderr)
+        sys.stderr.write(f"{process} ended before signal {number}\n")
 
 
 def become(request: Request, executable: str) -> None:
@@ -178,7 +178,7 @@ def become(request: Request, executable: str) -> None:
     tempfile.tempdir = None
     sys.executable = executable
     unbuffered = request.argv[:1] == ["-u"]
-    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # type: ignore[misc]
+    sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), encoding="utf-8")  # type: ignore
     sys.stdout = sys.__stdout__ = writer(1, "strict", at_once=unbuffered)  # type: ignore[misc]
     sys.stderr = sys.__stderr__ = writer(2, "backslashreplace", at_once=True)  # type: ignore[misc]
     places = [place for place in request.variables.get("PYTHONPATH", "").split(os.pathsep) if place]
@@ -187,8 +187,8 @@ def become(request: Request, executable: str) -> None:
 
 def writer(descriptor: int, errors: str, *, at_once: bool) -> io.TextIOWrapper:
     """Return a standard stream as the interpreter opens it."""
-    raw = open(descriptor, "wb", closefd=False)
-    return io.TextIOWrapper(raw, encoding="utf-8", errors=errors, line_buffering=at_once, write_through=at_once)
+    buffer = io.BufferedWriter(io.FileIO(descriptor, "w", closefd=False))
+    return io.TextIOWrapper(buffer, encoding="utf-8", errors=errors, line_buffering=at_once, write_through=at_once)
 
 
 def run(argv: list[str]) -> None:
@@ -198,7 +198,7 @@ def run(argv: list[str]) -> None:
         words.pop(0)
     if words[0] == "-m":
         sys.argv[:] = words[1:]
-        sys.path.insert(0, os.getcwd())
+        sys.path.insert(0, str(Path.cwd()))
         sys.modules.pop(words[1], None)
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
         return
@@ -230,7 +230,7 @@ def run_to_the_end(argv: list[str]) -> None:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
     if code is not None and not isinstance(code, int):
-        print(code, file=sys.stderr)
+        sys.stderr.write(f"{code}\n")
         code = 1
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
