@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from support.one_stack import MAIN_STACK_ONLY
 
 # The same examples in every run: a property that fails fails for everybody.
 settings.register_profile("repeatable", derandomize=True, database=None)
@@ -18,6 +22,8 @@ settings.load_profile("repeatable")
 # No test may reach a network: what is not in the tree is not there.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# The workers share the cores: each process has one thread, and sums over tiny tensors are the same.
+os.environ["OMP_NUM_THREADS"] = "1"
 # Earlier checks of data are kept for the session alone.
 CACHE = tempfile.TemporaryDirectory(prefix="vlm-lora-cache-")
 os.environ["VLM_LORA_CACHE"] = CACHE.name
@@ -26,9 +32,24 @@ os.environ["VLM_LORA_CACHE"] = CACHE.name
 # Each stack has tests of its own: a machine with Gaudi (simulated on the gaudi stack) and one without.
 ON_GAUDI = importlib.util.find_spec("habana_frameworks") is not None
 # The demo's base model is made, and the demo runs, with transformers 5.
-collect_ignore = ["without_gaudi", "unit/demo"] if ON_GAUDI else ["gaudi"]
+collect_ignore = ["without_gaudi", "unit/demo", *MAIN_STACK_ONLY] if ON_GAUDI else ["gaudi"]
 if ON_GAUDI:
     os.environ.setdefault("PT_HPU_LAZY_MODE", "1")  # read when torch is imported
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this session that all of its workers share."""
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    os.environ["VLM_LORA_TESTS_FOLDER"] = str(folder)
+    return folder
+
+
+def pytest_sessionfinish() -> None:
+    """End the warm processes that this worker has started, once the other workers are done with them too."""
+    if "support.warm" in sys.modules:
+        sys.modules["support.warm"].let_go()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -49,16 +70,25 @@ def _logging_and_environment_as_they_were() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def model_folder(shared_folder: Path) -> Callable[[str], Path]:
     """Return a function from a tiny family's name to its folder. Copy the folder before changing it."""
-    from support.tiny import build_model_folder
-
-    root = tmp_path_factory.mktemp("models")
+    root = shared_folder / "models"
+    root.mkdir(exist_ok=True)
 
     def folder(name: str) -> Path:
         place = root / name
         if not place.exists():
-            build_model_folder(name, place)
+            with (root / f"{name}.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not place.exists():  # else another worker has built it meanwhile
+                    build(name, place)
         return place
+
+    def build(name: str, place: Path) -> None:
+        from support.tiny import build_model_folder
+
+        unfinished = place.with_suffix(".unfinished")
+        build_model_folder(name, unfinished)
+        unfinished.rename(place)
 
     return folder

@@ -27,9 +27,11 @@ def device_mentions(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", sorted(CORE.rglob("*.py")), ids=lambda path: str(path.relative_to(CORE)))
-def test_module_names_no_device(path: Path) -> None:
-    assert device_mentions(path.read_text(encoding="utf-8")) == []
+def test_no_module_names_a_device() -> None:
+    files = sorted(CORE.rglob("*.py"))
+    assert len(files) > 100
+    found = {str(path.relative_to(CORE)): device_mentions(path.read_text(encoding="utf-8")) for path in files}
+    assert {path: lines for path, lines in found.items() if lines} == {}
 
 
 @pytest.mark.parametrize(

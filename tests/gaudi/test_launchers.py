@@ -15,6 +15,7 @@ import pytest
 
 from support.rows import write_mixed_rows, write_uneven_rows
 from support.stacks import GAUDI, ROOT, SPAWN, environment, losses_of, on_hpu, recorded, run_words
+from support.warm import warmed
 
 LAZY = {"PT_HPU_LAZY_MODE": "1"}
 
@@ -60,6 +61,7 @@ def test_two_processes_train_as_one(
         python=GAUDI,
         launcher=[SPAWN, "--world_size", "2", *([launcher] if launcher else [])],
         variables=LAZY,
+        cold=launcher == "--use_mpi",  # one launch with processes that import everything themselves
     )
     check_equal(ranks, single, wrapped="DistributedDataParallel", norm=1e-4)
 
@@ -181,7 +183,9 @@ def test_ctrl_c_ends_all_ranks(tmp_path: Path) -> None:
         "time.sleep(600)\n"
     )
     child = subprocess.Popen(
-        [GAUDI, SPAWN, "--world_size", "2", script], env=environment(GAUDI, LAZY), stderr=subprocess.DEVNULL
+        [*warmed([GAUDI], LAZY, python=GAUDI), SPAWN, "--world_size", "2", script],
+        env=environment(GAUDI, LAZY),
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
     while len(pids(tmp_path)) < 2 and time.monotonic() < deadline:

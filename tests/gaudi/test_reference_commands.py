@@ -55,7 +55,7 @@ def test_lazy_mode(
     shape: str, model_folder: Callable[[str], Path], command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     words = command(model_folder(shape), "--use_lazy_mode")
-    done = run_words(words, python=GAUDI, variables={"PT_HPU_LAZY_MODE": "1"})
+    done = run_words(words, python=GAUDI, variables={"PT_HPU_LAZY_MODE": "1"}, cold=shape == "gemma3")
     check_trained(done, tmp_path, "lazy")
 
 
@@ -63,7 +63,8 @@ def test_lazy_mode(
 def test_first_tip_of_the_readme_eager_mode(
     shape: str, model_folder: Callable[[str], Path], command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    done = run_words(command(model_folder(shape)), python=GAUDI, variables={"PT_HPU_LAZY_MODE": "0"})
+    variables = {"PT_HPU_LAZY_MODE": "0"}
+    done = run_words(command(model_folder(shape)), python=GAUDI, variables=variables, cold=shape == "gemma3")
     check_trained(done, tmp_path, "eager")
 
 
@@ -71,7 +72,7 @@ def test_second_tip_of_the_readme_torch_compile(
     model_folder: Callable[[str], Path], command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     words = command(model_folder("llava"), "--max_steps", "2")
-    done = run_words(words, python=GAUDI, variables={"PT_HPU_LAZY_MODE": "0", "PT_HPU_TC_MODE": "1"})
+    done = run_words(words, python=GAUDI, variables={"PT_HPU_LAZY_MODE": "0", "PT_HPU_TC_MODE": "1"}, cold=True)
     check_trained(done, tmp_path, "compile")
 
 
@@ -79,7 +80,7 @@ def test_typed_lazy_mode_against_the_environment(
     model_folder: Callable[[str], Path], command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     words = command(model_folder("gemma3"), "--use_lazy_mode")
-    done = run_words(words, python=GAUDI, variables={"PT_HPU_LAZY_MODE": "0"})
+    done = run_words(words, python=GAUDI, variables={"PT_HPU_LAZY_MODE": "0"}, cold=True)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "PT_HPU_LAZY_MODE=0" in done.stderr

@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 
 from support.rows import write_uneven_rows
 from support.runs import run, script_flags
+from support.warm import warmed
 from vlm_lora import pipeline
 from vlm_lora.cli import run_script
 from vlm_lora.training import trainer
@@ -87,7 +88,7 @@ def start(launcher: str, model: Path, data: Path, output: Path, **flags: object)
     words = script_flags(model, data, output, **{"log_level": "info", "do_eval": False, "ddp_backend": "gloo", **flags})
     own = [launcher] if launcher else []
     return subprocess.Popen(
-        [str(VLM_LORA), "launch", "--backend", "cuda", *own, "--world_size", "2", "train", *words],
+        warmed([VLM_LORA, "launch", "--backend", "cuda", *own, "--world_size", "2", "train", *words]),
         env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from support.warm import warmed
 from vlm_lora import pipeline
 from vlm_lora.cli import run_script
 from vlm_lora.training import trainer
@@ -47,10 +48,13 @@ def run(model: Path, data: Path, output: Path, **flags: object) -> dict[str, Any
     return results
 
 
-def run_processes(command: Sequence[str], *, cwd: Path = EXAMPLES) -> str:
-    """Run a launcher with its command and return what they wrote to stderr; any exit code but 0 fails the test."""
+def run_processes(command: Sequence[str], *, cwd: Path = EXAMPLES, cold: bool = False) -> str:
+    """Run a launcher with its command and return what they wrote to stderr; any exit code but 0 fails the test.
+
+    Its processes are forked from a warm one (`support.warm`); `cold` is for tests whose point is how they start.
+    """
     done = subprocess.run(
-        command,
+        command if cold else warmed(command),
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from support.runs import script_flags
+from support.warm import programs
 
 ROOT = Path(__file__).parents[2]
 MAIN = ROOT / ".venv" / "main" / "bin" / "python"
@@ -44,11 +45,20 @@ def environment(python: Path, variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def run_words(
-    words: Sequence[str | Path], *, python: Path, cwd: Path = ROOT / "examples", variables: Mapping[str, str]
+    words: Sequence[str | Path],
+    *,
+    python: Path,
+    cwd: Path = ROOT / "examples",
+    variables: Mapping[str, str],
+    cold: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python words...` as a user would, and return what it wrote and its exit code."""
+    """Run `python words...` as a user would, and return what it wrote and its exit code.
+
+    The process is forked from a warm one (`support.warm`); `cold` is for tests whose point is how it starts.
+    """
+    program = python if cold else programs(python, variables) / "python"
     return subprocess.run(
-        [str(python), *map(str, words)],
+        [str(program), *map(str, words)],
         cwd=cwd,
         env=environment(python, variables),
         capture_output=True,
@@ -65,12 +75,13 @@ def recorded(
     python: Path,
     launcher: Sequence[str | Path] = (),
     variables: Mapping[str, str],
+    cold: bool = False,
 ) -> list[list[dict[str, Any]]]:
     """Run lists of flags under the recorder; return the records, a list per rank. A failure fails the test."""
     folder.mkdir(parents=True)
     (folder / "runs.json").write_text(json.dumps([list(map(str, flags)) for flags in runs]), encoding="utf-8")
     report = folder / "report.json"
-    done = run_words([*launcher, RECORDER, report, folder / "runs.json"], python=python, variables=variables)
+    done = run_words([*launcher, RECORDER, report, folder / "runs.json"], python=python, variables=variables, cold=cold)
     assert done.returncode == 0, done.stderr[-6000:]
     ranks = [report, *sorted(folder.glob("report.json.*"))]
     return [json.loads(path.read_text(encoding="utf-8")) for path in ranks]

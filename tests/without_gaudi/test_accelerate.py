@@ -16,6 +16,7 @@ import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 
 from support.rows import write_uneven_rows
+from support.warm import warmed
 from vlm_lora.errors import ConfigError
 from vlm_lora.launching import LaunchRequest, free_port
 from vlm_lora_cuda.accelerate_flags import accelerate_launch
@@ -25,11 +26,12 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "launchers" / "accelerate").glob("*.yaml"))
 MEET = ROOT / "tests" / "support" / "launched" / "meet.py"
 PROGRAMS = Path(sys.executable).parent
+ACCELERATE = (sys.executable, "-m", "accelerate.commands.accelerate_cli")
 
 
 def run(words: list[str | Path]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        list(map(str, words)),
+        warmed(words),
         env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
         capture_output=True,
         text=True,
@@ -68,7 +70,7 @@ def test_accelerate_launches_with_a_file(name: str, variables: dict[str, str | N
     """`accelerate launch` itself, two processes on the CPU; what each file asks for reaches the script."""
     file = ROOT / "launchers" / "accelerate" / f"{name}.yaml"
     own = ["--num_processes", "2", "--main_process_port", str(free_port())]
-    done = run([PROGRAMS / "accelerate", "launch", "--config_file", file, *own, MEET, "count", tmp_path])
+    done = run([*ACCELERATE, "launch", "--config_file", file, *own, MEET, "count", tmp_path])
     assert done.returncode == 0, done.stderr
     ranks = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(tmp_path.glob("rank*.json"))]
     assert [(rank["world_size"], rank["total"]) for rank in ranks] == [(2, 3.0), (2, 3.0)]
@@ -80,10 +82,10 @@ def test_two_machines_with_the_file(tmp_path: Path) -> None:
     file = tmp_path / "two.yaml"
     content = yaml.safe_load((ROOT / "launchers" / "accelerate" / "multi_node.yaml").read_text(encoding="utf-8"))
     file.write_text(yaml.safe_dump({**content, "num_processes": 2, "main_process_port": free_port()}))
-    command = [PROGRAMS / "accelerate", "launch", "--config_file", file, "--main_process_ip", "127.0.0.1"]
+    command = [*ACCELERATE, "launch", "--config_file", file, "--main_process_ip", "127.0.0.1"]
     started = [
         subprocess.Popen(
-            [*map(str, command), "--machine_rank", rank, str(MEET), "count", str(tmp_path)],
+            warmed([*command, "--machine_rank", rank, MEET, "count", tmp_path]),
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stderr=subprocess.PIPE,
             text=True,
@@ -101,7 +103,7 @@ def test_two_machines_with_the_file(tmp_path: Path) -> None:
 
 def test_accelerates_trap_is_there(tmp_path: Path) -> None:
     """`--cpu --num_processes 2` runs one process, which cannot know; the log says so, and the page warns."""
-    done = run([PROGRAMS / "accelerate", "launch", "--cpu", "--num_processes", "2", MEET, "count", tmp_path])
+    done = run([*ACCELERATE, "launch", "--cpu", "--num_processes", "2", MEET, "count", tmp_path])
     assert "MASTER_ADDR" in done.stderr or "RANK" in done.stderr, "alone, it has nobody to meet"
     assert list(tmp_path.glob("rank*.json")) == []
 

@@ -16,6 +16,7 @@ import pytest
 
 from support.rows import write_uneven_rows
 from support.runs import script_flags
+from support.warm import warmed
 from vlm_lora.launching import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +34,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 def run(words: Sequence[str | Path], **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(word) for word in words],
+        warmed(words),
         env=environment(**variables),
         capture_output=True,
         text=True,
@@ -83,7 +84,7 @@ def test_two_machines(launcher: str, tmp_path: Path) -> None:
     where = ["--nnodes", "2", "--master_addr", "127.0.0.1", "--master_port", port, "--world_size", "1"]
     started = [
         subprocess.Popen(
-            [str(word) for word in launch(launcher, *where, "--node_rank", str(number), MEET, "count", tmp_path)],
+            warmed(launch(launcher, *where, "--node_rank", str(number), MEET, "count", tmp_path)),
             env=environment(),
             stderr=subprocess.PIPE,
             text=True,
@@ -159,7 +160,7 @@ def test_the_message_of_the_rank_that_failed_is_last(
 def test_a_warning_signal_reaches_every_rank_and_ends_none(launcher: str, tmp_path: Path) -> None:
     """SIGUSR1 is what Slurm sends before the time is up: the ranks decide what to do about it."""
     words = launch(launcher, "--world_size", "2", MEET, "signal", tmp_path)
-    process = subprocess.Popen([str(word) for word in words], env=environment(), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(warmed(words), env=environment(), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 150
     while len(list(tmp_path.glob("ready*"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)

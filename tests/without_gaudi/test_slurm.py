@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from support.warm import programs
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "launchers" / "slurm" / "train.sbatch"
 MEET = ROOT / "tests" / "support" / "launched" / "meet.py"
@@ -21,7 +23,8 @@ STAND_INS = ROOT / "tests" / "support" / "slurm"
 
 
 def job(folder: Path) -> dict[str, str]:
-    path = os.pathsep.join([str(STAND_INS), str(Path(sys.executable).parent), os.environ["PATH"]])
+    python = Path(sys.executable)
+    path = os.pathsep.join([str(STAND_INS), str(programs(python)), str(python.parent), os.environ["PATH"]])
     return {
         **os.environ,
         "PATH": path,
@@ -121,7 +124,7 @@ def test_output_dir_must_be_known(tmp_path: Path) -> None:
 def test_srun_starts_every_process(tmp_path: Path) -> None:
     """`srun --ntasks-per-node=8 vlm-lora train`: no launcher, torch's variables are made from srun's."""
     done = subprocess.run(
-        ["srun", "--ntasks-per-node=1", sys.executable, str(MEET), "count", str(tmp_path)],
+        ["srun", "--ntasks-per-node=1", "python", str(MEET), "count", str(tmp_path)],
         env=job(tmp_path),
         capture_output=True,
         text=True,

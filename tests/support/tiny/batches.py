@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import os
 import warnings
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,20 @@ def build_picture(seed: int, *, width: int = 48, height: int = 40) -> Image.Imag
 
 
 def load_plainly(folder: Path) -> tuple[Any, Any]:
-    """Return processor and model as a user of plain transformers loads them."""
+    """Return processor and model as a user of plain transformers loads them; the caller may change both.
+
+    Of the folders that the session shares, which stay as they are, each is loaded once and copied.
+    """
+    shared = Path(os.environ.get("VLM_LORA_TESTS_FOLDER", "")) / "models"
+    return copy.deepcopy(_load_once(folder)) if folder.parent == shared else _load(folder)
+
+
+@cache
+def _load_once(folder: Path) -> tuple[Any, Any]:
+    return _load(folder)
+
+
+def _load(folder: Path) -> tuple[Any, Any]:
     remote = {"trust_remote_code": True} if (folder / "modeling_phi3_v.py").exists() else {}
     config = transformers.AutoConfig.from_pretrained(folder, **remote)
     causal = config.model_type in ("phi4_multimodal", "phi3_v")

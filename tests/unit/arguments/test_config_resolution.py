@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any, Optional, Union, get_args, get_origin, get_type_hints
 
@@ -111,10 +112,10 @@ HF_CANNOT = {
 
 def sample(name: str) -> str:
     """A valid text for a field of TrainingArguments."""
-    declared = {item.name: item for item in dataclasses.fields(TrainingArguments)}[name]
+    declared = DECLARED[name]
     if "choices" in declared.metadata:
         return str(list(declared.metadata["choices"])[-1])
-    hint = get_type_hints(TrainingArguments)[name]
+    hint = HINTS[name]
     members = [get_origin(member) or member for member in (hint, *get_args(hint))]
     for member in members:
         if isinstance(member, type) and issubclass(member, Enum):
@@ -122,15 +123,22 @@ def sample(name: str) -> str:
     return next(text for kind, text in SAMPLES.items() if any(member is kind for member in members))
 
 
-FIELDS = [item.name for item in dataclasses.fields(TrainingArguments) if item.init]
+DECLARED = {item.name: item for item in dataclasses.fields(TrainingArguments)}
+HINTS = get_type_hints(TrainingArguments)
+FIELDS = [name for name, item in DECLARED.items() if item.init]
 OURS = {name for name in FIELDS if name in own_fields()}
 TRANSLATED = {name for name in FIELDS if name in ALIASES and ALIASES[name].canonical in FIELDS}
+
+
+@cache
+def hf_parser() -> HfArgumentParser:
+    return HfArgumentParser(TrainingArguments)
 
 
 @pytest.mark.parametrize("name", [name for name in FIELDS if name not in HF_CANNOT | OURS | TRANSLATED])
 def test_every_field_is_a_flag_and_reads_as_transformers_reads_it(name: str) -> None:
     words = [f"--{name}", sample(name)]
-    namespace = HfArgumentParser(TrainingArguments).parse_args(words)
+    namespace = hf_parser().parse_args(words)
     expected = getattr(namespace, name)
     found = resolved(*words, cls=TrainingArguments)[name]
     if isinstance(found, dict):  # transformers turns JSON text into a mapping one step later
