@@ -23,10 +23,11 @@ from vlm_lora import __version__
 from vlm_lora.backend import select
 from vlm_lora.config_sources import parse
 from vlm_lora.config_values import is_true
-from vlm_lora.errors import ConfigError, EndedEarlyError, UserError, nearest, plain_message
+from vlm_lora.errors import ConfigError, EndedEarlyError, NotFiniteError, UserError, nearest, plain_message
 from vlm_lora.launching import LaunchRequest, parse_launch, run_launch
 from vlm_lora.process_group import lost_partner, port_taken
 from vlm_lora.verb_setup import configure, described, rank, set_up_logging, verb_parser, wants_debug
+from vlm_lora.whole_files import valid_json
 from vlm_lora.written_text import let_stdout_escape
 
 logger = logging.getLogger(__name__)
@@ -119,7 +120,10 @@ def guard(action: Callable[[], int | None], *, debug: bool) -> int:
     except UserError as error:
         if debug:
             traceback.print_exc()
-        _tell(f"error: {plain_message(error)}")
+        if rank() == 0 or not isinstance(error, NotFiniteError):
+            _tell(f"error: {plain_message(error)}")
+        if isinstance(error, NotFiniteError):
+            error.told()
         return EXIT_USER
     except EndedEarlyError as ended:
         if rank() == 0:
@@ -181,7 +185,7 @@ def _eval(rest: Sequence[str]) -> None:
 
 def _report(results: Mapping[str, Any]) -> None:
     if rank() == 0:
-        print(json.dumps(dict(results), indent=2, sort_keys=True))
+        print(json.dumps(valid_json(results), indent=2, sort_keys=True, allow_nan=False))
 
 
 def _ask_flags() -> argparse.ArgumentParser:

@@ -6,7 +6,7 @@ Libraries raise these; only the command line turns them into one message and an 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
@@ -51,6 +51,19 @@ class BackendError(UserError):
 
 class MemoryExhaustedError(UserError):
     """A run that needs more memory than the device has."""
+
+
+class NotFiniteError(UserError):
+    """A loss, gradient or weight that is NaN or infinite, found by all ranks at one step; the first of them tells it.
+
+    Args:
+        message: the same on all ranks.
+        told: called once the message is out on rank 0, and instead of writing it on the others.
+    """
+
+    def __init__(self, message: str, told: Callable[[], object]) -> None:
+        super().__init__(message)
+        self.told = told
 
 
 class EndedEarlyError(Exception):

@@ -316,9 +316,7 @@ def _build(stage: Stage, tools: Tools, splits: Splits, model: Any, groups: Mappi
         "callbacks": [GradientAudit(model, tools.family)] if stage.arguments.do_train else [],
         **stage.backend.trainer_kwargs(stage.run),
     }
-    trainer = build_trainer(
-        stage.backend.trainer_class(), model=model, kwargs=kwargs, row_groups=groups, capture=stage.backend.capture
-    )
+    trainer = build_trainer(stage.backend, model=model, kwargs=kwargs, row_groups=groups)
     if stage.arguments.do_train and stage.run.tuning.learning_rates:
         trainer.part_rates = PartRates(find_parts(model, tools.family), stage.run.tuning.learning_rates)
         trainer.part_rates.check_engine(trainer)

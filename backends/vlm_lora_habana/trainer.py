@@ -17,6 +17,7 @@ def gaudi_trainer_class() -> type:
     - Gradient checkpointing that the core switched on for the language model stays on: the vendor's loop
       switches it off when its own argument is off.
     - What models read on the host stays there (`host_reads`).
+    - It says what clips the gradients, so that they can be looked at before (`other_clippers`).
     """
     from optimum.habana import GaudiTrainer
 
@@ -26,6 +27,11 @@ def gaudi_trainer_class() -> type:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.data_collator = HostReads(kwargs["data_collator"], self.model.config)
+
+        @property
+        def other_clippers(self) -> list[tuple[Any, str]]:
+            """What clips gradients in place of accelerate: an object and its function's name."""
+            return [] if self.FusedNorm is None else [(self.FusedNorm, "clip_norm")]
 
         def _prepare_inputs(self, inputs: Any) -> Any:
             return unwrap(super()._prepare_inputs(inputs))

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from vlm_lora.config import ModelConfig
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.families import FAMILIES, Family, family_of
+from vlm_lora.model.finite_weights import check_loaded, nonfinite, refuse
 from vlm_lora.stack import (
     RUNS_LOCAL_GENERATE,
     TRANSFORMERS,
@@ -150,6 +151,7 @@ def load_model(
             base.model_name_or_path, config=loaded, output_loading_info=True, **keywords
         )
     check_weights(str(base.model_name_or_path), model, report)
+    check_loaded(str(base.model_name_or_path), model)
     keep_checkpoint_names(model)
     if adapt is not None:
         model = adapt(model)
@@ -187,7 +189,9 @@ def load_adapter(model: Any, folder: Path) -> Any:
             "model that it "
             f"was trained on as base_model_name_or_path in {folder / ADAPTER_FILE}."
         ) from error
-    saved = set(load_peft_weights(str(folder), device="cpu"))
+    weights = load_peft_weights(str(folder), device="cpu")
+    refuse(str(folder), nonfinite(weights.items()))
+    saved = set(weights)
     expected = set(get_peft_model_state_dict(tuned))
     if saved != expected:
         missing, strange = sorted(expected - saved), sorted(saved - expected)

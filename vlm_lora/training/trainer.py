@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,26 +10,32 @@ from typing import Any
 
 import torch
 
+from vlm_lora.backend import Backend
 from vlm_lora.batching.order import BatchOrder
+from vlm_lora.batching.row_names import ROWS, naming_rows
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.objective import ScoredModel, SupervisedHead, gather_targets, token_losses
 from vlm_lora.stack import let_cpu_have_numbers
 from vlm_lora.training.checkpoints import STATE_FILE
 from vlm_lora.training.engine import zero_stage
 from vlm_lora.training.epochs import EpochOrder
+from vlm_lora.training.finite import FiniteGuard
 from vlm_lora.training.rates import PartRates, resumed_rates
 from vlm_lora.training.resuming import load_full_weights
 from vlm_lora.training.rotation import NothingInTheWay, saving
 from vlm_lora.training.saving import check_saved, gathered_state, is_sharded_by_tensor
+from vlm_lora.training.valid_state import ValidState
 from vlm_lora.whole_files import replacing_path
+
+logger = logging.getLogger(__name__)
 
 
 class VlmTrainerMixin:
     """Loss on supervised positions, rows in the project's order, evaluation that sums instead of averaging averages.
 
-    Set `head`, `row_groups` and `capture` right after construction. The loss is the sum of the negative log-likelihoods
-    divided by the number of supervised tokens of the whole global batch (all accumulation steps, all ranks),
-    so batch 8x1, 2x4 and 1x8 give one gradient.
+    Set `head`, `row_groups`, `capture` and `finite` right after construction. The loss is the sum of the negative
+    log-likelihoods divided by the number of supervised tokens of the whole global batch (all accumulation steps, all
+    ranks), so batch 8x1, 2x4 and 1x8 give one gradient.
     """
 
     head: SupervisedHead
@@ -36,6 +43,8 @@ class VlmTrainerMixin:
     """By split (`train`, `validation`): row indices that may share a batch; empty where any may."""
     capture: Callable[[torch.nn.Module], torch.nn.Module]
     """The backend's: returns a module whose graph is captured and replayed, or the module as it is."""
+    finite: FiniteGuard
+    """Ends the run where a loss, gradient or weight is not finite."""
     part_rates: PartRates | None = None
     """Learning rates of single parts; None where every part has `--learning_rate`."""
     total_limit: int | None = None
@@ -50,16 +59,20 @@ class VlmTrainerMixin:
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Run the model, its head on the supervised positions; the base class calls `supervised_loss`."""
-        positions = inputs.pop("supervised_positions")
+        positions, rows = inputs.pop("supervised_positions"), inputs.pop(ROWS, ())
         # The base class drops the labels before it calls the loss function: hand over what it needs instead.
         inputs["labels"] = gather_targets(inputs["labels"], positions)
         with self.head.on(positions):
-            return super().compute_loss(  # type: ignore[misc]
-                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+            loss, outputs = super().compute_loss(  # type: ignore[misc]
+                model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
+        self.finite.note(loss, rows, outputs.row_losses)
+        return (loss, outputs) if return_outputs else loss
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save complete weights, whatever shards them, and look at what was written."""
+        """Save complete and finite weights, whatever shards them, and look at what was written."""
+        if not _internal_call:  # a checkpoint's were looked at before anything made room for it
+            self.finite.before_save()
         arguments, model = self.args, self.model  # type: ignore[attr-defined]
         folder = output_dir or arguments.output_dir
         written = False
@@ -79,6 +92,7 @@ class VlmTrainerMixin:
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Save a checkpoint under a name that is on the folder's list; which older ones go is decided there, too."""
+        self.finite.before_save()
         with saving(self, self.total_limit):
             super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
 
@@ -140,10 +154,21 @@ class VlmTrainerMixin:
             self.part_rates.check_resumed(self.optimizer, checkpoint)  # type: ignore[attr-defined]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log each part's own rate beside the first one, which the base class logs."""
+        """Log each part's own rate beside the first one, which the base class logs; a bad step ends the run first."""
+        self.finite.read()
         if self.part_rates is not None and "learning_rate" in logs:
             logs.update(self.part_rates.current(self.optimizer))  # type: ignore[attr-defined]
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    def get_train_dataloader(self) -> Any:
+        """Let batches say which rows they are of."""
+        with naming_rows(self):
+            return super().get_train_dataloader()  # type: ignore[misc]
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """As `get_train_dataloader`."""
+        with naming_rows(self):
+            return super().get_eval_dataloader(*args, **kwargs)  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> BatchOrder:
         """Order the training rows by seed and epoch, the same on every stack."""
@@ -189,6 +214,7 @@ class VlmTrainerMixin:
         ignore_keys: list[str] | None = None,
     ) -> tuple[None, None, None]:
         """Add the batch's row sums to the evaluation's totals; fillers have none."""
+        self._row_names.append(inputs.pop(ROWS, ()))
         inputs = self._prepare_inputs(inputs)  # type: ignore[attr-defined]
         positions = inputs.pop("supervised_positions")
         targets = gather_targets(inputs.pop("labels"), positions)
@@ -200,9 +226,12 @@ class VlmTrainerMixin:
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Replace the base class's mean of batch means by one division at the end, and add the perplexity."""
+        self.finite.read()
         self._row_sums: list[torch.Tensor] = []
+        self._row_names: list[tuple[str, ...]] = []
         output = super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
         prefix = kwargs.get("metric_key_prefix", "eval")
+        self.finite.check_evaluation(self._row_sums, self._row_names)
         output.metrics.update(perplexity_metrics(torch.cat(self._row_sums), prefix))
         return output
 
@@ -216,6 +245,8 @@ def perplexity_metrics(sums: torch.Tensor, prefix: str) -> dict[str, float]:
     nll, tokens = sums.cpu().double().sum(dim=0).tolist()
     loss = nll / tokens
     perplexity = math.exp(loss) if loss < 709 else math.inf
+    if math.isinf(perplexity):
+        logger.warning("A loss of %.4g: its perplexity is beyond what a number holds; results have null for it.", loss)
     return {
         f"{prefix}_loss": loss,
         f"{prefix}_perplexity": perplexity,
@@ -226,12 +257,17 @@ def perplexity_metrics(sums: torch.Tensor, prefix: str) -> dict[str, float]:
 def supervised_loss(
     outputs: Any, targets: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
 ) -> torch.Tensor:
-    """Sum the token losses and divide by the global batch's supervised tokens (a `compute_loss_func`)."""
+    """Sum the token losses and divide by the global batch's supervised tokens (a `compute_loss_func`).
+
+    The outputs get each row's sum as `row_losses` `(B,)`.
+    """
     if num_items_in_batch is None:
         raise ModelError(
             "The trainer did not count the global batch's supervised tokens: the loss cannot be normalised."
         )
-    return token_losses(outputs.logits, targets).sum() / num_items_in_batch
+    losses = token_losses(outputs.logits, targets)
+    outputs.row_losses = losses.detach().sum(dim=1)
+    return losses.sum() / num_items_in_batch
 
 
 def compose_trainer(base: type) -> type:
@@ -240,21 +276,23 @@ def compose_trainer(base: type) -> type:
 
 
 def build_trainer(
-    base: type,
+    backend: Backend,
     *,
     model: torch.nn.Module,
     kwargs: Mapping[str, Any],
     row_groups: Mapping[str, Sequence[Sequence[int]]],
-    capture: Callable[[torch.nn.Module], torch.nn.Module],
 ) -> Any:
-    """Construct the composed trainer with the project's loss, order of rows, and the model's supervised head."""
+    """Construct the backend's trainer with the project's loss, order of rows, and the model's supervised head."""
     try:
-        trainer = compose_trainer(base)(model=model, compute_loss_func=supervised_loss, **kwargs)
+        trainer = compose_trainer(backend.trainer_class())(model=model, compute_loss_func=supervised_loss, **kwargs)
     except (ValueError, ImportError, RuntimeError) as error:
         raise ConfigError(f"The trainer refuses these settings: {error}") from error
     trainer.head = SupervisedHead(model)
     trainer.row_groups = row_groups
-    trainer.capture = capture
+    trainer.capture = backend.capture
     trainer.total_limit, trainer.args.save_total_limit = trainer.args.save_total_limit, None
     trainer.add_callback(NothingInTheWay())
+    trainer.finite = FiniteGuard(trainer, reads_each_step=not backend.traits.static_shapes)
+    trainer.add_callback(trainer.finite)
+    trainer.add_callback(ValidState())
     return trainer

@@ -1,0 +1,81 @@
+"""What makes a run's numbers go wrong at a chosen place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from vlm_lora import pipeline
+from vlm_lora.training import trainer
+
+
+def poison_losses(monkeypatch: pytest.MonkeyPatch, *, batch: int, row: int, value: float) -> None:
+    """Add `value` to the token losses of one row of this process's `batch`th training batch, from 1."""
+    seen = [0]
+    losses = trainer.token_losses
+
+    def poisoned(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        seen[0] += 1
+        found = losses(logits, targets)
+        if seen[0] != batch:
+            return found
+        factor = torch.zeros_like(found)
+        factor[row] = value
+        return found + factor * (found * 0 + 1)
+
+    monkeypatch.setattr(trainer, "token_losses", poisoned)
+
+
+def poison_gradient(monkeypatch: pytest.MonkeyPatch, *, step: int, name: str) -> None:
+    """Make one gradient of the trained tensor whose name contains `name` infinite at a step; the loss is as ever."""
+
+    def before(model: Any) -> None:
+        tensor = next(tensor for found, tensor in model.named_parameters() if name in found)
+
+        def spoil(gradient: torch.Tensor) -> torch.Tensor:
+            handle.remove()
+            return gradient + torch.inf
+
+        handle = tensor.register_hook(spoil)
+
+    _at_step(monkeypatch, step, before=before)
+
+
+def poison_weight(monkeypatch: pytest.MonkeyPatch, *, step: int, name: str) -> None:
+    """Make one number of the trained tensor whose name contains `name` infinite by the update of a step."""
+
+    def after(model: Any) -> None:
+        tensor = next(tensor for found, tensor in model.named_parameters() if name in found)
+        tensor.data.view(-1)[0] = torch.inf
+
+    _at_step(monkeypatch, step, after=after)
+
+
+def _at_step(
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+    *,
+    before: Callable[[Any], None] | None = None,
+    after: Callable[[Any], None] | None = None,
+) -> None:
+    class Poison(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if before is not None and state.global_step + 1 == step:
+                before(kwargs["model"])
+
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if after is not None and state.global_step + 1 == step:
+                after(kwargs["model"])
+
+    build = trainer.build_trainer
+
+    def with_poison(*args: Any, **kwargs: Any) -> Any:
+        built = build(*args, **kwargs)
+        built.add_callback(Poison())
+        return built
+
+    monkeypatch.setattr(pipeline, "build_trainer", with_poison)

@@ -1,0 +1,58 @@
+"""A few words between the ranks where something has gone wrong, over the store that they met at: no device is asked."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
+
+_meetings = itertools.count()
+
+_PATIENCE = timedelta(seconds=10)
+"""How long a rank waits for the first one to have written its message: what else is there to do for it."""
+
+
+class Meeting:
+    """Brings what each rank knows to the first one, and its words to all.
+
+    Args:
+        rank: this one's number.
+        ranks: how many there are; all make their meetings in the same order.
+        timeout: how long to wait for the slowest, as for any collective.
+    """
+
+    def __init__(self, rank: int, ranks: int, timeout: timedelta) -> None:
+        self._rank, self._ranks, self._timeout = rank, ranks, timeout
+        number = next(_meetings)
+        self._store: Any = PrefixStore(f"vlm_lora/meeting/{number}", _get_default_store()) if ranks > 1 else None
+
+    def message(self, own: str, compose: Callable[[Sequence[str]], str]) -> str:
+        """Return what `compose` makes, on rank 0, of all ranks' texts; all ranks call it once."""
+        if self._store is None:
+            return compose([own])
+        self._store.set(f"own/{self._rank}", own)
+        if self._rank == 0:
+            names = [f"own/{rank}" for rank in range(self._ranks)]
+            self._store.wait(names, self._timeout)
+            self._store.set("message", compose([self._store.get(name).decode() for name in names]))
+        self._store.wait(["message"], self._timeout)
+        return str(self._store.get("message").decode())
+
+    def told(self) -> None:
+        """Say on rank 0 that its message is written, and wait for that on the others.
+
+        A launcher ends all ranks as soon as one has ended: that must not be before the message is out.
+        """
+        if self._store is None:
+            return
+        try:
+            if self._rank == 0:
+                self._store.set("told", "")
+            else:
+                self._store.wait(["told"], _PATIENCE)
+        except RuntimeError:
+            # Rank 0, which may keep the store, has ended: it has written by now, and nothing is left to wait for.
+            return
