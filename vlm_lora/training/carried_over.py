@@ -87,13 +87,14 @@ class CarriedOver:
             ConfigError: this optimizer or schedule cannot be changed.
         """
         keys = {key for name in self._changes for key in GROUP_KEYS.get(name, ())}
-        if keys:
-            self._set_groups(optimizer, keys)
         state = json.loads((Path(checkpoint) / STATE_FILE).read_text(encoding="utf-8"))
         before = state.get("max_steps")
-        longer = self._steps is not None and before is not None and before != self._steps
         changed = SCHEDULE & self._changes.keys()
-        if not (longer or changed):
+        moves = bool(changed) or (self._steps is not None and before not in (None, self._steps))
+        old = _first_rate(optimizer) if moves else 0.0
+        if keys:
+            self._set_groups(optimizer, keys)
+        if not moves:
             return
         schedule = getattr(scheduler, "scheduler", scheduler)
         kind = self._settings.get("lr_scheduler_type")
@@ -107,7 +108,6 @@ class CarriedOver:
                 "The run has %s steps, %s in the checkpoint's: its %s schedule stays.", self._steps, before, kind
             )
             return
-        old = _first_rate(optimizer)
         lay_anew(schedule, optimizer, rates_changed=bool(keys & {"lr"}))
         self._say_schedule(kind, before, schedule.last_epoch + 1, old, _first_rate(optimizer))
 

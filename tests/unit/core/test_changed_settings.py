@@ -28,7 +28,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     arguments = TrainingArguments(str(folder), use_cpu=True, report_to="none", max_steps=4, hub_token="hf_other")
     run = replace(RUN, environment={"WANDB_API_KEY": "key"}, raw={"gradient_checkpointing": True})
     found = effective_settings(run, arguments, settled={**SETTLED, "static_shapes": False})
-    return json.loads(json.dumps(found))  # type: ignore[no-any-return]
+    loaded: dict[str, Any] = json.loads(json.dumps(found))
+    return loaded
 
 
 def changed(settings: dict[str, Any], **changes: Any) -> dict[str, Kind]:
@@ -202,8 +203,8 @@ def test_one_place_under_two_names(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert absolute("data/{0..3}.tar") == f"{here}/{{0..3}}.tar"
     assert absolute("data/a.jsonl,data/b.jsonl") == absolute(f"{here}/a.jsonl, {here}/b.jsonl")
     assert absolute("data/*.jsonl") == f"{here}/*.jsonl"
-    for name in ("org/set", "set", "https://host/data", "data/{a", None):
-        assert absolute(name) == name
+    for other in ("org/set", "set", "https://host/data", "data/{a", None):
+        assert absolute(other) == other
 
 
 def test_values_after_a_trip_through_json() -> None:
