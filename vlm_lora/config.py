@@ -351,6 +351,9 @@ class RunConfig:
     """auto, or the name of an installed backend (cuda serves CUDA and CPU)."""
     overwrite_output_dir: bool = False
     """Train into an output folder that holds a run already: what run_files.json lists there is removed, no more."""
+    allow_changed: tuple[str, ...] = ()
+    """With --resume_from_checkpoint: settings that may differ from the checkpoint's run though the result changes, by
+    the names of their flags, for example learning_rate weight_decay. Without it such a run is refused."""
     output_model_name: str | None = None
     """Name of the trained model; without --output_dir the results go to ./NAME."""
     list_checkpoints: str | None = None

@@ -39,14 +39,13 @@ from vlm_lora.preflight.figures import DataReport
 from vlm_lora.report.memory import explain_exhaustion
 from vlm_lora.report.model_card import write_model_card
 from vlm_lora.report.preview import ShownRow
+from vlm_lora.resumption import Resumption, carried_over, look_for_checkpoint
 from vlm_lora.stages import Stage, Tools, choose_backend, open_stage, open_tools, resolve_anywhere, wants_static_shapes
 from vlm_lora.training.alone import without_engine
 from vlm_lora.training.arguments import check_arguments
-from vlm_lora.training.checkpoints import refuse_to_resume
 from vlm_lora.training.drawing import drawn_epochs
 from vlm_lora.training.engine import (
     EngineCheck,
-    engine_of,
     needs_pictures,
     note_pictures,
     refuse_lost_weights,
@@ -56,12 +55,9 @@ from vlm_lora.training.finished import fit
 from vlm_lora.training.outputs import (
     check_adapter_settings,
     claim_folder,
-    find_checkpoint,
-    note_what_is_saved,
     save_processor,
     write_results,
 )
-from vlm_lora.training.pickles import refuse_programs
 from vlm_lora.training.planning import announce, shared_survey
 from vlm_lora.training.rates import PartRates
 from vlm_lora.training.run_record import note_end
@@ -80,7 +76,8 @@ def train(run: RunConfig) -> dict[str, Any]:
     if not (arguments.do_train or arguments.do_eval):
         raise ConfigError("Nothing to do: type --do_train, --do_eval, or both.")
     folder = Path(arguments.output_dir)
-    checkpoint = _checkpoint_of(arguments)
+    resumption = look_for_checkpoint(stage)
+    checkpoint = resumption.checkpoint
     if arguments.do_train:
         run.tuning.refuse_what_has_no_effect()
     claim_folder(run, arguments, checkpoint)
@@ -105,7 +102,7 @@ def train(run: RunConfig) -> dict[str, Any]:
     needs = partial(advise, _subject(run, stage.values, tools, splits.train), arguments, stage.backend)
     with explain_exhaustion(stage.backend, "loading the model", needs):
         model = _load_for_training(stage, tools) if arguments.do_train else _load_for_answers(stage, tools)
-    trainer = _build(stage, tools, splits, model, groups)
+    trainer = _build(stage, tools, splits, model, groups, resumption)
     if trainer.is_world_process_zero():
         write_resolved(folder / ("run_config.yaml" if arguments.do_train else "eval_config.yaml"), run, stage.values)
     results: dict[str, Any] = {}
@@ -213,18 +210,6 @@ def plan(run: RunConfig, request: PlanRequest, announce: Callable[[str], object]
     return plan_run(_subject(run, values, tools, data), request, choice, devices, announce)
 
 
-def _checkpoint_of(arguments: Any) -> str | None:
-    """Return the checkpoint to go on from, looked through for all that this run's engine reads; None starts afresh."""
-    checkpoint = find_checkpoint(Path(arguments.output_dir), arguments.resume_from_checkpoint)
-    if checkpoint is not None:
-        refuse_programs(Path(checkpoint))
-    if arguments.do_train:
-        if checkpoint is not None:
-            refuse_to_resume(Path(checkpoint), engine_of(arguments))
-        note_what_is_saved(arguments)
-    return checkpoint
-
-
 def _subject(run: RunConfig, values: Mapping[str, Any], tools: Tools, data: Any) -> Subject:
     return Subject(
         run=run,
@@ -293,8 +278,7 @@ def _load_for_answers(stage: Stage, tools: Tools) -> Any:
 
 
 def _load_base(stage: Stage, tools: Tools) -> Any:
-    kwargs = stage.backend.model_kwargs(stage.run, tools.config, stage.arguments)
-    return load_model(stage.run.model, model_kwargs=kwargs, adapt=partial(_adapt, stage, tools))
+    return load_model(stage.run.model, model_kwargs=stage.model_keywords, adapt=partial(_adapt, stage, tools))
 
 
 def _adapt(stage: Stage, tools: Tools, base: Any) -> Any:
@@ -305,8 +289,11 @@ def _adapt(stage: Stage, tools: Tools, base: Any) -> Any:
     return stage.backend.adapt_model(base)
 
 
-def _build(stage: Stage, tools: Tools, splits: Splits, model: Any, groups: Mapping[str, Any]) -> Any:
+def _build(
+    stage: Stage, tools: Tools, splits: Splits, model: Any, groups: Mapping[str, Any], resumption: Resumption
+) -> Any:
     rows = training_rows(stage.run, stage.arguments, splits)
+    carried = carried_over(stage, resumption) if stage.arguments.do_train else None
     kwargs = {
         "args": stage.arguments,
         "data_collator": tools.collator,
@@ -317,6 +304,9 @@ def _build(stage: Stage, tools: Tools, splits: Splits, model: Any, groups: Mappi
         **stage.backend.trainer_kwargs(stage.run),
     }
     trainer = build_trainer(stage.backend, model=model, kwargs=kwargs, row_groups=groups)
+    trainer.carried = carried
+    if carried is not None and resumption.checkpoint is not None:
+        trainer.add_callback(carried.callback())
     if stage.arguments.do_train and stage.run.tuning.learning_rates:
         trainer.part_rates = PartRates(find_parts(model, tools.family), stage.run.tuning.learning_rates)
         trainer.part_rates.check_engine(trainer)

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from vlm_lora.backend import Backend, Probe, installed, select, set_environment
@@ -36,6 +37,11 @@ class Stage:
     backend: Backend
     arguments: Any
     values: Mapping[str, Any]
+
+    @cached_property
+    def model_keywords(self) -> Mapping[str, Any]:
+        """Keywords that the backend loads the model with, asked for once: it logs the reason of each."""
+        return self.backend.model_kwargs(self.run, load_config(self.run.model), self.arguments)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,7 +83,11 @@ def test_a_run_resumed_inside_its_second_epoch_equals_the_whole_one(
     }
     whole, resumed, other = tmp_path / "whole", tmp_path / "resumed", tmp_path / "other"
     go_on = {**flags, "resume_from_checkpoint": whole / "checkpoint-4"}
-    for output, words in ((whole, flags), (resumed, go_on), (other, {**go_on, "data_seed": 7})):
+    for output, words in (
+        (whole, flags),
+        (resumed, go_on),
+        (other, {**go_on, "data_seed": 7, "allow_changed": "data_seed"}),
+    ):
         run_processes([*TORCHRUN, *script_flags(model_folder("gemma3"), data, output, **words)])
     assert len(logged(whole, "loss")) == 6
     assert logged(resumed, "loss") == logged(whole, "loss")

@@ -16,6 +16,7 @@ from vlm_lora.batching.row_names import ROWS, naming_rows
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.objective import ScoredModel, SupervisedHead, gather_targets, token_losses
 from vlm_lora.stack import let_cpu_have_numbers
+from vlm_lora.training.carried_over import CarriedOver
 from vlm_lora.training.checkpoints import STATE_FILE
 from vlm_lora.training.engine import zero_stage
 from vlm_lora.training.epochs import EpochOrder
@@ -49,6 +50,8 @@ class VlmTrainerMixin:
     """Learning rates of single parts; None where every part has `--learning_rate`."""
     total_limit: int | None = None
     """`--save_total_limit`, which the base class must not know: it would remove folders that are not the run's."""
+    carried: CarriedOver | None = None
+    """The run's settings, for its checkpoints and over those of the one it goes on from; None outside a training."""
     _scored: torch.nn.Module | None = None
 
     def compute_loss(
@@ -87,6 +90,8 @@ class VlmTrainerMixin:
             if not written:
                 self._save(folder, state_dict=state)  # type: ignore[attr-defined]
             check_saved(Path(folder), self.accelerator.unwrap_model(model))  # type: ignore[attr-defined]
+            if self.carried is not None and output_dir is not None and _internal_call:
+                self.carried.write(Path(folder))  # a checkpoint; the trainer's state comes last
         if arguments.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save")  # type: ignore[attr-defined]
 
@@ -104,6 +109,12 @@ class VlmTrainerMixin:
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Build the optimizer, with each part's own rate; what the user typed for it can be wrong."""
+        optimizer = self._create_optimizer(*args, **kwargs)
+        if self.carried is not None:
+            self.carried.note_optimizer(optimizer)
+        return optimizer
+
+    def _create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         rates = self.part_rates
         try:
             if rates is None:
@@ -119,6 +130,8 @@ class VlmTrainerMixin:
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
         """Build the schedule; what the user typed for it can be wrong."""
+        if self.carried is not None:
+            self.carried.note_steps(args[0] if args else kwargs["num_training_steps"])
         try:
             return super().create_scheduler(*args, **kwargs)  # type: ignore[misc]
         except (ValueError, TypeError) as error:
@@ -146,12 +159,19 @@ class VlmTrainerMixin:
         return not (sharded or hasattr(self.model, "peft_config"))  # type: ignore[attr-defined]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Go on from a checkpoint's optimizer, if it has the same rates per part."""
+        """Go on from a checkpoint's optimizer, if it has the same rates per part, with the settings of this run."""
         let_cpu_have_numbers()
         with resumed_rates(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        if self.carried is not None and checkpoint is not None:
+            self.carried.put_in_force(self.optimizer, self.lr_scheduler, checkpoint)  # type: ignore[attr-defined]
         if self.part_rates is not None and checkpoint is not None:
             self.part_rates.check_resumed(self.optimizer, checkpoint)  # type: ignore[attr-defined]
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Go on with a checkpoint's generators, unless this run has another `--seed`."""
+        if self.carried is None or not self.carried.reseeds:
+            super()._load_rng_state(checkpoint)  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log each part's own rate beside the first one, which the base class logs; a bad step ends the run first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -78,6 +78,12 @@ def check_numbers(arguments: Any) -> None:
         )
 
 
+def without_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration without what the flags say too: numbers, batch sizes, precision."""
+    said = {*NUMBERS, "train_batch_size", "bf16.enabled", "fp16.enabled"}
+    return _without(settings, said, "")
+
+
 @contextmanager
 def agreeing_schedule() -> Iterator[None]:
     """Turn DeepSpeed's refusal of a schedule with other numbers of steps, known only now, into a message.
@@ -110,3 +116,11 @@ def _look_up(settings: Any, key: str) -> Any:
     for name in key.split("."):
         settings = settings.get(name) if isinstance(settings, Mapping) else None
     return settings
+
+
+def _without(settings: Mapping[str, Any], keys: Collection[str], prefix: str) -> dict[str, Any]:
+    kept = {key: value for key, value in settings.items() if f"{prefix}{key}" not in keys}
+    return {
+        key: _without(value, keys, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        for key, value in kept.items()
+    }

@@ -1,0 +1,218 @@
+"""What is otherwise in a run that goes on from a checkpoint than in the run that wrote it, and what becomes of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlm_lora.config_aliases import ALIASES, DROPPED, RESTATED
+from vlm_lora.config_values import spell
+from vlm_lora.errors import ConfigError, nearest
+from vlm_lora.training.run_settings import default_settings, read_settings, versions
+from vlm_lora.training.setting_kinds import (
+    GLOBAL_BATCH,
+    KINDS,
+    MATTERS,
+    PART_RATES,
+    SPLIT,
+    WORLD_SIZE,
+    Kind,
+    kind_of,
+    setting_of,
+)
+
+logger = logging.getLogger(__name__)
+
+_SAME_STATE = frozenset({"adamw_torch", "adamw_torch_fused"})
+"""Optimizers that read each other's state: one algorithm in two implementations."""
+
+_BY_LOSS = frozenset({"reduce_lr_on_plateau", "greedy"})
+"""Schedules whose present rate is the outcome of the losses so far, so that it cannot be laid anew."""
+
+_OF_THE_SCHEDULE = frozenset({"learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"})
+_OF_THE_OPTIMIZER = frozenset({"weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"})
+_OF_THE_ENGINE = frozenset({"deepspeed", "bf16", "fp16", "dtype", "use_cpu", "backend"})
+"""Under DeepSpeed: what decides in which form its checkpoint holds the optimizer."""
+
+NEW_RUN = (
+    "A new run may begin with a checkpoint's weights: another --output_dir, no --resume_from_checkpoint, and full "
+    "weights named as --model_name_or_path (an adapter is merged into its base first, by PEFT's merge_and_unload)."
+)
+
+_SPOKEN = {
+    GLOBAL_BATCH: "rows of one step (--per_device_train_batch_size x --gradient_accumulation_steps x processes)",
+    WORLD_SIZE: "processes",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One setting that is otherwise now."""
+
+    name: str
+    saved: Any
+    now: Any
+    kind: Kind
+    why: str = ""
+    """Why it cannot be allowed, where other changes of this setting can be."""
+
+    def lines(self) -> list[str]:
+        """Return what to show of it: of a mapping the keys that differ."""
+        spoken = _SPOKEN.get(self.name, f"--{self.name}")
+        pairs = [("", self.saved, self.now)]
+        if isinstance(self.saved, Mapping) and isinstance(self.now, Mapping):
+            before, after = _flat(self.saved), _flat(self.now)
+            pairs = [
+                (f" {key}:", before.get(key), after.get(key))
+                for key in sorted({*before, *after})
+                if not _same(before.get(key), after.get(key))
+            ]
+        return [f"{spoken}{key} {spell(saved)} in the checkpoint, {spell(now)} now" for key, saved, now in pairs]
+
+
+def check_allowed(names: Iterable[str], arguments_class: type) -> frozenset[str]:
+    """Return the settings that `--allow_changed` names.
+
+    Raises:
+        ConfigError: a name is no setting, or of one that no run may change.
+    """
+    known = {*KINDS, *default_settings(arguments_class), *ALIASES, *RESTATED}
+    found = set()
+    for name in (part.strip() for text in names for part in text.split(",")):
+        setting = setting_of(name)
+        if setting not in known or name in DROPPED:
+            raise ConfigError(
+                f"--allow_changed {name}: is no setting.{nearest(name, known)} Names are those of the flags without "
+                "their dashes."
+            )
+        if kind_of(setting) is Kind.NEVER and setting != "optim":
+            raise ConfigError(
+                f"--allow_changed {name}: --{setting} cannot be changed when a run goes on: its optimizer, adapter or "
+                f"data would be another's. {NEW_RUN}"
+            )
+        found.add(setting)
+    return frozenset(found)
+
+
+def compare(
+    checkpoint: Path, now: Mapping[str, Any], *, allowed: frozenset[str], arguments_class: type
+) -> list[Change]:
+    """Return what changed since a checkpoint's run, having said it; empty where the checkpoint has no record.
+
+    Args:
+        checkpoint: its folder.
+        now: `effective_settings` of this run.
+        allowed: from `check_allowed`.
+        arguments_class: its defaults stand for settings that the checkpoint's run did not know.
+
+    Raises:
+        ConfigError: names everything that changes the result and is not allowed, with both values and what to type.
+    """
+    record = read_settings(checkpoint)
+    if record is None:
+        logger.warning(
+            "%s: no record of its run's settings, as earlier versions wrote it. Nothing is compared: a changed "
+            "--learning_rate or --weight_decay has no effect, and other changes go unseen.",
+            checkpoint,
+        )
+        return []
+    changes = differences(record[0], now, defaults=default_settings(arguments_class))
+    refused = [
+        change
+        for change in changes
+        if change.kind is Kind.NEVER or (change.kind is Kind.CHANGES_RESULT and change.name not in allowed)
+    ]
+    if refused:
+        raise ConfigError(_refusal(checkpoint, refused, allowed))
+    _say("Changed as --allow_changed says", [c for c in changes if c.kind is Kind.CHANGES_RESULT], logging.WARNING)
+    _say("Changed since the checkpoint's run", [c for c in changes if c.kind is Kind.FREE], logging.INFO)
+    here = versions()
+    newer = [f"{name} {old}, {here.get(name)} now" for name, old in record[1].items() if here.get(name) != old]
+    if newer:
+        logger.info("Versions of the checkpoint's run: %s.", "; ".join(newer))
+    return changes
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any], *, defaults: Mapping[str, Any]) -> list[Change]:
+    """Return the settings that differ, in order of name; no two for one cause.
+
+    Args:
+        saved: a record's settings.
+        now: those of this run.
+        defaults: for settings that the record does not know. Those that this run does not know are passed over.
+    """
+    found = []
+    for name, value in sorted(now.items()):
+        before = saved.get(name, defaults.get(name, value))
+        matters = MATTERS.get(name)
+        if matters is not None and not (matters(saved) and matters(now)):
+            continue
+        if name == "data_seed":
+            if before is None and value is None:
+                continue  # it follows --seed, which is compared
+            before = saved.get("seed") if before is None else before
+            value = now.get("seed") if value is None else value
+        if not _same(before, value):
+            kind, why = _judge(name, before, value, saved, now)
+            found.append(Change(name=name, saved=before, now=value, kind=kind, why=why))
+    return found
+
+
+def _judge(name: str, before: Any, value: Any, saved: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Kind, str]:
+    """Return the kind of one change, and why it cannot be allowed where that is not the setting's own kind."""
+    engine = now.get("deepspeed")
+    if name in SPLIT and (saved.get("static_shapes") or now.get("static_shapes")):
+        return Kind.CHANGES_RESULT, ""  # a step's rows are of one shape, and the split decides which
+    if name == WORLD_SIZE and engine is not None:
+        return Kind.NEVER, "DeepSpeed's checkpoint has one part of the optimizer for each process"
+    if name in _OF_THE_ENGINE and engine is not None:
+        return Kind.NEVER, "DeepSpeed's checkpoint holds the optimizer in the form that goes with it"
+    if name == "optim" and {before, value} == _SAME_STATE:
+        return Kind.CHANGES_RESULT, ""
+    if name in PART_RATES and None in (before, value):
+        return Kind.NEVER, "the optimizer would have other groups of weights"
+    timed = name in _OF_THE_SCHEDULE or name in PART_RATES
+    if timed and _BY_LOSS & {saved.get("lr_scheduler_type"), now.get("lr_scheduler_type")}:
+        return Kind.NEVER, "this schedule's present rate comes from the losses so far"
+    if isinstance(engine, Mapping):
+        if "optimizer" in engine and (timed or name in _OF_THE_OPTIMIZER):
+            return Kind.NEVER, "the DeepSpeed configuration brings an optimizer of its own, which keeps its numbers"
+        if "scheduler" in engine and timed:
+            return Kind.NEVER, "the DeepSpeed configuration brings a schedule of its own, which keeps its numbers"
+    return kind_of(name), ""
+
+
+def _refusal(checkpoint: Path, refused: Sequence[Change], allowed: frozenset[str]) -> str:
+    never = [change for change in refused if change.kind is Kind.NEVER]
+    free = sorted({change.name for change in refused if change.kind is not Kind.NEVER})
+    lines = []
+    for change in refused:
+        mark = f" (cannot be allowed{': ' if change.why else ''}{change.why})" if change.kind is Kind.NEVER else ""
+        lines += [f"  {line}{mark}" for line in change.lines()]
+    text = f"--resume_from_checkpoint {checkpoint}: settings differ from those of its run:\n" + "\n".join(lines)
+    text += "\nGive the checkpoint's settings."
+    if free:
+        which = "those that are not marked" if never else "the new ones"
+        text += f" To go on with {which}, add: --allow_changed {' '.join(sorted({*free, *allowed}))}"
+    return f"{text}\n{NEW_RUN}" if never else text
+
+
+def _say(heading: str, changes: Sequence[Change], level: int) -> None:
+    if changes:
+        lines = [line for change in changes for line in change.lines()]
+        logger.log(level, "%s: %s.", heading, "; ".join(lines))
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Compare as JSON holds them, but true is not 1."""
+    return bool(first == second) and isinstance(first, bool) == isinstance(second, bool)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found

@@ -1,0 +1,164 @@
+"""The effective settings of a run, defaults included, as every checkpoint keeps them in `run_settings.json`.
+
+They are taken before the trainer exists, which on some hardware changes its arguments. What a setting's change
+means is the table in `setting_kinds`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from enum import Enum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from vlm_lora import __version__
+from vlm_lora.config import RunConfig
+from vlm_lora.config_fields import flatten, own_fields
+from vlm_lora.data.mixture import JOINT, split_names
+from vlm_lora.data.name_patterns import split_commas
+from vlm_lora.errors import ConfigError, DataError
+from vlm_lora.training.arguments import CHECKPOINTING
+from vlm_lora.training.setting_kinds import GLOBAL_BATCH, PATHS, WORLD_SIZE, Kind, kind_of
+from vlm_lora.training.zero_numbers import without_numbers
+from vlm_lora.whole_files import write_json
+
+FILE = "run_settings.json"
+FORMAT = 1
+"""Of the file; another one is refused."""
+
+_KEPT_BY_THE_CORE = (*CHECKPOINTING, "gaudi_config_name")
+"""Keys that are acted on elsewhere and of which the training arguments hold the class's default."""
+
+_PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "optimum-habana")
+
+
+def effective_settings(
+    run: RunConfig, arguments: Any, *, settled: Mapping[str, Any], values: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return every setting that a checkpoint keeps, by its name here, in the types that JSON has.
+
+    Args:
+        run: resolved.
+        arguments: the training arguments as the backend built them, before a trainer has them.
+        settled: what became of settings that leave a choice open (`backend`, `dtype`, `attn_implementation`,
+            `max_length`, `static_shapes`).
+        values: the keys of the arguments class that were given.
+    """
+    given = run.raw if values is None else {**run.raw, **values}
+    found = {field.name: getattr(arguments, field.name, None) for field in fields(arguments)}
+    found |= {name: given[name] for name in _KEPT_BY_THE_CORE if name in given}
+    found["warmup_steps"] = found.get("warmup_steps") or found.get("warmup_ratio") or 0
+    found |= flatten(run)
+    found |= {f"freeze_{part}": frozen for part, frozen in run.tuning.frozen.items()}
+    found["lora_targets"] = _in_order(run.tuning.lora_targets)
+    found |= settled
+    plugin = getattr(arguments, "deepspeed_plugin", None)
+    found["deepspeed"] = None if plugin is None else without_numbers(plugin.deepspeed_config)
+    found[WORLD_SIZE] = arguments.world_size
+    found[GLOBAL_BATCH] = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    kept = {name: value for name, value in found.items() if kind_of(name) is not Kind.NOT_RECORDED}
+    return {name: plain(absolute(value) if name in PATHS else value) for name, value in kept.items()}
+
+
+def default_settings(arguments_class: type) -> dict[str, Any]:
+    """Return the defaults of our settings and of an arguments class: what a run had that did not know a setting."""
+    found: dict[str, Any] = {}
+    for field in fields(arguments_class):
+        if field.default is not MISSING:
+            found[field.name] = field.default
+        elif field.default_factory is not MISSING:
+            found[field.name] = field.default_factory()
+    found |= {name: field.default for name, field in own_fields().items()}
+    return {name: plain(value) for name, value in found.items()}
+
+
+def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write the record into a checkpoint, whole or not at all. The trainer's state, written last, comes after it."""
+    write_json(folder / FILE, {"format": FORMAT, "settings": settings, "versions": versions()})
+
+
+def read_settings(checkpoint: Path) -> tuple[dict[str, Any], dict[str, str]] | None:
+    """Return a checkpoint's settings and the versions of its run; None where an earlier version wrote it.
+
+    Raises:
+        ConfigError: the file is there and cannot be read.
+    """
+    path = checkpoint / FILE
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        settings, written_by = dict(content["settings"]), dict(content["versions"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error}), so nobody knows with what settings the checkpoint was made. Name "
+            "another checkpoint, or remove the file to go on without comparing them."
+        ) from error
+    if content.get("format") != FORMAT:
+        raise ConfigError(
+            f"{path}: has the format {content.get('format')} and this version reads {FORMAT}. Go on with the version "
+            f"of vlm-lora that wrote it ({written_by.get('vlm_lora')})."
+        )
+    return settings, written_by
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computes, those that are installed."""
+    found = {"vlm_lora": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def absolute(value: Any) -> Any:
+    """Return the place that a text names as an absolute path, each of several; names of the Hub stay as they are."""
+    if not isinstance(value, str) or "://" in value:
+        return value
+    try:
+        return JOINT.join(_absolute(name) for name in split_names(value))
+    except DataError:
+        return value  # a brace without its partner, about which the data's reader has more to say
+
+
+def plain(value: Any) -> Any:
+    """Return a value as it is after a trip through JSON; no keys are as nothing, and infinities are text."""
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in sorted(value.items(), key=lambda pair: str(pair[0]))} or None
+    if isinstance(value, (set, frozenset)):
+        return sorted((plain(entry) for entry in value), key=str)
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Path) or not hasattr(value, "__dict__"):
+        return str(value).removeprefix("torch.")  # a torch.dtype among them
+    return plain({name: entry for name, entry in vars(value).items() if not name.startswith("_")})
+
+
+def _absolute(name: str) -> str:
+    """Return one data set's place; it may be several files (`a.jsonl,b.jsonl`), a glob, or `part-{0..3}.tar`."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return str(path.resolve())
+    names = [part.strip() for part in split_commas(name, flag="dataset_name")]
+    local = [one for one in names if len(names) > 1 or one.startswith((".", "/", "~")) or set("*?[{") & set(one)]
+    return ",".join(str(Path(one).expanduser().resolve()) for one in local) if local else name
+
+
+def _in_order(targets: str) -> str:
+    """Sort names that are combined with commas; a regular expression with a comma is none the worse for it."""
+    return ",".join(sorted(part.strip() for part in targets.split(",")))

@@ -1,0 +1,158 @@
+"""What a change of each setting means to a run that goes on from a checkpoint: one table for all of them.
+
+A setting that stands in no row changes the result: that is the safe side for a field that a newer transformers
+brings. A test names such fields, so that they get a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any
+
+from vlm_lora.config_aliases import RESTATED, SECRETS, canonical_name
+
+
+class Kind(Enum):
+    """What happens where a setting differs from that of the checkpoint's run."""
+
+    FREE = "free"
+    """The log names it."""
+    CHANGES_RESULT = "changes the result"
+    """Refused unless `--allow_changed` names it, and then used."""
+    NEVER = "never"
+    """Refused: it would be another run."""
+    NOT_RECORDED = "not recorded"
+    """A secret, of one process alone, of another verb, or said by another setting of the record."""
+
+
+GLOBAL_BATCH = "global_batch_size"
+"""A setting of the record alone: rows of one step, over all processes and accumulation steps."""
+WORLD_SIZE = "world_size"
+"""A setting of the record alone: processes."""
+
+SPLIT = ("per_device_train_batch_size", "gradient_accumulation_steps", WORLD_SIZE)
+"""Factors of `GLOBAL_BATCH`. With one group of rows a global batch has the same rows however it is split."""
+
+PART_RATES = tuple(f"{part}_learning_rate" for part in ("language", "vision", "projector", "embeddings", "head"))
+
+PATHS = frozenset({"dataset_name", "validation_name", "image_root", "task_file", "model_name_or_path"}) | {
+    "gaudi_config_name",
+    "output_dir",
+    "logging_dir",
+    "cache_dir",
+}
+"""Settings that may name places: compared as absolute paths."""
+
+_ROWS: Mapping[Kind, str] = {
+    Kind.NOT_RECORDED: """
+        token hub_token push_to_hub_token environment accelerate_launch_args
+        local_rank _n_gpu
+        do_train do_predict overwrite_output_dir resume_from_checkpoint allow_changed list_checkpoints
+        dry_run dry_run_samples no_model dry_run_generate dry_run_max_new_tokens
+        no_cuda per_gpu_train_batch_size per_gpu_eval_batch_size torchdynamo adafactor warmup_ratio
+        activation_checkpointing activation_checkpointing_kwargs push_to_hub_model_id push_to_hub_organization
+        use_habana
+    """,
+    Kind.FREE: """
+        max_steps num_train_epochs
+        per_device_train_batch_size gradient_accumulation_steps world_size
+        output_dir output_model_name run_name project cache_dir model_type debug skip_check max_bad_fraction
+        logging_dir logging_first_step logging_nan_inf_filter logging_steps logging_strategy
+        log_level log_level_replica log_on_each_node disable_tqdm report_to
+        trackio_bucket_id trackio_space_id trackio_static_space_id
+        push_to_hub hub_model_id hub_revision hub_private_repo hub_strategy hub_always_push
+        save_on_each_node save_only_model save_steps save_strategy save_total_limit save_safetensors
+        enable_jit_checkpoint
+        do_eval eval_accumulation_steps eval_delay eval_do_concat_batches eval_on_start eval_steps eval_strategy
+        eval_use_gather_object batch_eval_metrics per_device_eval_batch_size prediction_loss_only
+        include_for_metrics include_inputs_for_metrics include_num_input_tokens_seen include_tokens_per_second
+        bf16_full_eval fp16_full_eval max_eval_samples predict_with_generate max_new_tokens skip_memory_metrics
+        dataloader_num_workers dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor
+        dataloader_multiprocessing_context non_blocking_data_copy
+        ddp_timeout length_column_name torch_empty_cache_steps
+        use_hpu_graphs use_hpu_graphs_for_inference use_hpu_graphs_for_training disable_tensor_cache_hpu_graphs
+        max_hpu_graphs cache_size_limit ignore_eos throughput_warmup_steps adjust_throughput
+        profiling_warmup_steps profiling_steps profiling_warmup_steps_eval profiling_steps_eval
+        profiling_record_shapes profiling_with_stack
+    """,
+    Kind.NEVER: """
+        dataset_name dataset_config_name
+        model_name_or_path model_revision image_backend
+        peft_method lora_rank lora_alpha lora_targets use_rslora use_dora
+        freeze_language freeze_vision freeze_projector freeze_embeddings freeze_head
+        optim optim_args optim_target_modules
+    """,
+    Kind.CHANGES_RESULT: """
+        learning_rate language_learning_rate vision_learning_rate projector_learning_rate
+        embeddings_learning_rate head_learning_rate
+        weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm neftune_noise_alpha lora_dropout
+        lr_scheduler_type lr_scheduler_kwargs warmup_steps
+        global_batch_size auto_find_batch_size dataloader_drop_last dataloader_in_order ignore_data_skip
+        train_sampling_strategy group_by_length
+        seed data_seed full_determinism
+        dataset_weights validation_name validation_fraction split_seed max_train_samples streaming shuffle_buffer
+        image_root image_column prompt_column default_prompt response_column messages_column boxes_column
+        box_format box_labels box_prompt page_column task_file tasks output_types task_seed system_prompt
+        allow_urls max_image_pixels max_image_bytes on_bad_sample
+        trust_remote_code dtype attn_implementation load_in_4bit bnb_4bit_quant_type bnb_4bit_compute_dtype
+        bnb_4bit_use_double_quant
+        max_length on_overflow static_shapes max_shapes
+        load_best_model_at_end metric_for_best_model greater_is_better restore_callback_states_from_checkpoint
+        backend use_cpu bf16 fp16 tf32 gradient_checkpointing gradient_checkpointing_kwargs
+        torch_compile torch_compile_backend torch_compile_mode
+        accelerator_config parallelism_config deepspeed fsdp fsdp_config fsdp_min_num_params
+        fsdp_transformer_layer_cls_to_wrap
+        ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb ddp_find_unused_parameters ddp_static_graph
+        average_tokens_across_devices label_names label_smoothing_factor remove_unused_columns
+        liger_kernel_config use_liger_kernel use_cache
+        fp16_backend fp16_opt_level half_precision_backend jit_mode_eval mp_parameters past_index ray_scope
+        tpu_metrics_debug tpu_num_cores use_ipex use_legacy_prediction_loop use_mps_device
+        gaudi_config_name use_lazy_mode use_compiled_autograd compile_from_sec_iteration compile_dynamic
+        use_zero3_leaf_promotion use_regional_compilation inline_inbuilt_nn_modules allow_unspec_int_on_nn_module
+        distribution_strategy context_parallel_size minimize_memory pipelining_fwd_bwd
+        flash_attention_recompute flash_attention_fast_softmax flash_attention_causal_mask flash_attention_fp8
+        sdp_on_bf16 fp8
+    """,
+}
+
+KINDS: Mapping[str, Kind] = {name: kind for kind, names in _ROWS.items() for name in names.split()}
+
+_STANDS_FOR: Mapping[str, str] = dict.fromkeys(SPLIT, GLOBAL_BATCH)
+
+MATTERS: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
+    **dict.fromkeys(
+        ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora", "use_dora"),
+        lambda settings: settings.get("peft_method") == "lora",
+    ),
+    **dict.fromkeys(
+        ("freeze_language", "freeze_vision", "freeze_projector", "freeze_embeddings", "freeze_head"),
+        lambda settings: settings.get("peft_method") == "none",
+    ),
+    **dict.fromkeys(
+        ("bnb_4bit_quant_type", "bnb_4bit_compute_dtype", "bnb_4bit_use_double_quant"),
+        lambda settings: bool(settings.get("load_in_4bit")),
+    ),
+    **dict.fromkeys(
+        ("metric_for_best_model", "greater_is_better"),
+        lambda settings: (
+            bool(settings.get("load_best_model_at_end")) or settings.get("lr_scheduler_type") == "reduce_lr_on_plateau"
+        ),
+    ),
+    "shuffle_buffer": lambda settings: bool(settings.get("streaming")),
+    "max_shapes": lambda settings: bool(settings.get("static_shapes")),
+}
+"""Settings that matter with others alone: where a run has these otherwise, nothing is compared."""
+
+
+def kind_of(name: str) -> Kind:
+    """Return what a change of a setting means; of one that the table does not know, that it changes the result."""
+    return KINDS.get(name, Kind.NOT_RECORDED if name in SECRETS else Kind.CHANGES_RESULT)
+
+
+def setting_of(name: str) -> str:
+    """Return the record's setting for any name that a flag or key may have."""
+    plain = name.strip().lstrip("-").replace("-", "_")
+    restated = RESTATED[plain][0] if plain in RESTATED else plain
+    known = canonical_name(restated)
+    return _STANDS_FOR.get(known, known)
