@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from vlm_lora.batching.order import BatchOrder
+from vlm_lora.batching.loading import explained, limit
+from vlm_lora.batching.order import BatchOrder, FillableRows
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.objective import ScoredModel, SupervisedHead, gather_targets, token_losses
 from vlm_lora.stack import let_cpu_have_numbers
@@ -35,7 +36,32 @@ class VlmTrainerMixin:
     """The backend's: returns a module whose graph is captured and replayed, or the module as it is."""
     part_rates: PartRates | None = None
     """Learning rates of single parts; None where every part has `--learning_rate`."""
+    loader_timeout: float = 0
+    """Seconds to wait for a loader worker; 0 waits for ever."""
     _scored: torch.nn.Module | None = None
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; a loader worker that delivers nothing or was killed ends it with one message."""
+        with self._explained():
+            return super().train(*args, **kwargs)  # type: ignore[misc]
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate; a loader worker that delivers nothing or was killed ends it with one message."""
+        with self._explained():
+            return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+
+    def _explained(self) -> Any:
+        read = (self.train_dataset, self.eval_dataset)  # type: ignore[attr-defined]
+        rows = [rows for rows in read if isinstance(rows, FillableRows)]
+        return explained(self.loader_timeout, [(each.in_hand, each.name) for each in rows])
+
+    def get_train_dataloader(self) -> Any:
+        """Return the loader of the training rows."""
+        return limit(super().get_train_dataloader(), self.loader_timeout)  # type: ignore[misc]
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the loader of the evaluation's rows."""
+        return limit(super().get_eval_dataloader(*args, **kwargs), self.loader_timeout)  # type: ignore[misc]
 
     def compute_loss(
         self,
