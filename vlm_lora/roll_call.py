@@ -17,14 +17,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vlm_lora.process_group import lost_partner
+from vlm_lora.process_group import leave_at_once, lost_partner
 
 Value = TypeVar("Value")
 
 PATIENCE = 5.0
 """Seconds that the others have to answer."""
 
-_SIGNS = re.compile("Timed out waiting|Timed out after|timed out after|wait timeout after|Socket Timeout")
+_SIGNS = re.compile("[Tt]imed out (?:waiting|after)|[Ww]ait timeout|Socket Timeout")
 """What gloo and torch's store say where the other side does not answer."""
 
 _limits: list[float] = []
@@ -94,6 +94,7 @@ def silent_rank(error: BaseException) -> str | None:
 
 
 def _message() -> str:
+    leave_at_once()
     try:
         missing = within(2 * PATIENCE, _call)
     except (NoAnswerError, RuntimeError):
