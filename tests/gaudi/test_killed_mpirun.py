@@ -10,5 +10,5 @@ from support.stacks import GAUDI, SPAWN, environment
 
 def test_nothing_outlives_a_launcher_that_is_killed(tmp_path: Path) -> None:
     """Nor a rank that is stopped; killed itself, mpirun leaves its ranks behind."""
-    words = [GAUDI, SPAWN, "--world_size", "2", "--use_mpi"]
+    words: list[str | Path] = [GAUDI, SPAWN, "--world_size", "2", "--use_mpi"]
     assert left_of(words, tmp_path, environment(GAUDI, {"PT_HPU_LAZY_MODE": "1"})) == []

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,6 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from vlm_lora.binding import bind_to_parent
 from vlm_lora.errors import StalledError
-
-logger = logging.getLogger(__name__)
 
 _WORKERS, _ROWS = 64, 4
 """Workers whose rows are noted, and how many of a batch."""
@@ -39,6 +37,9 @@ _STATES = {
     "Z": "ended",
 }
 """A process's state in /proc (proc(5)) in words."""
+
+_ended_by_us: dict[int, str] = {}
+"""Workers that were killed here because they had been stopped too long, and what to say of them."""
 
 _LET_GO = 5.0
 """Seconds for a killed worker to be gone."""
@@ -67,12 +68,21 @@ class InHand:
             numbers = [os.getpid(), len(rows), *rows[:_ROWS]]
             self._table[worker.id, : len(numbers)] = torch.tensor(numbers)
 
+    @property
+    def pids(self) -> list[int]:
+        """Return the workers that took a row."""
+        return [pid for pid in self._table[:, 0].tolist() if pid]
+
     def of(self, pid: int) -> tuple[list[int], int]:
         """Return the first few rows that a worker took last and how many it took; none if it is not known."""
         for noted, count, *rows in self._table.tolist():
             if noted == pid:
                 return rows[:count], count
         return [], 0
+
+
+Readers = Sequence[tuple[InHand, Callable[[int], str]]]
+"""What loaders read: the rows in hand, and what names a row by its number."""
 
 
 class _Noted(Dataset[Any]):
@@ -144,7 +154,7 @@ def limit(loader: Any, timeout: float) -> Any:
 
 
 @contextmanager
-def explained(timeout: float, readers: Sequence[tuple[InHand, Callable[[int], str]]]) -> Iterator[None]:
+def explained(timeout: float, readers: Readers) -> Iterator[None]:
     """Turn torch's error for a worker that does not deliver within this context into one message; end all workers.
 
     Args:
@@ -154,19 +164,43 @@ def explained(timeout: float, readers: Sequence[tuple[InHand, Callable[[int], st
     Raises:
         StalledError: says which worker, how it is, what it read, and what to type.
     """
+    ended = threading.Event()
+    if timeout:
+        threading.Thread(target=_end_stopped, args=(timeout, readers, ended), daemon=True).start()
     try:
         yield
     except RuntimeError as error:
         # A signal that ends a worker is the cause of what torch raises, where it waits for a batch just then.
         text = f"{error.__cause__} {error}"
         if _TIMED_OUT.search(text):
-            message = _stalled(timeout, readers)
-        elif ended := _ENDED.search(text):
-            message = _killed(ended, readers)
+            states = {child.pid: _state(child.pid) for child in _workers()}
+            message = _stalled(timeout, readers, states)
+        elif found := _ENDED.search(text):
+            message = _killed(found, readers)
         else:
             raise
         _end_workers()
         raise StalledError(message) from error
+    finally:
+        ended.set()
+
+
+def _end_stopped(timeout: float, readers: Readers, ended: threading.Event) -> None:
+    """Kill a worker that has been stopped for so long: in a thread, because torch's own limit does not see it all.
+
+    A batch that a worker has made lies in memory of which it hands over the descriptor when the batch is taken. Where
+    it is stopped by then, torch waits for that without a limit, until the worker is gone.
+    """
+    tick = min(1.0, timeout / 4)
+    seen: Counter[int] = Counter()
+    while not ended.wait(tick):
+        for pid in {pid for in_hand, _ in readers for pid in in_hand.pids}:
+            # Looks are counted, not time: this process may have been stopped as well.
+            stopped = _state(pid, parent=os.getpid()) == "T"
+            seen[pid] = seen[pid] + 1 if stopped else 0
+            if seen[pid] * tick >= timeout:
+                _ended_by_us[pid] = _stalled(timeout, readers, {pid: "T"})
+                os.kill(pid, signal.SIGKILL)
 
 
 def _workers() -> list[Any]:
@@ -174,8 +208,7 @@ def _workers() -> list[Any]:
     return [child for child in multiprocessing.active_children() if child.daemon]
 
 
-def _stalled(timeout: float, readers: Sequence[tuple[InHand, Callable[[int], str]]]) -> str:
-    states = {child.pid: _state(child.pid) for child in _workers()}
+def _stalled(timeout: float, readers: Readers, states: Mapping[int, str]) -> str:
     # One that is stopped or hangs in the kernel is the one; where none is, any may be.
     stuck = [pid for pid, state in states.items() if state in ("T", "t", "D")] or list(states)
     said = "; ".join(
@@ -190,8 +223,10 @@ def _stalled(timeout: float, readers: Sequence[tuple[InHand, Callable[[int], str
     )
 
 
-def _killed(ended: re.Match[str], readers: Sequence[tuple[InHand, Callable[[int], str]]]) -> str:
+def _killed(ended: re.Match[str], readers: Readers) -> str:
     pids = [int(pid) for pid in ended[1].split(",")]
+    if pids[0] in _ended_by_us:
+        return _ended_by_us[pids[0]]
     how = f"was ended by a signal ({ended[2].strip()})" if ended[2] else "ended without a word"
     why = {
         "Killed": "The kernel kills a process where memory runs out. ",
@@ -204,7 +239,7 @@ def _killed(ended: re.Match[str], readers: Sequence[tuple[InHand, Callable[[int]
     )
 
 
-def _rows(pid: int, readers: Sequence[tuple[InHand, Callable[[int], str]]]) -> str:
+def _rows(pid: int, readers: Readers) -> str:
     for in_hand, name in readers:
         rows, count = in_hand.of(pid)
         if count:
@@ -213,12 +248,13 @@ def _rows(pid: int, readers: Sequence[tuple[InHand, Callable[[int], str]]]) -> s
     return ""
 
 
-def _state(pid: int) -> str:
-    """Return a process's state as one letter, or ? where the system does not say."""
+def _state(pid: int, parent: int | None = None) -> str:
+    """Return a process's state as one letter; ? where the system does not say, or it is another parent's."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return "?"
+    return stat[0] if parent is None or int(stat[1]) == parent else "?"
 
 
 def _end_workers() -> None:

@@ -6,13 +6,15 @@ import multiprocessing
 import os
 import re
 import signal
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
+import torch
 from torch.utils.data import DataLoader, get_worker_info
 
-from vlm_lora.batching.loading import each_batch, limit
+from vlm_lora.batching.loading import each_batch, limit, name_of
 from vlm_lora.batching.measuring import Measured
 from vlm_lora.config import BatchingConfig
 from vlm_lora.data.conversation import RowSource
@@ -43,13 +45,31 @@ def double(number: int) -> int:
 
 
 def read(number: int, *, workers: int, timeout: float) -> list[int]:
-    return Measured(workers=workers, show_progress=False, timeout=timeout).each(Rows(number), double, "Doubling")
+    rows: Any = Rows(number)
+    return Measured(workers=workers, show_progress=False, timeout=timeout).each(rows, double, "Doubling")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_rows_that_come_in_time_come_in_order(workers: int) -> None:
     """The control: a limit alone ends nothing."""
     assert read(0, workers=workers, timeout=60) == [0, 2, 4, 6, 8, 10, 12, 14]
+
+
+def take_slowly(batches: Iterator[Any]) -> list[Any]:
+    """Take the rows when the worker has been stopped with its batches ready."""
+    first = next(batches)
+    (worker,) = multiprocessing.active_children()
+    time.sleep(0.5)  # it makes its batches ahead meanwhile
+    os.kill(int(worker.pid or 0), signal.SIGSTOP)
+    return [first, *batches]
+
+
+def test_a_stopped_worker_that_has_made_its_batches_is_named() -> None:
+    """torch takes the tensors of such a batch from the worker itself and waits for it without a limit."""
+    name = name_of(Rows(0))
+    with pytest.raises(StalledError, match=r"within --dataloader_timeout 2 s: pid \d+ is stopped, .*row 4, .*row 5\. "):
+        take_slowly(each_batch(Rows(0), torch.tensor, size=2, workers=1, timeout=2, name=name))
+    assert multiprocessing.active_children() == []
 
 
 def test_a_stopped_worker_is_named_with_its_rows() -> None:
@@ -100,5 +120,5 @@ def test_a_trainers_loader_gets_the_limit_where_it_has_workers(workers: int, tim
 
 def test_seconds_below_nought_are_refused() -> None:
     assert BatchingConfig().dataloader_timeout == 1800
-    with pytest.raises(ConfigError, match="--dataloader_timeout -1: .* or 0 to wait for ever"):
+    with pytest.raises(ConfigError, match=r"--dataloader_timeout -1: .* or 0 to wait for ever"):
         BatchingConfig(dataloader_timeout=-1)
