@@ -24,8 +24,9 @@ from vlm_lora.backend import select
 from vlm_lora.config_sources import parse
 from vlm_lora.config_values import is_true
 from vlm_lora.errors import ConfigError, EndedEarlyError, NotFiniteError, UserError, nearest, plain_message
-from vlm_lora.launching import LaunchRequest, parse_launch, run_launch
+from vlm_lora.launching import LaunchRequest, bound, parse_launch, run_launch
 from vlm_lora.process_group import lost_partner, port_taken
+from vlm_lora.roll_call import silent_rank
 from vlm_lora.verb_setup import configure, described, rank, set_up_logging, verb_parser, wants_debug
 from vlm_lora.whole_files import valid_json
 from vlm_lora.written_text import let_stdout_escape
@@ -136,7 +137,7 @@ def guard(action: Callable[[], int | None], *, debug: bool) -> int:
         _tell("interrupted")
         return EXIT_INTERRUPTED
     except Exception as error:  # the last resort: anything that reaches it is a fault of ours
-        known = port_taken(error) or lost_partner(error)
+        known = port_taken(error) or silent_rank(error) or lost_partner(error)
         if known and not debug:
             _tell(f"error: {known}")
             return EXIT_USER
@@ -313,7 +314,7 @@ def _start(program: str, backend: str, words: Sequence[str]) -> int:
         )
     set_up_logging("info")
     chosen, probe = select(request.backend)
-    launch = chosen.launch(request, command)
+    launch = chosen.launch(request, bound(command))
     if request.nnodes > 1:
         logger.info("Machine %d of %d, meeting at %s.", request.node_rank, request.nnodes, request.master_addr)
     logger.info("Starting on %s (%s): %s", chosen.name, probe.device, shlex.join(launch.argv))

@@ -291,10 +291,17 @@ class BatchingConfig:
     """Pad batches to a few shapes planned from the data; by default where the hardware compiles each new shape."""
     max_shapes: int | None = None
     """At most so many planned shapes; by default 4, or 16 where a picture's size changes its number of tokens."""
+    dataloader_timeout: int = 1800
+    """Seconds to wait for a batch of the data loader's workers before the run ends and says which one delivers none;
+    0 waits for ever. By default as long as ranks wait for each other (--ddp_timeout)."""
 
     def __post_init__(self) -> None:
         for flag in ("max_length", "max_shapes"):
             _check_positive(flag, getattr(self, flag))
+        if self.dataloader_timeout < 0:
+            raise ConfigError(
+                f"--dataloader_timeout {self.dataloader_timeout}: must be a number of seconds, or 0 to wait for ever."
+            )
         _check_choice("on_overflow", self.on_overflow, OVERFLOW_POLICIES)
 
 

@@ -66,6 +66,10 @@ class NotFiniteError(UserError):
         self.told = told
 
 
+class StalledError(UserError):
+    """A process that others wait for, and that does not answer: a rank or a loader worker, stopped, stuck or killed."""
+
+
 class EndedEarlyError(Exception):
     """A run that was told to end has saved a checkpoint and can go on from it; no mistake, but not done either."""
 

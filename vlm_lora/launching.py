@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlm_lora.binding import LAUNCHER, RANK_ENTRY, child_of_this_process
 from vlm_lora.errors import ConfigError, nearest
 from vlm_lora.group_signals import GRACE, PASSED_ON, PassingOn, end_group
 from vlm_lora.machines import LOOPBACK, PORT, Machines, machines
@@ -287,8 +288,13 @@ def free_port() -> int:
         return port
 
 
+def bound(command: Sequence[str]) -> list[str]:
+    """Return the command, script and arguments, such that the process that runs it ends with its launcher."""
+    return [str(RANK_ENTRY), *command]
+
+
 def run_launch(launch: Launch) -> int:
-    """Run a launch to its end and return its exit code; no process of it outlives this call.
+    """Run a launch to its end and return its exit code; no process of it outlives this call, nor this process.
 
     Ctrl-C, SIGTERM and SIGUSR1 (on which training saves a checkpoint and ends) go to every process. What they write
     passes through; where the run fails, the message of the process that failed first is repeated at the end.
@@ -299,9 +305,10 @@ def run_launch(launch: Launch) -> int:
     try:
         child = subprocess.Popen(
             launch.argv,
-            env={**os.environ, **launch.environment},
+            env={**os.environ, **launch.environment, LAUNCHER: str(os.getpid())},
             stderr=subprocess.PIPE,
             start_new_session=True,
+            preexec_fn=child_of_this_process(),
         )
         relay = Relay(child.stderr)
         try:

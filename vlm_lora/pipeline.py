@@ -242,6 +242,7 @@ def _plan_shapes(stage: Stage, tools: Tools, splits: Splits) -> tuple[Tools, Map
             longest=tools.longest,
             workers=stage.arguments.dataloader_num_workers,
             show_progress=not stage.arguments.disable_tqdm,
+            timeout=stage.run.batching.dataloader_timeout,
         ),
     )
     announce(survey, stage.arguments, compiles=stage.backend.traits.static_shapes)
@@ -310,6 +311,7 @@ def _build(
     if stage.arguments.do_train and stage.run.tuning.learning_rates:
         trainer.part_rates = PartRates(find_parts(model, tools.family), stage.run.tuning.learning_rates)
         trainer.part_rates.check_engine(trainer)
+    trainer.loader_timeout = stage.run.batching.dataloader_timeout
     refuse_other_engine(stage.arguments, trainer)
     if stage.arguments.do_train:
         trainer.add_callback(EngineCheck(trainer))

@@ -13,6 +13,8 @@ LOST = "Another process of this run has ended"
 _SIGNS = re.compile("closed by peer|reset by peer|Broken pipe|remote process exit|NCCL communicator was aborted")
 """What gloo, torch's store and NCCL say where the other side is gone."""
 
+_leaving: list[bool] = []
+
 
 def lost_partner(error: BaseException) -> str | None:
     """Return a message if `error` is a collective that lost its partner, else None."""
@@ -44,7 +46,19 @@ def part_at_exit() -> None:
     atexit.register(_part)
 
 
+def leave_at_once() -> None:
+    """Let `part_at_exit` end this process with exit code 1 and wait for nothing: a rank that does not answer.
+
+    What gloo has begun with it would each be waited for as long as the first.
+    """
+    _leaving.append(True)
+
+
 def _part() -> None:
+    if _leaving:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         return

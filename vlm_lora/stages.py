@@ -23,6 +23,7 @@ from vlm_lora.model.loading import load_config, load_processor
 from vlm_lora.model.quantization import check_request
 from vlm_lora.model.terminators import eos_token_ids
 from vlm_lora.placement import by_accelerate
+from vlm_lora.roll_call import introduce, limit_waiting
 from vlm_lora.training.arguments import CHECKPOINTING, FORCED_ARGUMENTS, check_arguments, default_arguments
 from vlm_lora.training.zero_numbers import check_numbers, with_file_numbers
 
@@ -82,7 +83,10 @@ def open_stage(run: RunConfig) -> Stage:
     defaults = default_arguments(backend.arguments_class(), values, lora=run.tuning.peft_method == "lora")
     if run.data.streaming:
         defaults["dataloader_num_workers"] = 1  # one reader keeps a stream's order
+    given = {"ddp_timeout": 1800, **{key: value for key, value in values.items() if value is not None}}
+    limit_waiting(given["ddp_timeout"])
     arguments = backend.build_arguments(run, {**defaults, **passed, **FORCED_ARGUMENTS})
+    introduce()
     check_numbers(arguments)
     check_request(run, backend, arguments)
     return Stage(run=run, backend=backend, values=values, arguments=arguments)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from vlm_lora.batching.loading import each_batch, name_of
 from vlm_lora.batching.order import Rows
 
 _CHUNK = 16
@@ -22,19 +22,34 @@ class Measured:
     workers: int
     """Loader processes; 0 measures in this one."""
     show_progress: bool
+    timeout: float = 0
+    """Seconds to wait for a worker; 0 waits for ever."""
 
-    def each(self, rows: Rows | Sequence[int], function: Callable[[Any], Any], description: str) -> list[Any]:
-        """Return what `function` (which workers must be able to pickle) says of every row or number, in order."""
-        loader: Any = DataLoader(
-            rows,  # type: ignore[arg-type]
-            batch_size=_CHUNK,
-            num_workers=self.workers,
-            collate_fn=_EachOf(function),
-            pin_memory=False,
+    def each(
+        self,
+        rows: Rows | Sequence[int],
+        function: Callable[[Any], Any],
+        description: str,
+        name: Callable[[int], str] | None = None,
+    ) -> list[Any]:
+        """Return what `function` (which workers must be able to pickle) says of every row or number, in order.
+
+        `name` names a row in messages, where the rows do not themselves.
+
+        Raises:
+            StalledError: a worker delivers nothing, or was killed.
+        """
+        chunks = each_batch(
+            rows,
+            _EachOf(function),
+            size=_CHUNK,
+            workers=self.workers,
+            timeout=self.timeout,
+            name=name or name_of(rows),
         )
         found: list[Any] = []
         with tqdm(total=len(rows), desc=description, disable=not self.show_progress, leave=False) as bar:
-            for chunk in loader:
+            for chunk in chunks:
                 found += chunk
                 bar.update(len(chunk))
         return found

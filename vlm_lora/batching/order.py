@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from vlm_lora.batching.loading import InHand, name_of
 from vlm_lora.data.conversation import Conversation
 
 
@@ -72,6 +73,8 @@ class FillableRows:
         """Whether rows read otherwise in another epoch."""
         self.in_order = isinstance(rows, OrderedRows) and rows.in_order
         """Whether rows are to be asked for in order."""
+        self.in_hand = InHand()
+        """Which rows loader workers took last."""
 
     def __len__(self) -> int:
         """Return the number of rows, fillers not counted."""
@@ -85,6 +88,15 @@ class FillableRows:
             raise IndexError(f"row {index} of {count} with as many fillers")
         row = self._read(place % count, epoch)
         return row if place < count else Filler(row=row)
+
+    def __getitems__(self, indices: list[int]) -> list[Conversation | Filler]:
+        """Return the rows of a batch; torch's loader asks for them so."""
+        self.in_hand.note(indices)
+        return [self[index] for index in indices]
+
+    def name(self, index: int) -> str:
+        """Return what names the row that an index asks for, in messages."""
+        return name_of(self._rows)(index % len(self._rows))
 
     def _read(self, place: int, epoch: int) -> Conversation:
         return self._rows.at(place, epoch=epoch) if isinstance(self._rows, VaryingRows) else self._rows[place]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vlm_lora.batching.encoding import RowEncoder
 from vlm_lora.batching.every_draw import EveryDraw
+from vlm_lora.batching.loading import name_of
 from vlm_lora.batching.measuring import Measured
 from vlm_lora.batching.order import Rows
 from vlm_lora.data.draws import ONCE, Span
@@ -11,7 +12,13 @@ from vlm_lora.errors import TooLongError
 
 
 def overlong_rows(
-    rows: Rows, encoder: RowEncoder, *, span: Span = ONCE, workers: int = 0, show_progress: bool = False
+    rows: Rows,
+    encoder: RowEncoder,
+    *,
+    span: Span = ONCE,
+    workers: int = 0,
+    show_progress: bool = False,
+    timeout: float = 0,
 ) -> dict[int, str]:
     """Encode every row and return those that are too long, by index, with the reason (which names the row).
 
@@ -21,12 +28,14 @@ def overlong_rows(
         span: how often the run draws for each row; one draw that is too long is enough.
         workers: loader processes.
         show_progress: on one rank only.
+        timeout: seconds to wait for a worker; 0 waits for ever.
 
     Raises:
         RenderingError, ImageError: a row cannot be encoded for another reason.
+        StalledError: a worker delivers nothing, or was killed.
     """
-    measured = Measured(workers=workers, show_progress=show_progress)
-    found = measured.each(range(len(rows)), _Overlong(EveryDraw(rows, encoder, span)), "Row lengths")
+    measured = Measured(workers=workers, show_progress=show_progress, timeout=timeout)
+    found = measured.each(range(len(rows)), _Overlong(EveryDraw(rows, encoder, span)), "Row lengths", name_of(rows))
     return {index: reason for index, reason in enumerate(found) if reason is not None}
 
 

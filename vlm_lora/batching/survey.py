@@ -57,6 +57,7 @@ def survey_rows(
     longest: int | None,
     workers: int,
     show_progress: bool,
+    timeout: float = 0,
 ) -> Survey:
     """Encode every row once and plan the shapes of all splits together.
 
@@ -67,14 +68,16 @@ def survey_rows(
         longest: no shape is longer than this many tokens.
         workers: loader processes.
         show_progress: on one rank only.
+        timeout: seconds to wait for a worker; 0 waits for ever.
 
     Raises:
         RenderingError, ImageError: a row cannot be encoded; the message names its file and row.
+        StalledError: a worker delivers nothing, or was killed.
     """
     canvases: tuple[Size, ...] = ()
     matters = pictures_vary(encoder)
     budget = max_shapes or (MANY if matters else FEW)
-    measure = Measured(workers=workers, show_progress=show_progress)
+    measure = Measured(workers=workers, show_progress=show_progress, timeout=timeout)
     if matters:
         counted = [
             row for rows in splits.values() for row in measure.each(rows, encoder.picture_sizes, "Picture sizes")

@@ -49,7 +49,9 @@ def check_rows(
         The report; bad rows are in it and raise nothing.
     """
     cache = CheckCache(cache_place("checks"), run, tools)
-    reader = RowReader(workers=workers, show_progress=show_progress, cache=cache)
+    reader = RowReader(
+        workers=workers, show_progress=show_progress, cache=cache, timeout=run.batching.dataloader_timeout
+    )
     spans = spans_of(splits, epochs)
     found = {}
     for name, rows in split_parts(splits).items():
@@ -87,7 +89,9 @@ def check_before_training(
     folder = Path(arguments.output_dir)
     drops = run.batching.on_overflow == "drop"
     if run.data.skip_check:
-        splits = leave_out_overlong(splits, tools.encoder, arguments, epochs=epochs) if drops else splits
+        if drops:
+            limit = run.batching.dataloader_timeout
+            splits = leave_out_overlong(splits, tools.encoder, arguments, epochs=epochs, timeout=limit)
         for rows in (splits.train, splits.validation):
             if rows is not None:
                 tools.encoder.encode(rows[0])

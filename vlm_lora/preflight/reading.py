@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from vlm_lora.batching.encoding import RowEncoder
+from vlm_lora.batching.loading import each_batch, name_of
 from vlm_lora.data.dataset import ConversationDataset
 from vlm_lora.data.draws import Span
 from vlm_lora.preflight.cache import CheckCache
@@ -41,11 +42,13 @@ class RowReader:
         workers: processes; None for as many as there are cores, at most `MOST_WORKERS`, and none for few rows.
         show_progress: whether a bar is shown.
         cache: earlier checks; None to read in any case and keep nothing.
+        timeout: seconds to wait for a process that reads; 0 waits for ever.
     """
 
     workers: int | None = None
     show_progress: bool = False
     cache: CheckCache | None = None
+    timeout: float = 0
 
     def read(self, rows: ConversationDataset, encoder: RowEncoder, span: Span) -> Findings:
         """Return what is in every row, in all draws of it, from an earlier check where nothing has changed since."""
@@ -57,7 +60,7 @@ class RowReader:
                 logger.info("%s: %d rows, checked before, nothing has changed since.", rows.name, len(rows))
                 return earlier
         found = Findings()
-        for finding in self._each(inspection, len(rows), f"Checking {rows.name}"):
+        for finding in self._each(inspection, rows, f"Checking {rows.name}"):
             found.add(finding)
         if self.cache is not None and key is not None:
             self.cache.store(key, found)
@@ -71,7 +74,7 @@ class RowReader:
         if any(stamps):
             # Rows are read again, not only their files: a link on the way to a picture may have been changed.
             bad = {row.index for row in earlier.bad}
-            now = self._each(Stamping(rows), len(rows), f"Comparing {rows.name}")
+            now = self._each(Stamping(rows), rows, f"Comparing {rows.name}")
             if any(
                 stamp != stamps[index] and index not in bad
                 for index, stamp in enumerate(now)  # a bad row has no stamp to compare
@@ -80,17 +83,19 @@ class RowReader:
         now_bad = ((row, inspection(row.index)) for row in earlier.bad)
         return all((found.kind, found.reason[: len(row.reason)]) == (row.kind, row.reason) for row, found in now_bad)
 
-    def _each(self, function: Callable[[int], Any], count: int, description: str) -> Iterator[Any]:
-        """Yield what `function` says of each index, in order."""
-        loader: Any = DataLoader(
+    def _each(self, function: Callable[[int], Any], rows: ConversationDataset, description: str) -> Iterator[Any]:
+        """Yield what `function` says of each row's index, in order."""
+        count = len(rows)
+        chunks = each_batch(
             _Calls(function, count),
-            batch_size=_CHUNK,
-            num_workers=self._workers_for(count),
-            collate_fn=list,
-            pin_memory=False,
+            list,
+            size=_CHUNK,
+            workers=self._workers_for(count),
+            timeout=self.timeout,
+            name=name_of(rows),
         )
         with tqdm(total=count, desc=description, unit="row", disable=not self.show_progress, leave=False) as bar:
-            for chunk in loader:
+            for chunk in chunks:
                 yield from chunk
                 bar.update(len(chunk))
 

@@ -60,6 +60,7 @@ LEAST = {
     "seed": 0,
     "data_seed": 0,
     "dataloader_num_workers": 0,
+    "ddp_timeout": 1,
 }
 """Fields that transformers takes at any value and that fail later below these."""
 

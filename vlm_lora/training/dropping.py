@@ -22,7 +22,9 @@ logger = logging.getLogger(__name__)
 FILE = "overlong_rows.json"
 
 
-def leave_out_overlong(splits: Splits, encoder: RowEncoder, arguments: Any, *, epochs: int | None) -> Splits:
+def leave_out_overlong(
+    splits: Splits, encoder: RowEncoder, arguments: Any, *, epochs: int | None, timeout: float = 0
+) -> Splits:
     """Return the splits without the rows that are too long; `overlong_rows.json` in the output folder lists those.
 
     Args:
@@ -30,6 +32,7 @@ def leave_out_overlong(splits: Splits, encoder: RowEncoder, arguments: Any, *, e
         encoder: makes the rows.
         arguments: the training arguments, which know output folder, loader workers and processes.
         epochs: how many epochs draw anew, None where nothing says it; a row is left out for all of them.
+        timeout: seconds to wait for a loader worker; 0 waits for ever.
 
     Raises:
         DataError: no row of a split is left.
@@ -49,6 +52,7 @@ def leave_out_overlong(splits: Splits, encoder: RowEncoder, arguments: Any, *, e
                     span=spans[name],
                     workers=arguments.dataloader_num_workers,
                     show_progress=not arguments.disable_tqdm,
+                    timeout=timeout,
                 ).items()
             ]
             for name, rows in parts.items()

@@ -13,12 +13,16 @@ from typing import Any
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 from transformers import TrainerCallback
 
-from vlm_lora.errors import EndedEarlyError
+from vlm_lora.errors import EndedEarlyError, StalledError
+from vlm_lora.roll_call import silent_rank, within
 
 logger = logging.getLogger(__name__)
 
 _ROOM = 1 << 20
 """More than there are ranks: a step's counter holds who has arrived below it, and who was told above."""
+
+_MARGIN = 2.0
+"""Seconds that the store has beyond the timeout: its own message is the better one."""
 
 _runs = itertools.count()
 
@@ -109,7 +113,20 @@ class Agreement:
         self._step = 0
 
     def any_told(self, told: bool) -> bool:
-        """Add whether this rank was told; return whether any was by the step before. All ranks call it at each step."""
+        """Add whether this rank was told; return whether any was by the step before. All ranks call it at each step.
+
+        Raises:
+            StalledError: a rank has not come as far in time.
+        """
+        try:
+            return within(self._timeout.total_seconds() + _MARGIN, lambda: self._any_told(told))
+        except RuntimeError as error:
+            message = silent_rank(error)
+            if message is None:
+                raise
+            raise StalledError(message) from error
+
+    def _any_told(self, told: bool) -> bool:
         step, self._step = self._step, self._step + 1
         total = self._store.add(f"count/{step}", 1 + _ROOM * told)
         if total % _ROOM == self._ranks:

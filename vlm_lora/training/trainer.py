@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from vlm_lora.backend import Backend
-from vlm_lora.batching.order import BatchOrder
+from vlm_lora.batching.loading import explained, limit
+from vlm_lora.batching.order import BatchOrder, FillableRows
 from vlm_lora.batching.row_names import ROWS, naming_rows
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.objective import ScoredModel, SupervisedHead, gather_targets, token_losses
@@ -52,7 +53,24 @@ class VlmTrainerMixin:
     """`--save_total_limit`, which the base class must not know: it would remove folders that are not the run's."""
     carried: CarriedOver | None = None
     """The run's settings, for its checkpoints and over those of the one it goes on from; None outside a training."""
+    loader_timeout: float = 0
+    """Seconds to wait for a loader worker; 0 waits for ever."""
     _scored: torch.nn.Module | None = None
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; a loader worker that delivers nothing or was killed ends it with one message."""
+        with self._explained():
+            return super().train(*args, **kwargs)  # type: ignore[misc]
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate; a loader worker that delivers nothing or was killed ends it with one message."""
+        with self._explained():
+            return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+
+    def _explained(self) -> Any:
+        read = (self.train_dataset, self.eval_dataset)  # type: ignore[attr-defined]
+        rows = [rows for rows in read if isinstance(rows, FillableRows)]
+        return explained(self.loader_timeout, [(each.in_hand, each.name) for each in rows])
 
     def compute_loss(
         self,
@@ -181,14 +199,14 @@ class VlmTrainerMixin:
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def get_train_dataloader(self) -> Any:
-        """Let batches say which rows they are of."""
+        """Return the loader of the training rows: its batches say which rows they are of, its workers have a limit."""
         with naming_rows(self):
-            return super().get_train_dataloader()  # type: ignore[misc]
+            return limit(super().get_train_dataloader(), self.loader_timeout)  # type: ignore[misc]
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         """As `get_train_dataloader`."""
         with naming_rows(self):
-            return super().get_eval_dataloader(*args, **kwargs)  # type: ignore[misc]
+            return limit(super().get_eval_dataloader(*args, **kwargs), self.loader_timeout)  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> BatchOrder:
         """Order the training rows by seed and epoch, the same on every stack."""
