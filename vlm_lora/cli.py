@@ -176,11 +176,13 @@ def _train(rest: Sequence[str], defaults: Mapping[str, Any] | None = None) -> No
 
 
 def _eval(rest: Sequence[str]) -> None:
-    run = configure(rest, {"do_eval": True, "output_dir": "eval_results"}, placed=True)
+    run = configure(rest, {"do_eval": True}, placed=True)
     if run.rehearsal.dry_run:
         raise ConfigError("--dry_run is for train: it shows the rows that would be trained on. Leave it out.")
     from vlm_lora import pipeline
+    from vlm_lora.evaluation.places import with_own_folder
 
+    run = run if run.raw.get("output_dir") else with_own_folder(run)
     _report(pipeline.train(replace(run, raw={**run.raw, "do_train": False})))
 
 

@@ -26,6 +26,7 @@ from vlm_lora.data.dataset import Splits, load_splits
 from vlm_lora.errors import ConfigError
 from vlm_lora.evaluation.generation import Answerer, accepted_answers, exact_match, write_answers
 from vlm_lora.evaluation.losses import RowScorer
+from vlm_lora.evaluation.places import refuse_other_results
 from vlm_lora.memory.request import PlanReport, PlanRequest, choose_devices, read_choice
 from vlm_lora.memory.run import Subject, advise, plan_run
 from vlm_lora.model.audit import GradientAudit
@@ -80,6 +81,8 @@ def train(run: RunConfig) -> dict[str, Any]:
     checkpoint = resumption.checkpoint
     if arguments.do_train:
         run.tuning.refuse_what_has_no_effect()
+    else:
+        refuse_other_results(folder, run)
     claim_folder(run, arguments, checkpoint)
     measured = arguments.do_eval or arguments.eval_on_start
     splits = load_splits(run.data, need_train=arguments.do_train, need_validation=measured)

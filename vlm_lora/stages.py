@@ -22,6 +22,7 @@ from vlm_lora.model.families import Family, family_of
 from vlm_lora.model.loading import load_config, load_processor
 from vlm_lora.model.quantization import check_request
 from vlm_lora.model.terminators import eos_token_ids
+from vlm_lora.model.vocabulary import check_vocabulary
 from vlm_lora.placement import by_accelerate
 from vlm_lora.roll_call import introduce, limit_waiting
 from vlm_lora.training.arguments import CHECKPOINTING, FORCED_ARGUMENTS, check_arguments, default_arguments
@@ -138,6 +139,7 @@ def open_tools(run: RunConfig) -> Tools:
     family = family_of(config)
     processor = load_processor(run.model)
     tokenizer = processor.tokenizer
+    check_vocabulary(config, family, tokenizer, trust_remote_code=run.model.trust_remote_code)
     longest = run.batching.max_length or getattr(config.get_text_config(), "max_position_embeddings", None)
     ends = eos_token_ids(run.model, config, tokenizer)
     encoder = RowEncoder(

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from vlm_lora.backend import set_environment
@@ -69,6 +70,21 @@ def configure(
     if placement:
         logger.info("%s", placement)
     return replace(run, raw={**defaults, **run.raw})
+
+
+def check_page(path: Path) -> None:
+    """Refuse a file for `--html` that is something else: a page of ours is replaced, nobody's data is.
+
+    Raises:
+        ConfigError: it is a folder, or a file that is no page.
+    """
+    if path.is_dir():
+        raise ConfigError(f"--html {path} is a folder; name a file, such as {path / 'page.html'}.")
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as opened:
+            start = opened.read(64).lstrip().lower()
+        if not start.startswith((b"<!doctype html", b"<html")):
+            raise ConfigError(f"--html {path} is a file already and no page; it would be replaced. Name another file.")
 
 
 def rank() -> int:

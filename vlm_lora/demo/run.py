@@ -20,6 +20,7 @@ from vlm_lora import pipeline
 from vlm_lora.config_sources import parse
 from vlm_lora.demo.charts import write_chart_dataset
 from vlm_lora.demo.reading import reading_accuracy
+from vlm_lora.errors import ConfigError
 from vlm_lora.evaluation.generation import ExactMatch
 
 BASE = Path(__file__).parent / "base"
@@ -44,6 +45,9 @@ def run_demo(output: Path) -> None:
     console = Console(highlight=False, soft_wrap=True)
     started = time.monotonic()
     data, shuffled, adapter = output / "charts", output / "charts-shuffled", output / "adapter"
+    taken = [str(folder) for folder in (adapter, output / "before", output / "shuffled") if folder.exists()]
+    if taken and not shuffled.is_dir():  # which the demo writes before them
+        raise ConfigError(f"--output_dir {output}: {', '.join(taken)} would be replaced. Name another folder.")
     console.rule("Data: bar charts drawn from the tables that vega_datasets ships")
     charts = write_chart_dataset(data, train=TRAIN_CHARTS, validation=HELD_OUT_CHARTS, seed=SEED)
     console.print(

@@ -63,6 +63,8 @@ class Family:
     both_directions: bool = False
     """Whether the language model lets pictures or the prompt see later tokens of theirs, by a mask that flash
     attention never reads: it would train them as causal without a word."""
+    skips_media_ids: bool = False
+    """Whether placeholders of media are replaced before ids are looked up, so that embeddings need no row for them."""
     rendering: RenderingStyle = CHAT
     """How conversations become tokens and batches."""
 
@@ -90,6 +92,7 @@ _LLAVA_NEXT: Mapping[str, Any] = {
     "feature_layer": "vision_feature_layer",
 }
 _BOTH: Mapping[str, Any] = {"flash_attention": False, "both_directions": True}
+_GOOGLE: Mapping[str, Any] = {"skips_media_ids": True, **_BOTH}
 BOTH_DIRECTIONS = frozenset(
     [
         *("deepseek_ocr2", "diffusion_gemma", "gemma4_unified", "git", "molmo2", "pi0", "shieldgemma2"),
@@ -102,7 +105,7 @@ _GEMMA: Mapping[str, Any] = {"projector": ("model.embed_vision",), "kv_shared": 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     dict(
         [
-            _family("gemma3", published=("google/gemma-3-4b-it",), **_BOTH),
+            _family("gemma3", published=("google/gemma-3-4b-it",), **_GOOGLE),
             _family(
                 "gemma3n",
                 published=("google/gemma-3n-E2B-it",),
@@ -110,8 +113,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 **_GEMMA,
             ),
             # Where its text is causal (E2B), flash attention fails on heads of 512.
-            _family("gemma4", published=("google/gemma-4-E2B-it",), since="5.5", **_GEMMA, **_BOTH),
-            _family("paligemma", published=("google/paligemma2-3b-pt-224",), **_BOTH),
+            _family("gemma4", published=("google/gemma-4-E2B-it",), since="5.5", **_GEMMA, **_GOOGLE),
+            _family("paligemma", published=("google/paligemma2-3b-pt-224",), **_GOOGLE),
             _family("qwen2_vl", published=("Qwen/Qwen2-VL-2B-Instruct",), **_QWEN),
             _family("qwen2_5_vl", published=("Qwen/Qwen2.5-VL-3B-Instruct",), **_QWEN),
             _family("qwen3_vl", published=("Qwen/Qwen3-VL-2B-Instruct",), since="4.57", **_QWEN),

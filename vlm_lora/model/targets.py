@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import nn
 
 from vlm_lora.errors import ConfigError
+from vlm_lora.model.experts import cannot_be_trained, named_experts, warn_of_frozen_experts
 from vlm_lora.model.parts import Parts
 
 logger = logging.getLogger(__name__)
@@ -51,10 +52,18 @@ def resolve_targets(model: nn.Module, parts: Parts, wanted: str) -> list[str]:
     supported = _supported(model, parts)
     if words and all(word in GROUPS for word in words):
         chosen = _by_group(model, parts, supported, words)
+        asks_for_experts = any("language" in GROUPS[word] for word in words)
     elif words and all(_NAME.fullmatch(word) for word in words):
-        chosen = _by_name(parts, supported, words)
+        chosen = _by_name(model, parts, supported, words)
+        asks_for_experts = bool(named_experts(model, parts, names=words))
     else:
         chosen = _by_pattern(supported, wanted)
+        experts = named_experts(model, parts, pattern=wanted)
+        asks_for_experts = bool(experts)
+        if experts and not chosen:
+            raise ConfigError(cannot_be_trained(wanted, experts))
+    if asks_for_experts:
+        warn_of_frozen_experts(model, parts, wanted)
     unused = [name for name in supported if name in chosen and not parts.carries_lora(name)]
     if unused:
         logger.info("LoRA leaves out %d modules whose output the model never reads, %s first.", len(unused), unused[0])
@@ -141,11 +150,14 @@ def _by_group(model: nn.Module, parts: Parts, supported: Mapping[str, nn.Module]
     return chosen
 
 
-def _by_name(parts: Parts, supported: Mapping[str, nn.Module], words: Sequence[str]) -> set[str]:
+def _by_name(model: nn.Module, parts: Parts, supported: Mapping[str, nn.Module], words: Sequence[str]) -> set[str]:
     chosen: set[str] = set()
     for word in words:
         hits = {name for name in supported if name == word or name.endswith("." + word)}
         language = {name for name in hits if parts.part_of(name) == "language"}
+        experts = [] if language else named_experts(model, parts, names=[word])
+        if experts:  # and not the tower's layers of that name
+            raise ConfigError(cannot_be_trained(word, experts))
         if "." not in word and language and language != hits:
             logger.info(
                 "--lora_targets %s: taken in the language model only; %d modules of that name elsewhere, "

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlm_lora.errors import ConfigError
-from vlm_lora.verb_setup import configure, verb_parser
+from vlm_lora.verb_setup import check_page, configure, verb_parser
 
 
 def flags() -> argparse.ArgumentParser:
@@ -31,6 +31,8 @@ def check(rest: Sequence[str]) -> None:
     own, others = flags().parse_known_args(rest)
     if own.workers is not None and own.workers < 0:
         raise ConfigError(f"--workers {own.workers}: must be 0 (this process alone) or more.")
+    if own.html is not None:
+        check_page(own.html)
     if own.html is not None and not own.html.parent.is_dir():
         raise ConfigError(f"--html {own.html}: there is no folder {own.html.parent}.")
     run = configure(others, {}, log_level="info")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlm_lora.errors import ConfigError
-from vlm_lora.verb_setup import configure, verb_parser
+from vlm_lora.verb_setup import check_page, configure, verb_parser
 
 
 def flags() -> argparse.ArgumentParser:
@@ -25,8 +25,8 @@ def preview(rest: Sequence[str]) -> None:
     own, others = flags().parse_known_args(rest)
     if own.rows < 1:
         raise ConfigError(f"--rows {own.rows}: must be 1 or more.")
-    if own.html is not None and own.html.is_dir():
-        raise ConfigError(f"--html {own.html} is a folder; name a file, such as {own.html / 'preview.html'}.")
+    if own.html is not None:
+        check_page(own.html)
     run = configure(others, {}, log_level="warning")
     from rich.console import Console
 
