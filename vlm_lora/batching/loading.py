@@ -174,7 +174,8 @@ def explained(timeout: float, readers: Readers) -> Iterator[None]:
         text = f"{error.__cause__} {error}"
         if _TIMED_OUT.search(text):
             states = {child.pid: _state(child.pid) for child in _workers()}
-            message = _stalled(timeout, readers, states)
+            ours = {pid for in_hand, _ in readers for pid in in_hand.pids} & set(_ended_by_us)
+            message = _ended_by_us[ours.pop()] if ours else _stalled(timeout, readers, states)
         elif found := _ENDED.search(text):
             message = _killed(found, readers)
         else:

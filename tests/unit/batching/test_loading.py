@@ -67,16 +67,18 @@ def take_slowly(batches: Iterator[Any]) -> list[Any]:
 def test_a_stopped_worker_that_has_made_its_batches_is_named() -> None:
     """torch takes the tensors of such a batch from the worker itself and waits for it without a limit."""
     name = name_of(Rows(0))
-    with pytest.raises(StalledError, match=r"within --dataloader_timeout 2 s: pid \d+ is stopped, .*row 4, .*row 5\. "):
-        take_slowly(each_batch(Rows(0), torch.tensor, size=2, workers=1, timeout=2, name=name))
+    with pytest.raises(
+        StalledError, match=r"within --dataloader_timeout 10 s: pid \d+ is stopped, .*row 4, .*row 5\. "
+    ):
+        take_slowly(each_batch(Rows(0), torch.tensor, size=2, workers=1, timeout=10, name=name))
     assert multiprocessing.active_children() == []
 
 
 def test_a_stopped_worker_is_named_with_its_rows() -> None:
     with pytest.raises(StalledError) as caught:
-        list(each_batch(Rows(signal.SIGSTOP), list, size=2, workers=1, timeout=2, name=lambda index: f"row {index}"))
+        list(each_batch(Rows(signal.SIGSTOP), list, size=2, workers=1, timeout=10, name=lambda index: f"row {index}"))
     message = str(caught.value)
-    assert re.search(r"within --dataloader_timeout 2 s: pid \d+ is stopped, as by SIGSTOP or Ctrl-Z \(T\)", message)
+    assert re.search(r"within --dataloader_timeout 10 s: pid \d+ is stopped, as by SIGSTOP or Ctrl-Z \(T\)", message)
     assert "it last took row 4, row 5. " in message
     assert "--dataloader_num_workers 0" in message
     assert multiprocessing.active_children() == [], "Python would wait for it at its end"
