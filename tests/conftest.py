@@ -42,8 +42,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of this session that all of its workers share."""
     base = tmp_path_factory.getbasetemp()
     folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    os.environ["VLM_LORA_TESTS_FOLDER"] = str(folder)
-    return folder
+    return Path(os.environ.setdefault("VLM_LORA_TESTS_FOLDER", str(folder)))
 
 
 def pytest_sessionfinish() -> None:
