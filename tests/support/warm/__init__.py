@@ -27,7 +27,7 @@ FOLDER = "VLM_LORA_TESTS_FOLDER"
 
 _HERE = Path(__file__).parent
 _READ_AT_IMPORT = ("PT_HPU_LAZY_MODE", "PT_HPU_TC_MODE")
-_LIMIT = 300.0
+_LIMIT = 1800.0
 _ours: list[subprocess.Popen[bytes]] = []
 _leases: list[socket.socket] = []
 
@@ -80,7 +80,7 @@ def _programs(python: Path, modes: tuple[tuple[str, str], ...]) -> Path:
 def _start(python: Path, folder: Path, modes: Mapping[str, str]) -> None:
     for name, first in (("python", f"#!{python} -IS"), ("vlm-lora", f"#!{folder}/python")):
         source = (_HERE / "client.py" if name == "python" else python.with_name(name)).read_text(encoding="utf-8")
-        text = source.replace("SOCKET = None", f"SOCKET = {str(folder / 'socket')!r}")
+        text = source.replace('SOCKET = ""', f"SOCKET = {str(folder / 'socket')!r}")
         program = folder / name
         program.write_text("\n".join([first, *text.splitlines()[1:], ""]), encoding="utf-8")
         program.chmod(0o755)

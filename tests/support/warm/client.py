@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 
-SOCKET = None
+SOCKET = ""
 """The warm process's, written here by `support.warm`."""
 
 HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)

@@ -100,8 +100,10 @@ class Server:
         if len(head) < 9:
             connection.close()
             return None
-        words = marshal.loads(connection.recv(int.from_bytes(head[1:], "big"), socket.MSG_WAITALL))
-        request = Request(*words, streams)
+        argv, folder, variables, ignored = marshal.loads(
+            connection.recv(int.from_bytes(head[1:], "big"), socket.MSG_WAITALL)
+        )
+        request = Request(argv, folder, variables, ignored, streams)
         process = os.fork()
         if process == 0:
             os.setsid()
@@ -170,8 +172,8 @@ def become(request: Request, executable: str) -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in request.ignored:
-        signal.signal(number, signal.SIG_IGN)
+    for ignored in request.ignored:
+        signal.signal(ignored, signal.SIG_IGN)
     os.environ.clear()
     os.environ.update(request.variables)
     os.chdir(request.folder)
