@@ -24,6 +24,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # The workers share the cores: each process has one thread, and sums over tiny tensors are the same.
 os.environ["OMP_NUM_THREADS"] = "1"
+# DeepSpeed compiles an operator at its first use: for each environment once, not whenever another one had its turn.
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
 # Earlier checks of data are kept for the session alone.
 CACHE = tempfile.TemporaryDirectory(prefix="vlm-lora-cache-")
 os.environ["VLM_LORA_CACHE"] = CACHE.name
