@@ -24,6 +24,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # The workers share the cores: each process has one thread, and sums over tiny tensors are the same.
 os.environ["OMP_NUM_THREADS"] = "1"
+# DeepSpeed compiles an operator at its first use: for each environment once, not whenever another one had its turn.
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
 # Earlier checks of data are kept for the session alone.
 CACHE = tempfile.TemporaryDirectory(prefix="vlm-lora-cache-")
 os.environ["VLM_LORA_CACHE"] = CACHE.name
@@ -42,8 +44,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of this session that all of its workers share."""
     base = tmp_path_factory.getbasetemp()
     folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    os.environ["VLM_LORA_TESTS_FOLDER"] = str(folder)
-    return folder
+    return Path(os.environ.setdefault("VLM_LORA_TESTS_FOLDER", str(folder)))
 
 
 def pytest_sessionfinish() -> None:

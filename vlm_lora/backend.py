@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from vlm_lora.config import RunConfig
@@ -161,7 +162,13 @@ class Backend(Protocol):
 
 def installed() -> dict[str, Backend]:
     """Return the installed backends by name."""
-    return {point.name: point.load()() for point in entry_points(group=GROUP)}
+    return {point.name: point.load()() for point in _points()}
+
+
+@cache
+def _points() -> tuple[EntryPoint, ...]:
+    """Return the backends' entry points, looked up once: the metadata of every distribution is read for it."""
+    return tuple(entry_points(group=GROUP))
 
 
 def set_environment(run: RunConfig) -> None:

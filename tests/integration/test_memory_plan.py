@@ -19,6 +19,7 @@ from support.rows import write_uneven_rows
 from support.runs import script_flags
 from vlm_lora import pipeline
 from vlm_lora.cli import main, run_script
+from vlm_lora.errors import ConfigError
 from vlm_lora.model.objective import SupervisedHead
 from vlm_lora.report.memory import progress
 from vlm_lora.training import trainer
@@ -163,39 +164,59 @@ def test_progress_is_a_terminals_alone(capsys: pytest.CaptureFixture[str], monke
         assert shown.out == ""
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nfurther lines"),
-        RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to "
-            "allocate 9 bytes. Error code 12"
-        ),
-    ],
-    ids=["gpu", "cpu"],
+GPU_ERROR = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nfurther lines")
+CPU_ERROR = RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to "
+    "allocate 9 bytes. Error code 12"
 )
+
+
+def failing_with(error: RuntimeError, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the first step fail, but not the plan's own pass."""
+    gather = SupervisedHead._gather
+
+    def refuse(self: SupervisedHead, module: Any, args: Any) -> Any:
+        if isinstance(args[0], FakeTensor):
+            return gather(self, module, args)
+        raise error
+
+    monkeypatch.setattr(SupervisedHead, "_gather", refuse)
+
+
 def test_running_out_of_memory_is_one_message_with_the_plans_advice(
-    error: RuntimeError,
     rows: Path,
     model_folder: Callable[[str], Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    gather = SupervisedHead._gather
-
-    def refuse(self: SupervisedHead, module: Any, args: Any) -> Any:
-        if isinstance(args[0], FakeTensor):  # the plan's own pass
-            return gather(self, module, args)
-        raise error
-
-    monkeypatch.setattr(SupervisedHead, "_gather", refuse)
+    failing_with(GPU_ERROR, monkeypatch)
     flags = script_flags(model_folder("llava"), rows, tmp_path / "out", do_train=True, max_steps=1)
     assert run_script([*flags, "--per_device_train_batch_size", "4"]) == 1
     said = capsys.readouterr().err
-    assert f"Out of memory in training: {str(error).splitlines()[0].rstrip('.')}." in said
+    assert "Out of memory in training: CUDA out of memory. Tried to allocate 2.00 GiB." in said
     assert "The plan for this run is" in said
     assert "--gradient_checkpointing: " in said
+    assert "Traceback" not in said
+
+
+def test_the_hosts_allocator_is_understood_and_advice_need_not_be_possible(
+    rows: Path,
+    model_folder: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def nothing(*_: object) -> None:
+        raise ConfigError("its optimizer is not known.")
+
+    failing_with(CPU_ERROR, monkeypatch)
+    monkeypatch.setattr(pipeline, "advise", nothing)
+    flags = script_flags(model_folder("llava"), rows, tmp_path / "out", do_train=True, max_steps=1)
+    assert run_script(flags) == 1
+    said = capsys.readouterr().err
+    assert f"Out of memory in training: {str(CPU_ERROR).rstrip('.')}." in said
+    assert "No plan can be made for this run: its optimizer is not known." in said
     assert "Traceback" not in said
 
 

@@ -14,24 +14,51 @@ from peft import PeftModel
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerState
 
+from support.process import as_it_was
 from support.rows import write_uneven_rows
 from support.runs import capture_trainer, logged, run, script_flags
 from vlm_lora.cli import main, run_script
 from vlm_lora.training.trainer import VlmTrainerMixin
 
+# One worker, so that the run that they look at is made once.
+pytestmark = pytest.mark.xdist_group("outputs")
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return write_uneven_rows(tmp_path / "data", rows=6, validation=3)
+FLAGS = {
+    "do_train": True,
+    "do_eval": True,
+    "max_steps": 4,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "learning_rate": 1e-2,
+}
 
 
-def test_checkpoints_hold_adapter_and_processor(
-    model_folder: Callable[[str], Path], data: Path, tmp_path: Path
-) -> None:
-    output = tmp_path / "out"
-    run(model_folder("gemma3"), data, output, do_train=True, max_steps=2, save_strategy="steps", save_steps=1)
-    for step in (1, 2):
-        checkpoint = output / f"checkpoint-{step}"
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_uneven_rows(tmp_path_factory.mktemp("outputs") / "data", rows=6, validation=3)
+
+
+@pytest.fixture(scope="module")
+def whole(model_folder: Callable[[str], Path], data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run of `FLAGS` left behind. Copy it before changing it."""
+    output = tmp_path_factory.mktemp("outputs") / "whole"
+    with as_it_was():
+        run(model_folder("gemma3"), data, output, **FLAGS)
+    return output
+
+
+def copied(whole: Path, place: Path) -> Path:
+    return Path(shutil.copytree(whole, place))
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_checkpoints_hold_adapter_and_processor(whole: Path) -> None:
+    for step in (2, 4):
+        checkpoint = whole / f"checkpoint-{step}"
         assert {
             "adapter_model.safetensors",
             "adapter_config.json",
@@ -62,13 +89,9 @@ def test_the_saved_configuration_repeats_the_run(
     assert logged(second, "loss") == logged(first, "loss")
 
 
-def test_adapter_folder_evaluates_like_the_model_in_memory(
-    model_folder: Callable[[str], Path], data: Path, tmp_path: Path
-) -> None:
-    output = tmp_path / "out"
-    trained = run(model_folder("gemma3"), data, output, do_train=True, do_eval=True, max_steps=3, learning_rate=1e-2)
-    reloaded = run(output, data, tmp_path / "eval", do_eval=True)
-    assert reloaded["eval_perplexity"] == pytest.approx(trained["eval_perplexity"], rel=1e-5)
+def test_adapter_folder_evaluates_like_the_model_in_memory(whole: Path, data: Path, tmp_path: Path) -> None:
+    reloaded = run(whole, data, tmp_path / "eval", do_eval=True)
+    assert reloaded["eval_perplexity"] == pytest.approx(read_results(whole)["eval_perplexity"], rel=1e-5)
 
 
 def test_full_weights_are_saved_and_reload(model_folder: Callable[[str], Path], data: Path, tmp_path: Path) -> None:
@@ -94,27 +117,19 @@ def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_resume_goes_on_bitwise(
-    model_folder: Callable[[str], Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_folder: Callable[[str], Path], data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = {
-        "do_train": True,
-        "max_steps": 4,
-        "save_strategy": "steps",
-        "save_steps": 2,
-        "learning_rate": 1e-2,
-    }
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run(model_folder("gemma3"), data, whole, **flags)
-    run(model_folder("gemma3"), data, parts, **flags)
-    shutil.rmtree(parts / "checkpoint-4")
-    trained = count_steps(monkeypatch)
-    run(model_folder("gemma3"), data, parts, **flags, resume_from_checkpoint="true")
+    parts = copied(whole, tmp_path / "parts")
     name = "adapter_model.safetensors"
+    shutil.rmtree(parts / "checkpoint-4")
+    (parts / name).unlink()
+    trained = count_steps(monkeypatch)
+    run(model_folder("gemma3"), data, parts, **{**FLAGS, "do_eval": False}, resume_from_checkpoint="true")
     assert len(trained) == 2, "two of four steps were left"
     assert (parts / name).read_bytes() == (whole / name).read_bytes()
     shutil.copy(parts / "checkpoint-4" / "optimizer.pt", parts / "checkpoint-2")
     shutil.rmtree(parts / "checkpoint-4")
-    run(model_folder("gemma3"), data, parts, **flags, resume_from_checkpoint="true")
+    run(model_folder("gemma3"), data, parts, **{**FLAGS, "do_eval": False}, resume_from_checkpoint="true")
     assert (parts / name).read_bytes() != (whole / name).read_bytes(), "with another optimizer's state it must differ"
 
 
@@ -141,14 +156,14 @@ def test_weights_alone_are_said_and_refused(
 def test_killed_while_saving(
     model_folder: Callable[[str], Path],
     data: Path,
+    whole: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The trainer's state is the last file of a checkpoint, so that one without it is told from a whole one."""
-    flags = {"do_train": True, "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2}
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run(model_folder("gemma3"), data, whole, **flags)
+    flags: dict[str, object] = {**FLAGS, "do_eval": False}
+    killed = tmp_path / "killed"
     save = TrainerState.save_to_json
 
     def cut_short(self: TrainerState, path: str) -> None:
@@ -177,9 +192,8 @@ def test_tensorboard_when_asked(
     assert list(events.rglob("events.out.tfevents.*"))
 
 
-def test_memory_is_reported(model_folder: Callable[[str], Path], data: Path, tmp_path: Path) -> None:
-    results = run(model_folder("gemma3"), data, tmp_path / "out", do_train=True, max_steps=1)
-    assert results["train_memory_peak_bytes"] > 10 * 2**20
+def test_memory_is_reported(whole: Path) -> None:
+    assert read_results(whole)["train_memory_peak_bytes"] > 10 * 2**20
 
 
 def test_checkpointing_changes_nothing_but_memory(
@@ -248,21 +262,16 @@ def test_a_dropped_last_batch_is_evaluated_all_the_same(
 
 
 def test_overwriting_leaves_nothing_of_the_earlier_run(
-    model_folder: Callable[[str], Path], data: Path, tmp_path: Path
+    model_folder: Callable[[str], Path], data: Path, whole: Path, tmp_path: Path
 ) -> None:
-    output = tmp_path / "out"
+    output = copied(whole, tmp_path / "out")
     flags = {"do_train": True, "save_strategy": "steps", "save_steps": 1}
-    run(model_folder("gemma3"), data, output, **flags, max_steps=2, do_eval=True)
     results = run(model_folder("gemma3"), data, output, **flags, max_steps=1, overwrite_output_dir=True)
     assert sorted(path.name for path in output.glob("checkpoint-*")) == ["checkpoint-1"]
     assert "eval_perplexity" not in results
 
 
-def test_evaluation_into_a_training_folder_keeps_its_configuration(
-    model_folder: Callable[[str], Path], data: Path, tmp_path: Path
-) -> None:
-    output = tmp_path / "out"
-    run(model_folder("gemma3"), data, output, do_train=True, max_steps=1)
-    before = (output / "run_config.yaml").read_bytes()
+def test_evaluation_into_a_training_folder_keeps_its_configuration(data: Path, whole: Path, tmp_path: Path) -> None:
+    output = copied(whole, tmp_path / "out")
     run(output, data, output, do_eval=True)
-    assert (output / "run_config.yaml").read_bytes() == before
+    assert (output / "run_config.yaml").read_bytes() == (whole / "run_config.yaml").read_bytes()

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "launchers" / "accelerate").glob("*.yaml"))
 MEET = ROOT / "tests" / "support" / "launched" / "meet.py"
 PROGRAMS = Path(sys.executable).parent
-ACCELERATE = (sys.executable, "-m", "accelerate.commands.accelerate_cli")
+ACCELERATE: tuple[str | Path, ...] = (sys.executable, "-m", "accelerate.commands.accelerate_cli")
 
 
 def run(words: list[str | Path]) -> subprocess.CompletedProcess[str]:
@@ -82,7 +82,7 @@ def test_two_machines_with_the_file(tmp_path: Path) -> None:
     file = tmp_path / "two.yaml"
     content = yaml.safe_load((ROOT / "launchers" / "accelerate" / "multi_node.yaml").read_text(encoding="utf-8"))
     file.write_text(yaml.safe_dump({**content, "num_processes": 2, "main_process_port": free_port()}))
-    command = [*ACCELERATE, "launch", "--config_file", file, "--main_process_ip", "127.0.0.1"]
+    command: list[str | Path] = [*ACCELERATE, "launch", "--config_file", file, "--main_process_ip", "127.0.0.1"]
     started = [
         subprocess.Popen(
             warmed([*command, "--machine_rank", rank, MEET, "count", tmp_path]),

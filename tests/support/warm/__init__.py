@@ -21,30 +21,31 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
 
 FOLDER = "VLM_LORA_TESTS_FOLDER"
 """Variable with the folder that all workers of a session share."""
 
 _HERE = Path(__file__).parent
 _READ_AT_IMPORT = ("PT_HPU_LAZY_MODE", "PT_HPU_TC_MODE")
-_LIMIT = 300.0
+_LIMIT = 1800.0
 _ours: list[subprocess.Popen[bytes]] = []
 _leases: list[socket.socket] = []
 
 
-def programs(python: Path, variables: Mapping[str, str] = MappingProxyType({})) -> Path:
+def programs(python: Path, variables: Mapping[str, str] | None = None) -> Path:
     """Return the folder with a warm `python` and `vlm-lora` of the environment that `python` belongs to.
 
     Args:
         python: the environment's interpreter.
-        variables: those of the command; what torch reads when it is imported decides which warm process it is.
+        variables: the command's, by default this process's; what torch reads of them when it is imported decides
+            which warm process it is.
     """
+    variables = os.environ if variables is None else variables
     return _programs(python, tuple((name, variables[name]) for name in _READ_AT_IMPORT if name in variables))
 
 
 def warmed(
-    words: Sequence[str | Path], variables: Mapping[str, str] = MappingProxyType({}), *, python: Path | None = None
+    words: Sequence[str | Path], variables: Mapping[str, str] | None = None, *, python: Path | None = None
 ) -> list[str]:
     """Return a command in which this environment's `python` and `vlm-lora` (or those of `python`) are warm."""
     python = Path(sys.executable) if python is None else python
@@ -79,7 +80,7 @@ def _programs(python: Path, modes: tuple[tuple[str, str], ...]) -> Path:
 def _start(python: Path, folder: Path, modes: Mapping[str, str]) -> None:
     for name, first in (("python", f"#!{python} -IS"), ("vlm-lora", f"#!{folder}/python")):
         source = (_HERE / "client.py" if name == "python" else python.with_name(name)).read_text(encoding="utf-8")
-        text = source.replace("SOCKET = None", f"SOCKET = {str(folder / 'socket')!r}")
+        text = source.replace('SOCKET = ""', f"SOCKET = {str(folder / 'socket')!r}")
         program = folder / name
         program.write_text("\n".join([first, *text.splitlines()[1:], ""]), encoding="utf-8")
         program.chmod(0o755)

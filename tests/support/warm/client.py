@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 
-SOCKET = None
+SOCKET = ""
 """The warm process's, written here by `support.warm`."""
 
 HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
@@ -16,7 +16,7 @@ HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signa
 def main() -> None:
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(SOCKET)
-    ignored = [number for number in HANDED_ON if signal.getsignal(number) == signal.SIG_IGN]
+    ignored = [int(number) for number in HANDED_ON if signal.getsignal(number) == signal.SIG_IGN]
     request = marshal.dumps((sys.argv[1:], os.getcwd(), dict(os.environ), ignored))  # noqa: PTH109 (pathlib would cost more than the rest)
     # With the standard streams, and so that a reader at their other end sees them close when the fork ends.
     socket.send_fds(connection, [b"R" + len(request).to_bytes(8, "big")], [0, 1, 2])

@@ -50,6 +50,9 @@ MODULES = (
 )
 """What runs and launchers import, as far as the environment has it; importing them runs nothing."""
 
+UNHELD = 300.0
+"""Seconds within which somebody must take hold of the warm process."""
+
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
 
 
@@ -79,7 +82,10 @@ class Server:
         """Return a request in the process that was forked for it; None when nobody holds this process any more."""
         self.selector.register(self.listener, selectors.EVENT_READ, self._accept)
         while self.leases or not self.held:
-            for key, _ in self.selector.select():
+            ready = self.selector.select(None if self.held else UNHELD)
+            if not ready:
+                return None  # whoever started this process is gone
+            for key, _ in ready:
                 if key.fd not in self.selector.get_map():
                     continue  # let go of while another of these was looked at
                 request = key.data(key.fileobj)
@@ -100,8 +106,10 @@ class Server:
         if len(head) < 9:
             connection.close()
             return None
-        words = marshal.loads(connection.recv(int.from_bytes(head[1:], "big"), socket.MSG_WAITALL))
-        request = Request(*words, streams)
+        argv, folder, variables, ignored = marshal.loads(
+            connection.recv(int.from_bytes(head[1:], "big"), socket.MSG_WAITALL)
+        )
+        request = Request(argv, folder, variables, ignored, streams)
         process = os.fork()
         if process == 0:
             os.setsid()
@@ -170,8 +178,8 @@ def become(request: Request, executable: str) -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in request.ignored:
-        signal.signal(number, signal.SIG_IGN)
+    for ignored in request.ignored:
+        signal.signal(ignored, signal.SIG_IGN)
     os.environ.clear()
     os.environ.update(request.variables)
     os.chdir(request.folder)
