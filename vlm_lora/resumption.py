@@ -66,6 +66,9 @@ def settings_of(stage: Stage) -> dict[str, Any]:
         settled |= {
             "dtype": keywords["torch_dtype"],
             "attn_implementation": keywords["attn_implementation"],
+            "bnb_4bit_compute_dtype": getattr(
+                keywords.get("quantization_config"), "bnb_4bit_compute_dtype", run.model.bnb_4bit_compute_dtype
+            ),
             "max_length": run.batching.max_length or getattr(text, "max_position_embeddings", None),
         }
     return effective_settings(run, stage.arguments, settled=settled, values=stage.values)

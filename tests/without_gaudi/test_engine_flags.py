@@ -41,25 +41,18 @@ def test_parts_have_their_rates(engine: str, model_folder: Callable[[str], Path]
     }
     out, model = tmp_path / "out", model_folder("llava")
     saving = {**flags, "max_steps": 2, "save_strategy": "steps", "save_steps": 2}
-    again = {**flags, "max_steps": 3, "resume_from_checkpoint": "true"}
     changes = {"learning_rate": 2e-4, "weight_decay": 0.5, "allow_changed": "learning_rate,weight_decay"}
-    third = on_cpu(
-        model, data, tmp_path / "third", **{**again, **changes, "resume_from_checkpoint": out / "checkpoint-2"}
-    )
-    first, second, _ = recorded(
+    again = {**flags, **changes, "max_steps": 3, "resume_from_checkpoint": "true"}
+    first, second = recorded(
         tmp_path / "records",
-        [on_cpu(model, data, out, **saving), on_cpu(model, data, out, **again), third],
+        [on_cpu(model, data, out, **saving), on_cpu(model, data, out, **again)],
         python=MAIN,
         variables={},
     )[0]
     assert first["wrapped"] == second["wrapped"] == "DeepSpeedEngine"
-    assert logged(out, "learning_rate") == [1e-4] * 3
-    assert logged(out, "learning_rate_vision") == [1e-5] * 3
-    name = "adapter_model.safetensors"
     # What was changed and allowed acts in the engine's optimizer, too.
-    assert logged(tmp_path / "third", "learning_rate") == [1e-4, 1e-4, 2e-4]
-    assert logged(tmp_path / "third", "learning_rate_vision") == [1e-5] * 3
-    assert len({(folder / name).read_bytes() for folder in (out, tmp_path / "third")}) == 2
+    assert logged(out, "learning_rate") == [1e-4, 1e-4, 2e-4]
+    assert logged(out, "learning_rate_vision") == [1e-5] * 3
     other = on_cpu(model, data, out, **{**again, "max_steps": 4, "vision_learning_rate": 2e-5})
     code, said = outcome(tmp_path / "other", other)
     assert code == 1, said

@@ -16,6 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch.distributed
+
 from vlm_lora import __version__
 from vlm_lora.config import RunConfig
 from vlm_lora.config_fields import flatten, own_fields
@@ -53,6 +55,9 @@ def effective_settings(
     found = {field.name: getattr(arguments, field.name, None) for field in fields(arguments)}
     found |= {name: given[name] for name in _KEPT_BY_THE_CORE if name in given}
     found["warmup_steps"] = found.get("warmup_steps") or found.get("warmup_ratio") or 0
+    found["fsdp"] = found.get("fsdp") or None  # `--fsdp false` is what it is without the flag
+    if found.get("ddp_backend") is None and torch.distributed.is_initialized():
+        found["ddp_backend"] = torch.distributed.get_backend()
     found |= flatten(run)
     found |= {f"freeze_{part}": frozen for part, frozen in run.tuning.frozen.items()}
     found["lora_targets"] = _in_order(run.tuning.lora_targets)

@@ -51,7 +51,8 @@ _ROWS: Mapping[Kind, str] = {
         do_train do_predict overwrite_output_dir resume_from_checkpoint allow_changed list_checkpoints
         dry_run dry_run_samples no_model dry_run_generate dry_run_max_new_tokens
         no_cuda per_gpu_train_batch_size per_gpu_eval_batch_size torchdynamo adafactor warmup_ratio
-        activation_checkpointing activation_checkpointing_kwargs push_to_hub_model_id push_to_hub_organization
+        activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing_kwargs
+        push_to_hub_model_id push_to_hub_organization
         use_habana
     """,
     Kind.FREE: """
@@ -99,7 +100,7 @@ _ROWS: Mapping[Kind, str] = {
         bnb_4bit_use_double_quant
         max_length on_overflow static_shapes max_shapes
         load_best_model_at_end metric_for_best_model greater_is_better restore_callback_states_from_checkpoint
-        backend use_cpu bf16 fp16 tf32 gradient_checkpointing gradient_checkpointing_kwargs
+        backend use_cpu bf16 fp16 tf32 gradient_checkpointing
         torch_compile torch_compile_backend torch_compile_mode
         accelerator_config parallelism_config deepspeed fsdp fsdp_config fsdp_min_num_params
         fsdp_transformer_layer_cls_to_wrap
@@ -138,6 +139,10 @@ MATTERS: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
         lambda settings: (
             bool(settings.get("load_best_model_at_end")) or settings.get("lr_scheduler_type") == "reduce_lr_on_plateau"
         ),
+    ),
+    **dict.fromkeys(
+        ("ddp_backend", "ddp_broadcast_buffers", "ddp_bucket_cap_mb", "ddp_find_unused_parameters", "ddp_static_graph"),
+        lambda settings: settings.get(WORLD_SIZE, 1) > 1,
     ),
     "shuffle_buffer": lambda settings: bool(settings.get("streaming")),
     "max_shapes": lambda settings: bool(settings.get("static_shapes")),

@@ -76,6 +76,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Kind]]] = {
     "another optimizer": ({"optim": "sgd"}, {"optim": Kind.NEVER}),
     "another base": ({"model_name_or_path": "org/other"}, {"model_name_or_path": Kind.NEVER}),
     "4-bit kind without 4 bits": ({"bnb_4bit_quant_type": "fp4"}, {}),
+    "how processes talk, where there is one": ({"ddp_backend": "gloo", "ddp_bucket_cap_mb": 7}, {}),
     "a part's own rate": ({"vision_learning_rate": 1e-5}, {"vision_learning_rate": Kind.NEVER}),
     "a schedule by losses": (
         {"lr_scheduler_type": "reduce_lr_on_plateau", "max_grad_norm": 2.0},
