@@ -61,8 +61,10 @@ class Changes:
             saved(value, file, *args, **kwargs)
             self._changed(file, cut=True)
 
-        builtins.open = io.open = open_watched  # type: ignore[assignment]
-        torch.save = save_watched
+        modules: tuple[Any, ...] = (builtins, io, torch)
+        for module in modules[:2]:
+            module.open = open_watched
+        modules[2].save = save_watched
         sys.addaudithook(self._audit)
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
