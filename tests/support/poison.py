@@ -10,10 +10,11 @@ import torch
 from transformers import TrainerCallback
 
 from vlm_lora import pipeline as _pipeline
-from vlm_lora.training import trainer
+from vlm_lora.training import trainer as _trainer
 
-# Its function is replaced for the length of a test.
+# Their functions are replaced for the length of a test.
 pipeline: Any = _pipeline
+trainer: Any = _trainer
 
 
 def poison_losses(monkeypatch: pytest.MonkeyPatch, *, batch: int, row: int, value: float) -> None:
