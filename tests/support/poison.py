@@ -9,8 +9,12 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from vlm_lora import pipeline
-from vlm_lora.training import trainer
+from vlm_lora import pipeline as _pipeline
+from vlm_lora.training import trainer as _trainer
+
+# Their functions are replaced for the length of a test.
+pipeline: Any = _pipeline
+trainer: Any = _trainer
 
 
 def poison_losses(monkeypatch: pytest.MonkeyPatch, *, batch: int, row: int, value: float) -> None:
@@ -71,7 +75,7 @@ def _at_step(
             if after is not None and state.global_step + 1 == step:
                 after(kwargs["model"])
 
-    build = trainer.build_trainer
+    build = pipeline.build_trainer
 
     def with_poison(*args: Any, **kwargs: Any) -> Any:
         built = build(*args, **kwargs)

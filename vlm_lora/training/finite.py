@@ -6,8 +6,8 @@ not finite would make all gradients NaN. With the losses of the step that gives 
 - Where a read costs little it is read at once, and the update is not made.
 - Where it would cut a graph (`Traits.static_shapes`) nothing is read: gradients of a bad step and of all after it are
   replaced by zeros on the device, so weights and moments stay finite; decay and momentum still move them, and they
-  are thrown away. How many steps were good is counted there, and read when something is logged, evaluated or saved
-  and after the last step.
+  are thrown away. How many steps were good is counted there, and read when something is logged (the end of the
+  training is), evaluated or saved.
 - DeepSpeed steps within the backward pass: its own look at the gradients is asked before. Its static form reads the
   norm that DeepSpeed has computed, after its step; DeepSpeed leaves an update with such a norm out by itself (since
   0.16, in bf16 by `check_grad_overflow`, which is on unless its file says otherwise).
@@ -107,11 +107,6 @@ class FiniteGuard(TrainerCallback):
         """Look at the gradients where nothing has clipped them."""
         if self._engine is None:
             self.measure()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Read what was kept after the last step, before the base class ends the training in its way."""
-        if state.global_step >= state.max_steps or control.should_training_stop:
-            self.read()
 
     def note(self, loss: torch.Tensor, rows: Sequence[str], row_losses: torch.Tensor | None) -> None:
         """Take the loss of one micro-batch; nothing is read.

@@ -1,0 +1,62 @@
+"""What is not finite on one of two CPU processes ends both at that step, whatever joins them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from support.rows import write_uneven_rows
+from support.stacks import MAIN, ROOT, on_cpu, run_words
+
+LAUNCHED = ROOT / "tests" / "support" / "launched" / "not_finite.py"
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+RUNS: dict[str, tuple[str, dict[str, object]]] = {
+    "ddp": ("loss", {}),
+    "zero2": ("gradient", {"deepspeed": "zero2"}),
+    "zero3": ("gradient", {"deepspeed": "zero3"}),
+}
+
+
+@pytest.fixture(scope="module")
+def found(model_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Of each run its folder and, by rank, its exit code and what it said; all by one pair of processes."""
+    folder = tmp_path_factory.mktemp("finite")
+    data = write_uneven_rows(folder / "data", rows=8)
+    saves = {"do_train": True, "max_steps": 3, "save_strategy": "steps", "save_steps": 1}
+    runs = [
+        (on_cpu(model_folder("gemma3"), data, folder / name, per_device_train_batch_size=1, **saves, **more), what)
+        for name, (what, more) in RUNS.items()
+    ]
+    (folder / "runs.json").write_text(json.dumps(runs), encoding="utf-8")
+    report = folder / "report.json"
+    done = run_words([*TORCHRUN, LAUNCHED, folder / "runs.json", report], python=MAIN, variables={})
+    assert done.returncode == 0, done.stderr[-6000:]
+    ranks = [json.loads(Path(f"{report}{end}").read_text(encoding="utf-8")) for end in ("", ".1")]
+    return {name: (folder / name, [rank[place] for rank in ranks]) for place, name in enumerate(RUNS)}
+
+
+@pytest.mark.xdist_group("finite")
+@pytest.mark.parametrize("engine", RUNS)
+def test_both_end_at_that_step(engine: str, found: Any) -> None:
+    folder, ranks = found[engine]
+    assert [rank["code"] for rank in ranks] == [1, 1], ranks
+    errors = [re.findall(r"^error: .*", rank["said"], re.MULTILINE) for rank in ranks]
+    [said] = errors[0]
+    assert errors[1] == [], "the first rank tells it"
+    assert "Traceback" not in ranks[0]["said"] + ranks[1]["said"]
+    if RUNS[engine][0] == "loss":
+        assert "Step 2: the loss is not finite (nan). Rows whose loss is not finite: " in said
+        assert re.search(r"train\.jsonl row \d \(rank 1\)\. The gradient of ", said)
+    else:
+        assert re.search(r"Step 2: the loss is \d+\.\d+, but its gradient is not finite\.", said)
+        assert re.search(r"row \d \(rank 0\), \S+ row \d \(rank 1\)\. The gradient of \S+up_proj\.lora_B", said)
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-1"]
+    saved = load_file(folder / "checkpoint-1" / "adapter_model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in saved.values())
+    assert not (folder / "adapter_model.safetensors").exists()
