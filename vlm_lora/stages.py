@@ -17,8 +17,9 @@ from vlm_lora.config_aliases import HABANA_KEYS, canonical_name
 from vlm_lora.config_resolution import resolve
 from vlm_lora.config_values import is_true
 from vlm_lora.data.images import ImageLimits
-from vlm_lora.errors import ConfigError
+from vlm_lora.errors import ConfigError, ModelError, RenderingError
 from vlm_lora.model.families import Family, family_of
+from vlm_lora.model.folder_faults import template_place
 from vlm_lora.model.loading import load_config, load_processor
 from vlm_lora.model.quantization import check_request
 from vlm_lora.model.terminators import eos_token_ids
@@ -150,6 +151,10 @@ def open_tools(run: RunConfig) -> Tools:
         on_overflow=run.batching.on_overflow,
         image_limits=ImageLimits.of(run.data),
     )
+    try:
+        encoder.check_template()
+    except RenderingError as error:
+        raise ModelError(f"{template_place(tokenizer.name_or_path)}: {error}") from error
     if run.batching.on_overflow != "error":
         logger.info(
             "Rows of more than %s tokens: --on_overflow %s, in training and evaluation alike (a perplexity is that of "

@@ -15,6 +15,7 @@ import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from vlm_lora.batching.rendering import ChatTemplate, Rendering
 from vlm_lora.batching.sentinels import prompt_turns
 from vlm_lora.batching.style import RenderingStyle
 from vlm_lora.batching.tokenization import ControlTokens, SubstitutingTokenizer, Tokenized, assemble
-from vlm_lora.data.conversation import Conversation, ImageRef
+from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
 from vlm_lora.errors import ModelError, RenderingError, TooLongError, UserError
 
 logger = logging.getLogger(__name__)
@@ -155,6 +156,18 @@ class RowEncoder:
             return self._placed_row(rendering, smaller, self._pictures(smaller, images, side, loaded), prompt=True)
 
         return encode_within_limit(conversation, self._on_overflow, attempt)
+
+    def check_template(self) -> None:
+        """Render one short conversation with an image, which every model's template can write.
+
+        Raises:
+            RenderingError: this one cannot, so no row of any data could be rendered.
+        """
+        question = Turn(role="user", parts=(ImageRef(source=Path("a.png")), Text(text="a")))
+        answer = Turn(role="assistant", parts=(Text(text="b"),))
+        trial = Conversation(turns=(question, answer), source=RowSource(file="a short conversation"))
+        self._check_placeholders(self._renderer.render(trial), 1)
+        self._renderer.render_prompt(trial)
 
     def with_canvases(self, canvases: Sequence[Size]) -> RowEncoder:
         """Return an encoder that resizes each row's pictures to the nearest of these sizes (width, height)."""

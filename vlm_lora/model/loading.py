@@ -2,43 +2,52 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import pickle
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError
 
 from vlm_lora.config import ModelConfig
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.families import FAMILIES, Family, family_of
 from vlm_lora.model.finite_weights import check_loaded, nonfinite, refuse
+from vlm_lora.model.folder_faults import (
+    ADAPTER_FILE,
+    ADAPTER_WEIGHTS,
+    AGAIN,
+    adapter_settings,
+    check_config_keys,
+    check_processor_keys,
+    refuse_damage,
+)
+from vlm_lora.model.loading_errors import few, first_line, translated, weights_name
 from vlm_lora.stack import (
     RUNS_LOCAL_GENERATE,
-    TRANSFORMERS,
     complete_processor,
     image_backend,
     keep_checkpoint_names,
-    known_model_types,
     load_image_processor,
 )
 
 logger = logging.getLogger(__name__)
 
-ADAPTER_FILE = "adapter_config.json"
 CUSTOM_GENERATE = "custom_generate/generate.py"
 _EXAMPLE = "Qwen/Qwen2.5-VL-3B-Instruct"
 _VISION_KEYS = ("vision", "visual", "img_processor", "image", "mm_vision", "vit")
 
 
 def adapter_folder(config: ModelConfig) -> Path | None:
-    """Return the folder that `--model_name_or_path` names if it holds a LoRA adapter, else None."""
+    """Return the folder that `--model_name_or_path` names if it holds a LoRA adapter, else None.
+
+    Raises:
+        ModelError: it holds an adapter's weights alone.
+    """
     folder = Path(str(config.model_name_or_path)).expanduser()
+    if not (folder / ADAPTER_FILE).is_file() and (folder / ADAPTER_WEIGHTS).is_file():
+        raise ModelError(f"{folder / ADAPTER_FILE}: missing, beside {ADAPTER_WEIGHTS}. {AGAIN}")
     return folder if (folder / ADAPTER_FILE).is_file() else None
 
 
@@ -51,7 +60,7 @@ def base_config(config: ModelConfig) -> ModelConfig:
     folder = adapter_folder(config)
     if folder is None:
         return config
-    settings = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+    settings = adapter_settings(folder)
     base = settings.get("base_model_name_or_path")
     if not base:
         raise ModelError(
@@ -73,8 +82,13 @@ def load_config(config: ModelConfig) -> Any:
     from transformers import AutoConfig
 
     base = _checked(config)
-    with _translated(config, base):
+    for folder in {str(base.model_name_or_path): None, str(adapter_folder(config) or ""): None}:
+        if folder and Path(folder).is_dir():
+            refuse_damage(Path(folder))
+    with translated(config, base, "config"):
         loaded = AutoConfig.from_pretrained(base.model_name_or_path, **_access(base))
+    if Path(str(base.model_name_or_path)).is_dir():
+        check_config_keys(Path(str(base.model_name_or_path)) / "config.json", loaded)
     _refuse_text_only(base, loaded)
     return loaded
 
@@ -94,7 +108,7 @@ def load_processor(config: ModelConfig) -> Any:
     folder = adapter_folder(config)
     place = str(folder) if folder is not None and _has_processor(folder) else str(base.model_name_or_path)
     access = _access(base)
-    with _translated(config, base):
+    with translated(config, base, "processor", place=place):
         try:
             processor = AutoProcessor.from_pretrained(place, **access)
         except AttributeError as error:  # a special token that the processor needs and the tokenizer has not
@@ -105,8 +119,10 @@ def load_processor(config: ModelConfig) -> Any:
             "vision-language model, "
             f"for example {_EXAMPLE}, or copy preprocessor_config.json from the original model."
         )
-    with _translated(config, base):
+    with translated(config, base, "processor", place=place):
         _set_image_backend(processor, place, config.image_backend, access)
+    if Path(place).is_dir():
+        check_processor_keys(Path(place), processor)
     complete_processor(processor)
     _prepare_tokenizer(processor.tokenizer)
     if not processor.chat_template:
@@ -146,7 +162,7 @@ def load_model(
     family = family_of(loaded)
     keywords = {**_access(base), **_supported_attention(family, model_kwargs)}
     automatic = getattr(transformers, family.auto_class)
-    with _translated(config, base):
+    with translated(config, base, "weights", loaded=loaded):
         model, report = automatic.from_pretrained(
             base.model_name_or_path, config=loaded, output_loading_info=True, **keywords
         )
@@ -168,7 +184,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
     from peft import PeftModel, get_peft_model_state_dict
     from peft.utils import load_peft_weights
 
-    if json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8")).get("megatron_config"):
+    if adapter_settings(folder).get("megatron_config"):
         raise ModelError(
             f"{folder / ADAPTER_FILE}: megatron_config makes older PEFT import a module that the file names. "
             "Models here need no Megatron: remove it if you trust the adapter."
@@ -181,13 +197,19 @@ def load_adapter(model: Any, folder: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{folder}: adapter_model.bin holds more than weights, or is damaged; it was not loaded "
-            f"({_first_line(error)}). Use an adapter_model.safetensors."
+            f"({first_line(error)}). Use an adapter_model.safetensors."
         ) from error
     except (ValueError, RuntimeError, OSError) as error:
         raise ModelError(
-            f"{folder}: the adapter does not fit {type(model).__name__} ({_first_line(error)}). Give the "
+            f"{folder}: the adapter does not fit {type(model).__name__} ({first_line(error)}). Give the "
             "model that it "
-            f"was trained on as base_model_name_or_path in {folder / ADAPTER_FILE}."
+            f"was trained on as base_model_name_or_path in {folder / ADAPTER_FILE}, or copy that file and "
+            f"{ADAPTER_WEIGHTS} again."
+        ) from error
+    except (LookupError, TypeError, AttributeError, NotImplementedError) as error:
+        raise ModelError(
+            f"{folder / ADAPTER_FILE}: PEFT makes no adapter of it ({type(error).__name__}: {first_line(error)}). "
+            f"{AGAIN}"
         ) from error
     weights = load_peft_weights(str(folder), device="cpu")
     refuse(str(folder), nonfinite(weights.items()))
@@ -196,9 +218,10 @@ def load_adapter(model: Any, folder: Path) -> Any:
     if saved != expected:
         missing, strange = sorted(expected - saved), sorted(saved - expected)
         raise ModelError(
-            f"{folder}: {len(missing)} adapter tensors of this model are not in the file ({_few(missing)}) "
+            f"{folder}: {len(missing)} adapter tensors of this model are not in the file ({few(missing)}) "
             "and "
-            f"{len(strange)} in the file have no place ({_few(strange)}). Vision towers are laid out "
+            f"{len(strange)} in the file have no place ({few(strange)}): {ADAPTER_WEIGHTS} and {ADAPTER_FILE} do not "
+            "belong together, or one is damaged. Vision towers are laid out "
             "differently by "
             "transformers 4.55 and 5.x: load the adapter with the version that trained it."
         )
@@ -212,12 +235,13 @@ def _checked(config: ModelConfig) -> ModelConfig:
     base = base_config(config)
     name = str(base.model_name_or_path)
     folder = Path(name).expanduser()
-    whose = f" (the base model of the adapter {config.model_name_or_path})" if base is not config else ""
+    adapter = f"(the base model of the adapter {Path(str(config.model_name_or_path)) / ADAPTER_FILE})"
+    whose = f" {adapter}" if base is not config else ""
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             inside = sorted(entry.name for entry in folder.iterdir())
             raise ModelError(
-                f"{name}{whose}: not a model folder, it has no config.json. It holds: {_few(inside, 10)}. "
+                f"{name}{whose}: not a model folder, it has no config.json. It holds: {few(inside, 10)}. "
                 "Give the "
                 "folder that holds config.json and the weights, or a Hub id."
             )
@@ -242,73 +266,6 @@ def _access(config: ModelConfig) -> dict[str, Any]:
         # False, not None: None asks on the terminal, which a batch job has not got.
         "trust_remote_code": config.trust_remote_code,
     }
-
-
-@contextmanager
-def _translated(config: ModelConfig, base: ModelConfig) -> Iterator[None]:
-    """Turn what transformers raises into one message that says what to type."""
-    name = base.model_name_or_path
-    try:
-        yield
-    except OSError as error:
-        if "Unable to load weights from pytorch checkpoint" in str(error):  # 4.55's words for an UnpicklingError
-            raise _more_than_weights(name, error) from error
-        if Path(str(name)).is_dir():
-            raise ModelError(f"{name}: {_first_line(error)}. Copy the whole model folder again.") from error
-        raise ModelError(
-            f"{name}: not a folder here, and it could not be fetched from the Hub ({_first_line(error)}). "
-            "Check the "
-            f"name; for a gated model type `hf auth login`; without a network type `hf download {name}` "
-            "where there is "
-            "one and give the folder."
-        ) from error
-    except pickle.UnpicklingError as error:
-        raise _more_than_weights(name, error) from error
-    except SafetensorError as error:
-        raise ModelError(
-            f"{name}: a weight file is cut off or damaged ({_first_line(error)}). Download or copy it again."
-        ) from error
-    except ImportError as error:
-        raise ModelError(f"{name}: this model needs a package that is missing: {_first_line(error)}") from error
-    except ValueError as error:
-        text = str(error)
-        if "trust_remote_code" in text and not config.trust_remote_code:
-            raise ModelError(
-                f"{name}: this model brings its own Python code. Read it, and if you trust it type "
-                "--trust_remote_code true."
-            ) from error
-        if "does not recognize this architecture" in text or "Unrecognized model" in text:
-            raise ModelError(f"{name}: {_unknown_architecture(str(name))}") from error
-        raise ModelError(f"{name}: {_first_line(error)}") from error
-    except RuntimeError as error:
-        if "size mismatch" in str(error) or "mismatched" in str(error):
-            raise ModelError(
-                f"{name}: weights and config.json do not belong together ({_first_line(error)}). Copy the "
-                "whole model "
-                "folder again."
-            ) from error
-        raise
-
-
-def _more_than_weights(name: object, error: Exception) -> ModelError:
-    return ModelError(
-        f"{name}: a weight file holds more than weights, or is damaged; it was not loaded ({_first_line(error)}). Only "
-        ".safetensors files, and .bin files of plain tensors, are."
-    )
-
-
-def _unknown_architecture(name: str) -> str:
-    settings = Path(name) / "config.json"
-    kind = json.loads(settings.read_text(encoding="utf-8")).get("model_type") if settings.is_file() else None
-    installed = ".".join(map(str, TRANSFORMERS))
-    family = FAMILIES.get(str(kind))
-    if family is not None and kind not in known_model_types():
-        return f"model_type {kind!r} needs transformers {family.since} or newer; {installed} is installed."
-    return (
-        f"the installed transformers {installed} does not know model_type {kind!r}. Update transformers, "
-        "or type "
-        "--trust_remote_code true if the model brings its own code and you have read it."
-    )
 
 
 def _refuse_text_only(base: ModelConfig, loaded: Any) -> None:
@@ -345,15 +302,15 @@ def check_weights(name: str, model: Any, report: Mapping[str, Any]) -> None:
     mismatched = sorted(str(entry[0]) for entry in report.get("mismatched_keys", ()))
     if lost or mismatched:
         raise ModelError(
-            f"{name}: {len(lost)} weights are missing ({_few(lost)}) and {len(mismatched)} have another "
+            f"{weights_name(name)}: {len(lost)} weights are missing ({few(lost)}) and {len(mismatched)} have another "
             "shape "
-            f"({_few(mismatched)}), so they would start at random. Copy the whole model folder again, or "
+            f"({few(mismatched)}), so they would start at random. Copy the whole model folder again, or "
             "use the "
             "transformers version that the model was saved with."
         )
     unexpected = sorted(report.get("unexpected_keys", ()))
     if unexpected:
-        logger.warning("%s: %d weights in the file are not used (%s).", name, len(unexpected), _few(unexpected))
+        logger.warning("%s: %d weights in the file are not used (%s).", name, len(unexpected), few(unexpected))
 
 
 def _has_processor(folder: Path) -> bool:
@@ -378,12 +335,3 @@ def _prepare_tokenizer(tokenizer: Any) -> None:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
         logger.info("The tokenizer has no padding token; %s pads, masked out.", tokenizer.eos_token)
-
-
-def _few(names: list[str], count: int = 3) -> str:
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "") if names else "none"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -7,7 +7,9 @@ from typing import Any
 
 from vlm_lora.config import ModelConfig
 from vlm_lora.errors import ModelError
+from vlm_lora.model.folder_faults import AGAIN, read_settings, refuse_misspelt
 from vlm_lora.model.loading import base_config
+from vlm_lora.model.loading_errors import first_line
 
 
 def eos_token_ids(model: ModelConfig, config: Any, tokenizer: Any) -> frozenset[int]:
@@ -24,6 +26,7 @@ def eos_token_ids(model: ModelConfig, config: Any, tokenizer: Any) -> frozenset[
     from transformers import GenerationConfig
 
     base = base_config(model)
+    file = Path(str(base.model_name_or_path)) / "generation_config.json"
     ids: set[int] = set()
     try:
         generation = GenerationConfig.from_pretrained(
@@ -31,6 +34,10 @@ def eos_token_ids(model: ModelConfig, config: Any, tokenizer: Any) -> frozenset[
         )
     except OSError:  # the model ships no generation_config.json, which is allowed
         generation = GenerationConfig.from_model_config(config)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ModelError(f"{file}: cannot be used ({first_line(error)}). {AGAIN}") from error
+    if file.is_file():
+        refuse_misspelt(file, read_settings(file), set(vars(GenerationConfig())))
     for found in (generation.eos_token_id, tokenizer.eos_token_id):
         ids.update(found if isinstance(found, list) else [] if found is None else [found])
     if not ids:

@@ -44,8 +44,8 @@ def check_vocabulary(config: Any, family: Family, tokenizer: Any, *, trust_remot
     if beyond:
         last = beyond[-1]
         raise ModelError(
-            f"{tokenizer.name_or_path}: its tokenizer writes ids up to {last} ({tokens[last]}), and the model's "
-            f"embeddings have {rows} rows, for ids up to {rows - 1}. Resize them "
+            f"{tokenizer.name_or_path}: its tokenizer (tokenizer.json, tokenizer_config.json) writes ids up to {last} "
+            f"({tokens[last]}), and the model's embeddings have {rows} rows, for ids up to {rows - 1}. Resize them "
             f"(model.resize_token_embeddings({last + 1})) and save the whole model folder again, or use the tokenizer "
             "that belongs to the model."
         )
