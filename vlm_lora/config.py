@@ -72,7 +72,7 @@ class DataConfig:
     task_seed: int = 42
     """Seed of the OCR task that each page gets in each epoch."""
     system_prompt: str | None = None
-    """System turn put before every conversation that has none."""
+    """System turn put before every conversation that has none, of its own or in a column `system`."""
     validation_fraction: float = 0.05
     """Share of the training rows held out, by seed, when the data names no validation split; 0 trains on all."""
     split_seed: int = 42

@@ -140,7 +140,7 @@ class RowEncoder:
             return None
 
     def encode_prompt(self, conversation: Conversation) -> EncodedRow:
-        """Return everything before the last assistant turn, with the generation prompt; no labels.
+        """Return everything before the last assistant turn that is trained on, with the generation prompt; no labels.
 
         The limit and `on_overflow` count for the prompt as for a row.
 

@@ -67,10 +67,10 @@ def check_mask(
         RenderingError: what is wrong, without the row's source.
     """
     if not bool(mask.any()):
-        raise RenderingError("no token is supervised: the row has no assistant turn.")
+        raise RenderingError("no token is supervised: the row has no assistant turn that is trained on.")
     runs = _runs(mask)
     if len(runs) != len(spans):
-        raise RenderingError(f"{len(runs)} supervised stretches for {len(spans)} assistant turns.")
+        raise RenderingError(f"{len(runs)} supervised stretches for {len(spans)} assistant turns that are trained on.")
     ids = input_ids.tolist()
     for (first, last), span in zip(runs, spans, strict=True):
         begin, end = int(offsets[first, 0]), int(offsets[last, 1])

@@ -2,7 +2,7 @@
 
 A row is never cut. `shrink_images` scales its pictures down; `trim_turns` leaves out its oldest exchanges, an
 exchange being the user's turns with the answers to them, pictures included. System turns stay, and so does the last
-exchange that has an answer, with all that follows it.
+exchange that has an answer to train on, with all that follows it.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _versions(conversation: Conversation, policy: str) -> list[_Smaller]:
         ]
     if policy == "trim_turns":
         parts = exchanges(conversation.turns)
-        answered = [n for n, part in enumerate(parts) if any(conversation.turns[i].role == "assistant" for i in part)]
+        answered = [n for n, part in enumerate(parts) if any(conversation.turns[i].is_answer for i in part)]
         return [_without(conversation, parts[:count]) for count in range(1, answered[-1] + 1 if answered else 1)]
     return []
 

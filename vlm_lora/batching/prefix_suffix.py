@@ -35,7 +35,8 @@ class PrefixSuffix:
         part = len(prefix.texts)
         answer = Answer(part=part, turn=1, lead="", tail=self._eos_token, ended=True)
         texts = (*prefix.texts, conversation.turns[1].text)
-        layout = Layout(literals=(*prefix.layout.literals, ""), order=(*prefix.layout.order, part), answers=(answer,))
+        answers = (answer,) if conversation.turns[1].supervised else ()
+        layout = Layout(literals=(*prefix.layout.literals, ""), order=(*prefix.layout.order, part), answers=answers)
         return Rendering(layout=layout, texts=texts, sentinels=choose_sentinels(texts))
 
     def render_prompt(self, conversation: Conversation) -> Rendering:

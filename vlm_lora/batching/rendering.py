@@ -3,7 +3,7 @@
 How the places are found: the template renders the conversation twice, once as it is and once with every
 text replaced by a private-use character. What stands between those characters is the template's own
 writing (`Layout`); putting the texts back must give the first rendering exactly, or the row is refused.
-A layout depends on roles and kinds of parts only, so it is analysed once and kept.
+A layout depends on roles, kinds of parts and which answers are trained on only, so it is analysed once and kept.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Layout:
     order: tuple[int, ...]
     """Which text stands between `literals[i]` and `literals[i + 1]`."""
     answers: tuple[Answer, ...] = ()
-    """One per assistant turn, in order."""
+    """One per assistant turn that is trained on, in order."""
 
     def fill(self, texts: Sequence[str]) -> str:
         """Return the rendering with `texts` at their places."""
@@ -116,7 +116,7 @@ class ChatTemplate:
         return self._rendering(conversation.turns, conversation.source, prompt=False)
 
     def render_prompt(self, conversation: Conversation) -> Rendering:
-        """Render everything before the last assistant turn, with the generation prompt.
+        """Render everything before the last assistant turn that is trained on, with the generation prompt.
 
         Raises:
             RenderingError: as `render`.
@@ -154,7 +154,7 @@ class ChatTemplate:
     def _layout(self, turns: Sequence[Turn], *, prompt: bool, fresh: bool) -> Layout:
         key = (
             prompt,
-            tuple((turn.role, tuple(isinstance(p, ImageRef) for p in turn.parts)) for turn in turns),
+            tuple((turn.role, turn.supervised, *(isinstance(p, ImageRef) for p in turn.parts)) for turn in turns),
         )
         if fresh or key not in self._layouts:
             self._layouts[key] = self._analyse(turns, prompt=prompt)
@@ -177,7 +177,7 @@ class ChatTemplate:
         answers: list[Answer] = []
         part = 0
         for number, turn in enumerate(turns):
-            if turn.role == "assistant":
+            if turn.is_answer:
                 answers.append(self._answer(turns, number, part, layout))
             part += len(texts_of([turn]))
         return Layout(literals=literals, order=order, answers=tuple(answers))

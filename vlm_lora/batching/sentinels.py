@@ -45,8 +45,8 @@ def choose_sentinels(texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def prompt_turns(turns: Sequence[Turn]) -> Sequence[Turn]:
-    """Return the turns before the last assistant turn; all of them where there is none."""
-    answers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
+    """Return the turns before the last assistant turn that is trained on; all of them where there is none."""
+    answers = [number for number, turn in enumerate(turns) if turn.is_answer]
     return turns[: answers[-1]] if answers else turns
 
 

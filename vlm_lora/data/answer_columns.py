@@ -5,25 +5,16 @@ An answer that only says which of a row's choices is right is refused where the 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from vlm_lora.data.chats import texts_in
+from vlm_lora.data.choices import asked_text, hidden, listed_choices
 from vlm_lora.data.class_names import names_of
 from vlm_lora.data.column_search import ColumnSearch
 from vlm_lora.data.csv_files import CsvTable
 from vlm_lora.data.rows import Rows
-from vlm_lora.data.wording import short
+from vlm_lora.data.wording import quoted, short
 from vlm_lora.data.written_lists import written_list
 from vlm_lora.errors import DataError
-
-CHOICES = ("choices", "options", "candidates")
-"""Columns that list what may be answered."""
-
-_EDGE = r"(?:(?<!\w)|(?!\w))"
-"""No place inside a word or a number: 12 does not show the choice 2. Only of ASCII: others may write without spaces."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,37 +53,15 @@ def refuse_bare_choices(search: ColumnSearch, prompt: str, context: str | None, 
         DataError: names both columns and what to type.
     """
     taken = (prompt, context, response)
-    for column in (name for name in search.columns if name.casefold() in CHOICES and name not in taken):
-        for row in search.sample:
-            choices = _as_choices(row.get(column))
-            answer = row.get(response)
-            asked = "\n".join(texts_in([row.get(prompt), row.get(context or "")]))
-            if choices and _is_place(answer, choices) and not all(_shows(asked, choice) for choice in choices):
+    for row in search.sample:
+        answer = row.get(response)
+        text = str(answer[0] if isinstance(answer, list | tuple) and answer else answer)
+        asked = asked_text(row.get(prompt), row.get(context or ""))
+        for choices in listed_choices(row, (name for name in taken if name is not None)):
+            if not isinstance(answer, bool) and hidden(text, choices, asked):
                 raise DataError(
-                    f"{search.where}: '{response}' holds {short(answer)}, which says one of '{column}' "
-                    f"({short(choices)}), and the question in '{prompt}' does not show them all. Write them "
+                    f"{search.where}: '{response}' holds {short(answer)}, which says one of {quoted(choices.columns)} "
+                    f"({short([*choices.texts])}), and the question in '{prompt}' does not show them all. Write them "
                     f"into the question, or the right one's text into '{response}'; to train on {short(answer)} as it "
                     f"is, type --prompt_column {prompt} --response_column {response}."
                 )
-
-
-def _as_choices(value: Any) -> Sequence[str]:
-    value = written_list(value) if isinstance(value, str) else value
-    return value if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value) else ()
-
-
-def _shows(text: str, choice: str) -> bool:
-    return re.search(f"{_EDGE}{re.escape(choice.strip())}{_EDGE}", text, re.ASCII | re.IGNORECASE) is not None
-
-
-def _is_place(answer: Any, choices: Sequence[str]) -> bool:
-    """Tell whether an answer is a number or a letter that is none of the choices itself."""
-    if isinstance(answer, list | tuple) and len(answer) == 1:
-        answer = answer[0]
-    if str(answer) in choices:
-        return False
-    if isinstance(answer, str):
-        letter = len(answer.strip()) == 1 and answer.strip().isalpha()
-        return letter or answer.strip().isdecimal()
-    whole = isinstance(answer, int) or (isinstance(answer, float) and answer.is_integer())
-    return whole and not isinstance(answer, bool)

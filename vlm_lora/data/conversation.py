@@ -45,6 +45,14 @@ class Turn:
 
     role: Role
     parts: tuple[Part, ...]
+    supervised: bool = True
+    """Whether an assistant turn is trained on; a row may mark an answer as one that is only read. Of other turns it
+    says nothing: they never are."""
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether it is an answer to learn, or to compare with."""
+        return self.role == "assistant" and self.supervised
 
     @property
     def text(self) -> str:
@@ -72,13 +80,18 @@ class RowSource:
 class Conversation:
     """Turns in order, where they came from, and every answer that scoring accepts.
 
-    `accepted_answers` is empty where the data names no alternatives; then the last assistant
-    turn's text is the only right answer.
+    `accepted_answers` is empty where the data names no alternatives; then the text of the last assistant
+    turn that is trained on is the only right answer.
     """
 
     turns: tuple[Turn, ...]
     source: RowSource
     accepted_answers: tuple[str, ...] = ()
+
+    @property
+    def answer(self) -> Turn:
+        """The last turn that is trained on: what an evaluation asks for. There is one in every row."""
+        return next(turn for turn in reversed(self.turns) if turn.is_answer)
 
     @property
     def images(self) -> tuple[ImageRef, ...]:

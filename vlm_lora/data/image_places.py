@@ -34,8 +34,22 @@ class UserText:
 
 _MARK = re.compile(rf"(?:\r?\n{PLACEHOLDER})+\Z|{PLACEHOLDER}(?:\r?\n)?")
 
-Draft: TypeAlias = "tuple[Role, list[Part | NextImage | UserText]]"
-"""A turn whose pictures have no place yet."""
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """A turn whose pictures have no place yet."""
+
+    role: Role
+    parts: Sequence[Part | NextImage | UserText]
+    supervised: bool = True
+    """Of an answer: whether it is trained on."""
+
+    @property
+    def text(self) -> str:
+        """Its text parts joined without a separator."""
+        return "".join(part.text for part in self.parts if isinstance(part, Text | UserText))
+
+
 _Read: TypeAlias = "tuple[Role, list[Part | NextImage]]"
 """One whose marks are read: each is a place or text."""
 
@@ -74,7 +88,7 @@ def place_images(drafts: Sequence[Draft], images: Sequence[ImageRef], *, typed: 
         if first is None:
             raise DataError(f"{len(images)} images and no user turn to put them in.")
         first[:0] = images
-        return _finish(turns, {})
+        return _finish(turns, {}, drafts)
     if len(places) != len(images):
         raise DataError(
             f"{len(places)} places for images in the turns ({PLACEHOLDER} or image parts without a "
@@ -84,18 +98,18 @@ def place_images(drafts: Sequence[Draft], images: Sequence[ImageRef], *, typed: 
     order = [number if place.index is None else place.index for number, place in enumerate(places)]
     if sorted(order) != list(range(len(images))):
         raise DataError(f"The parts' indices {order} do not name each of the {len(images)} images once.")
-    return _finish(turns, {id(p): images[at] for p, at in zip(places, order, strict=True)})
+    return _finish(turns, {id(p): images[at] for p, at in zip(places, order, strict=True)}, drafts)
 
 
 def _read_marks(drafts: Sequence[Draft], images: Sequence[ImageRef], *, typed: bool) -> list[_Read]:
     """Return the turns with the marks in user texts cut out as places, or left as text."""
-    marks = sum(part.text.count(PLACEHOLDER) for _, parts in drafts for part in parts if isinstance(part, UserText))
-    places = sum(isinstance(part, NextImage) for _, parts in drafts for part in parts)
+    marks = sum(part.text.count(PLACEHOLDER) for draft in drafts for part in draft.parts if isinstance(part, UserText))
+    places = sum(isinstance(part, NextImage) for draft in drafts for part in draft.parts)
     are_places = marks > 0 and places + marks == len(images)
     are_text = typed or (places == len(images) and (places > 0 or _has_own(drafts)))
     if marks and not are_places and not are_text:
         raise DataError(_explain_unequal(marks, places, len(images)))
-    return [(role, list(_resolve(parts, cut=are_places))) for role, parts in drafts]
+    return [(draft.role, list(_resolve(draft.parts, cut=are_places))) for draft in drafts]
 
 
 def _resolve(parts: Sequence[Part | NextImage | UserText], *, cut: bool) -> Iterator[Part | NextImage]:
@@ -124,11 +138,15 @@ def _explain_unequal(marks: int, places: int, images: int) -> str:
 
 
 def _has_own(drafts: Sequence[Draft]) -> bool:
-    return any(isinstance(part, ImageRef) for _, parts in drafts for part in parts)
+    return any(isinstance(part, ImageRef) for draft in drafts for part in draft.parts)
 
 
-def _finish(turns: Sequence[_Read], chosen: Mapping[int, ImageRef]) -> tuple[Turn, ...]:
+def _finish(turns: Sequence[_Read], chosen: Mapping[int, ImageRef], drafts: Sequence[Draft]) -> tuple[Turn, ...]:
     return tuple(
-        Turn(role=role, parts=tuple(chosen[id(part)] if isinstance(part, NextImage) else part for part in parts))
-        for role, parts in turns
+        Turn(
+            role=role,
+            parts=tuple(chosen[id(part)] if isinstance(part, NextImage) else part for part in parts),
+            supervised=draft.supervised,
+        )
+        for (role, parts), draft in zip(turns, drafts, strict=True)
     )

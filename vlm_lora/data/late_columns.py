@@ -17,6 +17,7 @@ from vlm_lora.data.picture_column import may_be_image
 from vlm_lora.data.rows import Rows
 from vlm_lora.data.schema import Schema, detect_schema
 from vlm_lora.data.streams import HeldRows, StreamedRow
+from vlm_lora.data.told_columns import HISTORY, SYSTEM
 from vlm_lora.errors import DataError
 
 
@@ -45,7 +46,7 @@ class LateColumns:
             DataError: names file, row, column and what keeps the reading as it is.
         """
         new = row.values.keys() - self._columns
-        late = {c: row.values[c] for c in sorted(new) if role_of_name(c) is not None and not is_missing(row.values[c])}
+        late = {c: row.values[c] for c in sorted(new) if _is_known(c) and not is_missing(row.values[c])}
         kinds = frozenset((column, _kind(column, value)) for column, value in late.items())
         if not late or kinds in self._harmless:
             return
@@ -64,7 +65,7 @@ class LateColumns:
     def _part(self, column: str) -> str:
         if column.casefold() == CONTEXT_OF_PROMPT.get((self._schema.prompt or "").casefold()):
             return f"continue the prompt '{self._schema.prompt}'"
-        return f"be the {role_of_name(column)}"
+        return f"be the {role_of_name(column) or ('system text' if column.casefold() in SYSTEM else 'history')}"
 
     def _reads_alike(self, late: Mapping[str, Any], config: DataConfig) -> bool:
         """Tell whether detection finds the same with the late values in the first row."""
@@ -102,6 +103,10 @@ class LateColumns:
         yield named
 
 
+def _is_known(column: str) -> bool:
+    return role_of_name(column) is not None or column.casefold() in (*SYSTEM, *HISTORY)
+
+
 def _kind(column: str, value: Any) -> Hashable:
     """Return what detection asks of a value."""
     chat = parse_turns(value) is not None
@@ -110,4 +115,4 @@ def _kind(column: str, value: Any) -> Hashable:
 
 def _bare(schema: Schema) -> Schema:
     """Return what is read as what, without the words that explain it."""
-    return replace(schema, reasons=(), no_pictures=False)
+    return replace(schema, reasons=(), no_pictures=False, as_they_are=False)

@@ -9,20 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from vlm_lora.data.box_marks import refuse_box_marks
 from vlm_lora.data.chats import parse_turns
-from vlm_lora.data.columns import CAPTION_QUESTION, IMAGE_PARTS, PLACEHOLDER, ROLES, TEXT_PARTS, TURN_KEYS
-from vlm_lora.data.conversation import Conversation, ImageRef, Part, RowSource, Text, Turn
+from vlm_lora.data.choices import refuse_hidden
+from vlm_lora.data.columns import CAPTION_QUESTION, PLACEHOLDER, TURN_KEYS
+from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
 from vlm_lora.data.draws import Ask
-from vlm_lora.data.image_places import Draft, NextImage, UserText, place_images, split_marks, without_marks
-from vlm_lora.data.image_values import ImagePlace, read_image_value, read_image_values
+from vlm_lora.data.image_places import Draft, UserText, place_images
+from vlm_lora.data.image_values import ImagePlace, read_image_values
 from vlm_lora.data.marked_rows import convert_boxes, convert_page
 from vlm_lora.data.pages import Page
 from vlm_lora.data.row_texts import check_unicode, read_answers, read_text
 from vlm_lora.data.rows import Row
 from vlm_lora.data.schema import Schema
 from vlm_lora.data.task_answers import Draw, PageReading, ask_about
+from vlm_lora.data.told_columns import after_history, read_history, refuse_history, system_text, with_system
+from vlm_lora.data.turn_keys import refuse_unread_columns
+from vlm_lora.data.turns import read_turns
 from vlm_lora.data.typed_questions import Question, question_parts, read_question
 from vlm_lora.data.unread_media import refuse_media
+from vlm_lora.data.wording import quoted
 from vlm_lora.errors import DataError
 
 
@@ -84,16 +90,25 @@ def build_asked(
     accepted: tuple[str, ...] = ()
     try:
         refuse_media(row, schema.columns)
+        refuse_unread_columns(row, schema.columns, chat=schema.layout in ("messages", "prompt_completion"))
         images = read_image_values(row.get(schema.image), place) if schema.image else ()
         if schema.boxes is not None:
             versions = [convert_boxes(row, schema.boxes, images)]
         elif schema.page is not None:
             versions = convert_page(row, schema.page, images, ask, number)
-        else:
-            turns, accepted = _CONVERTERS[schema.layout](row, schema, images, place)
+        elif schema.layout == "caption":
+            turns, accepted = _convert_caption(row, schema, images)
             versions = [turns]
+        else:
+            drafts, accepted = _DRAFTERS[schema.layout](row, schema, place)
+            drafts = after_history(read_history(row, schema.told, _shown(schema, place)), drafts)
+            versions = [place_images(drafts, images, typed=schema.no_pictures)]
+        if schema.layout in ("boxes", "page", "caption"):
+            refuse_history(row, schema.told)
+        versions = [with_system(turns, system_text(row, schema.told)) for turns in versions]
         for turns in versions:
             _check_turns(turns)
+        _check_meant(row, schema, versions[0])
     except DataError as error:
         raise type(error)(f"{source}: {error}") from error
     system = () if system_prompt is None else (Turn(role="system", parts=(Text(text=system_prompt),)),)
@@ -104,20 +119,20 @@ def _led(turns: tuple[Turn, ...], system: tuple[Turn, ...]) -> tuple[Turn, ...]:
     return turns if any(turn.role == "system" for turn in turns) else (*system, *turns)
 
 
-_Converted = tuple[tuple[Turn, ...], tuple[str, ...]]
+_Drafted = tuple[list[Draft], tuple[str, ...]]
 
 
-def _convert_question(row: Row, schema: Schema, images: Sequence[ImageRef], place: ImagePlace) -> _Converted:
+def _draft_question(row: Row, schema: Schema, place: ImagePlace) -> _Drafted:
     question = read_text(row.get(str(schema.prompt)), f"the prompt ('{schema.prompt}')")
     context = row.get(schema.context) if schema.context else None
     if context:
         question = f"{question}\n{read_text(context, f'the context ({schema.context!r})')}"
     answers, accepted = read_answers(row.get(str(schema.response)), str(schema.response), schema.answers)
-    drafts: list[Draft] = [("user", [UserText(text=question)]), ("assistant", [Text(text=answers)])]
-    return place_images(drafts, images, typed=schema.no_pictures), accepted
+    user = Draft(role="user", parts=[UserText(text=question)])
+    return [user, Draft(role="assistant", parts=[Text(text=answers)])], accepted
 
 
-def _convert_caption(row: Row, schema: Schema, images: Sequence[ImageRef], place: ImagePlace) -> _Converted:
+def _convert_caption(row: Row, schema: Schema, images: Sequence[ImageRef]) -> tuple[tuple[Turn, ...], tuple[str, ...]]:
     asked = str(schema.question)
     question = asked if schema.no_pictures else read_question(asked)
     if not images and (asked == CAPTION_QUESTION or not isinstance(question, str)):
@@ -130,13 +145,12 @@ def _convert_caption(row: Row, schema: Schema, images: Sequence[ImageRef], place
     return (user, Turn(role="assistant", parts=(Text(text=answer),))), accepted
 
 
-def _convert_messages(row: Row, schema: Schema, images: Sequence[ImageRef], place: ImagePlace) -> _Converted:
+def _draft_messages(row: Row, schema: Schema, place: ImagePlace) -> _Drafted:
     column = str(schema.messages)
-    turns = _require_turns(row.get(column), column)
-    return place_images(_read_turns(turns, _shown(schema, place)), images, typed=schema.no_pictures), ()
+    return read_turns(_require_turns(row.get(column), column), _shown(schema, place)), ()
 
 
-def _convert_pair(row: Row, schema: Schema, images: Sequence[ImageRef], place: ImagePlace) -> _Converted:
+def _draft_pair(row: Row, schema: Schema, place: ImagePlace) -> _Drafted:
     prompt_value = row.get(str(schema.prompt))
     response_value = row.get(str(schema.response))
     accepted: tuple[str, ...] = ()
@@ -147,16 +161,13 @@ def _convert_pair(row: Row, schema: Schema, images: Sequence[ImageRef], place: I
     if response is None:
         answer, accepted = read_answers(response_value, str(schema.response), schema.answers)
         response = [{"role": "assistant", "content": answer}]
-    return place_images(
-        _read_turns([*prompt, *response], _shown(schema, place)), images, typed=schema.no_pictures
-    ), accepted
+    return read_turns([*prompt, *response], _shown(schema, place)), accepted
 
 
-_CONVERTERS: Mapping[str, Callable[[Row, Schema, Sequence[ImageRef], ImagePlace], _Converted]] = {
-    "question_answer": _convert_question,
-    "caption": _convert_caption,
-    "messages": _convert_messages,
-    "prompt_completion": _convert_pair,
+_DRAFTERS: Mapping[str, Callable[[Row, Schema, ImagePlace], _Drafted]] = {
+    "question_answer": _draft_question,
+    "messages": _draft_messages,
+    "prompt_completion": _draft_pair,
 }
 
 
@@ -164,6 +175,10 @@ def _require_turns(value: Any, column: str) -> list[Mapping[str, Any]]:
     turns = parse_turns(value)
     if turns is None:
         what = "is empty" if not value else f"is no list of turns ({type(value).__name__})"
+        for number, turn in enumerate(value if isinstance(value, list | tuple) else (), start=1):
+            if isinstance(turn, Mapping) and not any(role in turn and text in turn for role, text in TURN_KEYS):
+                what = f'is no list of turns: {number} has no "role" and "content", but {quoted(turn)}'
+                break
         raise DataError(f"The chat in column '{column}' {what}.")
     return turns
 
@@ -173,78 +188,14 @@ def _shown(schema: Schema, place: ImagePlace) -> ImagePlace | None:
     return None if schema.no_pictures else place
 
 
-def _read_turns(turns: Sequence[Mapping[str, Any]], place: ImagePlace | None) -> list[Draft]:
-    drafts: list[Draft] = []
-    for number, turn in enumerate(turns, start=1):
-        role_key, text_key = _find_keys(turn)
-        name = turn[role_key]
-        role = ROLES.get(str(name).casefold())
-        if role is None:
-            raise DataError(f"Turn {number} has the unknown role {name!r}. Known are {', '.join(ROLES)}.")
-        content = turn[text_key]
-        if content is None:
-            raise DataError(f'Turn {number} ({name}) has no {text_key}. An empty text is written as "".')
-        try:
-            parts = _read_content(content, place)
-        except DataError as error:
-            raise type(error)(f"Turn {number} ({name}): {error}") from error
-        if role == "user" and text_key == "value" and isinstance(content, str):
-            # ShareGPT: each mark is a place
-            drafts.append((role, [Text(text=without_marks(content))] if place is None else list(split_marks(content))))
-        elif role == "user":
-            drafts.append((role, [UserText(text=part.text) if isinstance(part, Text) else part for part in parts]))
-        else:
-            drafts.append((role, list(parts)))
-    return drafts
-
-
-def _find_keys(turn: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the keys of a turn's role and text: the style that is not null, where Arrow filled in both."""
-    present = [keys for keys in TURN_KEYS if keys[0] in turn and keys[1] in turn]
-    return next((keys for keys in present if turn[keys[0]] is not None), present[0])
-
-
-def _read_content(content: Any, place: ImagePlace | None) -> list[Part | NextImage]:
-    if isinstance(content, str):
-        return [Text(text=content)]
-    if isinstance(content, Mapping):
-        content = [content]
-    if isinstance(content, list | tuple):
-        parts = [Text(text=part) if isinstance(part, str) else _read_part(part, place) for part in content]
-        return [part for part in parts if part is not None]
-    return [Text(text=read_text(content, "the content"))]
-
-
-def _read_part(part: Any, place: ImagePlace | None) -> Part | NextImage | None:
-    """Read one part; keys that are null say nothing (Arrow fills them in). A picture is None without a place."""
-    if not isinstance(part, Mapping):
-        raise DataError(f"A part is given as a value of type {type(part).__name__}; a part is an object with a `type`.")
-    given = {key: value for key, value in part.items() if value is not None}
-    kind = given.get("type") or (
-        "text" if "text" in given else "image" if given.keys() & {"image", "image_url"} else ""
-    )
-    if kind in TEXT_PARTS:
-        text = next((given[key] for key in TEXT_PARTS[kind] if key in given), None)
-        if not isinstance(text, str):
-            raise DataError(f'A text part has no text; it is written as {{"type": "{kind}", "text": ...}}.')
-        return Text(text=text)
-    if kind in IMAGE_PARTS and place is None:
-        return None
-    if kind in IMAGE_PARTS and place is not None:
-        value = next((given[key] for key in IMAGE_PARTS[kind] if given.get(key)), None)
-        if isinstance(value, Mapping) and "url" in value:
-            value = value["url"]
-        if value is not None:
-            return read_image_value(value, place)
-        index = given.get("index")
-        return NextImage(index if isinstance(index, int) else None)
-    known = ", ".join((*TEXT_PARTS, *IMAGE_PARTS))
-    raise DataError(f"A part has the type {kind!r}. Known are {known}; sound and video are not.")
-
-
 def _check_turns(turns: Sequence[Turn]) -> None:
     if all(turn.role != "assistant" for turn in turns):
         raise DataError("No assistant turn: there is nothing to learn from or to compare with.")
+    if not any(turn.is_answer for turn in turns):
+        raise DataError(
+            "Each answer is marked as one that is not trained on (weight 0, loss false, ...): there is nothing to "
+            "learn from. Leave the row out, or the marks."
+        )
     last = turns[-1]
     if last.role != "assistant":
         raise DataError(
@@ -254,3 +205,15 @@ def _check_turns(turns: Sequence[Turn]) -> None:
         check_unicode(turn.text, f"Turn {number} ({turn.role})")
         if turn.role == "assistant" and any(isinstance(part, ImageRef) for part in turn.parts):
             raise DataError(f"Turn {number} (assistant) holds a picture; models here answer with text only.")
+
+
+def _check_meant(row: Row, schema: Schema, turns: Sequence[Turn]) -> None:
+    """Refuse texts that say something only with what the row holds beside them: marks for boxes, letters of choices."""
+    if schema.layout == "page":
+        return
+    refuse_box_marks(row, turns)
+    if schema.layout != "boxes" and not schema.as_they_are:
+        for place, turn in enumerate(turns):
+            if turn.is_answer:
+                asked = "\n".join(before.text for before in turns[:place])
+                refuse_hidden(row, schema.columns, question=asked, answer=turn.text)

@@ -9,7 +9,7 @@ from typing import Any
 from vlm_lora.data.boxes import BoxReading, answer_boxes, check_size
 from vlm_lora.data.conversation import ImageRef, Text, Turn
 from vlm_lora.data.draws import Ask
-from vlm_lora.data.image_places import UserText, place_images
+from vlm_lora.data.image_places import Draft, UserText, place_images
 from vlm_lora.data.image_size import read_size
 from vlm_lora.data.pages import read_page
 from vlm_lora.data.row_texts import read_text
@@ -40,7 +40,7 @@ def convert_boxes(row: Mapping[str, Any], reading: BoxReading, images: Sequence[
     if reading.prompt is None:
         return _turns(images, read_question(reading.question), answer)
     asked = UserText(text=read_text(row.get(reading.prompt), f"the prompt ('{reading.prompt}')"))
-    return place_images([("user", [asked]), ("assistant", [Text(text=answer)])], images)
+    return place_images([Draft(role="user", parts=[asked]), Draft(role="assistant", parts=[Text(text=answer)])], images)
 
 
 def convert_page(

@@ -31,6 +31,7 @@ from vlm_lora.data.marked_rows import SIDES, SIZE_COLUMNS
 from vlm_lora.data.picture_column import Pictures, explain_text_only, find_pictures
 from vlm_lora.data.rows import Rows
 from vlm_lora.data.task_answers import PageReading
+from vlm_lora.data.told_columns import HISTORY, Told, find_told
 from vlm_lora.data.wording import quoted, short
 from vlm_lora.errors import DataError
 
@@ -56,6 +57,10 @@ class Schema:
     messages: str | None = None
     boxes: BoxReading | None = None
     page: PageReading | None = None
+    told: Told = field(default_factory=Told)
+    """What was said before the question: system texts and histories."""
+    as_they_are: bool = False
+    """Whether the answers' column, or the chat's, was named: a bare letter of a choice is then trained on."""
     no_pictures: bool = False
     """Whether the user said that there are none: parts for pictures and ShareGPT's marks are left out, and `<image>` in
     any other text is a word."""
@@ -64,7 +69,7 @@ class Schema:
     @cached_property
     def columns(self) -> frozenset[str]:
         """All columns that say something."""
-        found = {self.image, self.prompt, self.context, self.response, self.messages}
+        found = {self.image, self.prompt, self.context, self.response, self.messages, *self.told.columns}
         if self.boxes is not None:
             found |= {self.boxes.column, self.boxes.prompt, *SIZE_COLUMNS, *SIDES}
         if self.page is not None:
@@ -88,6 +93,13 @@ def detect_schema(rows: Rows, config: DataConfig, *, quiet: bool = False) -> Sch
         DataError: A mapped column that is not there, several candidates for a role, or none.
     """
     schema = _detect(rows, config, quiet=quiet)
+    told = find_told(rows.columns, schema.columns)
+    schema = replace(
+        schema,
+        told=told,
+        as_they_are=bool(config.response_column or config.messages_column),
+        reasons=(*schema.reasons, *told.explain(config.system_prompt)),
+    )
     unused = [column for column in rows.columns if column not in schema.columns]
     return replace(schema, reasons=(*schema.reasons, f"not used: {quoted(unused)}")) if unused else schema
 
@@ -108,7 +120,7 @@ def _detect(rows: Rows, config: DataConfig, *, quiet: bool) -> Schema:
     asks_for_boxes = marked.boxes and not responses and "response" not in mapped
     if ("prompt" in mapped or "response" in mapped) and not asks_for_boxes:
         return _pair_schema(rows, search, config, mapped, pictures)
-    chats = [c for c in rows.columns if search.has_chat(c)]
+    chats = _without_history([c for c in rows.columns if search.has_chat(c)], alone=not (prompts and responses))
     separate = [c for c in chats if c not in prompts and c not in responses]
     if holders:
         tasks_named = bool(config.tasks or config.task_file or config.output_types)
@@ -125,6 +137,12 @@ def _detect(rows: Rows, config: DataConfig, *, quiet: bool) -> Schema:
         column = search.single("messages", separate or chats)
         return _chat_schema(search, column, "its values are lists of turns", pictures)
     return _pair_schema(rows, search, config, mapped, pictures)
+
+
+def _without_history(chats: Sequence[str], *, alone: bool) -> list[str]:
+    """Return the columns of chats that are no history; where it may be the only chat, a history is one."""
+    others = [column for column in chats if column.casefold() not in HISTORY]
+    return others if others or not alone else [*chats]
 
 
 def find_image_column(rows: Rows, config: DataConfig) -> str:
@@ -307,9 +325,9 @@ def _pair_schema(
         reasons.append(_explain_marks(asked, pictures))
     if response == image or prompt == response:
         raise DataError(f"{search.where}: '{response}' cannot be the response and something else at once.")
-    if "response" not in mapped:
-        refuse_bare_choices(search, prompt, context, response)
     answers, why_answers = describe_answers(rows, search, response)
+    if "response" not in mapped and not answers.names:
+        refuse_bare_choices(search, prompt, context, response)
     return Schema(
         layout="prompt_completion" if chat else "question_answer",
         image=image,

@@ -119,8 +119,8 @@ class Answerer:
 
 
 def accepted_answers(row: Conversation) -> tuple[str, ...]:
-    """Return the texts that count as right for a row's last assistant turn."""
-    return row.accepted_answers or (row.turns[-1].text,)
+    """Return the texts that count as right for a row's last answer."""
+    return row.accepted_answers or (row.answer.text,)
 
 
 def exact_match(answers: Sequence[Answer]) -> ExactMatch:

@@ -55,7 +55,7 @@ class Inspection:
         return Finding(
             tokens=tokens,
             supervised=supervised,
-            unanswered=any(turn.role == "assistant" and not turn.text.strip() for turn in conversation.turns),
+            unanswered=any(turn.is_answer and not turn.text.strip() for turn in conversation.turns),
             sizes=sizes,
             content=content,
             stamp=files ^ _stamp_of_urls(conversation),
@@ -135,7 +135,8 @@ def _content_of(conversation: Conversation, pictures: list[bytes]) -> int:
     digest = blake2b(digest_size=8)
     following = iter(pictures)
     for turn in conversation.turns:
-        digest.update(f"turn {turn.role} {len(turn.parts)}\0".encode())
+        read_only = turn.role == "assistant" and not turn.supervised
+        digest.update(f"turn {turn.role}{' read only' if read_only else ''} {len(turn.parts)}\0".encode())
         for part in turn.parts:
             content = part.text.encode(errors="surrogatepass") if isinstance(part, Text) else next(following)
             digest.update(f"{type(part).__name__} {len(content)}\0".encode())

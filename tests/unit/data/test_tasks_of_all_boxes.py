@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ def write(path: Path, *rows: tuple[str, str, str, str]) -> tuple[Task, ...]:
     return read_tasks(path)
 
 
-def told(page: dict[str, object], *tasks: Task) -> tuple[str, str]:
+def told(page: dict[str, Any], *tasks: Task) -> tuple[str, str]:
     question, answer = ask_about(read_page(page), PageReading(column="text", tasks=tasks, seed=1), Draw())
     return str(question), answer
 
@@ -48,7 +49,8 @@ def test_a_level_with_its_boxes_is_told_with_its_texts(tmp_path: Path) -> None:
 
 def test_a_page_without_boxes_of_the_level_is_not_asked(tmp_path: Path) -> None:
     task, plain = write(tmp_path / "t.csv", ("a", "[words, image]", "box", "All?"), ("b", "image", "text", "Read."))
-    for page in ({"lines": LINES}, {"lines": LINES, "words": [{"text": "Sum"}]}):
+    pages: list[dict[str, Any]] = [{"lines": LINES}, {"lines": LINES, "words": [{"text": "Sum"}]}]
+    for page in pages:
         assert not can_serve(read_page(page), task)
         assert told(page, task, plain)[0] == "Read."
         with pytest.raises(DataError, match=r"It holds lines.*wanted: words to box"):

@@ -1,0 +1,234 @@
+"""Keys of turns and parts beside their text: marks of what is trained on are read, what else says something is not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from support.datasets import draw_chart, encode_png
+from support.read_back import read_back
+from vlm_lora.config import DataConfig
+from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text
+from vlm_lora.data.dataset import load_splits
+from vlm_lora.data.image_values import ImagePlace
+from vlm_lora.data.layouts import build_conversation
+from vlm_lora.data.schema import Schema
+from vlm_lora.errors import DataError
+
+ONE = encode_png(draw_chart(1)[0])
+IMG = ImageRef(source=ONE)
+CHAT = Schema(layout="messages", image="images", messages="messages")
+PAIR = Schema(layout="prompt_completion", image="images", prompt="prompt", response="completion")
+ASKED = {"role": "user", "content": "q"}
+
+
+def build(row: dict[str, Any], schema: Schema = CHAT) -> Conversation:
+    place = ImagePlace(folder=Path("/nowhere"))
+    return build_conversation(row, schema, source=RowSource(file="r.jsonl", row=4), place=place)
+
+
+def turns_of(n: int, mark: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": f"a{n}", **mark}]
+
+
+def trained_on(row: dict[str, Any], schema: Schema = CHAT) -> list[str]:
+    return [turn.text for turn in build(row, schema).turns if turn.is_answer]
+
+
+OFF = [
+    *({key: 0} for key in ("weight", "loss_mask", "loss_weight", "loss_scale")),
+    *({key: False} for key in ("loss", "train", "training", "trainable", "Train_On_Turn", "supervised")),
+    *({"weight": 0.0}, {"weight": None, "loss": False}, {"weight": 0, "loss": False}),
+]
+
+
+@pytest.mark.parametrize("off", OFF)
+def test_marked_answers_are_only_read(off: dict[str, Any]) -> None:
+    on = {key: None if value is None else type(value)(1) for key, value in off.items()}
+    turns = [*turns_of(0, off), *turns_of(1, on), *turns_of(2, {})]
+    names = {"role": "from", "content": "value", "user": "human", "assistant": "gpt"}
+    sharegpt = [{names.get(key, key): names.get(str(value), value) for key, value in turn.items()} for turn in turns]
+    for chat in (turns, json.dumps(turns), sharegpt):
+        found = build({"messages": chat})
+        assert [turn.text for turn in found.turns if turn.is_answer] == ["a1", "a2"]
+        assert [turn.text for turn in found.turns] == ["q0", "a0", "q1", "a1", "q2", "a2"]
+    assert trained_on({"messages": [*turns_of(0, on), *turns_of(1, off)]}) == ["a0"], "also the last one"
+    assert trained_on({"prompt": turns[:3], "completion": turns[3:]}, PAIR) == ["a1", "a2"]
+
+
+def test_marks_in_a_history_and_in_parquet_count(tmp_path: Path) -> None:
+    history = turns_of(0, {"weight": 0})
+    rows = [{"messages": turns_of(1, {"weight": 1}), "history": history, "image": None}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    config = DataConfig(dataset_name=str(tmp_path / "rows.parquet"), validation_fraction=0.0)
+    train = load_splits(config, need_train=True, need_validation=False).train
+    assert train is not None
+    assert [turn.text for turn in train[0].turns if turn.is_answer] == ["a1"]
+    assert [turn.text for turn in train[0].turns] == ["q0", "a0", "q1", "a1"]
+
+
+@pytest.mark.parametrize(
+    ("turns", "said"),
+    [
+        (turns_of(0, {"weight": 0}), "Each answer is marked as one that is not trained on"),
+        (turns_of(0, {"weight": 0.5}), r"Turn 2 \(assistant\): its 'weight' is 0\.5\. A mark .* is 0 or 1"),
+        (turns_of(0, {"loss": "false"}), "its 'loss' is 'false'"),
+        (turns_of(0, {"loss_mask": [0, 1]}), r"its 'loss_mask' is \[0, 1\]"),
+        (turns_of(0, {"weight": float("nan")}), "its 'weight' is nan"),
+        (turns_of(0, {"weight": 1, "loss": False}), "its marks 'weight', 'loss' say both"),
+        (turns_of(0, {"masked": True}), "its 'masked' .* is not read.*Write \"weight\": 0"),
+        (turns_of(0, {"train_detail": [{"begin_offset": 0}]}), "its 'train_detail'"),
+        (
+            [{**ASKED, "weight": 1}, {"role": "assistant", "content": "a"}],
+            r"Turn 1 \(user\): its 'weight' asks to train",
+        ),
+        ([{"role": "system", "content": "s", "train": True}, *turns_of(0, {})], r"Turn 1 \(system\): its 'train'"),
+        (
+            turns_of(0, {"content": [{"type": "text", "text": "a", "weight": 0}]}),
+            "a part is marked otherwise than its turn",
+        ),
+    ],
+)
+def test_marks_that_cannot_be_honoured_are_bad_rows(turns: list[dict[str, Any]], said: str) -> None:
+    with pytest.raises(DataError, match=f"^r.jsonl row 4: .*{said}"):
+        build({"messages": turns})
+    off = [{**ASKED, "weight": 0, "loss": False}, {"role": "assistant", "content": "a", "weight": None}]
+    assert trained_on({"messages": off}) == ["a"], "the control: off marks on what is never trained on say nothing"
+
+
+CALL = [{"type": "function", "function": {"name": "zoom", "arguments": "{}"}}]
+UNREAD: list[dict[str, Any]] = [
+    *({key: CALL} for key in ("tool_calls", "tool_call")),
+    {"function_call": {"name": "zoom", "arguments": "{}"}},
+    *({key: "It has a tail."} for key in ("reasoning_content", "reasoning", "thinking", "Thought")),
+    *({"reasoning_details": [{"text": "x"}]}, {"refusal": "No."}, {"tools": CALL}),
+    *({"images": ["a.png"]}, {"image": "a.png"}, {"video": "a.mp4"}, {"audio": {"id": "x"}}),
+]
+
+
+@pytest.mark.parametrize("key", UNREAD)
+def test_keys_that_are_not_read_make_bad_rows(key: dict[str, Any]) -> None:
+    (name,) = key
+    for content in ("Zooming.", "", None):
+        answer = {"role": "assistant", "content": content, **key}
+        for row, schema in (
+            ({"messages": [ASKED, answer]}, CHAT),
+            ({"messages": json.dumps([ASKED, answer])}, CHAT),
+            ({"prompt": [ASKED], "completion": [answer]}, PAIR),
+            ({"messages": [{"from": "human", "value": "q"}, {"from": "gpt", "value": content, **key}]}, CHAT),
+        ):
+            with pytest.raises(
+                DataError, match=rf"^r\.jsonl row 4: Turn 2 \(\w+\): its '{name}' \(.*\) is not read\. \w+"
+            ):
+                build(row, schema)
+
+
+@pytest.mark.parametrize("nothing", [None, "", [], {}, [None], {"name": None, "arguments": None}, "[]"])
+def test_keys_that_hold_nothing_are_not_there(nothing: Any) -> None:
+    answer = {"role": "assistant", "content": "a", **{key: nothing for unread in UNREAD for key in unread}}
+    assert trained_on({"messages": [ASKED, answer], "tools": nothing, "tool_calls": nothing}) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ({"content": []}, r"Turn 2 \(assistant\) has no content"),
+        ({"content": "", "text": "Lies here."}, "its text is empty, and it has other keys .'text'."),
+        (
+            {"content": [{"type": "text", "text": " "}], "output": "x"},
+            "its text is empty, and it has other keys .'output'.",
+        ),
+        ({"content": "a", "from": "gpt", "value": "b"}, "Turn 2 has two texts that differ"),
+        (
+            {"tool_calls": CALL},
+            r"'messages' is no list of turns: 2 has no \"role\" and \"content\", but 'role', 'tool_calls'",
+        ),
+        ({"content": [{"type": "tool_use", "name": "zoom"}]}, "the type 'tool_use'"),
+    ],
+)
+def test_an_answer_whose_text_lies_elsewhere_is_a_bad_row(answer: dict[str, Any], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        build({"messages": [ASKED, {"role": "assistant", **answer}]})
+    named = {"role": "assistant", "content": "", "name": "bot", "weight": 1, "id": 3}
+    assert trained_on({"messages": [ASKED, named]}) == [""], "the control: keys that carry no answer"
+
+
+@pytest.mark.parametrize("role", ["tool", "function", "observation", "function_call"])
+def test_roles_of_tools_are_bad_rows(role: str) -> None:
+    with pytest.raises(DataError, match=f"Turn 2 has the unknown role '{role}'"):
+        build({"messages": [ASKED, {"role": role, "content": "x"}, {"role": "assistant", "content": "a"}]})
+
+
+@pytest.mark.parametrize("tools", [CALL, json.dumps(CALL), [{"name": "zoom", "parameters": {}}]])
+def test_columns_that_belong_to_turns_are_bad_rows(tools: Any, tmp_path: Path) -> None:
+    chat = {"messages": turns_of(0, {}), "image": None}
+    pair = {"question": "q", "answer": "a", "image": None}
+    for row in (chat, pair):
+        for column in ("tools", "Functions"):
+            said = read_back([row, {**row, column: tools}], tmp_path).told
+            assert said[0] == [[("q0" if row is chat else "q")], [("a0" if row is chat else "a")]]
+            assert f"rows.jsonl row 1: The column '{column}' (" in said[1]
+            assert "Write the tools into the system turn's text" in said[1]
+        (said,) = read_back([{**row, "tool_calls": tools, "reasoning_content": None}], tmp_path).told
+        assert "The column 'tool_calls' (" in said
+    (said,) = read_back([{**chat, "loss_mask": [0, 1]}], tmp_path).told
+    assert "The column 'loss_mask' ([0, 1]) belongs to the turns" in said
+    assert read_back([{**pair, "tools": ["saw", "drill"]}], tmp_path).told == [[["q"], ["a"]]], "a list of things"
+
+
+@pytest.mark.parametrize(
+    ("part", "parts"),
+    [
+        ({"text": "What?", "image": ONE}, [Text(text="What?"), IMG]),
+        ({"image": ONE, "text": "What?"}, [IMG, Text(text="What?")]),
+        (
+            {"type": None, "image_url": {"url": None}, "image": {"bytes": ONE, "path": None}, "text": "What?"},
+            [IMG, "What?"],
+        ),
+        ({"text": "What?", "image": None}, ["What?"]),
+        ({"text": "What?", "image": {"bytes": None, "path": None}}, ["What?"]),
+        ({"text": None, "image": ONE}, [IMG]),
+    ],
+)
+def test_a_part_without_a_type_is_all_that_it_holds_in_order(part: dict[str, Any], parts: list[Any]) -> None:
+    wanted = tuple(Text(text=p) if isinstance(p, str) else p for p in parts)
+    for content in (part, [part]):
+        turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "a"}]
+        assert build({"messages": turns}).turns[0].parts == wanted
+        assert build({"prompt": turns[:1], "completion": turns[1:]}, PAIR).turns[0].parts == wanted
+
+
+def test_such_a_part_in_parquet_keeps_the_order_of_its_keys(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": [{"text": "What?", "image": "0.png"}, {"text": "Well?", "image": None}]}]
+    answer = {"role": "assistant", "content": [{"text": "a", "image": None}]}
+    pq.write_table(pa.Table.from_pylist([{"messages": [*chat, answer]}]), tmp_path / "rows.parquet")
+    assert read_back(tmp_path / "rows.parquet", tmp_path).told == [[["What?", "<0.png>", "Well?"], ["a"]]]
+    told = read_back([{"messages": [*chat, answer]}], tmp_path, image_column="no_pictures").told
+    assert told == [[["What?", "Well?"], ["a"]]]
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        (
+            {"type": "text", "text": "x", "image": ONE},
+            "A part of type 'text' also has 'image', which is not read there",
+        ),
+        ({"type": "input_text", "text": "x", "image_url": "a.png"}, "A part of type 'input_text' also has 'image_url'"),
+        ({"type": "image", "image": ONE, "text": "x"}, "A part of type 'image' also has 'text'"),
+        (
+            {"type": "image_url", "image_url": {"url": "a.png"}, "text": "x"},
+            "A part of type 'image_url' also has 'text'",
+        ),
+        ({"type": "image", "source": {"type": "base64", "data": "x"}}, "A part of type 'image' also has 'source'"),
+        ({"image": ONE, "image_url": "a.png", "text": "x"}, "A part without a type has 'image' and 'image_url'"),
+    ],
+)
+def test_typed_parts_with_the_others_content_are_bad_rows(part: dict[str, Any], said: str) -> None:
+    with pytest.raises(DataError, match=rf"^r\.jsonl row 4: Turn 1 \(user\): {said}"):
+        build({"messages": [{"role": "user", "content": [part]}, {"role": "assistant", "content": "a"}]})
