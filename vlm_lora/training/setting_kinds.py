@@ -69,8 +69,8 @@ _ROWS: Mapping[Kind, str] = {
         eval_use_gather_object batch_eval_metrics per_device_eval_batch_size prediction_loss_only
         include_for_metrics include_inputs_for_metrics include_num_input_tokens_seen include_tokens_per_second
         bf16_full_eval fp16_full_eval max_eval_samples predict_with_generate max_new_tokens skip_memory_metrics
-        dataloader_num_workers dataloader_timeout dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor
-        dataloader_multiprocessing_context non_blocking_data_copy
+        dataloader_num_workers dataloader_timeout dataloader_persistent_workers dataloader_pin_memory
+        dataloader_prefetch_factor dataloader_multiprocessing_context non_blocking_data_copy
         ddp_timeout length_column_name torch_empty_cache_steps
         use_hpu_graphs use_hpu_graphs_for_inference use_hpu_graphs_for_training disable_tensor_cache_hpu_graphs
         max_hpu_graphs cache_size_limit ignore_eos throughput_warmup_steps adjust_throughput
