@@ -43,16 +43,12 @@ def read_turns(turns: Sequence[Mapping[str, Any]], place: ImagePlace | None) -> 
         content = turn[text_key]
         try:
             refuse_unread_keys(turn)
-            drafts += [] if _is_absent(content) else [_read_turn(turn, role, text_key, place)]
+            drafts += [] if content is None else [_read_turn(turn, role, text_key, place)]
         except DataError as error:
             raise type(error)(f"Turn {number} ({name}): {error}") from error
-        if _is_absent(content):
+        if content is None:
             raise DataError(f'Turn {number} ({name}) has no {text_key}. An empty text is written as "".')
     return drafts
-
-
-def _is_absent(content: Any) -> bool:
-    return content is None or (isinstance(content, list | tuple | Mapping) and not content)
 
 
 def _read_turn(turn: Mapping[str, Any], role: Role, text_key: str, place: ImagePlace | None) -> Draft:

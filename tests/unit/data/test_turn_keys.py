@@ -137,7 +137,7 @@ def test_keys_that_hold_nothing_are_not_there(nothing: Any) -> None:
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        ({"content": []}, r"Turn 2 \(assistant\) has no content"),
+        ({"content": [], "output": "x"}, "its text is empty, and it has other keys .'output'."),
         ({"content": "", "text": "Lies here."}, "its text is empty, and it has other keys .'text'."),
         (
             {"content": [{"type": "text", "text": " "}], "output": "x"},
