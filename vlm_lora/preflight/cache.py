@@ -34,7 +34,7 @@ from vlm_lora.whole_files import replacing
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 3
+FORMAT = 4
 """Changes with the layout of the files."""
 
 KEPT = 50
