@@ -35,7 +35,7 @@ from vlm_lora.whole_files import replacing
 logger = logging.getLogger(__name__)
 
 FORMAT = 4
-"""Changes with the layout of the files."""
+"""Changes with the layout of the files, and with what is read of a row."""
 
 KEPT = 50
 """Earlier checks that are kept, the newest."""
