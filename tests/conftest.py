@@ -7,8 +7,9 @@ import importlib.util
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -68,6 +69,17 @@ def _logging_and_environment_as_they_were() -> Iterator[None]:
 
     with as_it_was():
         yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, object, object]:
+    """The same for commands of fixtures that several tests share, which are set up before the one above."""
+    from support.process import as_it_was
+
+    if fixturedef.scope in ("function", "session"):
+        return (yield)
+    with as_it_was():
+        return (yield)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from support.process import as_it_was
 from support.rows import write_uneven_rows
 from support.runs import logged, run, script_flags
 from vlm_lora.cli import run_script
@@ -36,8 +35,7 @@ def whole(model_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPath
     """A folder with `data` and the run `out` of four steps. Copy it before changing it."""
     root = tmp_path_factory.mktemp("whole")
     data = write_uneven_rows(root / "data", rows=8, validation=2)
-    with as_it_was():
-        run(model_folder("gemma3"), data, root / "out", **FLAGS)
+    run(model_folder("gemma3"), data, root / "out", **FLAGS)
     return root
 
 

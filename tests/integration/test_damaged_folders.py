@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from support.process import as_it_was
 from support.rows import write_uneven_rows
 from support.runs import run
 from support.tiny import available, build_processor
@@ -72,8 +71,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, model_folder: Callable[[st
     root = tmp_path_factory.mktemp("damaged")
     shutil.copytree(model_folder("qwen2_vl"), root / BASE)
     data = write_uneven_rows(root / "data", rows=2, validation=1)
-    with as_it_was():
-        run(root / BASE, data, root / ADAPTER, do_train=True, max_steps=1, learning_rate=0.01)
+    run(root / BASE, data, root / ADAPTER, do_train=True, max_steps=1, learning_rate=0.01)
     return Folders(root)
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from support.process import as_it_was
 from support.rows import write_uneven_rows
 from support.runs import run, script_flags
 from vlm_lora.cli import main, run_script
@@ -24,8 +23,7 @@ LEFT_OUT = "--{} is left out, because nothing trains: each process holds the who
 def trained(tmp_path_factory: pytest.TempPathFactory, model_folder: Callable[[str], Path]) -> Path:
     folder = tmp_path_factory.mktemp("alone")
     data = write_uneven_rows(folder / "data", rows=6, validation=2)
-    with as_it_was():
-        run(model_folder("gemma3"), data, folder / "out", do_train=True, do_eval=True, max_steps=1, log_level="warning")
+    run(model_folder("gemma3"), data, folder / "out", do_train=True, do_eval=True, max_steps=1, log_level="warning")
     return folder
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from support.process import as_it_was
 from support.rows import write_uneven_rows
 from vlm_lora.cli import main
 from vlm_lora.config import DataConfig, ModelConfig, RunConfig
@@ -94,7 +93,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory, model_folder: Callable[[s
     """A working directory in which two models of one name were evaluated."""
     place = tmp_path_factory.mktemp("measured")
     data = write_uneven_rows(place / "data", rows=1, validation=1)
-    with as_it_was(), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         for parent in ("one", "two"):
             shutil.copytree(model_folder("qwen2_vl"), place / parent / "model")

@@ -18,7 +18,6 @@ import pytest
 import torch
 from PIL import Image
 
-from support.process import as_it_was
 from support.rows import write_uneven_rows
 from support.runs import run, script_flags
 from vlm_lora.cli import main, run_script
@@ -80,8 +79,7 @@ def trained(model_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPa
     """A folder with `data` and the run `out`, which has checkpoints. Copy it before changing it."""
     root = tmp_path_factory.mktemp("trained")
     data = write_uneven_rows(root / "data", rows=4)
-    with as_it_was():
-        run(model_folder("gemma3"), data, root / "out", do_train=True, max_steps=2, save_strategy="steps", save_steps=1)
+    run(model_folder("gemma3"), data, root / "out", do_train=True, max_steps=2, save_strategy="steps", save_steps=1)
     return root
 
 

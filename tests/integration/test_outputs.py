@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ import pytest
 import torch
 from peft import PeftModel
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerState
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from support.process import as_it_was
 from support.rows import write_uneven_rows
 from support.runs import capture_trainer, logged, run, script_flags
 from vlm_lora.cli import main, run_script
+from vlm_lora.training import valid_state
 from vlm_lora.training.trainer import VlmTrainerMixin
+from vlm_lora.whole_files import write_json
 
 # One worker, so that the run that they look at is made once.
 pytestmark = pytest.mark.xdist_group("outputs")
@@ -42,8 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(model_folder: Callable[[str], Path], data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a run of `FLAGS` left behind. Copy it before changing it."""
     output = tmp_path_factory.mktemp("outputs") / "whole"
-    with as_it_was():
-        run(model_folder("gemma3"), data, output, **FLAGS)
+    run(model_folder("gemma3"), data, output, **FLAGS)
     return output
 
 
@@ -164,15 +164,14 @@ def test_killed_while_saving(
     """The trainer's state is the last file of a checkpoint, so that one without it is told from a whole one."""
     flags: dict[str, object] = {**FLAGS, "do_eval": False}
     killed = tmp_path / "killed"
-    save = TrainerState.save_to_json
 
-    def cut_short(self: TrainerState, path: str) -> None:
-        if "checkpoint-4" in path:
+    def cut_short(path: Path, values: Mapping[str, Any]) -> None:
+        if "checkpoint-4" in str(path):
             raise KeyboardInterrupt
-        save(self, path)
+        write_json(path, values)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrainerState, "save_to_json", cut_short)
+        patch.setattr(valid_state, "write_json", cut_short)
         assert run_script(script_flags(model_folder("gemma3"), data, killed, **flags)) == 130
     names = {path.name for path in (whole / "checkpoint-4").iterdir()}
     assert {path.name for path in (killed / "checkpoint-4").iterdir()} == names - {"trainer_state.json"}

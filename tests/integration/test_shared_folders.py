@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
-from transformers import TrainerState
 
 from support.rows import write_uneven_rows
 from support.runs import run, script_flags
 from vlm_lora.cli import run_script
+from vlm_lora.training import valid_state
+from vlm_lora.whole_files import replacing, write_json
 
 ADAPTER = "adapter_model.safetensors"
 FLAGS: dict[str, object] = {
@@ -139,17 +141,17 @@ def test_killed_while_the_final_state_is_written(
 ) -> None:
     """The state in the output folder appears whole or not at all; broken results of a kill do not block a restart."""
     model, output = model_folder("gemma3"), tmp_path / "out"
-    save = TrainerState.save_to_json
 
-    def cut_short(self: TrainerState, path: str) -> None:
-        if "checkpoint-" in path:
-            return save(self, path)
-        Path(path).write_text('{"epoch":')
-        raise KeyboardInterrupt
+    def cut_short(path: Path, values: Mapping[str, Any]) -> None:
+        if "checkpoint-" in str(path):
+            return write_json(path, values)
+        with replacing(path) as stream:
+            stream.write(b'{"epoch":')
+            raise KeyboardInterrupt
 
     flags = {**FLAGS, "max_steps": 2, "log_level": "warning"}
     with monkeypatch.context() as patch:
-        patch.setattr(TrainerState, "save_to_json", cut_short)
+        patch.setattr(valid_state, "write_json", cut_short)
         assert run_script(script_flags(model, data, output, **flags)) == 130
     assert not (output / "trainer_state.json").exists()
     for name in ("all_results.json", "train_results.json"):

@@ -18,7 +18,6 @@ from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.objective import ScoredModel, SupervisedHead, gather_targets, token_losses
 from vlm_lora.stack import let_cpu_have_numbers
 from vlm_lora.training.carried_over import CarriedOver
-from vlm_lora.training.checkpoints import STATE_FILE
 from vlm_lora.training.engine import zero_stage
 from vlm_lora.training.epochs import EpochOrder
 from vlm_lora.training.finite import FiniteGuard
@@ -27,7 +26,6 @@ from vlm_lora.training.resuming import load_full_weights
 from vlm_lora.training.rotation import NothingInTheWay, saving
 from vlm_lora.training.saving import check_saved, gathered_state, is_sharded_by_tensor
 from vlm_lora.training.valid_state import ValidState
-from vlm_lora.whole_files import replacing_path
 
 logger = logging.getLogger(__name__)
 
@@ -118,12 +116,6 @@ class VlmTrainerMixin:
         self.finite.before_save()
         with saving(self, self.total_limit):
             super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
-
-    def save_state(self) -> None:
-        """Write the trainer's state beside the final weights, whole or not at all."""
-        if self.is_world_process_zero():  # type: ignore[attr-defined]
-            with replacing_path(Path(self.args.output_dir) / STATE_FILE) as partial:  # type: ignore[attr-defined]
-                self.state.save_to_json(str(partial))  # type: ignore[attr-defined]
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Build the optimizer, with each part's own rate; what the user typed for it can be wrong."""

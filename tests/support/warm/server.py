@@ -182,9 +182,12 @@ def become(request: Request, executable: str) -> None:
         signal.signal(ignored, signal.SIG_IGN)
     os.environ.clear()
     os.environ.update(request.variables)
+    # A rank that looks for the launcher above it would find this process, and end: that is tested with real ones.
+    os.environ.pop("VLM_LORA_LAUNCHER", None)
     os.chdir(request.folder)
     tempfile.tempdir = None
     sys.executable = executable
+    sys.orig_argv[:] = [executable, *request.argv]
     unbuffered = request.argv[:1] == ["-u"]
     sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), encoding="utf-8")  # type: ignore
     sys.stdout = sys.__stdout__ = writer(1, "strict", at_once=unbuffered)  # type: ignore[misc]
