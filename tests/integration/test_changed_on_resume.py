@@ -113,7 +113,7 @@ def test_the_same_settings_said_otherwise_are_no_change(
     spoken = {"dtype": "float32", "data_seed": 42, "weight_decay": 0, "warmup_ratio": 0.0, "box_format": "xywh"}
     spoken |= {"attn_implementation": "sdpa", "logging_steps": 2, "task_seed": 42}
     assert go_on(Path(os.path.relpath(model_folder("gemma3"))), Path("data"), stopped, **spoken) == 0
-    assert "in the checkpoint" not in capsys.readouterr().err
+    assert " in the checkpoint" not in capsys.readouterr().err
     assert (stopped / ADAPTER).read_bytes() == (whole / "out" / ADAPTER).read_bytes()
 
 

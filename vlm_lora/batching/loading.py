@@ -169,12 +169,14 @@ def explained(timeout: float, readers: Readers) -> Iterator[None]:
         threading.Thread(target=_end_stopped, args=(timeout, readers, ended), daemon=True).start()
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, EOFError, ConnectionError) as error:
         # A signal that ends a worker is the cause of what torch raises, where it waits for a batch just then.
         text = f"{error.__cause__} {error}"
-        if _TIMED_OUT.search(text):
+        ours = {pid for in_hand, _ in readers for pid in in_hand.pids} & set(_ended_by_us)
+        if ours and not isinstance(error, RuntimeError):
+            message = _ended_by_us[ours.pop()]  # the connection broke by which the worker was to hand a batch over
+        elif _TIMED_OUT.search(text):
             states = {child.pid: _state(child.pid) for child in _workers()}
-            ours = {pid for in_hand, _ in readers for pid in in_hand.pids} & set(_ended_by_us)
             message = _ended_by_us[ours.pop()] if ours else _stalled(timeout, readers, states)
         elif found := _ENDED.search(text):
             message = _killed(found, readers)
@@ -262,7 +264,7 @@ def _end_workers() -> None:
     """Kill the workers: at its end Python would wait for one that is stopped, which no other signal ends."""
     main = threading.current_thread() is threading.main_thread()
     # torch's handler would raise an error for each of them, wherever this process is then.
-    previous = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if main else None
+    previous = _without_handler() if main else None
     children = _workers()
     for child in children:
         child.kill()
@@ -270,3 +272,12 @@ def _end_workers() -> None:
         child.join(_LET_GO)
     if main:
         signal.signal(signal.SIGCHLD, previous)
+
+
+def _without_handler() -> Any:
+    """Let ended children be nobody's business, and return whose they were."""
+    try:
+        return signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    except RuntimeError:
+        # Of a worker that has just ended; torch says so once.
+        return signal.signal(signal.SIGCHLD, signal.SIG_DFL)
