@@ -12,6 +12,9 @@ import pytest
 from support.rows import write_varied_rows
 from support.stacks import GAUDI, on_hpu, recorded
 
+# One worker, so that the runs that they look at are made once.
+pytestmark = pytest.mark.xdist_group("compilations")
+
 SHAPES = ("gemma3", "llava", "qwen2_5_vl")
 LOGGING = 50
 
