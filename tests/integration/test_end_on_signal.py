@@ -18,6 +18,7 @@ import pytest
 from torch._C._distributed_c10d import HashStore
 from transformers import TrainerCallback
 
+from support.process import find_rank
 from support.rows import write_uneven_rows
 from support.runs import run, script_flags
 from support.warm import warmed
@@ -101,19 +102,6 @@ def read_until(stream: Any, mark: str) -> Iterator[str]:
         yield line
         if mark in line:
             return
-
-
-def find_rank(rank: int, output: Path) -> int:
-    """Return the process that is this rank of the run that writes there."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            variables = (folder / "environ").read_bytes().split(b"\0")
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue
-        if f"LOCAL_RANK={rank}".encode() in variables and str(output).encode() in words:
-            return int(folder.name)
-    raise AssertionError(f"rank {rank} does not run")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import pytest
 from torch.utils.data import get_worker_info
 
 from support.killed_launchers import is_running
+from support.process import find_rank
 from support.rows import write_uneven_rows
 from support.runs import script_flags
 from vlm_lora.batching.collator import Collator
@@ -98,16 +99,3 @@ def test_a_stopped_rank_ends_the_run(data: Path, model_folder: Callable[[str], P
     assert re.search(rf"The run ended with exit code 1\. error: {said}", lines[-1]), text
     assert "Traceback" not in text
     assert [pid for pid in ranks.values() if is_running(pid)] == []
-
-
-def find_rank(rank: int, output: Path) -> int:
-    """Return the process that is this rank of the run that writes there."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            variables = (folder / "environ").read_bytes().split(b"\0")
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue
-        if f"LOCAL_RANK={rank}".encode() in variables and str(output).encode() in words:
-            return int(folder.name)
-    raise AssertionError(f"rank {rank} does not run")

@@ -1,4 +1,4 @@
-"""What the command line sets for its process, put back: here many commands share one."""
+"""Processes of tests: what the command line sets for its own, put back, and which one is a run's rank."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 LOGGERS = ("vlm_lora", "vlm_lora_cuda", "vlm_lora_habana")
 
@@ -25,3 +26,16 @@ def as_it_was() -> Iterator[None]:
         for name in set(os.environ) - set(environment) - {"PYTEST_CURRENT_TEST"}:
             del os.environ[name]
         os.environ.update(environment)
+
+
+def find_rank(rank: int, output: Path) -> int:
+    """Return the process that is this rank of the run that writes there."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            variables = (folder / "environ").read_bytes().split(b"\0")
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        if f"LOCAL_RANK={rank}".encode() in variables and str(output).encode() in words:
+            return int(folder.name)
+    raise AssertionError(f"rank {rank} does not run")
