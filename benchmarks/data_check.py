@@ -70,7 +70,7 @@ def write_data(folder: Path, rows: int, size: int) -> list[int]:
 def measure(model: str, data: str, workers: int) -> None:
     """Check a folder in this process and print what it took as one line of JSON."""
     from vlm_lora import pipeline
-    from vlm_lora.config_sources import parse
+    from vlm_lora.config.sources import parse
 
     words = ["--model_name_or_path", model, "--dataset_name", data, "--use_cpu", "--do_eval", "false"]
     run = parse([*words, "--validation_fraction", "0", "--max_image_pixels", "1000000"], environ=os.environ)

@@ -160,7 +160,7 @@ def write_data(place: Path) -> Path:
 
 def run_of(model: Path, data: Path, output: Path, flags: Mapping[str, Any]) -> Any:
     """Return the RunConfig of a setting, as the command line would make it."""
-    from vlm_lora.config_sources import parse
+    from vlm_lora.config.sources import parse
 
     values = {
         "model_name_or_path": model,

@@ -13,7 +13,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from vlm_lora.config import RunConfig
+from vlm_lora.config.run_config import RunConfig
 from vlm_lora.errors import BackendError, nearest
 from vlm_lora.launching import Launch, LaunchRequest
 

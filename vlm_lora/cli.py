@@ -21,15 +21,15 @@ from typing import Any
 
 from vlm_lora import __version__
 from vlm_lora.backend import select
-from vlm_lora.config_sources import parse
-from vlm_lora.config_values import is_true
+from vlm_lora.config.sources import parse
+from vlm_lora.config.surrogate_text import let_stdout_escape
+from vlm_lora.config.values import is_true
+from vlm_lora.config.whole_files import valid_json
 from vlm_lora.errors import ConfigError, EndedEarlyError, NotFiniteError, UserError, nearest, plain_message
 from vlm_lora.launching import LaunchRequest, bound, parse_launch, run_launch
 from vlm_lora.process_group import lost_partner, port_taken
 from vlm_lora.roll_call import silent_rank
 from vlm_lora.verb_setup import configure, described, rank, set_up_logging, verb_parser, wants_debug
-from vlm_lora.whole_files import valid_json
-from vlm_lora.written_text import let_stdout_escape
 
 logger = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ from dataclasses import MISSING, Field, fields
 from functools import cache
 from typing import Any, get_type_hints
 
-from vlm_lora import config
-from vlm_lora.config import RunConfig
-from vlm_lora.config_aliases import CONFIG_VARIABLES, describe_aliases
-from vlm_lora.config_fields import SECTIONS, OwnField, own_fields
-from vlm_lora.config_values import expected, spell
+from vlm_lora.config import run_config as config
+from vlm_lora.config.aliases import CONFIG_VARIABLES, describe_aliases
+from vlm_lora.config.fields import SECTIONS, OwnField, own_fields
+from vlm_lora.config.run_config import RunConfig
+from vlm_lora.config.values import expected, spell
 
 WIDTH = 100
 

@@ -18,9 +18,9 @@ from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.encoded import EncodedRow
 from vlm_lora.batching.order import FillableRows
 from vlm_lora.batching.survey import survey_rows
-from vlm_lora.config import RunConfig
-from vlm_lora.config_resolution import resolve, write_resolved
-from vlm_lora.config_values import is_true
+from vlm_lora.config.resolution import resolve, write_resolved
+from vlm_lora.config.run_config import RunConfig
+from vlm_lora.config.values import is_true
 from vlm_lora.data.conversation import Conversation, ImageRef, ImageSource, Part, RowSource, Text, Turn
 from vlm_lora.data.dataset import Splits, load_splits
 from vlm_lora.errors import ConfigError

@@ -12,10 +12,10 @@ from typing import Any
 from vlm_lora.backend import Backend, Probe, installed, select, set_environment
 from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.encoding import RowEncoder
-from vlm_lora.config import RunConfig
-from vlm_lora.config_aliases import HABANA_KEYS, canonical_name
-from vlm_lora.config_resolution import resolve
-from vlm_lora.config_values import is_true
+from vlm_lora.config.aliases import HABANA_KEYS, canonical_name
+from vlm_lora.config.resolution import resolve
+from vlm_lora.config.run_config import RunConfig
+from vlm_lora.config.values import is_true
 from vlm_lora.data.images import ImageLimits
 from vlm_lora.errors import ConfigError, ModelError, RenderingError
 from vlm_lora.model.families import Family, family_of

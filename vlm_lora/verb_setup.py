@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora.backend import set_environment
-from vlm_lora.config import RunConfig
-from vlm_lora.config_sources import parse
+from vlm_lora.config.run_config import RunConfig
+from vlm_lora.config.sources import parse
 from vlm_lora.errors import ConfigError, UserError
 from vlm_lora.placement import found
 from vlm_lora.process_group import part_at_exit

@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlm_lora.backend import DeviceSpec, Precision, Probe, Traits
-from vlm_lora.config import RunConfig
-from vlm_lora.config_values import is_true
+from vlm_lora.config.run_config import RunConfig
+from vlm_lora.config.values import is_true
 from vlm_lora.errors import ConfigError
 from vlm_lora.launched_precision import launched_precision, launchers_own
 from vlm_lora.launching import Launch, LaunchRequest, deepspeed, loader_workers, torchrun

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from vlm_lora.config import RunConfig
+from vlm_lora.config.run_config import RunConfig
 from vlm_lora.errors import BackendError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
-from vlm_lora.config_values import MismatchError, convert
+from vlm_lora.config.values import MismatchError, convert
 from vlm_lora.errors import ConfigError
 
 LAZY, COMPILE = "PT_HPU_LAZY_MODE", "PT_HPU_TC_MODE"

@@ -11,7 +11,7 @@ import torch
 
 from vlm_lora import backend as backends
 from vlm_lora.backend import Backend, installed, select
-from vlm_lora.config import RunConfig, TuningConfig
+from vlm_lora.config.run_config import RunConfig, TuningConfig
 from vlm_lora.errors import BackendError
 from vlm_lora.memory.request import choose_devices
 from vlm_lora_cuda.backend import keep_to_one_gpu

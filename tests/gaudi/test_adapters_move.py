@@ -18,7 +18,7 @@ import json, sys, torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 from vlm_lora.batching.collator import Collator
-from vlm_lora.config_sources import parse
+from vlm_lora.config.sources import parse
 from vlm_lora.data.dataset import load_splits
 from vlm_lora.stages import open_tools
 base, adapter, data, out = sys.argv[1:]

@@ -13,7 +13,7 @@ import yaml
 
 from support.rows import write_uneven_rows
 from vlm_lora.cli import main
-from vlm_lora.config import DataConfig, ModelConfig, RunConfig
+from vlm_lora.config.run_config import DataConfig, ModelConfig, RunConfig
 from vlm_lora.demo.run import run_demo
 from vlm_lora.errors import ConfigError
 from vlm_lora.evaluation.places import RECORD, RESULTS, TRAINED, refuse_other_results, with_own_folder

@@ -18,7 +18,7 @@ from peft import PeftModel
 from support.rows import write_uneven_rows
 from support.runs import capture_trainer, run
 from support.tiny import available
-from vlm_lora.config_sources import parse
+from vlm_lora.config.sources import parse
 from vlm_lora.model.families import FAMILIES
 from vlm_lora.stages import open_tools
 

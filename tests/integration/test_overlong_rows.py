@@ -10,7 +10,7 @@ from support.rows import write_uneven_rows, write_varied_rows
 from support.runs import run, script_flags
 from vlm_lora import pipeline
 from vlm_lora.cli import main, run_script
-from vlm_lora.config_sources import parse
+from vlm_lora.config.sources import parse
 
 ROWS = 8
 LONG = {2, 5}

@@ -13,7 +13,7 @@ import torch
 from support.tiny.folders import available
 from vlm_lora.batching.blank import blank_conversation, with_blank
 from vlm_lora.batching.encoded import EncodedRow
-from vlm_lora.config import ModelConfig, RunConfig
+from vlm_lora.config.run_config import ModelConfig, RunConfig
 from vlm_lora.data.conversation import Conversation, RowSource, Text, Turn
 from vlm_lora.model.loading import load_model
 from vlm_lora.model.objective import SupervisedHead, gather_targets, token_losses

@@ -20,7 +20,7 @@ from support.tiny.folders import build_model
 from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.encoded import IGNORE_INDEX, EncodedRow
 from vlm_lora.batching.overflow import LEAST_SIDE, SIDES
-from vlm_lora.config import OVERFLOW_POLICIES
+from vlm_lora.config.run_config import OVERFLOW_POLICIES
 from vlm_lora.data.conversation import Conversation, ImageRef, Part, RowSource, Text, Turn
 from vlm_lora.errors import TooLongError
 

@@ -50,7 +50,7 @@ def test_gaudi_spawn_says_what_is_missing() -> None:
 
 
 def test_the_adapter_asks_for_no_variables_and_has_no_facts() -> None:
-    from vlm_lora.config import RunConfig
+    from vlm_lora.config.run_config import RunConfig
 
     assert HabanaBackend().environment(RunConfig(backend="habana")) == {}
     assert HabanaBackend().facts() == {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm_lora.config import DataConfig
+from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.boxes import CATEGORY_KEYS, QUESTION, BoxReading, holds_boxes
 from vlm_lora.data.class_names import declared_names
 from vlm_lora.data.columns import COLUMN_NAMES

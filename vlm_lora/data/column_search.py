@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlm_lora.config import DataConfig
+from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.chats import parse_turns
 from vlm_lora.data.columns import COLUMN_NAMES, ColumnRole
 from vlm_lora.data.conversation import RowSource

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from vlm_lora.config import DataConfig
+from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.annotations import refuse_unused
 from vlm_lora.data.column_search import SAMPLE
 from vlm_lora.data.conversation import Conversation, RowSource

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile
 
-from vlm_lora.config import DataConfig
+from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.conversation import ImageSource, Url
 from vlm_lora.data.jpeg_scans import MAX_SCANS, count_scans
 from vlm_lora.data.urls import PUBLIC, Fetcher, keep, kept_file

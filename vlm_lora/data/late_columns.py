@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from vlm_lora.config import DataConfig
+from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.boxes import holds_boxes
 from vlm_lora.data.chats import parse_turns
 from vlm_lora.data.column_search import NO_PICTURES

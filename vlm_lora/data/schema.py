@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from vlm_lora.config import DataConfig
+from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.annotations import Marked, read_boxes, read_pages, refuse_two_answers
 from vlm_lora.data.answer_columns import AnswerReading, describe_answers, refuse_bare_choices
 from vlm_lora.data.boxes import BoxReading

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vlm_lora.config import DataConfig
+from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.conversation import RowSource
 from vlm_lora.data.found_files import find_source
 from vlm_lora.data.json_files import stream_json_lines

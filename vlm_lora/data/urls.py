@@ -26,11 +26,11 @@ from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
+from vlm_lora.config.whole_files import replacing
 from vlm_lora.data.addresses import Address, is_public
 from vlm_lora.data.cache_folder import cache_place
 from vlm_lora.data.conversation import Url
 from vlm_lora.errors import ImageError
-from vlm_lora.whole_files import replacing
 
 PORTS = {"http": 80, "https": 443}
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})

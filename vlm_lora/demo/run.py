@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vlm_lora import pipeline
-from vlm_lora.config_sources import parse
+from vlm_lora.config.sources import parse
 from vlm_lora.demo.charts import write_chart_dataset
 from vlm_lora.demo.reading import reading_accuracy
 from vlm_lora.errors import ConfigError

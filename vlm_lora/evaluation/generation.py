@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.order import Rows
+from vlm_lora.config.whole_files import write_whole
 from vlm_lora.data.conversation import Conversation
-from vlm_lora.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlm_lora.config import RunConfig
-from vlm_lora.config_files import read_mapping
+from vlm_lora.config.files import read_mapping
+from vlm_lora.config.run_config import RunConfig
 from vlm_lora.errors import ConfigError
 
 logger = logging.getLogger(__name__)

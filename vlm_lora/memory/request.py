@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any
 
 from vlm_lora.backend import Backend, DeviceSpec
-from vlm_lora.config import RunConfig
+from vlm_lora.config.run_config import RunConfig
 from vlm_lora.errors import ConfigError, nearest
 from vlm_lora.memory.plan import MemoryPlan, bits_of
 from vlm_lora.memory.planner import Choice

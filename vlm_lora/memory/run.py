@@ -11,7 +11,7 @@ from typing import Any
 from vlm_lora.backend import Backend, DeviceSpec, Precision
 from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.encoding import RowEncoder
-from vlm_lora.config import RunConfig
+from vlm_lora.config.run_config import RunConfig
 from vlm_lora.memory.plan import bits_of
 from vlm_lora.memory.planner import Choice, Planner
 from vlm_lora.memory.proposals import Proposal, propose

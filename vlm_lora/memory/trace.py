@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from vlm_lora.backend import Precision
-from vlm_lora.config import TuningConfig
+from vlm_lora.config.run_config import TuningConfig
 from vlm_lora.errors import ModelError
 from vlm_lora.memory.depth import BEFORE, TURN, Cut, Outline, cut_config, extend, mark_layers
 from vlm_lora.memory.ledger import BACKWARD, BATCH, GRADIENTS, LANGUAGE, LOGITS, VISION, Ledger, Moment

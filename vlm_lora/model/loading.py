@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vlm_lora.config import ModelConfig
+from vlm_lora.config.run_config import ModelConfig
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.families import FAMILIES, Family, family_of
 from vlm_lora.model.finite_weights import check_loaded, nonfinite, refuse

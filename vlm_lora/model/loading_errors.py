@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from safetensors import SafetensorError
 
-from vlm_lora.config import ModelConfig
+from vlm_lora.config.run_config import ModelConfig
 from vlm_lora.errors import ModelError, UserError
 from vlm_lora.model.families import FAMILIES, family_of
 from vlm_lora.model.folder_faults import AGAIN, INDEX, WEIGHTS, guilty_file

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from vlm_lora.backend import Backend
-from vlm_lora.config import ModelConfig, RunConfig
-from vlm_lora.config_files import read_mapping
+from vlm_lora.config.files import read_mapping
+from vlm_lora.config.run_config import ModelConfig, RunConfig
 from vlm_lora.errors import BackendError, ConfigError, ModelError
 from vlm_lora.model.families import Family, family_of
 from vlm_lora.model.loading import adapter_folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vlm_lora.config import ModelConfig
+from vlm_lora.config.run_config import ModelConfig
 from vlm_lora.errors import ModelError
 from vlm_lora.model.folder_faults import AGAIN, read_settings, refuse_misspelt
 from vlm_lora.model.loading import base_config

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from vlm_lora.config import TuningConfig
+from vlm_lora.config.run_config import TuningConfig
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.audit import log_trainable
 from vlm_lora.model.families import Family

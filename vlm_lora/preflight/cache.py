@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 
 from vlm_lora import __version__
-from vlm_lora.config import RunConfig
+from vlm_lora.config.run_config import RunConfig
+from vlm_lora.config.whole_files import replacing
 from vlm_lora.data.dataset import ConversationDataset
 from vlm_lora.data.draws import Span
 from vlm_lora.data.table_files import HeldOpen
 from vlm_lora.preflight.findings import Findings
 from vlm_lora.stages import Tools
-from vlm_lora.whole_files import replacing
 
 logger = logging.getLogger(__name__)
 

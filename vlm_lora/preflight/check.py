@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from vlm_lora.config import RunConfig
+from vlm_lora.config.run_config import RunConfig
 from vlm_lora.data.cache_folder import cache_place
 from vlm_lora.data.dataset import Splits
 from vlm_lora.data.draws import ONCE

@@ -12,9 +12,9 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from vlm_lora.batching.masks import decode_between
+from vlm_lora.config.whole_files import write_whole
 from vlm_lora.errors import ConfigError
 from vlm_lora.report.preview import ShownRow, decode_folded, row_report, runs, visible
-from vlm_lora.whole_files import write_whole
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 SHOWN_SIDE = 640

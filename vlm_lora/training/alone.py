@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from vlm_lora.config import RunConfig
-from vlm_lora.config_aliases import RESTATED, canonical_name
+from vlm_lora.config.aliases import RESTATED, canonical_name
+from vlm_lora.config.run_config import RunConfig
 from vlm_lora.placement import ENGINE_VARIABLES, launcher_asks_for
 from vlm_lora.zero import read_zero, zero_stage
 

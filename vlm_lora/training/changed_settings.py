@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm_lora.config_aliases import ALIASES, DROPPED, RESTATED
-from vlm_lora.config_values import spell
+from vlm_lora.config.aliases import ALIASES, DROPPED, RESTATED
+from vlm_lora.config.values import spell
 from vlm_lora.errors import ConfigError, nearest
 from vlm_lora.training.run_settings import default_settings, read_settings, versions
 from vlm_lora.training.setting_kinds import (

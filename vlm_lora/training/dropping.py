@@ -10,12 +10,12 @@ from typing import Any
 
 from vlm_lora.batching.encoding import RowEncoder
 from vlm_lora.batching.overlong import overlong_rows
+from vlm_lora.config.surrogate_text import encode
 from vlm_lora.data.dataset import Splits
 from vlm_lora.data.split_parts import split_parts, with_parts
 from vlm_lora.errors import DataError
 from vlm_lora.training.drawing import spans_of
 from vlm_lora.training.planning import shared_values
-from vlm_lora.written_text import encode
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from vlm_lora.whole_files import read_json
+from vlm_lora.config.whole_files import read_json
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlm_lora.config import RunConfig
+from vlm_lora.config.run_config import RunConfig
+from vlm_lora.config.whole_files import read_json, write_json
 from vlm_lora.errors import ConfigError
 from vlm_lora.training.checkpoints import STATE_FILE, missing_parts
 from vlm_lora.training.run_record import (
@@ -22,7 +23,6 @@ from vlm_lora.training.run_record import (
     read_record,
     remove_recorded,
 )
-from vlm_lora.whole_files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora.batching.survey import Survey
-from vlm_lora.whole_files import replacing
+from vlm_lora.config.whole_files import replacing
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from vlm_lora.config.whole_files import read_json, write_json
 from vlm_lora.training.checkpoints import STATE_FILE
-from vlm_lora.whole_files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any
 
-from vlm_lora.config_aliases import RESTATED, SECRETS, canonical_name
+from vlm_lora.config.aliases import RESTATED, SECRETS, canonical_name
 
 
 class Kind(Enum):

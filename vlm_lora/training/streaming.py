@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from vlm_lora.batching.order import Rows
-from vlm_lora.config import RunConfig
+from vlm_lora.config.run_config import RunConfig
 from vlm_lora.data.dataset import ConversationDataset, Splits
 from vlm_lora.data.streamed import StreamedConversations
 from vlm_lora.errors import ConfigError

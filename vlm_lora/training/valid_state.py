@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from vlm_lora.whole_files import write_json
+from vlm_lora.config.whole_files import write_json
 
 
 class ValidState(TrainerCallback):

@@ -39,11 +39,11 @@ def check(rest: Sequence[str]) -> None:
     from rich.console import Console
 
     from vlm_lora import pipeline
+    from vlm_lora.config.whole_files import write_whole
     from vlm_lora.preflight.page import render_page
     from vlm_lora.preflight.policy import divide, judge
     from vlm_lora.preflight.terminal import print_report
     from vlm_lora.training.dropping import refuse_all_dropped
-    from vlm_lora.whole_files import write_whole
 
     report = pipeline.check(run, workers=own.workers, show_progress=sys.stderr.isatty())
     if own.json:

@@ -10,12 +10,12 @@ from typing import Any, Optional, Union, get_args, get_origin, get_type_hints
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
-from vlm_lora.config import ModelConfig, RunConfig
-from vlm_lora.config_aliases import ALIASES
-from vlm_lora.config_fields import own_fields
-from vlm_lora.config_files import read_mapping
-from vlm_lora.config_resolution import resolve, to_mapping, write_resolved
-from vlm_lora.config_sources import parse
+from vlm_lora.config.aliases import ALIASES
+from vlm_lora.config.fields import own_fields
+from vlm_lora.config.files import read_mapping
+from vlm_lora.config.resolution import resolve, to_mapping, write_resolved
+from vlm_lora.config.run_config import ModelConfig, RunConfig
+from vlm_lora.config.sources import parse
 from vlm_lora.errors import ConfigError
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from support.datasets import encode_png, write_jsonl
 from support.mask_cases import new_encoder
 from vlm_lora.batching.every_draw import EveryDraw
-from vlm_lora.config import DataConfig
+from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.conversation import Conversation
 from vlm_lora.data.dataset import ConversationDataset, load_splits
 from vlm_lora.data.draws import Span, everything

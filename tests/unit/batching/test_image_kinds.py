@@ -21,7 +21,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlm_lora.config import DataConfig
+from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.dataset import load_splits
 from vlm_lora.data.images import ImageLimits, load_image
 from vlm_lora.data.jpeg_scans import count_scans

@@ -17,7 +17,7 @@ from PIL import Image
 
 from support.mask_cases import new_encoder, processor_of
 from vlm_lora.batching.masks import supervised_text
-from vlm_lora.config import DataConfig
+from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.dataset import load_splits
 from vlm_lora.data.images import ImageLimits, load_image
 from vlm_lora.errors import DataError

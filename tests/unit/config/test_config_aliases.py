@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from vlm_lora.config import RunConfig
-from vlm_lora.config_aliases import ALIASES, DROPPED, IGNORED, RESTATED, describe_aliases
-from vlm_lora.config_fields import flatten, own_fields
-from vlm_lora.config_sources import parse
+from vlm_lora.config.aliases import ALIASES, DROPPED, IGNORED, RESTATED, describe_aliases
+from vlm_lora.config.fields import flatten, own_fields
+from vlm_lora.config.run_config import RunConfig
+from vlm_lora.config.sources import parse
 
 # alias, value, (canonical name, value); an empty mapping: nothing is set
 MEANINGS: list[tuple[str, Any, dict[str, Any]]] = [

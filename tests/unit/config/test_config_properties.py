@@ -8,10 +8,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm_lora.config import RunConfig
-from vlm_lora.config_fields import own_fields
-from vlm_lora.config_files import read_mapping, write_mapping
-from vlm_lora.config_sources import parse
+from vlm_lora.config.fields import own_fields
+from vlm_lora.config.files import read_mapping, write_mapping
+from vlm_lora.config.run_config import RunConfig
+from vlm_lora.config.sources import parse
 
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp"), exclude_characters="\ufeff"), min_size=1)
 WORDS = TEXT.filter(lambda text: text.strip() != "")

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from vlm_lora.config import RunConfig
-from vlm_lora.config_fields import flatten
-from vlm_lora.config_sources import parse
+from vlm_lora.config.fields import flatten
+from vlm_lora.config.run_config import RunConfig
+from vlm_lora.config.sources import parse
 from vlm_lora.errors import ConfigError
 
 
@@ -253,7 +253,7 @@ def test_secrets_are_not_shown() -> None:
 
 def test_starting_up_imports_neither_torch_nor_transformers() -> None:
     code = (
-        "import sys; from vlm_lora.config_sources import parse; import vlm_lora.config_resolution;"
+        "import sys; from vlm_lora.config.sources import parse; import vlm_lora.config.resolution;"
         "from vlm_lora.config_help import help_text; help_text(); parse(['--bf16'], environ={});"
         "print(sorted({'torch', 'transformers', 'datasets', 'accelerate'} & set(sys.modules)))"
     )

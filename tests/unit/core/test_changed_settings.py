@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from transformers import TrainingArguments
 
-from vlm_lora.config import ModelConfig, RunConfig, TuningConfig
+from vlm_lora.config.run_config import ModelConfig, RunConfig, TuningConfig
 from vlm_lora.errors import ConfigError
 from vlm_lora.training.changed_settings import compare, differences
 from vlm_lora.training.run_settings import FILE, absolute, effective_settings, plain, write_settings

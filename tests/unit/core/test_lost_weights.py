@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from support.tiny.batches import load_plainly
-from vlm_lora.config import TuningConfig
+from vlm_lora.config.run_config import TuningConfig
 from vlm_lora.errors import ConfigError
 from vlm_lora.model.families import family_of
 from vlm_lora.model.tuning import apply_tuning

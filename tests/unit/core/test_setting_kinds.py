@@ -7,7 +7,7 @@ from dataclasses import fields
 import pytest
 
 from vlm_lora.backend import installed
-from vlm_lora.config_fields import own_fields
+from vlm_lora.config.fields import own_fields
 from vlm_lora.errors import ConfigError
 from vlm_lora.training.changed_settings import check_allowed
 from vlm_lora.training.setting_kinds import KINDS, Kind, kind_of

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from support.tiny.batches import build_batch, load_plainly, next_token_loss
-from vlm_lora.config import ModelConfig, RunConfig, TuningConfig
+from vlm_lora.config.run_config import ModelConfig, RunConfig, TuningConfig
 from vlm_lora.errors import ConfigError
 from vlm_lora.model.families import family_of
 from vlm_lora.model.tuning import apply_tuning

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from support.datasets import encode_png, write_jsonl
-from vlm_lora.config import DataConfig
+from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.boxes import BoxReading, answer_boxes, check_size, holds_boxes, read_box
 from vlm_lora.data.dataset import Conversations, load_splits
 from vlm_lora.data.image_size import read_size

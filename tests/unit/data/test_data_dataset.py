@@ -20,7 +20,7 @@ from support.datasets import (
     write_jsonl,
     write_picture,
 )
-from vlm_lora.config import DataConfig
+from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
 from vlm_lora.data.dataset import ConversationDataset, Conversations, Splits, load_splits
 from vlm_lora.data.images import ImageLimits, load_image

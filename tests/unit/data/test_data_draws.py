@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from support.datasets import encode_png, write_jsonl
-from vlm_lora.config import DataConfig
+from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.conversation import Conversation
 from vlm_lora.data.dataset import ConversationDataset, Splits, load_splits
 from vlm_lora.data.draws import MOST_DRAWS, ONCE, Span, each_draw, everything, longest_of_each_task

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from support.datasets import draw_chart, encode_png, write_jsonl
-from vlm_lora.config import DataConfig
+from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.boxes import QUESTION
 from vlm_lora.data.conversation import ImageRef, Part, Text, Turn
 from vlm_lora.data.dataset import load_splits

@@ -13,7 +13,7 @@ import pytest
 
 from support.datasets import draw_chart, encode_png, write_picture
 from support.picture_server import LOOPBACK, PictureServer, answer, numeric_only, redirect, serving
-from vlm_lora.config import DataConfig
+from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.addresses import Address
 from vlm_lora.data.conversation import Url
 from vlm_lora.data.dataset import load_splits

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from support.datasets import write_jsonl, write_picture
 from vlm_lora.batching.order import BatchOrder, FillableRows
-from vlm_lora.config import DataConfig
-from vlm_lora.config_sources import parse
+from vlm_lora.config.run_config import DataConfig
+from vlm_lora.config.sources import parse
 from vlm_lora.data.conversation import Conversation, RowSource, Text, Turn
 from vlm_lora.data.dataset import Splits, load_splits
 from vlm_lora.data.mixture import Mixture, split_names

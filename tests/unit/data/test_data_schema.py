@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from support.datasets import write_jsonl
-from vlm_lora.config import DataConfig
+from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.schema import Schema, detect_schema
 from vlm_lora.data.sources import open_source
 from vlm_lora.errors import DataError

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from vlm_lora.config_sources import parse
+from vlm_lora.config.sources import parse
 from vlm_lora.data.pages import Page, read_page
 from vlm_lora.data.task_answers import (
     PHRASES,

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from support.datasets import write_jsonl, write_picture
-from vlm_lora.config import DataConfig
+from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.columns import COLUMN_NAMES, ColumnRole
 from vlm_lora.data.conversation import Text
 from vlm_lora.data.dataset import load_splits

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.datasets import write_picture
-from vlm_lora.config import DataConfig
+from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.conversation import Conversation, Part, Text
 from vlm_lora.data.dataset import load_splits
 from vlm_lora.data.image_size import read_size

@@ -19,7 +19,7 @@ import pytest
 
 from support.datasets import write_chartqa_folder, write_jsonl, write_picture
 from vlm_lora.batching.order import BatchOrder, FillableRows
-from vlm_lora.config import DataConfig
+from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.column_search import SAMPLE
 from vlm_lora.data.conversation import Conversation, RowSource
 from vlm_lora.data.dataset import ConversationDataset, Splits, load_splits
@@ -368,7 +368,7 @@ def test_a_stream_that_loses_its_rows_says_so(ten: Splits) -> None:
 
 ENDING = """
 import sys, datasets
-from vlm_lora.config import DataConfig
+from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data import streams
 from vlm_lora.data.dataset import load_splits
 load = datasets.load_dataset

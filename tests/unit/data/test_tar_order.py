@@ -10,7 +10,7 @@ import pytest
 
 from support.tars import write_chart_tar
 from vlm_lora.batching.order import BatchOrder, FillableRows, Filler
-from vlm_lora.config import DataConfig
+from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.dataset import load_splits
 from vlm_lora.data.sources import open_source
 

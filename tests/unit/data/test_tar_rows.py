@@ -14,7 +14,7 @@ import pytest
 
 from support.datasets import draw_chart, encode_png
 from support.tars import chart_members, write_chart_tar, write_tar
-from vlm_lora.config import DataConfig
+from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data import cache_folder
 from vlm_lora.data.dataset import ConversationDataset, load_splits
 from vlm_lora.data.images import ImageLimits, load_image

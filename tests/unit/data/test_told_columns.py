@@ -13,7 +13,7 @@ import pytest
 
 from support.read_back import read_back
 from support.tars import write_tar
-from vlm_lora.config import DataConfig
+from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.dataset import ConversationDataset, load_splits
 from vlm_lora.data.late_columns import LateColumns
 from vlm_lora.data.streams import StreamedRow

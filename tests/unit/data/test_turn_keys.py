@@ -12,7 +12,7 @@ import pytest
 
 from support.datasets import draw_chart, encode_png
 from support.read_back import read_back
-from vlm_lora.config import DataConfig
+from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text
 from vlm_lora.data.dataset import load_splits
 from vlm_lora.data.image_values import ImagePlace

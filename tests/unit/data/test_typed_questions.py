@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from support.read_back import read_back
-from vlm_lora.config_sources import parse
+from vlm_lora.config.sources import parse
 from vlm_lora.errors import ConfigError
 
 CAPTION: dict[str, Any] = {"image": "0.png", "caption": "A <image>."}

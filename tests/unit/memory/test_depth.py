@@ -12,7 +12,7 @@ from support.tiny import available, build_processor
 from support.tiny.batches import build_batch
 from support.tiny.deep import build_deep_configuration
 from vlm_lora.backend import Precision
-from vlm_lora.config import TuningConfig
+from vlm_lora.config.run_config import TuningConfig
 from vlm_lora.memory import depth
 from vlm_lora.memory.depth import BACKWARD, FORWARD, Cut, extend
 from vlm_lora.memory.ledger import GRADIENTS, LANGUAGE, PASSING, Ledger

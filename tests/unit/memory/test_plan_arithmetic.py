@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from vlm_lora.backend import DeviceSpec
-from vlm_lora.config import ModelConfig
+from vlm_lora.config.run_config import ModelConfig
 from vlm_lora.errors import ConfigError
 from vlm_lora.memory.ledger import BACKWARD, BATCH, LANGUAGE, LOGITS, VISION, Moment
 from vlm_lora.memory.optimizers import OPTIMIZERS

@@ -16,7 +16,7 @@ from support.peaks import highest_on_cpu, storage_bytes
 from support.tiny import available
 from support.tiny.batches import build_batch, load_plainly
 from vlm_lora.backend import Precision
-from vlm_lora.config import TuningConfig
+from vlm_lora.config.run_config import TuningConfig
 from vlm_lora.memory import simulation
 from vlm_lora.memory.ledger import BATCH
 from vlm_lora.memory.trace import Step, StepTrace, trace_step

@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from support.tiny import available
 from support.tiny.batches import build_batch, load_plainly
-from vlm_lora.config import ModelConfig
+from vlm_lora.config.run_config import ModelConfig
 from vlm_lora.errors import BackendError, ModelError
 from vlm_lora.memory.request import simulated_attention
 from vlm_lora.model.attention import FLASH, by_part, check_attention, spoken

@@ -13,7 +13,7 @@ from transformers import TrainerState
 
 from support.tiny import available
 from support.tiny.batches import build_batch, load_plainly, next_token_loss
-from vlm_lora.config import TuningConfig
+from vlm_lora.config.run_config import TuningConfig
 from vlm_lora.errors import ModelError
 from vlm_lora.model.audit import GradientAudit, describe_trainable
 from vlm_lora.model.families import family_of

@@ -13,7 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from support.tiny import available
 from support.tiny.batches import build_batch, load_plainly, next_token_loss
-from vlm_lora.config import TuningConfig
+from vlm_lora.config.run_config import TuningConfig
 from vlm_lora.errors import ModelError
 from vlm_lora.model.checkpointing import enable_checkpointing
 from vlm_lora.model.families import family_of

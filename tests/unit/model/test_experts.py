@@ -14,7 +14,7 @@ from torch import nn
 from support.tiny import available, build_processor
 from support.tiny.configurations import CONFIGURATIONS
 from support.tiny.folders import model_class
-from vlm_lora.config import TuningConfig
+from vlm_lora.config.run_config import TuningConfig
 from vlm_lora.errors import ConfigError
 from vlm_lora.model.experts import out_of_reach
 from vlm_lora.model.families import family_of

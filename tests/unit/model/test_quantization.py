@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from vlm_lora.backend import Traits
-from vlm_lora.config import ModelConfig, RunConfig, TuningConfig
-from vlm_lora.config_sources import parse
+from vlm_lora.config.run_config import ModelConfig, RunConfig, TuningConfig
+from vlm_lora.config.sources import parse
 from vlm_lora.errors import BackendError, ConfigError, UserError
 from vlm_lora.model.quantization import check_request
 from vlm_lora_cuda import CudaBackend

@@ -15,7 +15,7 @@ from torch import nn
 
 from support.tiny import available
 from support.tiny.batches import build_batch, load_plainly, next_token_loss
-from vlm_lora.config import TuningConfig
+from vlm_lora.config.run_config import TuningConfig
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.families import family_of
 from vlm_lora.model.parts import count_parameters, find_parts

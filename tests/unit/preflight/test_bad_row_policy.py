@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from support.datasets import write_jsonl
-from vlm_lora.config import DataConfig
+from vlm_lora.config.run_config import DataConfig
+from vlm_lora.config.whole_files import write_whole
 from vlm_lora.data.dataset import ConversationDataset, load_splits
 from vlm_lora.errors import DataError
 from vlm_lora.preflight.figures import DataReport, FaultyRow
 from vlm_lora.preflight.findings import TOO_LONG
 from vlm_lora.preflight.policy import divide, faulty_rows, judge, leave_out, read_report, write_report
-from vlm_lora.whole_files import write_whole
 
 
 def faulty(row: int, split: str = "train") -> FaultyRow:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tracemalloc
 
-from vlm_lora.config import DataConfig
+from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.dataset import ConversationDataset
 from vlm_lora.data.rows import Origin, Rows
 from vlm_lora.data.schema import Schema

@@ -7,7 +7,7 @@ import pytest
 
 from support.rows import write_uneven_rows
 from vlm_lora import pipeline
-from vlm_lora.config_sources import parse
+from vlm_lora.config.sources import parse
 from vlm_lora.report.preview import decode_folded, row_report, runs
 
 

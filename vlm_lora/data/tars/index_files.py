@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from vlm_lora.config.whole_files import replacing
 from vlm_lora.data.cache_folder import cache_folder
 from vlm_lora.data.tars.index import TarIndex, build_index, open_tar
 from vlm_lora.errors import DataError
-from vlm_lora.whole_files import replacing
 
 logger = logging.getLogger(__name__)
 

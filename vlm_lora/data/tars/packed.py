@@ -10,9 +10,9 @@ import os
 import zlib
 from pathlib import Path
 
+from vlm_lora.config.whole_files import replacing
 from vlm_lora.data.cache_folder import VARIABLE, cache_folder
 from vlm_lora.errors import DataError
-from vlm_lora.whole_files import replacing
 
 logger = logging.getLogger(__name__)
 

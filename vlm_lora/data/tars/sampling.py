@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from vlm_lora.config import DataConfig
+from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.image_values import ImagePlace, read_image_values
 from vlm_lora.data.images import ImageLimits, load_image
 from vlm_lora.data.rows import Rows

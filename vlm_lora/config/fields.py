@@ -10,7 +10,7 @@ from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
 from typing import Any, get_type_hints
 
-from vlm_lora.config import (
+from vlm_lora.config.run_config import (
     BatchingConfig,
     DataConfig,
     GenerationConfig,
@@ -19,7 +19,7 @@ from vlm_lora.config import (
     RunConfig,
     TuningConfig,
 )
-from vlm_lora.config_values import convert
+from vlm_lora.config.values import convert
 
 SECTIONS: Mapping[str, type] = {
     "data": DataConfig,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vlm_lora.config_values import convert, spell
+from vlm_lora.config.values import convert, spell
 
 CONFIG_VARIABLES = ("VLM_LORA_CONFIG", "SFT_TRAINER_CONFIG_JSON_PATH")
 """Environment variables that may name the configuration file, the first that is set wins."""

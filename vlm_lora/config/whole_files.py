@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vlm_lora.written_text import encode
+from vlm_lora.config.surrogate_text import encode
 
 logger = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm_lora.config import RunConfig
-from vlm_lora.config_aliases import ALIASES, CONFIG_VARIABLES, IGNORED, IMPLIED, shown
-from vlm_lora.config_fields import SECTIONS, assemble, own_fields
-from vlm_lora.config_files import SUFFIXES, read_mapping
-from vlm_lora.config_values import SWITCHES, MismatchError, convert, expected, spell
+from vlm_lora.config.aliases import ALIASES, CONFIG_VARIABLES, IGNORED, IMPLIED, shown
+from vlm_lora.config.fields import SECTIONS, assemble, own_fields
+from vlm_lora.config.files import SUFFIXES, read_mapping
+from vlm_lora.config.run_config import RunConfig
+from vlm_lora.config.values import SWITCHES, MismatchError, convert, expected, spell
 from vlm_lora.errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z0-9_]+)?")

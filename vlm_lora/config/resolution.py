@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from vlm_lora import __version__
-from vlm_lora.config import RunConfig
-from vlm_lora.config_aliases import (
+from vlm_lora.config.aliases import (
     ALIASES,
     DROPPED,
     HABANA_KEYS,
@@ -25,9 +24,10 @@ from vlm_lora.config_aliases import (
     canonical_name,
     shown,
 )
-from vlm_lora.config_fields import flatten, own_fields
-from vlm_lora.config_files import write_mapping
-from vlm_lora.config_values import MismatchError, convert, spell
+from vlm_lora.config.fields import flatten, own_fields
+from vlm_lora.config.files import write_mapping
+from vlm_lora.config.run_config import RunConfig
+from vlm_lora.config.values import MismatchError, convert, spell
 from vlm_lora.errors import ConfigError, nearest
 
 WIDER_HINTS: Mapping[str, Any] = {"resume_from_checkpoint": Literal[True, False] | str | None}

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
+from vlm_lora.config.whole_files import write_whole
 from vlm_lora.errors import ConfigError
-from vlm_lora.whole_files import write_whole
 
 YAML_SUFFIXES = (".yaml", ".yml")
 SUFFIXES = (*YAML_SUFFIXES, ".json")
