@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.errors import BackendError, nearest
-from vlm_lora.launching import Launch, LaunchRequest
+from vlm_lora.launch.launching import Launch, LaunchRequest
 
 if TYPE_CHECKING:
     import torch

@@ -26,9 +26,9 @@ from vlm_lora.config.surrogate_text import let_stdout_escape
 from vlm_lora.config.values import is_true
 from vlm_lora.config.whole_files import valid_json
 from vlm_lora.errors import ConfigError, EndedEarlyError, NotFiniteError, UserError, nearest, plain_message
-from vlm_lora.launching import LaunchRequest, bound, parse_launch, run_launch
-from vlm_lora.process_group import lost_partner, port_taken
-from vlm_lora.roll_call import silent_rank
+from vlm_lora.launch.launching import LaunchRequest, bound, parse_launch, run_launch
+from vlm_lora.launch.process_group import lost_partner, port_taken
+from vlm_lora.launch.roll_call import silent_rank
 from vlm_lora.verb_setup import configure, described, rank, set_up_logging, verb_parser, wants_debug
 
 logger = logging.getLogger(__name__)

@@ -23,6 +23,7 @@ from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.values import is_true
 from vlm_lora.data.conversation import Conversation, ImageRef, ImageSource, Part, RowSource, Text, Turn
 from vlm_lora.data.dataset import Splits, load_splits
+from vlm_lora.engines.zero_numbers import agreeing_schedule, with_file_numbers
 from vlm_lora.errors import ConfigError
 from vlm_lora.evaluation.generation import Answerer, accepted_answers, exact_match, write_answers
 from vlm_lora.evaluation.losses import RowScorer
@@ -65,7 +66,6 @@ from vlm_lora.training.run_record import note_end
 from vlm_lora.training.signals import ending_on_signal
 from vlm_lora.training.streaming import check_streaming, training_rows
 from vlm_lora.training.trainer import build_trainer
-from vlm_lora.training.zero_numbers import agreeing_schedule, with_file_numbers
 
 logger = logging.getLogger(__name__)
 

@@ -17,17 +17,17 @@ from vlm_lora.config.resolution import resolve
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.values import is_true
 from vlm_lora.data.images import ImageLimits
+from vlm_lora.engines.zero_numbers import check_numbers, with_file_numbers
 from vlm_lora.errors import ConfigError, ModelError, RenderingError
+from vlm_lora.launch.placement import by_accelerate
+from vlm_lora.launch.roll_call import introduce, limit_waiting
 from vlm_lora.model.families import Family, family_of
 from vlm_lora.model.folder_faults import template_place
 from vlm_lora.model.loading import load_config, load_processor
 from vlm_lora.model.quantization import check_request
 from vlm_lora.model.terminators import eos_token_ids
 from vlm_lora.model.vocabulary import check_vocabulary
-from vlm_lora.placement import by_accelerate
-from vlm_lora.roll_call import introduce, limit_waiting
 from vlm_lora.training.arguments import CHECKPOINTING, FORCED_ARGUMENTS, check_arguments, default_arguments
-from vlm_lora.training.zero_numbers import check_numbers, with_file_numbers
 
 logger = logging.getLogger(__name__)
 

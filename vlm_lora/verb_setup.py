@@ -16,8 +16,8 @@ from vlm_lora.backend import set_environment
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.sources import parse
 from vlm_lora.errors import ConfigError, UserError
-from vlm_lora.placement import found
-from vlm_lora.process_group import part_at_exit
+from vlm_lora.launch.placement import found
+from vlm_lora.launch.process_group import part_at_exit
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from vlm_lora.errors import ConfigError, nearest
-from vlm_lora.launching import Launch, LaunchRequest, free_port
-from vlm_lora.machines import LOOPBACK, PORT
+from vlm_lora.launch.launching import Launch, LaunchRequest, free_port
+from vlm_lora.launch.machines import LOOPBACK, PORT
 
 ENTRY = "-m", "vlm_lora_cuda.accelerated"
 

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from vlm_lora.group_signals import pass_signal_on
-from vlm_lora.launching import exit_code
+from vlm_lora.launch.group_signals import pass_signal_on
+from vlm_lora.launch.launching import exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:

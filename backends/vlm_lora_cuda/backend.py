@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vlm_lora.backend import DeviceSpec, Precision, Probe, Traits
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.values import is_true
+from vlm_lora.engines.precision import launched_precision, launchers_own
 from vlm_lora.errors import ConfigError
-from vlm_lora.launched_precision import launched_precision, launchers_own
-from vlm_lora.launching import Launch, LaunchRequest, deepspeed, loader_workers, torchrun
+from vlm_lora.launch.launching import Launch, LaunchRequest, deepspeed, loader_workers, torchrun
 from vlm_lora_cuda.accelerate_flags import accelerate_launch
 from vlm_lora_cuda.attention import choose_attention
 from vlm_lora_cuda.devices import cuda_devices, is_out_of_memory

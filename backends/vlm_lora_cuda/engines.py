@@ -7,10 +7,10 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from vlm_lora.engines.zero import offloads_optimizer, zero_settings, zero_stage
 from vlm_lora.errors import ConfigError
-from vlm_lora.launching import free_port
-from vlm_lora.placement import launcher_asks_for
-from vlm_lora.zero import offloads_optimizer, zero_settings, zero_stage
+from vlm_lora.launch.launching import free_port
+from vlm_lora.launch.placement import launcher_asks_for
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments

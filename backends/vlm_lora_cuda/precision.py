@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_lora.backend import DeviceSpec, Precision
 from vlm_lora.config.run_config import RunConfig
+from vlm_lora.engines.precision import launched_precision, spoken
 from vlm_lora.errors import ConfigError
-from vlm_lora.launched_precision import launched_precision, spoken
 from vlm_lora_cuda.devices import WIDENED
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vlm_lora.backend import DeviceSpec, Precision, Probe, Traits
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.values import is_true
+from vlm_lora.engines.precision import launched_precision, launchers_own, spoken
 from vlm_lora.errors import BackendError, ConfigError
-from vlm_lora.launched_precision import launched_precision, launchers_own, spoken
-from vlm_lora.launching import Launch, LaunchRequest, loader_workers
-from vlm_lora.placement import found
+from vlm_lora.launch.launching import Launch, LaunchRequest, loader_workers
+from vlm_lora.launch.placement import found
 from vlm_lora_habana.configuration import autocast_variables, read_configuration
 from vlm_lora_habana.devices import gaudi_devices, is_out_of_memory
 from vlm_lora_habana.host_reads import ON_HOST, explicit_masks, keep_reads_on_host

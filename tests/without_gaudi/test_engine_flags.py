@@ -11,7 +11,7 @@ import pytest
 from support.rows import write_uneven_rows
 from support.runs import logged
 from support.stacks import MAIN, RECORDER, on_cpu, recorded, run_words
-from vlm_lora.launching import free_port
+from vlm_lora.launch.launching import free_port
 
 
 @pytest.fixture(scope="module")

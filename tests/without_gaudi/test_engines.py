@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from support.rows import write_uneven_rows
 from support.stacks import MAIN, losses_of, on_cpu, recorded
 from vlm_lora.config.run_config import ModelConfig
-from vlm_lora.launching import free_port
+from vlm_lora.launch.launching import free_port
 from vlm_lora.model.loading import load_model
 
 FAMILIES = ("gemma3", "qwen2_5_vl", "llava")

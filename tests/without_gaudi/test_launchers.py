@@ -17,7 +17,7 @@ import pytest
 from support.rows import write_uneven_rows
 from support.runs import script_flags
 from support.warm import warmed
-from vlm_lora.launching import free_port
+from vlm_lora.launch.launching import free_port
 
 ROOT = Path(__file__).parents[2]
 MEET = ROOT / "tests" / "support" / "launched" / "meet.py"

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from vlm_lora.binding import bind_to_parent
 from vlm_lora.errors import StalledError
+from vlm_lora.launch.binding import bind_to_parent
 
 _WORKERS, _ROWS = 64, 4
 """Workers whose rows are noted, and how many of a batch."""

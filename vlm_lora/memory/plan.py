@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from vlm_lora.backend import DeviceSpec
 from vlm_lora.config.run_config import ModelConfig
+from vlm_lora.engines.sharding import Sharding
 from vlm_lora.memory.ledger import BACKWARD, BATCH, LANGUAGE, LOGITS, VISION
 from vlm_lora.memory.optimizers import find_optimizer, state_bytes, transient_bytes
-from vlm_lora.memory.sharding import Sharding
 from vlm_lora.memory.trace import StepTrace, Weight
 
 ITEMS = (

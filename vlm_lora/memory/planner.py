@@ -9,9 +9,9 @@ from typing import Any
 from vlm_lora.backend import DeviceSpec, Precision
 from vlm_lora.batching.collator import Collator
 from vlm_lora.config.run_config import TuningConfig
+from vlm_lora.engines.sharding import Sharding
 from vlm_lora.memory.plan import Layout, MemoryPlan, plan_memory
 from vlm_lora.memory.sample import Sample, worst_batch
-from vlm_lora.memory.sharding import Sharding
 from vlm_lora.memory.trace import Known, Step, StepTrace, trace_step
 from vlm_lora.model.families import Family
 

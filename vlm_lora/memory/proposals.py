@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from vlm_lora.backend import DeviceSpec
+from vlm_lora.engines.sharding import deepspeed_word
 from vlm_lora.memory.plan import MemoryPlan
 from vlm_lora.memory.planner import Choice, Planner
-from vlm_lora.memory.sharding import deepspeed_word
 
 WORTH = 0.01
 """A change that saves less than this share of what the run itself needs is not proposed."""

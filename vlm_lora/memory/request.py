@@ -9,12 +9,12 @@ from typing import Any
 
 from vlm_lora.backend import Backend, DeviceSpec
 from vlm_lora.config.run_config import RunConfig
+from vlm_lora.engines.sharding import read_sharding
 from vlm_lora.errors import ConfigError, nearest
 from vlm_lora.memory.plan import MemoryPlan, bits_of
 from vlm_lora.memory.planner import Choice
 from vlm_lora.memory.proposals import Proposal
 from vlm_lora.memory.sample import Assumption
-from vlm_lora.memory.sharding import read_sharding
 
 ALL, HERE = "all", "here"
 

@@ -19,12 +19,12 @@ from torch import nn
 from vlm_lora.backend import Backend
 from vlm_lora.config.files import read_mapping
 from vlm_lora.config.run_config import ModelConfig, RunConfig
+from vlm_lora.engines.zero import zero_stage
 from vlm_lora.errors import BackendError, ConfigError, ModelError
+from vlm_lora.launch.placement import launcher_asks_for
 from vlm_lora.model.families import Family, family_of
 from vlm_lora.model.loading import adapter_folder
 from vlm_lora.model.parts import find_parts
-from vlm_lora.placement import launcher_asks_for
-from vlm_lora.zero import zero_stage
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from vlm_lora.config.aliases import RESTATED, canonical_name
 from vlm_lora.config.run_config import RunConfig
-from vlm_lora.placement import ENGINE_VARIABLES, launcher_asks_for
-from vlm_lora.zero import read_zero, zero_stage
+from vlm_lora.engines.zero import read_zero, zero_stage
+from vlm_lora.launch.placement import ENGINE_VARIABLES, launcher_asks_for
 
 logger = logging.getLogger(__name__)
 

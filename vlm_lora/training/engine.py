@@ -12,9 +12,9 @@ from torch import nn
 from transformers import TrainerCallback
 
 from vlm_lora.errors import ConfigError
+from vlm_lora.launch.placement import launcher_asks_for
 from vlm_lora.model.families import Family
 from vlm_lora.model.parts import base_of, decoder_layers, find_parts
-from vlm_lora.placement import launcher_asks_for
 
 logger = logging.getLogger(__name__)
 

@@ -24,10 +24,10 @@ from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.whole_files import write_json
 from vlm_lora.data.mixture import JOINT, split_names
 from vlm_lora.data.name_patterns import split_commas
+from vlm_lora.engines.zero_numbers import without_numbers
 from vlm_lora.errors import ConfigError, DataError
 from vlm_lora.training.arguments import CHECKPOINTING
 from vlm_lora.training.setting_kinds import GLOBAL_BATCH, PATHS, WORLD_SIZE, Kind, kind_of
-from vlm_lora.training.zero_numbers import without_numbers
 
 FILE = "run_settings.json"
 FORMAT = 1

@@ -14,7 +14,7 @@ from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 from transformers import TrainerCallback
 
 from vlm_lora.errors import EndedEarlyError, StalledError
-from vlm_lora.roll_call import silent_rank, within
+from vlm_lora.launch.roll_call import silent_rank, within
 
 logger = logging.getLogger(__name__)
 

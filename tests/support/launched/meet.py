@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from vlm_lora.placement import found
+from vlm_lora.launch.placement import found
 
 
 def main() -> int:

@@ -43,7 +43,7 @@ MODULES = (
     "transformers.models.auto.processing_auto",
     "transformers.trainer",
     "vlm_lora.cli",
-    "vlm_lora.elastic",
+    "vlm_lora.launch.elastic",
     "vlm_lora.pipeline",
     "vlm_lora_cuda.backend",
     "vlm_lora_habana.backend",

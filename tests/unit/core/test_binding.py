@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from vlm_lora.binding import LAUNCHER, RANK_ENTRY
+from vlm_lora.launch.binding import LAUNCHER, RANK_ENTRY
 
 HEAD = """
 import sys
-from vlm_lora.launching import Launch, bound, run_launch
+from vlm_lora.launch.launching import Launch, bound, run_launch
 words = bound(sys.argv[2:]) if sys.argv[3] == "bound" else sys.argv[2:]
 sys.exit(run_launch(Launch(argv=(sys.executable, sys.argv[1], *words))))
 """

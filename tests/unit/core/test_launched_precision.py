@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from vlm_lora.config.run_config import RunConfig
+from vlm_lora.engines.precision import VARIABLE, launched_precision, launchers_own
 from vlm_lora.errors import ConfigError
-from vlm_lora.launched_precision import VARIABLE, launched_precision, launchers_own
 from vlm_lora_cuda.backend import CudaBackend
 from vlm_lora_cuda.precision import Gpu, check_precision, choose_precision
 

@@ -18,9 +18,9 @@ import torch.distributed
 from torch._C._distributed_c10d import HashStore
 from torch.distributed import distributed_c10d
 
-from vlm_lora import process_group, roll_call
 from vlm_lora.errors import StalledError
-from vlm_lora.roll_call import NoAnswerError, introduce, limit_waiting, silent_rank, within
+from vlm_lora.launch import process_group, roll_call
+from vlm_lora.launch.roll_call import NoAnswerError, introduce, limit_waiting, silent_rank, within
 from vlm_lora.training.signals import Agreement
 
 LATE = RuntimeError(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vlm_lora.errors import ConfigError
-from vlm_lora.launching import (
+from vlm_lora.launch.launching import (
     Hosts,
     Launch,
     LaunchRequest,
@@ -122,7 +122,7 @@ def test_several_machines_as_text(tmp_path: Path) -> None:
 def test_one_machine_as_text() -> None:
     request, command = parse("--world_size", "4", "--master_port", "29511", "run.py", "x y")
     assert torchrun(request, command).argv == (
-        *(sys.executable, "-u", "-m", "vlm_lora.elastic", "--nnodes", "1", "--node_rank", "0"),
+        *(sys.executable, "-u", "-m", "vlm_lora.launch.elastic", "--nnodes", "1", "--node_rank", "0"),
         *("--nproc_per_node", "4", "--master_addr", "127.0.0.1", "--master_port", "29511", "--", "run.py", "x y"),
     )
 
@@ -144,7 +144,7 @@ def test_one_of_several_machines_as_text(words: list[str]) -> None:
         *("--master_addr", "n1", "--master_port", "29511", "--", "run.py"),
     )
     argv = deepspeed(request, command).argv
-    assert argv[3] == "vlm_lora.deepspeed_launch"
+    assert argv[3] == "vlm_lora.launch.deepspeed"
     slots = json.loads(base64.urlsafe_b64decode(argv[4].removeprefix("--world_info=")))
     assert [len(numbers) for numbers in slots.values()] == [8, 8]
     assert argv[5:] == (

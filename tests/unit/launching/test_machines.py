@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlm_lora.errors import ConfigError
-from vlm_lora.hostlists import expand_counts, expand_hosts
-from vlm_lora.machines import Machines, machines
+from vlm_lora.launch.hostlists import expand_counts, expand_hosts
+from vlm_lora.launch.machines import Machines, machines
 
 STEP = {
     "SLURM_JOB_ID": "1",

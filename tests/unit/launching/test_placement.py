@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pytest
 
 from vlm_lora.errors import ConfigError
-from vlm_lora.placement import found
+from vlm_lora.launch.placement import found
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "none",

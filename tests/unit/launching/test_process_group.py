@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch.distributed
 
-from vlm_lora.launching import Launch, run_launch
-from vlm_lora.process_group import LOST, lost_partner, port_taken
+from vlm_lora.launch.launching import Launch, run_launch
+from vlm_lora.launch.process_group import LOST, lost_partner, port_taken
 
 GLOO = "[transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:27784."
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from vlm_lora.engines.zero import STAGES, offloads_optimizer, read_zero, ready_made, zero_settings, zero_stage
 from vlm_lora.errors import ConfigError
-from vlm_lora.zero import STAGES, offloads_optimizer, read_zero, ready_made, zero_settings, zero_stage
 
 SHIPPED = Path(__file__).parents[3] / "launchers" / "deepspeed"
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from vlm_lora.engines.zero import ready_made, zero_settings
+from vlm_lora.engines.zero_numbers import agreeing_schedule, check_numbers, with_file_numbers
 from vlm_lora.errors import ConfigError
-from vlm_lora.training.zero_numbers import agreeing_schedule, check_numbers, with_file_numbers
-from vlm_lora.zero import ready_made, zero_settings
 
 FIXED: dict[str, Any] = {
     "train_micro_batch_size_per_gpu": 4,

@@ -8,11 +8,11 @@ import pytest
 
 from vlm_lora.backend import DeviceSpec
 from vlm_lora.config.run_config import ModelConfig
+from vlm_lora.engines.sharding import Sharding, deepspeed_word, read_sharding
 from vlm_lora.errors import ConfigError
 from vlm_lora.memory.ledger import BACKWARD, BATCH, LANGUAGE, LOGITS, VISION, Moment
 from vlm_lora.memory.optimizers import OPTIMIZERS
 from vlm_lora.memory.plan import NF4_BITS, NF4_DOUBLE_BITS, Layout, MemoryPlan, bits_of, plan_memory
-from vlm_lora.memory.sharding import Sharding, deepspeed_word, read_sharding
 from vlm_lora.memory.trace import StepTrace, Weight
 
 DEVICE = DeviceSpec(name="Card", total_bytes=10_000_000, fixed_bytes=7, source="a test")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from vlm_lora.binding import LAUNCHER, bind_rank
+from vlm_lora.launch.binding import LAUNCHER, bind_rank
 
 
 def main() -> None:

@@ -8,9 +8,9 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from vlm_lora.engines.zero import read_zero
 from vlm_lora.errors import ConfigError
-from vlm_lora.placement import launcher_asks_for
-from vlm_lora.zero import read_zero
+from vlm_lora.launch.placement import launcher_asks_for
 
 logger = logging.getLogger(__name__)
 

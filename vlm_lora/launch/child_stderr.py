@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable
 from typing import IO
 
-from vlm_lora.process_group import LOST
+from vlm_lora.launch.process_group import LOST
 
 _LINE_ENDS = re.compile(r"[\r\n]")
 _MESSAGE = re.compile(r"(?:^|\])((?:error: |internal error).*)")

@@ -1,4 +1,4 @@
-"""`python -m vlm_lora.deepspeed_launch`: DeepSpeed's launcher for one machine, which SIGUSR1 does not end."""
+"""`python -m vlm_lora.launch.deepspeed`: DeepSpeed's launcher for one machine, which SIGUSR1 does not end."""
 
 from __future__ import annotations
 

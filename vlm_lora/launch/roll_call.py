@@ -17,7 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vlm_lora.process_group import leave_at_once, lost_partner
+from vlm_lora.launch.process_group import leave_at_once, lost_partner
 
 Value = TypeVar("Value")
 

@@ -1,12 +1,12 @@
-"""`python -m vlm_lora.elastic`: torch's launcher, ending with the exit code of the process that failed first."""
+"""`python -m vlm_lora.launch.elastic`: torch's launcher, ending with the exit code of the process that failed first."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from vlm_lora.group_signals import pass_signal_on
-from vlm_lora.launching import exit_code
+from vlm_lora.launch.group_signals import pass_signal_on
+from vlm_lora.launch.launching import exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from vlm_lora.errors import ConfigError
-from vlm_lora.hostlists import expand_hosts
+from vlm_lora.launch.hostlists import expand_hosts
 
 LOOPBACK = "127.0.0.1"
 PORT = 29500

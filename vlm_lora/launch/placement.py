@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vlm_lora.errors import ConfigError
-from vlm_lora.hostlists import expand_counts
-from vlm_lora.machines import LOOPBACK, either, first_host, kubeflow, number, sagemaker, shared_port
+from vlm_lora.launch.hostlists import expand_counts
+from vlm_lora.launch.machines import LOOPBACK, either, first_host, kubeflow, number, sagemaker, shared_port
 
 TORCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What torch needs of every process of several."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vlm_lora.zero import STAGES, read_zero, ready_made, zero_stage
+from vlm_lora.engines.zero import STAGES, read_zero, ready_made, zero_stage
 
 REDUCE_BUCKET = 500_000_000
 """Elements: DeepSpeed's default `reduce_bucket_size` (deepspeed.ai, configuration JSON, ZeRO)."""

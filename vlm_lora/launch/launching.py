@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlm_lora.binding import LAUNCHER, RANK_ENTRY, child_of_this_process
 from vlm_lora.errors import ConfigError, nearest
-from vlm_lora.group_signals import GRACE, PASSED_ON, PassingOn, end_group
-from vlm_lora.machines import LOOPBACK, PORT, Machines, machines
-from vlm_lora.relay import Relay
+from vlm_lora.launch.binding import LAUNCHER, RANK_ENTRY, child_of_this_process
+from vlm_lora.launch.child_stderr import Relay
+from vlm_lora.launch.group_signals import GRACE, PASSED_ON, PassingOn, end_group
+from vlm_lora.launch.machines import LOOPBACK, PORT, Machines, machines
 
-ENTRY = "-m", "vlm_lora.elastic"
+ENTRY = "-m", "vlm_lora.launch.elastic"
 """`torchrun`, which passes on the exit code of the process that failed first and prints no traceback of its own."""
 
 KILLED = (128 + signal.SIGKILL, 256 - signal.SIGKILL)
@@ -259,7 +259,7 @@ def deepspeed(request: LaunchRequest, command: Sequence[str], *, devices: Sequen
     slots = {f"machine-{number}": numbers for number in range(request.nnodes)}
     world = base64.urlsafe_b64encode(json.dumps(slots).encode()).decode()
     where = (f"--world_info={world}", f"--node_rank={request.node_rank}", "--master_addr", request.master_addr)
-    program = (sys.executable, "-u", "-m", "vlm_lora.deepspeed_launch")
+    program = (sys.executable, "-u", "-m", "vlm_lora.launch.deepspeed")
     return Launch(argv=(*program, *where, *port, "--no_local_rank", "--", *command))
 
 

@@ -1,0 +1,1 @@
+"""What to start where: torchrun, DeepSpeed, mpirun, Slurm, machines, placement, signals, the children's stderr."""
