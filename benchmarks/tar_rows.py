@@ -22,10 +22,10 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from vlm_lora.data.rows import Rows  # noqa: E402
-from vlm_lora.data.sources import open_source  # noqa: E402
-from vlm_lora.data.tars.index_files import beside  # noqa: E402
-from vlm_lora.data.tars.writing import Sample, write_shard  # noqa: E402
+from vlm_lora.data.formats.rows import Rows  # noqa: E402
+from vlm_lora.data.formats.tar.index_files import beside  # noqa: E402
+from vlm_lora.data.formats.tar.writing import Sample, write_shard  # noqa: E402
+from vlm_lora.data.sources.named import open_source  # noqa: E402
 
 READS = 5000
 

@@ -202,7 +202,7 @@ def _ask(rest: Sequence[str]) -> None:
     own, others = _ask_flags().parse_known_args(rest)
     run = configure(others, {"output_dir": "unused"}, log_level="warning")
     from vlm_lora import pipeline
-    from vlm_lora.data.image_values import read_url
+    from vlm_lora.data.images.values import read_url
 
     images = [read_url(name, allow=run.data.allow_urls) if "://" in name else Path(name) for name in own.image]
     print(pipeline.ask(run, images=images, prompt=own.prompt))

@@ -16,7 +16,7 @@ from vlm_lora.config.aliases import HABANA_KEYS, canonical_name
 from vlm_lora.config.resolution import resolve
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.values import is_true
-from vlm_lora.data.images import ImageLimits
+from vlm_lora.data.images.loader import ImageLimits
 from vlm_lora.engines.zero_numbers import check_numbers, with_file_numbers
 from vlm_lora.errors import ConfigError, ModelError, RenderingError
 from vlm_lora.launch.placement import by_accelerate

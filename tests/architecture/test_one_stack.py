@@ -73,7 +73,7 @@ def test_what_runs_on_one_stack_needs_no_more() -> None:
 
 def test_the_rule_sees_what_it_forbids(tmp_path: Path) -> None:
     sources = {
-        "import os\nfrom vlm_lora.data.rows import *": set(),
+        "import os\nfrom vlm_lora.data.formats.rows import *": set(),
         "def test_it():\n    from peft.utils import constants": {"peft"},
         "from support.tiny import build_model_folder": {"transformers"},
         "from vlm_lora.cli import main": {"transformers"},

@@ -9,9 +9,9 @@ from typing import Any
 
 from support.datasets import write_jsonl, write_picture
 from vlm_lora.config.run_config import DataConfig
+from vlm_lora.data.columns.schema import Schema
 from vlm_lora.data.conversation import Text, Turn
 from vlm_lora.data.dataset import ConversationDataset, load_splits
-from vlm_lora.data.schema import Schema
 from vlm_lora.errors import DataError
 
 

@@ -358,7 +358,7 @@ def _loader(load_image: Callable[..., Any] | None, limits: Any) -> tuple[Callabl
     """Return the image loader and its limits, the project's own where none is given."""
     if load_image is not None:
         return load_image, limits
-    from vlm_lora.data import images
+    from vlm_lora.data.images import loader as images
 
     return images.load_image, images.ImageLimits() if limits is None else limits
 

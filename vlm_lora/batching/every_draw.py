@@ -10,7 +10,7 @@ from vlm_lora.batching.encoding import RowEncoder
 from vlm_lora.batching.order import Rows
 from vlm_lora.data.conversation import Conversation
 from vlm_lora.data.dataset import ConversationDataset
-from vlm_lora.data.draws import ONCE, Span, each_draw, everything, longest_of_each_task
+from vlm_lora.data.ocr.task_sampling import ONCE, Span, each_draw, everything, longest_of_each_task
 from vlm_lora.errors import DataError
 
 NEAR = 8

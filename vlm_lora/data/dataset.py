@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from vlm_lora.config.run_config import DataConfig
-from vlm_lora.data.annotations import refuse_unused
-from vlm_lora.data.column_search import SAMPLE
+from vlm_lora.data.columns.annotations import refuse_unused
+from vlm_lora.data.columns.schema import Schema, detect_schema
+from vlm_lora.data.columns.search import SAMPLE
 from vlm_lora.data.conversation import Conversation, RowSource
-from vlm_lora.data.draws import Ask
-from vlm_lora.data.image_values import ImagePlace
-from vlm_lora.data.layouts import build_asked, build_conversation
+from vlm_lora.data.conversations.layouts import build_asked, build_conversation
+from vlm_lora.data.formats.rows import Rows
+from vlm_lora.data.images.values import ImagePlace
 from vlm_lora.data.mixture import Mixture, check_weights, split_names
-from vlm_lora.data.rows import Rows
-from vlm_lora.data.schema import Schema, detect_schema
-from vlm_lora.data.sources import Source, open_source
+from vlm_lora.data.ocr.task_answers import Draw
+from vlm_lora.data.ocr.task_sampling import Ask
+from vlm_lora.data.sources.named import Source, open_source
+from vlm_lora.data.sources.streams import RowStream, open_stream
 from vlm_lora.data.splits import Part, hold_out, limit, pick_split, pick_train, whole
-from vlm_lora.data.streams import RowStream, open_stream
-from vlm_lora.data.task_answers import Draw
 from vlm_lora.data.wording import quoted
 from vlm_lora.errors import ConfigError, DataError
 

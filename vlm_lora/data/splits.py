@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from vlm_lora.data.rows import Rows
+from vlm_lora.data.formats.rows import Rows
 from vlm_lora.data.wording import quoted
 from vlm_lora.errors import DataError
 

@@ -27,8 +27,8 @@ from vlm_lora import __version__
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.whole_files import replacing
 from vlm_lora.data.dataset import ConversationDataset
-from vlm_lora.data.draws import Span
-from vlm_lora.data.table_files import HeldOpen
+from vlm_lora.data.formats.arrow_files import HeldOpen
+from vlm_lora.data.ocr.task_sampling import Span
 from vlm_lora.preflight.findings import Findings
 from vlm_lora.stages import Tools
 

@@ -9,7 +9,7 @@ from typing import Any
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.data.cache_folder import cache_place
 from vlm_lora.data.dataset import Splits
-from vlm_lora.data.draws import ONCE
+from vlm_lora.data.ocr.task_sampling import ONCE
 from vlm_lora.data.split_parts import split_parts
 from vlm_lora.preflight.cache import CheckCache
 from vlm_lora.preflight.figures import DataReport, build_report

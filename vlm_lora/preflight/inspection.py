@@ -12,8 +12,8 @@ from vlm_lora.batching.encoding import RowEncoder
 from vlm_lora.batching.every_draw import EveryDraw
 from vlm_lora.data.conversation import Conversation, Text, Url
 from vlm_lora.data.dataset import ConversationDataset
-from vlm_lora.data.draws import ONCE, Span
-from vlm_lora.data.urls import kept_file
+from vlm_lora.data.images.urls import kept_file
+from vlm_lora.data.ocr.task_sampling import ONCE, Span
 from vlm_lora.errors import DataError
 from vlm_lora.preflight.findings import Finding, kind_of
 

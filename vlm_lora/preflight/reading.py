@@ -14,7 +14,7 @@ from tqdm import tqdm
 from vlm_lora.batching.encoding import RowEncoder
 from vlm_lora.batching.loading import each_batch, name_of
 from vlm_lora.data.dataset import ConversationDataset
-from vlm_lora.data.draws import Span
+from vlm_lora.data.ocr.task_sampling import Span
 from vlm_lora.preflight.cache import CheckCache
 from vlm_lora.preflight.findings import Findings
 from vlm_lora.preflight.inspection import Inspection, Stamping

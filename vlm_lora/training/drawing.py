@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from vlm_lora.data.dataset import Splits
-from vlm_lora.data.draws import ONCE, Span
 from vlm_lora.data.mixture import Mixture
+from vlm_lora.data.ocr.task_sampling import ONCE, Span
 from vlm_lora.data.split_parts import split_parts, trained_parts
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from vlm_lora.batching.order import Rows
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.data.dataset import ConversationDataset, Splits
-from vlm_lora.data.streamed import StreamedConversations
+from vlm_lora.data.sources.streamed import StreamedConversations
 from vlm_lora.errors import ConfigError
 
 logger = logging.getLogger(__name__)

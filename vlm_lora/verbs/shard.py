@@ -54,9 +54,9 @@ def run(rest: Sequence[str]) -> None:
     if name is None or own.out_dir is None:
         missing = "--input DATA" if name is None else "--out_dir DIR"
         raise ConfigError(f"vlm-lora shard: {missing} is missing. vlm-lora shard --help lists the flags.")
-    from vlm_lora.data.sources import open_source
-    from vlm_lora.data.tars.sampling import MemberChoice, samples_of
-    from vlm_lora.data.tars.sharding import Division, check_out_dir, divide, order_of, write_shards
+    from vlm_lora.data.formats.tar.sampling import MemberChoice, samples_of
+    from vlm_lora.data.formats.tar.sharding import Division, check_out_dir, divide, order_of, write_shards
+    from vlm_lora.data.sources.named import open_source
 
     choice = MemberChoice(pictures=_extensions(own.img_exts), meta=_extension(own.meta_ext))
     choice.check()

@@ -14,7 +14,7 @@ from vlm_lora.batching.every_draw import EveryDraw
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.conversation import Conversation
 from vlm_lora.data.dataset import ConversationDataset, load_splits
-from vlm_lora.data.draws import Span, everything
+from vlm_lora.data.ocr.task_sampling import Span, everything
 from vlm_lora.errors import TooLongError
 
 PAGE = {"lines": [{"text": "Dear Ann, " + "thanks " * n, "bbox": [2, n * 9, 60, n * 9 + 8]} for n in range(4)]}

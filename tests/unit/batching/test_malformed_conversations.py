@@ -19,7 +19,7 @@ from support.mask_cases import new_encoder, processor_of
 from vlm_lora.batching.masks import supervised_text
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.dataset import load_splits
-from vlm_lora.data.images import ImageLimits, load_image
+from vlm_lora.data.images.loader import ImageLimits, load_image
 from vlm_lora.errors import DataError
 
 FAMILIES = ("gemma3", "qwen2_5_vl", "llava")

@@ -19,7 +19,7 @@ from vlm_lora.cli import main
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
 from vlm_lora.data.dataset import load_splits
-from vlm_lora.data.images import ImageLimits, load_image
+from vlm_lora.data.images.loader import ImageLimits, load_image
 from vlm_lora.evaluation.generation import Answerer
 
 

@@ -11,11 +11,11 @@ import pytest
 
 from support.mask_cases import FAMILIES, IMAGE, conversation, encoder_of, picture, processor_of
 from vlm_lora.batching.encoded import EncodedRow
-from vlm_lora.data.columns import PLACEHOLDER
+from vlm_lora.data.columns.names import PLACEHOLDER
+from vlm_lora.data.columns.schema import Schema
 from vlm_lora.data.conversation import Conversation, RowSource
-from vlm_lora.data.image_values import ImagePlace
-from vlm_lora.data.layouts import build_conversation
-from vlm_lora.data.schema import Schema
+from vlm_lora.data.conversations.layouts import build_conversation
+from vlm_lora.data.images.values import ImagePlace
 from vlm_lora.errors import RenderingError
 
 SOURCE = RowSource(file="rows.jsonl", row=3)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from support.read_back import read_back
-from vlm_lora.data.csv_files import read_csv
-from vlm_lora.data.sources import open_source
-from vlm_lora.data.tasks import load_tasks
+from vlm_lora.data.formats.csv_files import read_csv
+from vlm_lora.data.ocr.tasks import load_tasks
+from vlm_lora.data.sources.named import open_source
 from vlm_lora.errors import DataError
 
 

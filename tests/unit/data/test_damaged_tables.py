@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vlm_lora.data.csv_files import read_csv
-from vlm_lora.data.table_files import ArrowTable, read_arrow, read_parquet
+from vlm_lora.data.formats.arrow_files import ArrowTable, read_arrow, read_parquet
+from vlm_lora.data.formats.csv_files import read_csv
 from vlm_lora.errors import DataError
 
 FILES = 600

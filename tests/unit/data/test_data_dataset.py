@@ -23,7 +23,7 @@ from support.datasets import (
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
 from vlm_lora.data.dataset import ConversationDataset, Conversations, Splits, load_splits
-from vlm_lora.data.images import ImageLimits, load_image
+from vlm_lora.data.images.loader import ImageLimits, load_image
 from vlm_lora.errors import DataError
 
 

@@ -13,8 +13,8 @@ from support.datasets import encode_png, write_jsonl
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.conversation import Conversation
 from vlm_lora.data.dataset import ConversationDataset, Splits, load_splits
-from vlm_lora.data.draws import MOST_DRAWS, ONCE, Span, each_draw, everything, longest_of_each_task
 from vlm_lora.data.mixture import Mixture
+from vlm_lora.data.ocr.task_sampling import MOST_DRAWS, ONCE, Span, each_draw, everything, longest_of_each_task
 from vlm_lora.data.split_parts import trained_parts
 from vlm_lora.training.drawing import drawn_epochs, spans_of
 

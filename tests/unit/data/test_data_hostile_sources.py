@@ -14,10 +14,10 @@ import pytest
 from support.datasets import draw_chart, encode_png, write_picture
 from support.picture_server import LOOPBACK, PictureServer, answer, numeric_only, redirect, serving
 from vlm_lora.config.run_config import DataConfig
-from vlm_lora.data.addresses import Address
 from vlm_lora.data.conversation import Url
 from vlm_lora.data.dataset import load_splits
-from vlm_lora.data.images import ImageLimits, load_image
+from vlm_lora.data.images.addresses import Address
+from vlm_lora.data.images.loader import ImageLimits, load_image
 from vlm_lora.errors import ImageError
 
 PNG = encode_png(draw_chart(4)[0])

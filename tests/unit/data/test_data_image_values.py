@@ -13,7 +13,7 @@ from PIL import Image
 
 from support.datasets import draw_chart, encode_png, write_picture
 from vlm_lora.data.conversation import ImageRef, Url
-from vlm_lora.data.image_values import (
+from vlm_lora.data.images.values import (
     ImagePlace,
     is_missing,
     looks_like_image,

@@ -20,7 +20,7 @@ from skimage import data as pictures
 
 from support.datasets import draw_chart, encode_png
 from vlm_lora.config.run_config import DataConfig
-from vlm_lora.data.images import ImageLimits, load_image
+from vlm_lora.data.images.loader import ImageLimits, load_image
 from vlm_lora.errors import ImageError
 
 LIMITS = ImageLimits()

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vlm_lora.data.json_files import JsonFile, read_json, read_json_lines
+from vlm_lora.data.formats.json_files import JsonFile, read_json, read_json_lines
 from vlm_lora.errors import DataError
 
 VALUES = st.recursive(

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.datasets import draw_chart, encode_png, write_picture
+from vlm_lora.data.columns.schema import Schema
 from vlm_lora.data.conversation import Conversation, ImageRef, Part, Role, RowSource, Text, Turn
-from vlm_lora.data.image_values import ImagePlace
-from vlm_lora.data.layouts import build_conversation
-from vlm_lora.data.schema import Schema
+from vlm_lora.data.conversations.layouts import build_conversation
+from vlm_lora.data.images.values import ImagePlace
 from vlm_lora.errors import DataError, ImageError
 
 SOURCE = RowSource(file="train.jsonl", row=17)

@@ -14,8 +14,8 @@ import pytest
 
 from support.datasets import write_jsonl
 from vlm_lora.config.run_config import DataConfig
-from vlm_lora.data.schema import Schema, detect_schema
-from vlm_lora.data.sources import open_source
+from vlm_lora.data.columns.schema import Schema, detect_schema
+from vlm_lora.data.sources.named import open_source
 from vlm_lora.errors import DataError
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
@@ -260,5 +260,5 @@ def test_what_image_marks_are_is_explained(detect: Detect, row: dict[str, Any], 
 
 
 def test_detection_needs_no_torch() -> None:
-    code = "import sys, vlm_lora.data.dataset, vlm_lora.data.images; sys.exit('torch' in sys.modules)"
+    code = "import sys, vlm_lora.data.dataset, vlm_lora.data.images.loader; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

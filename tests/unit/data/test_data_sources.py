@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-import vlm_lora.data.sources as sources
+import vlm_lora.data.sources.named as sources
 from support.datasets import (
     chartqa_rows,
     save_chartqa_to_disk,
@@ -25,9 +25,9 @@ from support.datasets import (
     write_jsonl,
     write_picture,
 )
-from vlm_lora.data.rows import Rows
-from vlm_lora.data.sources import open_source
-from vlm_lora.data.table_files import parquet_features, stream_parquet
+from vlm_lora.data.formats.arrow_files import parquet_features, stream_parquet
+from vlm_lora.data.formats.rows import Rows
+from vlm_lora.data.sources.named import open_source
 from vlm_lora.errors import DataError
 
 ROWS = [{"query": f"wie viel? {n}", "label": f"Ü{n}"} for n in range(5)]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm_lora.data.rows import Origin, Rows
+from vlm_lora.data.formats.rows import Origin, Rows
 from vlm_lora.data.splits import hold_out, limit, pick_split, pick_train, split_kind, whole
 from vlm_lora.errors import DataError
 

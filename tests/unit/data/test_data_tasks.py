@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from vlm_lora.config.sources import parse
-from vlm_lora.data.pages import Page, read_page
-from vlm_lora.data.task_answers import (
+from vlm_lora.data.ocr.pages import Page, read_page
+from vlm_lora.data.ocr.task_answers import (
     PHRASES,
     Draw,
     PageReading,
@@ -24,7 +24,7 @@ from vlm_lora.data.task_answers import (
     page_text,
     page_text2d,
 )
-from vlm_lora.data.tasks import COLUMNS, OWN_FILE, Task, load_tasks, read_tasks
+from vlm_lora.data.ocr.tasks import COLUMNS, OWN_FILE, Task, load_tasks, read_tasks
 from vlm_lora.errors import DataError
 
 LINES = [{"text": "Invoice 7", "bbox": [10, 10, 100, 20]}, {"text": "Total 14", "bbox": [10, 40, 90, 50]}]

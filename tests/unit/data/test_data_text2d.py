@@ -7,8 +7,8 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm_lora.data.pages import Item
-from vlm_lora.data.text2d import group_lines, join_lines, lay_out
+from vlm_lora.data.ocr.pages import Item
+from vlm_lora.data.ocr.text2d import group_lines, join_lines, lay_out
 
 WIDTH, HEIGHT = 10, 20
 """Pixels of a character of the drawn pages."""

@@ -15,10 +15,10 @@ import pytest
 
 from support.datasets import draw_chart, encode_png
 from support.picture_server import LOOPBACK, PictureServer, answer, redirect, serving
-from vlm_lora.data.addresses import Address, is_public
 from vlm_lora.data.conversation import Url
-from vlm_lora.data.images import ImageLimits, load_image
-from vlm_lora.data.urls import Fetcher, UrlLimits, kept_file
+from vlm_lora.data.images.addresses import Address, is_public
+from vlm_lora.data.images.loader import ImageLimits, load_image
+from vlm_lora.data.images.urls import Fetcher, UrlLimits, kept_file
 from vlm_lora.errors import ImageError
 
 PNG = encode_png(draw_chart(4)[0])

@@ -21,7 +21,7 @@ import pytest
 
 from support.datasets import write_jsonl, write_picture
 from vlm_lora.config.run_config import DataConfig
-from vlm_lora.data.columns import COLUMN_NAMES, ColumnRole
+from vlm_lora.data.columns.names import COLUMN_NAMES, ColumnRole
 from vlm_lora.data.conversation import Text
 from vlm_lora.data.dataset import load_splits
 from vlm_lora.errors import DataError

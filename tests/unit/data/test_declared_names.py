@@ -11,9 +11,9 @@ import pytest
 from support.datasets import write_picture
 from support.read_back import read_back
 from vlm_lora.config.run_config import DataConfig
-from vlm_lora.data import sources
 from vlm_lora.data.dataset import load_splits
 from vlm_lora.data.mixture import JOINT
+from vlm_lora.data.sources import named as sources
 from vlm_lora.errors import DataError
 
 

@@ -10,7 +10,7 @@ from support.datasets import save_chartqa_to_disk, write_jsonl
 from support.tars import write_chart_tar
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.dataset import load_splits
-from vlm_lora.data.found_files import find_source
+from vlm_lora.data.sources.files import find_source
 from vlm_lora.errors import DataError
 
 ROW = {"query": "q", "label": "l"}

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlm_lora.data.images import ImageLimits, load_image
+from vlm_lora.data.images.loader import ImageLimits, load_image
 from vlm_lora.errors import ImageError
 
 FILES = 10_000

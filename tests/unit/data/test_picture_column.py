@@ -10,7 +10,7 @@ import pytest
 
 from support.read_back import read_back
 from vlm_lora.data.conversation import Url
-from vlm_lora.data.image_values import ImagePlace, read_image_value
+from vlm_lora.data.images.values import ImagePlace, read_image_value
 from vlm_lora.errors import DataError
 
 ASKED = {"question": "q", "answer": "a"}

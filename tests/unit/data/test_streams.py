@@ -20,11 +20,11 @@ import pytest
 from support.datasets import write_chartqa_folder, write_jsonl, write_picture
 from vlm_lora.batching.order import BatchOrder, FillableRows
 from vlm_lora.config.run_config import DataConfig
-from vlm_lora.data.column_search import SAMPLE
+from vlm_lora.data.columns.search import SAMPLE
 from vlm_lora.data.conversation import Conversation, RowSource
 from vlm_lora.data.dataset import ConversationDataset, Splits, load_splits
-from vlm_lora.data.streamed import StreamedConversations, shuffled
-from vlm_lora.data.streams import RowStream, StreamedRow
+from vlm_lora.data.sources.streamed import StreamedConversations, shuffled
+from vlm_lora.data.sources.streams import RowStream, StreamedRow
 from vlm_lora.errors import ConfigError, DataError
 
 
@@ -369,7 +369,7 @@ def test_a_stream_that_loses_its_rows_says_so(ten: Splits) -> None:
 ENDING = """
 import sys, datasets
 from vlm_lora.config.run_config import DataConfig
-from vlm_lora.data import streams
+from vlm_lora.data.sources import streams
 from vlm_lora.data.dataset import load_splits
 load = datasets.load_dataset
 datasets.load_dataset = lambda name, config, streaming: load(sys.argv[1], config, streaming=streaming)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.tars import write_tar
-from vlm_lora.data.tars.members import Member, TarFaultError, read_members
+from vlm_lora.data.formats.tar.members import Member, TarFaultError, read_members
 
 LONG = "folder/" + "x" * 120
 

@@ -12,7 +12,7 @@ from support.tars import write_chart_tar
 from vlm_lora.batching.order import BatchOrder, FillableRows, Filler
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.dataset import load_splits
-from vlm_lora.data.sources import open_source
+from vlm_lora.data.sources.named import open_source
 
 BATCH = 2
 

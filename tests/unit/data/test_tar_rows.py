@@ -17,11 +17,11 @@ from support.tars import chart_members, write_chart_tar, write_tar
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data import cache_folder
 from vlm_lora.data.dataset import ConversationDataset, load_splits
-from vlm_lora.data.images import ImageLimits, load_image
-from vlm_lora.data.rows import Rows
-from vlm_lora.data.sources import open_source
-from vlm_lora.data.tars import index_files, packed, samples
-from vlm_lora.data.tars.index import build_index
+from vlm_lora.data.formats.rows import Rows
+from vlm_lora.data.formats.tar import index_files, packed, samples
+from vlm_lora.data.formats.tar.index import build_index
+from vlm_lora.data.images.loader import ImageLimits, load_image
+from vlm_lora.data.sources.named import open_source
 from vlm_lora.errors import DataError, ImageError
 
 PNG = encode_png(draw_chart(1)[0])

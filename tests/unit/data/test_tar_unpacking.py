@@ -14,8 +14,8 @@ import pytest
 
 from support.tars import write_chart_tar
 from vlm_lora.data import cache_folder
-from vlm_lora.data.sources import open_source
-from vlm_lora.data.tars import packed
+from vlm_lora.data.formats.tar import packed
+from vlm_lora.data.sources.named import open_source
 from vlm_lora.errors import DataError
 
 LONGEST = 60

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from vlm_lora.data.pages import read_page
-from vlm_lora.data.task_answers import PHRASES, Draw, PageReading, ask_about, can_serve
-from vlm_lora.data.tasks import COLUMNS, Task, load_tasks, read_tasks
+from vlm_lora.data.ocr.pages import read_page
+from vlm_lora.data.ocr.task_answers import PHRASES, Draw, PageReading, ask_about, can_serve
+from vlm_lora.data.ocr.tasks import COLUMNS, Task, load_tasks, read_tasks
 from vlm_lora.errors import DataError
 
 LINES = [{"text": "Sum 14", "bbox": [1, 2, 30, 12]}, {"text": "Sum 15", "bbox": [1, 22, 30, 32]}]

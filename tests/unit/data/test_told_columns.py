@@ -14,9 +14,9 @@ import pytest
 from support.read_back import read_back
 from support.tars import write_tar
 from vlm_lora.config.run_config import DataConfig
+from vlm_lora.data.columns.late import LateColumns
 from vlm_lora.data.dataset import ConversationDataset, load_splits
-from vlm_lora.data.late_columns import LateColumns
-from vlm_lora.data.streams import StreamedRow
+from vlm_lora.data.sources.streams import StreamedRow
 from vlm_lora.errors import DataError
 
 ASKED = {"images": ["0.png"], "query": "And red?", "response": "Two."}

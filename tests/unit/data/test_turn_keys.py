@@ -13,11 +13,11 @@ import pytest
 from support.datasets import draw_chart, encode_png
 from support.read_back import read_back
 from vlm_lora.config.run_config import DataConfig
+from vlm_lora.data.columns.schema import Schema
 from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text
+from vlm_lora.data.conversations.layouts import build_conversation
 from vlm_lora.data.dataset import load_splits
-from vlm_lora.data.image_values import ImagePlace
-from vlm_lora.data.layouts import build_conversation
-from vlm_lora.data.schema import Schema
+from vlm_lora.data.images.values import ImagePlace
 from vlm_lora.errors import DataError
 
 ONE = encode_png(draw_chart(1)[0])

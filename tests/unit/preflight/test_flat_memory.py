@@ -6,9 +6,9 @@ import json
 import tracemalloc
 
 from vlm_lora.config.run_config import DataConfig
+from vlm_lora.data.columns.schema import Schema
 from vlm_lora.data.dataset import ConversationDataset
-from vlm_lora.data.rows import Origin, Rows
-from vlm_lora.data.schema import Schema
+from vlm_lora.data.formats.rows import Origin, Rows
 from vlm_lora.data.splits import whole
 from vlm_lora.preflight.figures import build_report
 from vlm_lora.preflight.findings import Finding, Findings

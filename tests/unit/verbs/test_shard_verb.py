@@ -18,8 +18,8 @@ from support.datasets import chartqa_rows, draw_chart, encode_png, write_chartqa
 from support.tars import chart_members, write_chart_tar, write_tar
 from vlm_lora.cli import main
 from vlm_lora.data import cache_folder
-from vlm_lora.data.sources import open_source
-from vlm_lora.data.tars import sharding, writing
+from vlm_lora.data.formats.tar import sharding, writing
+from vlm_lora.data.sources.named import open_source
 from vlm_lora.errors import DataError
 
 

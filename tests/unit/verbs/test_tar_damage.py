@@ -25,10 +25,10 @@ import pytest
 from support.tars import chart_members, write_chart_tar, write_tar
 from vlm_lora.cli import main
 from vlm_lora.data import cache_folder
-from vlm_lora.data.images import ImageLimits, load_image
-from vlm_lora.data.sources import open_source
-from vlm_lora.data.tars import index_files
-from vlm_lora.data.tars.index_files import beside
+from vlm_lora.data.formats.tar import index_files
+from vlm_lora.data.formats.tar.index_files import beside
+from vlm_lora.data.images.loader import ImageLimits, load_image
+from vlm_lora.data.sources.named import open_source
 from vlm_lora.errors import DataError
 
 SAMPLES = 12

@@ -1,0 +1,125 @@
+"""Columns of what was marked in a picture (boxes, OCR pages): found from the first rows, and how they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlm_lora.config.run_config import DataConfig
+from vlm_lora.data.columns.class_names import declared_names
+from vlm_lora.data.columns.names import COLUMN_NAMES
+from vlm_lora.data.formats.rows import Rows
+from vlm_lora.data.ocr.boxes import CATEGORY_KEYS, QUESTION, BoxReading, holds_boxes
+from vlm_lora.data.ocr.pages import holds_page
+from vlm_lora.data.ocr.task_answers import PageReading
+from vlm_lora.data.ocr.tasks import load_tasks
+from vlm_lora.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marked:
+    """The columns whose values are boxes or pages, by value alone."""
+
+    boxes: tuple[str, ...]
+    pages: tuple[str, ...]
+
+    @classmethod
+    def among(cls, columns: Sequence[str], sample: Sequence[Mapping[str, Any]]) -> Marked:
+        """Look at the first rows. One odd row does not hide what a column is."""
+        return cls(
+            boxes=tuple(c for c in columns if any(holds_boxes(row.get(c)) for row in sample)),
+            pages=tuple(c for c in columns if any(holds_page(row.get(c), c) for row in sample)),
+        )
+
+
+def refuse_two_answers(
+    where: str, marked: Marked, chats: Sequence[str], prompts: Sequence[str], responses: Sequence[str]
+) -> None:
+    """Refuse marks beside a chat, or beside a question with an answer: either could be meant.
+
+    A question alone beside boxes asks for them; beside a page it would be left out, since tasks bring their own.
+
+    Raises:
+        DataError: names both, and the flags that decide.
+    """
+    column = (*marked.boxes, *marked.pages)[0]
+    flag = COLUMN_NAMES["boxes" if marked.boxes else "page"].flag
+    others = [f"--messages_column {chat}" for chat in chats]
+    if prompts and responses:
+        others.append(f"--prompt_column {prompts[0]} --response_column {responses[0]}")
+    elif prompts and not marked.boxes:
+        others.append(f"--prompt_column {prompts[0]} --response_column COLUMN with what answers it")
+    if others:
+        raise DataError(
+            f"{where} has {'boxes' if marked.boxes else 'OCR pages'} ('{column}') and other columns that could "
+            f"be asked and answered. Type {flag} {column}, or {', or '.join(others)}."
+        )
+
+
+def read_boxes(rows: Rows, column: str, config: DataConfig, prompt: str | None) -> tuple[BoxReading, tuple[str, ...]]:
+    """Return how a column of boxes is read, and lines that explain it; `prompt` is the column that asks for them."""
+    key, declared = (None, ()) if config.box_labels else declared_names(rows.declared, column, CATEGORY_KEYS)
+    names = config.box_labels or declared
+    source = "by --box_labels" if config.box_labels else "declared by the data"
+    reading = BoxReading(
+        column=column,
+        format=config.box_format,
+        names=names,
+        numbers=key,
+        question=config.box_prompt or QUESTION,
+        prompt=prompt,
+    )
+    asked = f"question: {reading.question!r}" if prompt is None else f"question: column '{prompt}' asks for the boxes"
+    named = f"names of categories: {', '.join(names)}, {source}" if names else "categories are named in the rows"
+    return reading, (asked, f"boxes are {config.box_format}; {named}")
+
+
+def read_pages(column: str, config: DataConfig) -> tuple[PageReading, tuple[str, ...]]:
+    """Return how a column of OCR pages is read, and lines that explain it.
+
+    Raises:
+        DataError: the task file cannot be used.
+    """
+    path = None if config.task_file is None else Path(config.task_file).expanduser()
+    tasks = load_tasks(path, names=config.tasks, outputs=config.output_types)
+    counts: dict[str, int] = {}
+    for task in tasks:
+        counts[task.name] = counts.get(task.name, 0) + 1
+    listed = ", ".join(f"{name} ({count})" for name, count in counts.items())
+    where = config.task_file or "our own file (--task_file brings others)"
+    reading = PageReading(column=column, tasks=tasks, seed=config.task_seed)
+    return reading, (f"tasks: {listed}, from {where}; drawn by --task_seed {config.task_seed}, epoch and row",)
+
+
+_WANTED: Mapping[str, tuple[str, str]] = {
+    "boxes": ("boxes", ", or type --boxes_column with the column that holds boxes"),
+    "page": ("OCR pages", ", or type --page_column with the column that holds OCR pages"),
+    "caption": ("answers without a column of questions", ""),
+}
+"""What a layout reads, and what to type where it was not found."""
+
+FLAGS: Mapping[str, tuple[str, ...]] = {
+    "boxes": ("box_format", "box_labels", "box_prompt"),
+    "page": ("task_file", "tasks", "output_types", "task_seed"),
+    "caption": ("default_prompt",),
+}
+"""Settings that only one layout reads."""
+
+
+def refuse_unused(config: DataConfig, layouts: Iterable[str]) -> None:
+    """Refuse settings of boxes, OCR pages or captions where no data set of the run holds any.
+
+    Raises:
+        ConfigError: names the first such setting and the layouts that were found.
+    """
+    found = list(dict.fromkeys(layouts))
+    untouched = DataConfig()
+    for layout, names in FLAGS.items():
+        given = [name for name in names if getattr(config, name) != getattr(untouched, name)]
+        if given and found and layout not in found:
+            what, otherwise = _WANTED[layout]
+            raise ConfigError(
+                f"--{given[0]} is for {what}, and the data is read as {', '.join(found)}. Leave it out{otherwise}."
+            )

@@ -1,0 +1,67 @@
+"""What a column of answers holds besides plain text: numbers of declared names, and lists written out in CSV cells.
+
+An answer that only says which of a row's choices is right is refused where the question does not show the choices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vlm_lora.data.columns.class_names import names_of
+from vlm_lora.data.columns.search import ColumnSearch
+from vlm_lora.data.columns.written_lists import written_list
+from vlm_lora.data.conversations.choices import asked_text, hidden, listed_choices
+from vlm_lora.data.formats.csv_files import CsvTable
+from vlm_lora.data.formats.rows import Rows
+from vlm_lora.data.wording import quoted, short
+from vlm_lora.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerReading:
+    """How a column of answers is read; by default text and numbers as they are."""
+
+    names: tuple[str, ...] = ()
+    """Names that the data declares for the column's numbers, number 0 first."""
+    written: bool = False
+    """Whether its texts are lists of accepted answers, written out as JSON, Python or numpy writes them."""
+
+
+def describe_answers(rows: Rows, search: ColumnSearch, column: str) -> tuple[AnswerReading, tuple[str, ...]]:
+    """Return how a column of answers is read, and lines that explain it."""
+    names = names_of(rows.declared, column)
+    if names:
+        return AnswerReading(names=names), (f"answers: the names of the numbers, declared by the data: {short(names)}",)
+    cells = [items for cell in search.values(column) if (items := written_list(cell)) != []]
+    # A list of no texts may stand for no answer, or for JSON that lists other things: the others say which.
+    from_csv = all(isinstance(table, CsvTable) for table in rows.tables)
+    if from_csv and sum(items is not None for items in cells) * 2 > len(cells):
+        return AnswerReading(written=True), (f"answers: the cells of '{column}' are lists of accepted answers",)
+    return AnswerReading(), ()
+
+
+def refuse_bare_choices(search: ColumnSearch, prompt: str, context: str | None, response: str) -> None:
+    """Refuse answers that are only the number or letter of one of the row's choices, which the question does not show.
+
+    Args:
+        search: the columns and first rows.
+        prompt: the column that asks.
+        context: the column that continues it.
+        response: the column that answers.
+
+    Raises:
+        DataError: names both columns and what to type.
+    """
+    taken = (prompt, context, response)
+    for row in search.sample:
+        answer = row.get(response)
+        text = str(answer[0] if isinstance(answer, list | tuple) and answer else answer)
+        asked = asked_text(row.get(prompt), row.get(context or ""))
+        for choices in listed_choices(row, (name for name in taken if name is not None)):
+            if not isinstance(answer, bool) and hidden(text, choices, asked):
+                raise DataError(
+                    f"{search.where}: '{response}' holds {short(answer)}, which says one of {quoted(choices.columns)} "
+                    f"({short([*choices.texts])}), and the question in '{prompt}' does not show them all. Write them "
+                    f"into the question, or the right one's text into '{response}'; to train on {short(answer)} as it "
+                    f"is, type --prompt_column {prompt} --response_column {response}."
+                )

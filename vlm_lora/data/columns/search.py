@@ -1,0 +1,144 @@
+"""The columns and first rows of a split, questions about them, and the mapping that a user typed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vlm_lora.config.run_config import DataConfig
+from vlm_lora.data.columns.names import COLUMN_NAMES, ColumnRole
+from vlm_lora.data.conversation import RowSource
+from vlm_lora.data.conversations.chats import parse_turns
+from vlm_lora.data.formats.rows import Row, Rows
+from vlm_lora.data.images.values import is_missing
+from vlm_lora.data.wording import quoted
+from vlm_lora.errors import DataError, nearest
+
+SAMPLE = 100
+"""Rows that detection looks at."""
+
+NO_PICTURES = "no_pictures"
+"""Given as --image_column: the rows are text only. (`none` is a flag that is not given.)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnSearch:
+    """The columns and first rows of one split, and questions about them."""
+
+    columns: tuple[str, ...]
+    sample: Sequence[Row]
+    where: str
+    place: Callable[[int], RowSource]
+    """Where a row of the sample lies."""
+    quiet: bool = False
+    """Whether nothing is to be warned of."""
+
+    def values(self, column: str) -> list[Any]:
+        """Return the values of a column that are not null."""
+        return [row[column] for row in self.sample if row.get(column) is not None]
+
+    def mostly_holds(self, column: str, test: Callable[[Any], bool]) -> bool:
+        """Tell whether more than half of a column's values that say anything pass a test: the others are odd rows."""
+        telling = [value for value in self.values(column) if not is_missing(value)]
+        return sum(test(value) for value in telling) * 2 > len(telling)
+
+    def may_hold(self, column: str, test: Callable[[Any], bool]) -> bool:
+        """Tell whether any value of a column passes a test, or none says anything."""
+        telling = [value for value in self.values(column) if not is_missing(value)]
+        return not telling or any(test(value) for value in telling)
+
+    def has_chat(self, column: str) -> bool:
+        """Tell whether any value is a chat: one odd row must not hide what the column is."""
+        return any(parse_turns(value) is not None for value in self.values(column))
+
+    def named(self, role: ColumnRole) -> list[str]:
+        """Return the columns that are called as a role usually is; fallback names only where no other is."""
+        names = COLUMN_NAMES[role]
+        usual = [column for column in self.columns if column.casefold() in names.usual]
+        return usual or [column for column in self.columns if column.casefold() in names.fallback]
+
+    def odd_rows(self, columns: Sequence[str]) -> str:
+        """Say which of the columns only a few rows have, and the first of those; empty where none is such.
+
+        A file with columns for one thing twice is most often one whose rows were written in two ways.
+        """
+        there = {
+            column: [at for at, row in enumerate(self.sample) if row.get(column) is not None] for column in columns
+        }
+        rare = {column: found for column, found in there.items() if found and len(found) * 2 < len(self.sample)}
+        said = (
+            f" Only {len(found)} of the first {len(self.sample)} rows have '{column}', such as {self.place(found[0])}."
+            for column, found in rare.items()
+        )
+        return "".join(said)
+
+    def single(self, role: ColumnRole, candidates: Sequence[str], otherwise: str = "") -> str:
+        """Return the only candidate.
+
+        Args:
+            role: what it is.
+            candidates: the columns that it could be.
+            otherwise: what else may be typed where there is none.
+
+        Raises:
+            DataError: there are several, or none.
+        """
+        names = COLUMN_NAMES[role]
+        if len(candidates) > 1:
+            raise DataError(
+                f"{self.where} has {len(candidates)} columns that could be the {role}: "
+                f"{quoted(candidates)}.{self.odd_rows(candidates)} "
+                f"Type {names.flag} with the one you mean, for example {names.flag} {candidates[0]}."
+            )
+        if not candidates:
+            raise DataError(
+                f"{self.where}: no column could be taken as the {role}. It has {quoted(self.columns)}. Known names "
+                f"are {', '.join(names.usual + names.fallback)}, or a chat in one column "
+                f"({', '.join(COLUMN_NAMES['messages'].usual)}). Type {names.flag} COLUMN{otherwise}."
+            )
+        return candidates[0]
+
+
+def read_mapping(search: ColumnSearch, config: DataConfig) -> dict[ColumnRole, str]:
+    """Return the explicit mapping after checking that its columns are there."""
+    given: dict[ColumnRole, str | None] = {
+        "image": config.image_column,
+        "prompt": config.prompt_column,
+        "response": config.response_column,
+        "messages": config.messages_column,
+        "boxes": config.boxes_column,
+        "page": config.page_column,
+    }
+    mapped = {role: column for role, column in given.items() if column is not None}
+    for role, column in mapped.items():
+        if column not in search.columns and not (role == "image" and column == NO_PICTURES):
+            raise DataError(
+                f"{COLUMN_NAMES[role].flag} {column}: {search.where} has no such "
+                f"column.{nearest(column, search.columns)} It has {quoted(search.columns)}."
+            )
+    if "messages" in mapped and ("prompt" in mapped or "response" in mapped):
+        raise DataError(
+            "--messages_column names whole conversations, so it does not go with --prompt_column or "
+            "--response_column. Leave one of them out."
+        )
+    marks = [role for role in ("boxes", "page") if role in mapped]
+    beside = {"image", "prompt"} if marks == ["boxes"] else {"image"}  # a column may ask for boxes
+    if marks and len(mapped.keys() - beside) > 1:
+        raise DataError(
+            f"--{marks[0]}_column says what is asked and answered, so it does not go with "
+            f"{', '.join(COLUMN_NAMES[role].flag for role in mapped if role not in (*beside, marks[0]))}. "
+            "Leave one of them out."
+        )
+    if config.box_prompt is not None and "prompt" in mapped and "response" not in mapped:
+        raise DataError(
+            f"--box_prompt and --prompt_column {mapped['prompt']} both say what is asked. Leave one of them out."
+        )
+    return mapped
+
+
+def where_from(rows: Rows) -> str:
+    """Name the files of rows, for messages."""
+    files = rows.files
+    more = f" (and {len(files) - 1} more)" if len(files) > 1 else ""
+    return f"{files[0] if files else 'the data'}{more}"

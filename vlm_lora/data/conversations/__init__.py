@@ -1,0 +1,1 @@
+"""Rows to conversations: one converter per layout, image places, chats."""

@@ -1,0 +1,152 @@
+"""Where a row's pictures stand in its turns: parts that stand for one, and `<image>` in a user's text.
+
+In ShareGPT turns each `<image>` is a place. In any other user text it is one exactly where that gives each picture of
+the image column one place, decided row by row; it stays text where parts have given each picture its place. Any other
+number of marks is an error, because a mark that stays in the text of a question about a picture teaches nonsense.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from vlm_lora.data.columns.names import PLACEHOLDER
+from vlm_lora.data.columns.search import NO_PICTURES
+from vlm_lora.data.conversation import ImageRef, Part, Role, Text, Turn
+from vlm_lora.errors import DataError
+
+
+class NextImage:
+    """A place that the next picture (or the one at `index`) of the image column belongs to."""
+
+    def __init__(self, index: int | None = None) -> None:
+        self.index = index
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserText:
+    """What a user said outside ShareGPT turns: whether its marks are places, the whole row says."""
+
+    text: str
+
+
+_MARK = re.compile(rf"(?:\r?\n{PLACEHOLDER})+\Z|{PLACEHOLDER}(?:\r?\n)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """A turn whose pictures have no place yet."""
+
+    role: Role
+    parts: Sequence[Part | NextImage | UserText]
+    supervised: bool = True
+    """Of an answer: whether it is trained on."""
+
+    @property
+    def text(self) -> str:
+        """Its text parts joined without a separator."""
+        return "".join(part.text for part in self.parts if isinstance(part, Text | UserText))
+
+
+_Read: TypeAlias = "tuple[Role, list[Part | NextImage]]"
+"""One whose marks are read: each is a place or text."""
+
+
+def split_marks(text: str) -> Iterator[Text | NextImage]:
+    """Cut a text at `<image>`; nothing else is changed, line breaks beside a mark included."""
+    for position, stretch in enumerate(text.split(PLACEHOLDER)):
+        if position:
+            yield NextImage()
+        if stretch or not text:
+            yield Text(text=stretch)
+
+
+def without_marks(text: str) -> str:
+    """Return a text without its `<image>`, each with its line break: the one behind it, or at the end before it."""
+    return _MARK.sub("", text)
+
+
+def place_images(drafts: Sequence[Draft], images: Sequence[ImageRef], *, typed: bool = False) -> tuple[Turn, ...]:
+    """Put the image column's pictures, in order, where the turns have places for them.
+
+    Turns without any place or picture of their own get all pictures at the start of the first user turn.
+
+    Args:
+        drafts: the turns.
+        images: the image column's pictures.
+        typed: whether the user said that there are no pictures, so that a mark is text.
+
+    Raises:
+        DataError: places and pictures that are not equally many.
+    """
+    turns = _read_marks(drafts, images, typed=typed)
+    places = [part for _, parts in turns for part in parts if isinstance(part, NextImage)]
+    if images and not places and not _has_own(drafts):
+        first = next((parts for role, parts in turns if role == "user"), None)
+        if first is None:
+            raise DataError(f"{len(images)} images and no user turn to put them in.")
+        first[:0] = images
+        return _finish(turns, {}, drafts)
+    if len(places) != len(images):
+        raise DataError(
+            f"{len(places)} places for images in the turns ({PLACEHOLDER} or image parts without a "
+            "picture of their "
+            f"own), and {len(images)} images in the image column. They must be equally many."
+        )
+    order = [number if place.index is None else place.index for number, place in enumerate(places)]
+    if sorted(order) != list(range(len(images))):
+        raise DataError(f"The parts' indices {order} do not name each of the {len(images)} images once.")
+    return _finish(turns, {id(p): images[at] for p, at in zip(places, order, strict=True)}, drafts)
+
+
+def _read_marks(drafts: Sequence[Draft], images: Sequence[ImageRef], *, typed: bool) -> list[_Read]:
+    """Return the turns with the marks in user texts cut out as places, or left as text."""
+    marks = sum(part.text.count(PLACEHOLDER) for draft in drafts for part in draft.parts if isinstance(part, UserText))
+    places = sum(isinstance(part, NextImage) for draft in drafts for part in draft.parts)
+    are_places = marks > 0 and places + marks == len(images)
+    are_text = typed or (places == len(images) and (places > 0 or _has_own(drafts)))
+    if marks and not are_places and not are_text:
+        raise DataError(_explain_unequal(marks, places, len(images)))
+    return [(draft.role, list(_resolve(draft.parts, cut=are_places))) for draft in drafts]
+
+
+def _resolve(parts: Sequence[Part | NextImage | UserText], *, cut: bool) -> Iterator[Part | NextImage]:
+    for part in parts:
+        if not isinstance(part, UserText):
+            yield part
+        elif cut:
+            yield from split_marks(part.text)
+        else:
+            yield Text(text=part.text)
+
+
+def _explain_unequal(marks: int, places: int, images: int) -> str:
+    given = f"{marks} {PLACEHOLDER} in the user's text" + (f", {places} parts for pictures" if places else "")
+    if not images:
+        return (
+            f"{given}, and the row has no picture. If its pictures were not found, type --image_column COLUMN; if all "
+            f"rows are text and {PLACEHOLDER} is a word of it, type --image_column {NO_PICTURES}; else add the picture "
+            "or write the word otherwise."
+        )
+    return (
+        f"{given}, and {images} images in the image column: which {PLACEHOLDER} is a picture's place is not clear. "
+        f"Write one for each picture, or none (pictures then go first). Where {PLACEHOLDER} is a word of the text, "
+        'give the pictures parts: [{"type": "image"}, {"type": "text", "text": ...}].'
+    )
+
+
+def _has_own(drafts: Sequence[Draft]) -> bool:
+    return any(isinstance(part, ImageRef) for draft in drafts for part in draft.parts)
+
+
+def _finish(turns: Sequence[_Read], chosen: Mapping[int, ImageRef], drafts: Sequence[Draft]) -> tuple[Turn, ...]:
+    return tuple(
+        Turn(
+            role=role,
+            parts=tuple(chosen[id(part)] if isinstance(part, NextImage) else part for part in parts),
+            supervised=draft.supervised,
+        )
+        for (role, parts), draft in zip(turns, drafts, strict=True)
+    )

@@ -1,0 +1,225 @@
+"""A row and its schema become one `Conversation`: the converters, one for each layout.
+
+Rules that hold everywhere: text stays as it is (an empty answer stays empty), pictures keep their order and
+their number, every chat ends with an answer, and what cannot be read is an error rather than a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from vlm_lora.data.columns.names import CAPTION_QUESTION, PLACEHOLDER, TURN_KEYS
+from vlm_lora.data.columns.schema import Schema
+from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
+from vlm_lora.data.conversations.box_marks import refuse_box_marks
+from vlm_lora.data.conversations.chats import parse_turns
+from vlm_lora.data.conversations.choices import refuse_hidden
+from vlm_lora.data.conversations.image_places import Draft, UserText, place_images
+from vlm_lora.data.conversations.region_rows import convert_boxes, convert_page
+from vlm_lora.data.conversations.row_texts import check_unicode, read_answers, read_text
+from vlm_lora.data.conversations.told_columns import (
+    after_history,
+    read_history,
+    refuse_history,
+    system_text,
+    with_system,
+)
+from vlm_lora.data.conversations.turn_keys import refuse_unread_columns
+from vlm_lora.data.conversations.turns import read_turns
+from vlm_lora.data.conversations.typed_questions import Question, question_parts, read_question
+from vlm_lora.data.conversations.unread_media import refuse_media
+from vlm_lora.data.formats.rows import Row
+from vlm_lora.data.images.values import ImagePlace, read_image_values
+from vlm_lora.data.ocr.pages import Page
+from vlm_lora.data.ocr.task_answers import Draw, PageReading, ask_about
+from vlm_lora.data.ocr.task_sampling import Ask
+from vlm_lora.data.wording import quoted
+from vlm_lora.errors import DataError
+
+
+def build_conversation(
+    row: Row,
+    schema: Schema,
+    *,
+    source: RowSource,
+    place: ImagePlace,
+    system_prompt: str | None = None,
+    draw: Draw | None = None,
+) -> Conversation:
+    """Turn a row into a conversation.
+
+    Args:
+        row: Values by column.
+        schema: What the columns mean.
+        source: File and row.
+        place: Where image paths start and may lead.
+        system_prompt: System turn for conversations that bring none.
+        draw: Which task a page of OCR data gets; by default that of epoch 0 and the row.
+
+    Raises:
+        DataError: The row cannot be used; the message begins with file and row.
+    """
+    drawn = draw or Draw(row=source.row or 0)
+
+    def ask(page: Page, reading: PageReading, number: int) -> Sequence[tuple[Question, str]]:
+        return [ask_about(page, reading, drawn)]
+
+    found = build_asked(row, schema, source=source, place=place, system_prompt=system_prompt, ask=ask, number=drawn.row)
+    return found[0]
+
+
+def build_asked(
+    row: Row,
+    schema: Schema,
+    *,
+    source: RowSource,
+    place: ImagePlace,
+    system_prompt: str | None,
+    ask: Ask,
+    number: int,
+) -> list[Conversation]:
+    """Turn a page into the conversations with what `ask` asks, which share its picture; any other row into one.
+
+    Args:
+        row: As of `build_conversation`, like all others but the last two.
+        schema: What the columns mean.
+        source: File and row.
+        place: Where image paths start and may lead.
+        system_prompt: System turn for conversations that bring none.
+        ask: What is asked about a page.
+        number: The row's position among all rows of its files.
+
+    Raises:
+        DataError: The row cannot be used; the message begins with file and row.
+    """
+    accepted: tuple[str, ...] = ()
+    try:
+        refuse_media(row, schema.columns)
+        refuse_unread_columns(row, schema.columns, chat=schema.layout in ("messages", "prompt_completion"))
+        images = read_image_values(row.get(schema.image), place) if schema.image else ()
+        if schema.boxes is not None:
+            versions = [convert_boxes(row, schema.boxes, images)]
+        elif schema.page is not None:
+            versions = convert_page(row, schema.page, images, ask, number)
+        elif schema.layout == "caption":
+            turns, accepted = _convert_caption(row, schema, images)
+            versions = [turns]
+        else:
+            drafts, accepted = _DRAFTERS[schema.layout](row, schema, place)
+            drafts = after_history(read_history(row, schema.told, _shown(schema, place)), drafts)
+            versions = [place_images(drafts, images, typed=schema.no_pictures)]
+        if schema.layout in ("boxes", "page", "caption"):
+            refuse_history(row, schema.told)
+        versions = [with_system(turns, system_text(row, schema.told)) for turns in versions]
+        for turns in versions:
+            _check_turns(turns)
+        _check_meant(row, schema, versions[0])
+    except DataError as error:
+        raise type(error)(f"{source}: {error}") from error
+    system = () if system_prompt is None else (Turn(role="system", parts=(Text(text=system_prompt),)),)
+    return [Conversation(turns=_led(turns, system), source=source, accepted_answers=accepted) for turns in versions]
+
+
+def _led(turns: tuple[Turn, ...], system: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    return turns if any(turn.role == "system" for turn in turns) else (*system, *turns)
+
+
+_Drafted = tuple[list[Draft], tuple[str, ...]]
+
+
+def _draft_question(row: Row, schema: Schema, place: ImagePlace) -> _Drafted:
+    question = read_text(row.get(str(schema.prompt)), f"the prompt ('{schema.prompt}')")
+    context = row.get(schema.context) if schema.context else None
+    if context:
+        question = f"{question}\n{read_text(context, f'the context ({schema.context!r})')}"
+    answers, accepted = read_answers(row.get(str(schema.response)), str(schema.response), schema.answers)
+    user = Draft(role="user", parts=[UserText(text=question)])
+    return [user, Draft(role="assistant", parts=[Text(text=answers)])], accepted
+
+
+def _convert_caption(row: Row, schema: Schema, images: Sequence[ImageRef]) -> tuple[tuple[Turn, ...], tuple[str, ...]]:
+    asked = str(schema.question)
+    question = asked if schema.no_pictures else read_question(asked)
+    if not images and (asked == CAPTION_QUESTION or not isinstance(question, str)):
+        other = "" if isinstance(question, str) else f" without {PLACEHOLDER}"
+        raise DataError(
+            f"The row has no picture, and {asked!r} asks about one. Leave it out, or type --default_prompt{other}."
+        )
+    answer, accepted = read_answers(row.get(str(schema.response)), str(schema.response), schema.answers)
+    user = Turn(role="user", parts=question_parts(question, images))
+    return (user, Turn(role="assistant", parts=(Text(text=answer),))), accepted
+
+
+def _draft_messages(row: Row, schema: Schema, place: ImagePlace) -> _Drafted:
+    column = str(schema.messages)
+    return read_turns(_require_turns(row.get(column), column), _shown(schema, place)), ()
+
+
+def _draft_pair(row: Row, schema: Schema, place: ImagePlace) -> _Drafted:
+    prompt_value = row.get(str(schema.prompt))
+    response_value = row.get(str(schema.response))
+    accepted: tuple[str, ...] = ()
+    prompt = parse_turns(prompt_value)
+    if prompt is None:
+        prompt = [{"role": "user", "content": read_text(prompt_value, f"the prompt ('{schema.prompt}')")}]
+    response = parse_turns(response_value)
+    if response is None:
+        answer, accepted = read_answers(response_value, str(schema.response), schema.answers)
+        response = [{"role": "assistant", "content": answer}]
+    return read_turns([*prompt, *response], _shown(schema, place)), accepted
+
+
+_DRAFTERS: Mapping[str, Callable[[Row, Schema, ImagePlace], _Drafted]] = {
+    "question_answer": _draft_question,
+    "messages": _draft_messages,
+    "prompt_completion": _draft_pair,
+}
+
+
+def _require_turns(value: Any, column: str) -> list[Mapping[str, Any]]:
+    turns = parse_turns(value)
+    if turns is None:
+        what = "is empty" if not value else f"is no list of turns ({type(value).__name__})"
+        for number, turn in enumerate(value if isinstance(value, list | tuple) else (), start=1):
+            if isinstance(turn, Mapping) and not any(role in turn and text in turn for role, text in TURN_KEYS):
+                what = f'is no list of turns: {number} has no "role" and "content", but {quoted(turn)}'
+                break
+        raise DataError(f"The chat in column '{column}' {what}.")
+    return turns
+
+
+def _shown(schema: Schema, place: ImagePlace) -> ImagePlace | None:
+    """Return where pictures of parts are found; None where the user said that there are none."""
+    return None if schema.no_pictures else place
+
+
+def _check_turns(turns: Sequence[Turn]) -> None:
+    if all(turn.role != "assistant" for turn in turns):
+        raise DataError("No assistant turn: there is nothing to learn from or to compare with.")
+    if not any(turn.is_answer for turn in turns):
+        raise DataError(
+            "Each answer is marked as one that is not trained on (weight 0, loss false, ...): there is nothing to "
+            "learn from. Leave the row out, or the marks."
+        )
+    last = turns[-1]
+    if last.role != "assistant":
+        raise DataError(
+            f"The last turn is the {last.role}'s ({last.text[:40]!r}) and has no answer. Remove it or answer it."
+        )
+    for number, turn in enumerate(turns, start=1):
+        check_unicode(turn.text, f"Turn {number} ({turn.role})")
+        if turn.role == "assistant" and any(isinstance(part, ImageRef) for part in turn.parts):
+            raise DataError(f"Turn {number} (assistant) holds a picture; models here answer with text only.")
+
+
+def _check_meant(row: Row, schema: Schema, turns: Sequence[Turn]) -> None:
+    """Refuse texts that say something only with what the row holds beside them: marks for boxes, letters of choices."""
+    if schema.layout == "page":
+        return
+    refuse_box_marks(row, turns)
+    if schema.layout != "boxes" and not schema.as_they_are:
+        for place, turn in enumerate(turns):
+            if turn.is_answer:
+                asked = "\n".join(before.text for before in turns[:place])
+                refuse_hidden(row, schema.columns, question=asked, answer=turn.text)

@@ -1,0 +1,93 @@
+"""Rows whose answer is made from what was marked in the picture: boxes, or a page of OCR data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vlm_lora.data.conversation import ImageRef, Text, Turn
+from vlm_lora.data.conversations.image_places import Draft, UserText, place_images
+from vlm_lora.data.conversations.row_texts import read_text
+from vlm_lora.data.conversations.typed_questions import Question, question_parts, read_question
+from vlm_lora.data.images.size import read_size
+from vlm_lora.data.ocr.boxes import BoxReading, answer_boxes, check_size
+from vlm_lora.data.ocr.pages import read_page
+from vlm_lora.data.ocr.task_answers import PageReading, clipped
+from vlm_lora.data.ocr.task_sampling import Ask
+from vlm_lora.errors import DataError
+
+SIZE_COLUMNS = ("image", "image_info")
+"""Columns that may hold `{"width", "height"}` of the picture, beside columns of these two names."""
+
+_WHOLE = re.compile(r"[0-9]{1,9}(\.0*)?")
+
+
+SIDES = ("width", "height")
+"""Columns that may hold the sides of the picture."""
+
+
+def convert_boxes(row: Mapping[str, Any], reading: BoxReading, images: Sequence[ImageRef]) -> tuple[Turn, ...]:
+    """Return the question and the boxes' JSON as two turns.
+
+    Raises:
+        DataError: not exactly one picture, a picture of another size than the row says, or broken boxes, or
+            no question in the column that asks it.
+    """
+    size = _size_of_only(images, reading.column)
+    check_size(_given_size(row), size)
+    answer = answer_boxes(row.get(reading.column), reading, size)
+    if reading.prompt is None:
+        return _turns(images, read_question(reading.question), answer)
+    asked = UserText(text=read_text(row.get(reading.prompt), f"the prompt ('{reading.prompt}')"))
+    return place_images([Draft(role="user", parts=[asked]), Draft(role="assistant", parts=[Text(text=answer)])], images)
+
+
+def convert_page(
+    row: Mapping[str, Any], reading: PageReading, images: Sequence[ImageRef], ask: Ask, number: int
+) -> list[tuple[Turn, ...]]:
+    """Return what is asked about a page and answered, each different question as two turns.
+
+    Args:
+        row: the values.
+        reading: how the page is read.
+        images: its picture.
+        ask: what is asked.
+        number: the row's position among all rows of its files, which draws depend on.
+
+    Raises:
+        DataError: not exactly one picture, a picture of another size than the data says, a broken page, or one that
+            none of the tasks can be asked about.
+    """
+    size = _size_of_only(images, reading.column)
+    page = read_page(row.get(reading.column))
+    check_size((_number(page.size[0]), _number(page.size[1])), size)
+    check_size(_given_size(row), size)
+    pairs = dict.fromkeys(ask(clipped(page, size), reading, number))
+    return [_turns(images, question, answer) for question, answer in pairs]
+
+
+def _turns(images: Sequence[ImageRef], question: Question, answer: str) -> tuple[Turn, ...]:
+    user = Turn(role="user", parts=question_parts(question, images))
+    return user, Turn(role="assistant", parts=(Text(text=answer),))
+
+
+def _size_of_only(images: Sequence[ImageRef], column: str) -> tuple[int, int]:
+    if len(images) != 1:
+        raise DataError(f"'{column}' marks one picture, and the row has {len(images)}.")
+    return read_size(images[0].source)
+
+
+def _given_size(row: Mapping[str, Any]) -> tuple[Any, Any]:
+    structs = [row[name] for name in SIZE_COLUMNS if isinstance(row.get(name), Mapping)]
+    found = next((value for value in structs if value.get("width") is not None), row)
+    return _number(found.get("width")), _number(found.get("height"))
+
+
+def _number(value: Any) -> int | None:
+    """Return a whole number, also from a CSV's text or written as 640.0, as tables do; None for anything else."""
+    if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
+        return int(float(value))
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -1,0 +1,1 @@
+"""Rows of each file format, with the place that they came from."""

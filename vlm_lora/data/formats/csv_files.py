@@ -1,0 +1,97 @@
+"""CSV and `.tsv` files as rows: every value is text as written, and an empty cell is a missing value.
+
+CSV has no null. A spreadsheet writes one as an empty cell, and lines of empty cells behind its last row.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from bisect import bisect_right
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vlm_lora.data.formats.arrow_files import ArrowTable
+from vlm_lora.errors import DataError
+
+LARGEST_FIELD = 2**30
+"""Longest field in characters; Python's own default (131072) refuses pictures written as base64."""
+
+_LEFT_OUT = b"rows_before_lines_left_out"
+"""Where the Arrow table keeps how many rows stand before each line that is left out."""
+
+
+class CsvTable(ArrowTable):
+    """Rows of a CSV file without its blank lines and lines of empty cells, which count when rows are numbered."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, _open_csv)
+        self._left_out: tuple[int, ...] = tuple(json.loads(self._table.schema.metadata[_LEFT_OUT]))
+
+    def number(self, place: int) -> int:
+        """Return the number in the file of the row at a place, counting from 0 behind the names of the columns."""
+        return place + bisect_right(self._left_out, place)
+
+
+def read_csv(path: Path) -> CsvTable:
+    """Read a CSV (or `.tsv`) file: every value is text, exactly as written; None where the cell is empty.
+
+    Raises:
+        DataError: Malformed input, with file and line.
+    """
+    return CsvTable(path)
+
+
+def _open_csv(path: Path) -> Any:
+    import pyarrow as pa
+
+    rows = _parse_csv(path)
+    header = next(rows, None)
+    if header is None:
+        raise DataError(f"{path} is empty: the first line must name the columns.")
+    doubled = sorted({name for name in header if header.count(name) > 1})
+    if doubled:
+        raise DataError(f"{path} line 1: two columns are called '{doubled[0]}'. Rename one.")
+    columns: list[list[str | None]] = [[] for _ in header]
+    left_out = []
+    for row in rows:
+        if not any(row):
+            left_out.append(len(columns[0]))
+            continue
+        for column, value in zip(columns, row, strict=True):
+            column.append(value or None)
+    # large_string: a column of base64 pictures can pass the 2 GiB of Arrow's plain strings.
+    table = pa.table([pa.array(column, type=pa.large_string()) for column in columns], names=header)
+    return table.replace_schema_metadata({_LEFT_OUT: json.dumps(left_out)})
+
+
+def _parse_csv(path: Path) -> Iterator[list[str]]:
+    """Yield the names of the columns, then every line's cells; none of a blank line, which spreadsheets show too."""
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    previous = csv.field_size_limit(LARGEST_FIELD)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream, delimiter=delimiter, strict=True)
+            width: int | None = None
+            try:
+                for row in reader:
+                    if width is None and not row:
+                        continue
+                    width = len(row) if width is None else width
+                    if row and len(row) != width:
+                        raise DataError(
+                            f"{path} line {reader.line_num}: {len(row)} values, and the header names "
+                            f"{width} columns. "
+                            "A value that holds a comma, quote or line break must stand in double quotes "
+                            '("...").'
+                        )
+                    yield row
+            except csv.Error as error:
+                raise DataError(f"{path} line {reader.line_num}: not CSV: {error}.") from error
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path} after line {reader.line_num}: not UTF-8 text ({error.reason}). Save it as UTF-8."
+                ) from error
+    finally:
+        csv.field_size_limit(previous)

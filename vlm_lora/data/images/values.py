@@ -1,0 +1,244 @@
+"""What a row holds for a picture (path, bytes, base64, data URI, struct, picture) as one `ImageRef`.
+
+Paths are checked here, where the file's folder is known: below the image root, regular files, no URLs.
+Nothing is decoded; `images.load_image` does that for training, evaluation and asking alike.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from PIL import Image
+
+from vlm_lora.data.conversation import ImageRef, Url
+from vlm_lora.data.images.number_arrays import is_number_array, picture_of_numbers
+from vlm_lora.errors import ImageError
+
+MAGICS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"BM", b"GIF8", b"II*\x00", b"MM\x00*")
+"""First bytes of the formats that base64 text is recognised by."""
+
+ADDRESS_KEYS = ("url", "src")
+"""Keys of an object that hold a picture's address or path; the Hub's viewer writes `src`, `height`, `width`."""
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_DATA_URI = re.compile(r"data:([\w.+/-]*)((?:;[\w=.+-]+)*),", re.IGNORECASE)
+_BASE64_LEAST = 44
+"""Shorter text is never taken for base64: no picture is that small."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagePlace:
+    """Where relative paths start and which folders a path may lead into."""
+
+    folder: Path | None
+    """Start of relative paths; None where there is none (a Hub data set)."""
+    roots: tuple[Path, ...] = ()
+    """Folders that the real path must lie in; by default the one that relative paths start from."""
+    allow_urls: bool = False
+    """Whether http and https URLs become references; they are fetched when they are loaded."""
+
+
+def read_image_value(value: Any, place: ImagePlace) -> ImageRef:
+    """Return the reference for one picture as a row holds it.
+
+    Raises:
+        ImageError: A URL, a path outside the root or to no regular file, broken base64, another type.
+    """
+    if isinstance(value, Image.Image):
+        return ImageRef(source=value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return ImageRef(source=bytes(value))
+    if isinstance(value, Path):
+        return ImageRef(source=resolve_path(str(value), place))
+    if isinstance(value, str):
+        return _read_text(value, place)
+    if isinstance(value, Mapping):
+        return _read_struct(value, place)
+    if is_number_array(value):
+        return ImageRef(source=picture_of_numbers(value))
+    kind = "a list of numbers or lists" if isinstance(value, Sequence) else f"a value of type {type(value).__name__}"
+    raise ImageError(
+        f"An image is given as {kind}. Accepted are a path, encoded bytes, base64, a data URI, "
+        '{"bytes": ..., "path": ...}, {"url": ...}, {"src": ...} and nested lists of the numbers 0-255.'
+    )
+
+
+def is_missing(value: Any) -> bool:
+    """Tell whether an image value says that the row has no picture."""
+    if isinstance(value, Mapping):
+        return all(is_missing(inner) for inner in value.values())
+    # Empty bytes are no absence: they are a picture that got lost, and an error when it is loaded.
+    return value is None or (isinstance(value, str | list | tuple) and len(value) == 0)
+
+
+def read_image_values(value: Any, place: ImagePlace) -> tuple[ImageRef, ...]:
+    """Return the references for an image column's value: nothing, one picture or a list of pictures."""
+    if is_missing(value):
+        return ()
+    if isinstance(value, list | tuple) and not is_number_array(value):
+        refs = []
+        for number, item in enumerate(value, start=1):
+            if is_missing(item):
+                raise ImageError(f"Image {number} of {len(value)} in the list is empty. Leave it out.")
+            refs.append(read_image_value(item, place))
+        return tuple(refs)
+    return (read_image_value(value, place),)
+
+
+def looks_like_image(value: Any) -> bool:
+    """Tell from a value alone whether it is surely a picture; used to find image columns."""
+    if isinstance(value, list | tuple):
+        return bool(value) and all(looks_like_image(item) for item in value)
+    if isinstance(value, Mapping):
+        return (set(value) == {"bytes", "path"} and not is_missing(value)) or _is_addressed(value)
+    if isinstance(value, bytes):
+        return value.startswith(MAGICS)
+    if isinstance(value, str):
+        return _is_image_text(value)
+    return isinstance(value, Image.Image)
+
+
+def resolve_path(text: str, place: ImagePlace) -> Path:
+    """Return the real path of an image file after checking where it leads.
+
+    Raises:
+        ImageError: Outside the roots, missing, or not a regular file.
+    """
+    if "\x00" in text:
+        raise ImageError(f"The image path {text!r} holds a NUL character.")
+    path = Path(text).expanduser() if text.startswith("~/") else Path(text)
+    if place.folder is None and not path.is_absolute():
+        raise ImageError(
+            f"The image path '{_short(text)}' is relative, and a Hub data set has no folder to start from. "
+            "Type --image_root FOLDER."
+        )
+    joined = path if place.folder is None else place.folder / path
+    try:
+        real = joined.resolve()
+        roots = [root.resolve() for root in place.roots or ((place.folder,) if place.folder else ())]
+        inside = any(real.is_relative_to(root) for root in roots)
+        # Where a path may not lead, not even the existence of a file is told.
+        mode = real.stat().st_mode if inside else 0
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ImageError(
+            f"The image '{_short(text)}' cannot be opened ({joined}: {reason}). Relative paths start from "
+            f"{place.folder}; "
+            "--image_root FOLDER makes them start elsewhere."
+        ) from error
+    if not inside:
+        allowed = " or ".join(str(root) for root in roots) or "any folder"
+        raise ImageError(
+            f"The image path '{_short(text)}' leads to {real}, outside {allowed}. "
+            "Type --image_root FOLDER with a folder that holds all images."
+        )
+    if not stat.S_ISREG(mode):
+        raise ImageError(f"The image path '{_short(text)}' is not a regular file ({real}).")
+    return real
+
+
+def _read_struct(value: Mapping[str, Any], place: ImagePlace) -> ImageRef:
+    """Read {"bytes", "path"}: the bytes where there are any, else the path, else a URL or path under its keys."""
+    encoded = value.get("bytes")
+    if encoded is not None:
+        return read_image_value(encoded, place)
+    address = next((value[key] for key in ("path", *ADDRESS_KEYS) if value.get(key)), None)
+    if address is not None:
+        return read_image_value(address, place)
+    raise ImageError(
+        f"An image is given as an object with the keys {', '.join(map(str, value)) or '(none)'}; it needs "
+        "`bytes`, `path`, `url` or `src` with a value."
+    )
+
+
+def read_url(text: str, *, allow: bool) -> Url:
+    """Return the reference for an image URL; nothing is fetched yet.
+
+    Raises:
+        ImageError: URLs are not allowed, or it is one that is never fetched.
+    """
+    if not text.lower().startswith(("http://", "https://")):
+        raise ImageError(
+            f"The image is a URL that is never fetched ({_short(text)}); only http and https are. Download the images "
+            "and name files."
+        )
+    if not allow:
+        raise ImageError(
+            f"The image is a URL ({_short(text)}). URLs are not fetched unless you allow it: a run must not depend on "
+            "other machines, nor reach into the network on behalf of a data file. Download the images and name files, "
+            "or type --allow_urls true."
+        )
+    return Url(text=text)
+
+
+def _read_text(text: str, place: ImagePlace) -> ImageRef:
+    uri = _DATA_URI.match(text)
+    if uri:
+        return ImageRef(source=_decode_data_uri(text, uri))
+    scheme = _SCHEME.match(text)
+    if scheme:
+        name = scheme.group(1).lower()
+        if name == "file":
+            parts = urlsplit(text)
+            if parts.netloc not in ("", "localhost"):
+                raise ImageError(f"The image ({_short(text)}) lies on another machine; file:/// is followed by a path.")
+            return ImageRef(source=resolve_path(unquote(parts.path), place))
+        return ImageRef(source=read_url(text, allow=place.allow_urls))
+    if _is_base64_image(text):
+        return ImageRef(source=_decode_base64(text))
+    return ImageRef(source=resolve_path(text, place))
+
+
+def _is_addressed(value: Mapping[str, Any]) -> bool:
+    """Tell whether an object is surely a picture's address: with its size, or by the name of the file."""
+    text = next((value[key] for key in ADDRESS_KEYS if value.get(key)), None)
+    if not isinstance(text, str) or not set(value) <= {*ADDRESS_KEYS, "height", "width"}:
+        return False
+    return {"height", "width"} <= set(value) or _is_image_text(text)
+
+
+def _is_image_text(text: str) -> bool:
+    suffixes = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+    one_line = "\n" not in text and len(text) < 1024
+    return text.startswith("data:image/") or (one_line and text.lower().endswith(suffixes)) or _is_base64_image(text)
+
+
+def _is_base64_image(text: str) -> bool:
+    """Tell whether text is base64 of a known picture format, from its first characters."""
+    if len(text) < _BASE64_LEAST or Path(text[-8:]).suffix:
+        return False
+    try:
+        return base64.b64decode(text[:16], validate=True).startswith(MAGICS)
+    except (binascii.Error, ValueError):
+        return False
+
+
+def _decode_base64(text: str) -> bytes:
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ImageError(f"The image's base64 text ({_short(text)}) is broken: {error}.") from error
+
+
+def _decode_data_uri(text: str, uri: re.Match[str]) -> bytes:
+    kind, options = uri.group(1).lower(), uri.group(2).lower()
+    if ";base64" not in options:
+        raise ImageError(f"The data URI ({_short(text)}) is not base64; pictures are read as data:image/png;base64,...")
+    if kind and not kind.startswith("image/"):
+        raise ImageError(f"The data URI ({_short(text)}) holds {kind}, not a picture.")
+    encoded = _decode_base64(unquote(text[uri.end() :]))
+    if not encoded:
+        raise ImageError(f"The data URI ({_short(text)}) is empty.")
+    return encoded
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,205 @@
+"""One task for one page: which tasks it can serve, the seeded draw, and the question and answer in words.
+
+A draw depends on (seed, epoch, row) alone, so it is the same on any number of workers, ranks and resumptions.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vlm_lora.data.conversations.typed_questions import Question, read_question
+from vlm_lora.data.ocr.boxes import as_json, read_box
+from vlm_lora.data.ocr.pages import LEVELS, Item, Page
+from vlm_lora.data.ocr.tasks import PLACEHOLDER, Task
+from vlm_lora.data.ocr.text2d import join_lines, lay_out
+from vlm_lora.errors import DataError
+
+PHRASES = (
+    "the picture",
+    "this picture",
+    "the image",
+    "this page",
+    "the page shown",
+    "the attached scan",
+    "the scanned page",
+    "this document",
+    "the document above",
+    "the attached image",
+)
+"""What `{image}` becomes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """What a random choice for a row depends on, beside the seed of the run."""
+
+    epoch: int = 0
+    row: int = 0
+    """Position among all rows of the split's files."""
+    repeat: int = 0
+    """How often the row came before in the epoch, where a data set is repeated."""
+
+    def generator(self, seed: int) -> random.Random:
+        """Return the generator of this draw; text seeds are hashed alike by every Python."""
+        return random.Random(f"{seed}/{self.epoch}/{self.row}/{self.repeat}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageReading:
+    """How a column of pages is turned into questions and answers."""
+
+    column: str
+    tasks: tuple[Task, ...]
+    seed: int
+
+
+def ask_about(page: Page, reading: PageReading, draw: Draw) -> tuple[Question, str]:
+    """Draw a task for a page and return the question and the answer.
+
+    The category is drawn uniformly from those that the page can serve, then a task of it, then the item that the
+    question gives (if any), then the phrase for the picture.
+
+    Raises:
+        DataError: the page can serve none of the tasks.
+    """
+    generator = draw.generator(reading.seed)
+    served = servable(page, reading)
+    categories = list(dict.fromkeys(task.name for task in served))
+    category = generator.choice(categories)
+    task = generator.choice([task for task in served if task.name == category])
+    given = generator.choice(givable(page, task)) if task.given is not None else None
+    return asked(page, task, given, generator.choice(PHRASES))
+
+
+def servable(page: Page, reading: PageReading) -> Sequence[Task]:
+    """Return the tasks that a page can serve.
+
+    Raises:
+        DataError: there is none.
+    """
+    served = [task for task in reading.tasks if can_serve(page, task)]
+    if not served:
+        wanted = ", ".join(
+            sorted({f"{task.given or task.among or 'image'} to {task.output}" for task in reading.tasks})
+        )
+        raise DataError(f"None of the tasks can be asked about this page. It holds {_holding(page)}; wanted: {wanted}.")
+    return served
+
+
+def asked(page: Page, task: Task, given: Item | None, phrase: str) -> tuple[Question, str]:
+    """Return a task's question, with the item that it gives and a phrase for the picture, and the answer."""
+    return _fill(task.question, given, phrase), _answer(page, task, given)
+
+
+def can_serve(page: Page, task: Task) -> bool:
+    """Tell whether a page holds what a task gives and asks for.
+
+    An empty page serves every task that gives nothing beside the picture.
+    """
+    if page.is_empty:
+        return task.given is None
+    if task.given is not None:
+        return bool(givable(page, task))
+    if task.output == "text":
+        return page.text is not None or any(page.written(level) for level in page.items)
+    if task.output == "text2d":
+        return page.text2d is not None or _laid_level(page) is not None
+    if task.output == "box":
+        return bool(page.boxed(task.among) if task.among else _boxed_level(page))
+    level = str(task.level)
+    return bool(page.written(level) and (page.boxed(level) or "," not in task.output))
+
+
+def page_text(page: Page) -> str:
+    """Return the whole page's text: as given, else its lines, paragraphs or words in reading order."""
+    if page.text is not None:
+        return page.text
+    for level, between in (("lines", "\n"), ("paragraphs", "\n\n")):
+        if page.written(level):
+            return between.join(item.text for item in page.items[level])
+    words = page.written("words") or page.written("latex")
+    return join_lines(words) if all(item.box for item in words) else " ".join(item.text for item in words)
+
+
+def page_text2d(page: Page) -> str:
+    """Return the page's text laid out: as given, else rebuilt from the boxes of its words or lines."""
+    if page.text2d is not None:
+        return page.text2d
+    level = _laid_level(page)
+    return lay_out(page.boxed(level)) if level else ""
+
+
+def _answer(page: Page, task: Task, given: Item | None) -> str:
+    """Return the answer; where there is nothing, an empty text, or `[]` for boxes."""
+    with_box = task.output.split(",")[-1] == "box"
+    if page.is_empty:
+        return "[]" if with_box else ""
+    if task.given == "box":
+        assert given is not None  # only tasks that give nothing come without
+        return lay_out([given]) if task.output == "text2d" else given.text
+    if with_box:
+        level = task.given or task.level or task.among or str(_boxed_level(page))
+        items = [item for item in page.boxed(level) if given is None or item.text == given.text]
+        return as_json([_described(item, with_text="," in task.output) for item in items])
+    if task.level is not None:
+        between = "\n\n" if task.level == "paragraphs" else "\n"
+        return between.join(item.text for item in page.items[task.level])
+    return page_text2d(page) if task.output == "text2d" else page_text(page)
+
+
+def _described(item: Item, *, with_text: bool) -> Mapping[str, Any]:
+    return {"bbox_2d": item.box, "text": item.text} if with_text else {"bbox_2d": item.box}
+
+
+def givable(page: Page, task: Task) -> Sequence[Item | None]:
+    """Return what a question can give: each item with box and text, or None alone where a task gives nothing."""
+    if task.given is None:
+        return (None,)
+    level = (task.level or _boxed_level(page)) if task.given == "box" else task.given
+    return [item for item in page.boxed(level) if item.text.strip()] if level else []
+
+
+def _boxed_level(page: Page) -> str | None:
+    return next((level for level in LEVELS if page.boxed(level)), None)
+
+
+def _laid_level(page: Page) -> str | None:
+    """Return the level that `text2d` is rebuilt from."""
+    return next((level for level in ("words", "lines") if page.written(level) and page.boxed(level)), None)
+
+
+def _fill(question: str, given: Item | None, phrase: str) -> Question:
+    """Replace the placeholders in one pass, so that a page's own text is never taken for one, nor for a mark."""
+    values = {"image": phrase}
+    if given is not None:
+        values |= {"text": given.text, "box": json.dumps(given.box)}
+    return read_question(question, lambda text: PLACEHOLDER.sub(lambda match: values[match.group(1)], text))
+
+
+def _holding(page: Page) -> str:
+    levels = [f"{level}{'' if page.boxed(level) else ' without boxes'}" for level in LEVELS if page.items.get(level)]
+    texts = [key for key, value in (("text", page.text), ("text2d", page.text2d)) if value is not None]
+    return ", ".join([*levels, *texts]) or "nothing"
+
+
+def clipped(page: Page, size: tuple[int, int]) -> Page:
+    """Return the page with its boxes rounded to pixels and clipped to the picture's width and height.
+
+    Raises:
+        DataError: a box lies outside the picture or sticks out of it; its level and number are named.
+    """
+    items = {}
+    for level, found in page.items.items():
+        kept = []
+        for number, item in enumerate(found, start=1):
+            try:
+                box = None if item.box is None else read_box(list(item.box), "xyxy", size, may_be_flat=True)
+                kept.append(replace(item, box=box))
+            except DataError as error:
+                raise DataError(f"Item {number} of '{level}': {error}") from error
+        items[level] = tuple(kept)
+    return replace(page, items=items)
