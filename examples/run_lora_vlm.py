@@ -6,7 +6,7 @@ python run_lora_vlm.py --model_name_or_path google/gemma-3-4b-it --dataset_name 
 
 import sys
 
-from vlm_lora.cli import run_script
+from vlm_lora.cli.main import run_script
 
 if __name__ == "__main__":
     sys.exit(run_script())

@@ -2,7 +2,7 @@
 
 import sys
 
-from vlm_lora.cli import run_launcher
+from vlm_lora.cli.main import run_launcher
 
 if __name__ == "__main__":
     sys.exit(run_launcher("gaudi_spawn.py", backend="habana"))

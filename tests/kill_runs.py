@@ -98,7 +98,7 @@ def start(words: list[str], log: Path, changes: Changes) -> int:
         os.dup2(stream, 2)
         import torch
 
-        from vlm_lora.cli import run_script
+        from vlm_lora.cli.main import run_script
 
         torch.set_num_threads(1)
         changes.watch()

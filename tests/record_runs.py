@@ -22,9 +22,9 @@ def record_run(flags: list[str]) -> dict[str, Any]:
     """Run `run_lora_vlm.py` with these flags and return what happened, step by step."""
     from transformers import TrainerCallback
 
-    from vlm_lora import cli
     from vlm_lora import pipeline as _pipeline
     from vlm_lora.batching.collator import Collator
+    from vlm_lora.cli import main as cli
     from vlm_lora.training import planning as _planning
     from vlm_lora.training import trainer as _trainer
 

@@ -76,7 +76,7 @@ def test_the_rule_sees_what_it_forbids(tmp_path: Path) -> None:
         "import os\nfrom vlm_lora.data.formats.rows import *": set(),
         "def test_it():\n    from peft.utils import constants": {"peft"},
         "from support.tiny import build_model_folder": {"transformers"},
-        "from vlm_lora.cli import main": {"transformers"},
+        "from vlm_lora.cli.main import main": {"transformers"},
         "def test_it(model_folder): ...": {"transformers"},
     }
     for number, (source, expected) in enumerate(sources.items()):

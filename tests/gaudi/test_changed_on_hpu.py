@@ -12,7 +12,7 @@ import torch
 from support.rows import write_uneven_rows
 from support.runs import logged
 from support.stacks import on_hpu
-from vlm_lora.cli import run_script
+from vlm_lora.cli.main import run_script
 
 
 def test_rates_and_steps(

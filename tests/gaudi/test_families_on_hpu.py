@@ -12,7 +12,7 @@ from support.rows import write_uneven_rows
 from support.runs import run
 from support.stacks import on_hpu
 from support.tiny import available
-from vlm_lora.cli import run_script
+from vlm_lora.cli.main import run_script
 
 
 @pytest.mark.parametrize("name", available())

@@ -16,7 +16,7 @@ from support.rows import write_uneven_rows
 from support.runs import capture_trainer
 from support.stacks import on_hpu
 from vlm_lora import pipeline as _pipeline
-from vlm_lora.cli import run_script
+from vlm_lora.cli.main import run_script
 
 pipeline: Any = _pipeline
 

@@ -140,7 +140,7 @@ def test_missing_mpirun(tmp_path: Path) -> None:
     code = (
         "import vlm_lora_habana.spawn as spawn, sys\n"
         f"spawn._path = lambda: {str(tmp_path)!r}\n"
-        "from vlm_lora.cli import run_launcher\n"
+        "from vlm_lora.cli.main import run_launcher\n"
         "sys.exit(run_launcher('gaudi_spawn.py', backend='habana'))\n"
     )
     script = tmp_path / "spawn_without_mpi.py"

@@ -11,7 +11,7 @@ import pytest
 from support.rows import write_uneven_rows
 from support.runs import capture_trainer
 from support.stacks import on_hpu
-from vlm_lora.cli import run_script
+from vlm_lora.cli.main import run_script
 
 
 def test_only_the_runs_own_checkpoints_are_counted_and_removed(

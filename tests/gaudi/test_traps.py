@@ -14,7 +14,7 @@ import torch
 from support.rows import write_uneven_rows
 from support.runs import capture_trainer
 from support.stacks import GAUDI, on_hpu, run_words
-from vlm_lora.cli import run_script
+from vlm_lora.cli.main import run_script
 from vlm_lora.config.run_config import ModelConfig, RunConfig
 from vlm_lora.errors import BackendError, ConfigError
 from vlm_lora_habana import HabanaBackend

@@ -6,10 +6,10 @@
 from pathlib import Path
 
 from support.made_pages import check_made
+from vlm_lora.cli.help import field_docs
 from vlm_lora.config.aliases import describe_aliases
 from vlm_lora.config.fields import own_fields
 from vlm_lora.config.values import expected, spell
-from vlm_lora.config_help import field_docs
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 BEGIN, END = "<!-- made from the code: begin -->", "<!-- made from the code: end -->"

@@ -15,7 +15,7 @@ from support.rows import write_uneven_rows
 from support.tiny import available, build_processor
 from support.tiny.configurations import CONFIGURATIONS
 from support.tiny.folders import model_class
-from vlm_lora.cli import main
+from vlm_lora.cli.main import main
 from vlm_lora.errors import ModelError
 from vlm_lora.model.families import family_of
 from vlm_lora.model.vocabulary import check_vocabulary, embedding_rows

@@ -15,7 +15,7 @@ import torch
 
 from support.rows import write_uneven_rows
 from support.runs import logged, run, script_flags
-from vlm_lora.cli import run_script
+from vlm_lora.cli.main import run_script
 
 # One worker, so that the runs that they look at are made once.
 pytestmark = pytest.mark.xdist_group("changed on resume")

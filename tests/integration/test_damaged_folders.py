@@ -18,7 +18,7 @@ from support.tiny.batches import load_plainly
 from support.tiny.folders import ENDS
 from vlm_lora.batching.encoding import RowEncoder
 from vlm_lora.batching.style import style_for
-from vlm_lora.cli import main
+from vlm_lora.cli.main import main
 from vlm_lora.errors import RenderingError
 
 # One worker, so that the runs that they look at are made once.

@@ -9,7 +9,7 @@ import pytest
 
 from support.rows import write_uneven_rows
 from support.runs import run, script_flags
-from vlm_lora.cli import main, run_script
+from vlm_lora.cli.main import main, run_script
 
 
 @pytest.fixture

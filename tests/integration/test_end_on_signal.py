@@ -23,7 +23,7 @@ from support.rows import write_uneven_rows
 from support.runs import run, script_flags
 from support.warm import warmed
 from vlm_lora import pipeline
-from vlm_lora.cli import run_script
+from vlm_lora.cli.main import run_script
 from vlm_lora.training import trainer
 from vlm_lora.training.signals import Agreement
 

@@ -12,7 +12,7 @@ import yaml
 
 from support.rows import write_uneven_rows
 from support.runs import run, script_flags
-from vlm_lora.cli import main, run_script
+from vlm_lora.cli.main import main, run_script
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.training.alone import without_engine
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from support.rows import write_uneven_rows
-from vlm_lora.cli import main
+from vlm_lora.cli.main import main
 from vlm_lora.config.run_config import DataConfig, ModelConfig, RunConfig
 from vlm_lora.demo.run import run_demo
 from vlm_lora.errors import ConfigError

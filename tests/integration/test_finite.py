@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from support.poison import poison_gradient, poison_losses, poison_weight
 from support.rows import write_uneven_rows
 from support.runs import script_flags
-from vlm_lora.cli import main, run_script
+from vlm_lora.cli.main import main, run_script
 
 ADAPTER = "adapter_model.safetensors"
 SAVES = {"do_train": True, "max_steps": 3, "per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 1}

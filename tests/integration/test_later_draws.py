@@ -11,7 +11,7 @@ import pytest
 from support.datasets import write_jsonl, write_picture
 from support.runs import run, script_flags
 from vlm_lora import pipeline
-from vlm_lora.cli import main, run_script
+from vlm_lora.cli.main import main, run_script
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.dataset import load_splits
 

@@ -18,7 +18,7 @@ from support.peaks import watch_training
 from support.rows import write_uneven_rows
 from support.runs import script_flags
 from vlm_lora import pipeline
-from vlm_lora.cli import main, run_script
+from vlm_lora.cli.main import main, run_script
 from vlm_lora.errors import ConfigError
 from vlm_lora.model.objective import SupervisedHead
 from vlm_lora.report.memory import progress

@@ -21,7 +21,7 @@ from support.process import find_rank
 from support.rows import write_uneven_rows
 from support.runs import script_flags
 from vlm_lora.batching.collator import Collator
-from vlm_lora.cli import run_script
+from vlm_lora.cli.main import run_script
 
 VLM_LORA = Path(sys.executable).with_name("vlm-lora")
 

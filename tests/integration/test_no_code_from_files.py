@@ -20,7 +20,7 @@ from PIL import Image
 
 from support.rows import write_uneven_rows
 from support.runs import run, script_flags
-from vlm_lora.cli import main, run_script
+from vlm_lora.cli.main import main, run_script
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.dataset import load_splits
 from vlm_lora.errors import ConfigError, DataError, ImageError

@@ -11,7 +11,7 @@ import pytest
 
 from support.datasets import encode_png
 from support.tars import write_tar
-from vlm_lora.cli import main
+from vlm_lora.cli.main import main
 
 PAGES = 12
 EMPTY = 5

@@ -13,7 +13,7 @@ import pytest
 
 from support.rows import write_uneven_rows
 from support.runs import run
-from vlm_lora.cli import EXIT_INTERNAL, EXIT_USER, main
+from vlm_lora.cli.main import EXIT_INTERNAL, EXIT_USER, main
 
 ROWS = 8
 BAD, LONG = 3, 5
@@ -63,7 +63,7 @@ def test_what_is_printed_takes_the_names_too(
     printed = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="utf-8", errors="strict"))
     if not escaping:
-        monkeypatch.setattr("vlm_lora.cli.let_stdout_escape", lambda: None)
+        monkeypatch.setattr("vlm_lora.cli.main.let_stdout_escape", lambda: None)
     flags = ["--model_name_or_path", str(model_folder("gemma3")), "--dataset_name", str(data), "--use_cpu"]
     html = tmp_path / "page.html"
     assert main(["check", *flags, "--html", str(html)]) == (EXIT_USER if escaping else EXIT_INTERNAL)

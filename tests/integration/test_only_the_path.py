@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from support.datasets import write_jsonl, write_picture
-from vlm_lora.cli import main
+from vlm_lora.cli.main import main
 
 ROWS = range(4)
 

@@ -12,7 +12,7 @@ import pytest
 from support.datasets import write_chartqa_folder, write_jsonl, write_picture
 from support.rows import write_uneven_rows
 from support.runs import capture_trainer
-from vlm_lora.cli import main
+from vlm_lora.cli.main import main
 from vlm_lora.model.parts import find_parts
 
 ON_CPU = ["--use_cpu", "--dataloader_num_workers", "0", "--disable_tqdm", "--log_level", "info"]

@@ -9,7 +9,7 @@ import pytest
 from support.rows import write_uneven_rows, write_varied_rows
 from support.runs import run, script_flags
 from vlm_lora import pipeline
-from vlm_lora.cli import main, run_script
+from vlm_lora.cli.main import main, run_script
 from vlm_lora.config.sources import parse
 
 ROWS = 8

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from support.rows import write_uneven_rows
 from support.runs import capture_trainer, logged, run, script_flags
-from vlm_lora.cli import run_script
+from vlm_lora.cli.main import run_script
 from vlm_lora.model.parts import Parts, find_parts
 
 PARTS = ("language", "vision", "projector", "embeddings", "head")

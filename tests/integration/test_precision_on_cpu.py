@@ -9,7 +9,7 @@ import pytest
 
 from support.rows import write_uneven_rows
 from support.runs import logged, run, script_flags
-from vlm_lora.cli import run_script
+from vlm_lora.cli.main import run_script
 
 FLAGS = {"do_train": True, "do_eval": True, "max_steps": 6}
 RATES = {"lora": 5e-3, "none": 2e-4}

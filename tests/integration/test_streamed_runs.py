@@ -10,7 +10,7 @@ import pytest
 
 from support.datasets import write_chartqa_folder, write_jsonl
 from support.runs import TORCHRUN, logged, run, run_processes, script_flags
-from vlm_lora.cli import run_script
+from vlm_lora.cli.main import run_script
 from vlm_lora.data.sources.streamed import StreamedConversations
 
 FLAGS = {

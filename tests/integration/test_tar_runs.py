@@ -14,7 +14,7 @@ import pytest
 
 from support.runs import logged, run, run_processes, script_flags
 from support.tars import write_chart_tar
-from vlm_lora.cli import main
+from vlm_lora.cli.main import main
 
 FLAGS = [
     "--use_cpu",

@@ -12,7 +12,7 @@ from PIL import Image
 
 from support.rows import write_uneven_rows
 from support.runs import script_flags
-from vlm_lora.cli import main, run_script
+from vlm_lora.cli.main import main, run_script
 
 Rows = list[dict[str, object]]
 GOOD: dict[str, object] = {"image": "a.png", "question": "What?", "answer": "Red."}

@@ -14,7 +14,7 @@ import pytest
 
 from support.warm import warmed
 from vlm_lora import pipeline
-from vlm_lora.cli import run_script
+from vlm_lora.cli.main import run_script
 from vlm_lora.training import trainer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

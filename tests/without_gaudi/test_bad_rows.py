@@ -11,7 +11,7 @@ import pytest
 from support.rows import write_uneven_rows
 from support.runs import script_flags
 from support.stacks import MAIN, RECORDER, losses_of, recorded, run_words
-from vlm_lora.cli import run_script
+from vlm_lora.cli.main import run_script
 
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
 BAD = {"train": (5, 17), "validation": (11,)}

@@ -11,7 +11,7 @@ import pytest
 from support.datasets import write_chartqa_folder
 from support.runs import script_flags
 from support.stacks import MAIN, SPAWN, run_words
-from vlm_lora.cli import main, run_script
+from vlm_lora.cli.main import main, run_script
 from vlm_lora_habana import HabanaBackend
 
 MISSING = ("habana_frameworks", "optimum-habana", "hl-smi")

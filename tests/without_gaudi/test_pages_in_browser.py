@@ -16,7 +16,7 @@ from support.runs import script_flags
 from vlm_lora import pipeline
 from vlm_lora.batching.encoded import IGNORE_INDEX
 from vlm_lora.batching.masks import decode_between
-from vlm_lora.cli import main
+from vlm_lora.cli.main import main
 from vlm_lora.config.sources import parse
 from vlm_lora.report.preview import visible
 

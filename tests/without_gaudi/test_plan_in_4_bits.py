@@ -14,7 +14,7 @@ from support.peaks import watch_training
 from support.rows import write_uneven_rows
 from support.runs import script_flags
 from vlm_lora import pipeline
-from vlm_lora.cli import main, run_script
+from vlm_lora.cli.main import main, run_script
 from vlm_lora.memory.plan import NF4_BITS, NF4_DOUBLE_BITS
 from vlm_lora.model.quantization import find_layers
 from vlm_lora.training import trainer

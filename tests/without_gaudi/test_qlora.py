@@ -17,7 +17,7 @@ from support.runs import capture_trainer, logged, run, script_flags
 from support.stacks import MAIN, run_words
 from support.tiny import available
 from support.tiny.batches import build_batch, load_plainly
-from vlm_lora.cli import main, run_script
+from vlm_lora.cli.main import main, run_script
 from vlm_lora.errors import ModelError
 from vlm_lora.model.families import family_of
 from vlm_lora.model.parts import base_of, count_parameters, find_parts

@@ -18,7 +18,7 @@ import pytest
 
 from support.poison import poison_gradient, poison_losses
 from support.process import as_it_was
-from vlm_lora.cli import run_script
+from vlm_lora.cli.main import run_script
 
 
 def main(runs: Path, report: Path) -> None:

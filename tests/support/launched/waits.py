@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from vlm_lora.verb_setup import rank
+from vlm_lora.cli.setup import rank
 
 if __name__ == "__main__":
     Path(sys.argv[1], f"pid{rank()}").write_text(f"{os.getpid()} {os.getppid()}", encoding="utf-8")

@@ -42,7 +42,7 @@ MODULES = (
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.processing_auto",
     "transformers.trainer",
-    "vlm_lora.cli",
+    "vlm_lora.cli.main",
     "vlm_lora.launch.elastic",
     "vlm_lora.pipeline",
     "vlm_lora_cuda.backend",

@@ -4,12 +4,12 @@ from dataclasses import fields
 
 import pytest
 
-from vlm_lora.cli import OWN_FLAGS, main
+from vlm_lora.cli.help import COMMON_KEYS, WIDTH, field_docs, help_text
+from vlm_lora.cli.main import OWN_FLAGS, main
 from vlm_lora.config.aliases import describe_aliases
 from vlm_lora.config.fields import own_fields
 from vlm_lora.config.resolution import resolve
 from vlm_lora.config.sources import parse
-from vlm_lora.config_help import COMMON_KEYS, WIDTH, field_docs, help_text
 
 
 def test_every_setting_is_listed_with_its_docstring_and_default() -> None:

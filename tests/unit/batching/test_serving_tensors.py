@@ -15,7 +15,7 @@ from PIL import Image
 from support.mask_cases import FAMILIES, new_encoder
 from vlm_lora.batching.encoded import EncodedRow
 from vlm_lora.batching.encoding import RowEncoder
-from vlm_lora.cli import main
+from vlm_lora.cli.main import main
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
 from vlm_lora.data.dataset import load_splits

@@ -254,7 +254,7 @@ def test_secrets_are_not_shown() -> None:
 def test_starting_up_imports_neither_torch_nor_transformers() -> None:
     code = (
         "import sys; from vlm_lora.config.sources import parse; import vlm_lora.config.resolution;"
-        "from vlm_lora.config_help import help_text; help_text(); parse(['--bf16'], environ={});"
+        "from vlm_lora.cli.help import help_text; help_text(); parse(['--bf16'], environ={});"
         "print(sorted({'torch', 'transformers', 'datasets', 'accelerate'} & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

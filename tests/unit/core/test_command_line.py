@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from vlm_lora import __version__
-from vlm_lora.cli import guard, main
+from vlm_lora.cli.main import guard, main
 from vlm_lora.errors import ConfigError, EndedEarlyError, RenderingError, plain_message
 
 
@@ -30,7 +30,7 @@ def test_exit_codes(error: BaseException, code: int, capsys: pytest.CaptureFixtu
 
 def test_a_message_stands_on_a_line_of_its_own_beside_a_progress_bar() -> None:
     code = (
-        "from tqdm import tqdm\nfrom vlm_lora.cli import guard\nfrom vlm_lora.errors import ConfigError\n"
+        "from tqdm import tqdm\nfrom vlm_lora.cli.main import guard\nfrom vlm_lora.errors import ConfigError\n"
         "bar = tqdm(total=3)\ndef fail(): raise ConfigError('wrong')\nguard(fail, debug=False)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -50,7 +50,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("flags", [["--help"], ["train", "--help"]])
 def test_help_imports_no_torch(flags: list[str]) -> None:
     code = (
-        "import sys; from vlm_lora.cli import main; "
+        "import sys; from vlm_lora.cli.main import main; "
         f"status = main({flags!r}); print('torch' in sys.modules, 'transformers' in sys.modules); sys.exit(status)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

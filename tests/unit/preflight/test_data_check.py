@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from support.datasets import write_jsonl
-from vlm_lora.cli import main
+from vlm_lora.cli.main import main
 
 ROWS = 300
 FAULTS: dict[int, tuple[str, str]] = {

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from support.datasets import write_jsonl, write_picture
-from vlm_lora.cli import main
+from vlm_lora.cli.main import main
 from vlm_lora.preflight.figures import Distribution
 from vlm_lora.preflight.page import HEIGHT, bars
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from support.datasets import encode_png, save_chartqa_to_disk, write_chartqa_folder, write_jsonl
-from vlm_lora.cli import main
+from vlm_lora.cli.main import main
 from vlm_lora.data.conversation import Url
 from vlm_lora.data.images.urls import keep, kept_file
 from vlm_lora.preflight.findings import Finding, Findings

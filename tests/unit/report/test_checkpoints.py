@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vlm_lora.cli import main
+from vlm_lora.cli.main import main
 from vlm_lora.report.checkpoints import describe_checkpoints
 from vlm_lora.training.checkpoints import missing_parts
 

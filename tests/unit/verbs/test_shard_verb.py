@@ -16,7 +16,7 @@ import pytest
 
 from support.datasets import chartqa_rows, draw_chart, encode_png, write_chartqa_folder, write_jsonl, write_picture
 from support.tars import chart_members, write_chart_tar, write_tar
-from vlm_lora.cli import main
+from vlm_lora.cli.main import main
 from vlm_lora.data import cache_folder
 from vlm_lora.data.formats.tar import sharding, writing
 from vlm_lora.data.sources.named import open_source

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from support.tars import chart_members, write_chart_tar, write_tar
-from vlm_lora.cli import main
+from vlm_lora.cli.main import main
 from vlm_lora.data import cache_folder
 from vlm_lora.data.formats.tar import index_files
 from vlm_lora.data.formats.tar.index_files import beside

@@ -21,6 +21,7 @@ from typing import Any
 
 from vlm_lora import __version__
 from vlm_lora.backend import select
+from vlm_lora.cli.setup import configure, described, rank, set_up_logging, verb_parser, wants_debug
 from vlm_lora.config.sources import parse
 from vlm_lora.config.surrogate_text import let_stdout_escape
 from vlm_lora.config.values import is_true
@@ -29,7 +30,6 @@ from vlm_lora.errors import ConfigError, EndedEarlyError, NotFiniteError, UserEr
 from vlm_lora.launch.launching import LaunchRequest, bound, parse_launch, run_launch
 from vlm_lora.launch.process_group import lost_partner, port_taken
 from vlm_lora.launch.roll_call import silent_rank
-from vlm_lora.verb_setup import configure, described, rank, set_up_logging, verb_parser, wants_debug
 
 logger = logging.getLogger(__name__)
 
@@ -159,14 +159,14 @@ def _tell(message: str) -> None:
 def _train(rest: Sequence[str], defaults: Mapping[str, Any] | None = None) -> None:
     run = configure(rest, {"do_train": True, "do_eval": True} if defaults is None else defaults, placed=True)
     if run.list_checkpoints is not None:
-        from vlm_lora.verbs.list_checkpoints import list_checkpoints
+        from vlm_lora.cli.list_checkpoints import list_checkpoints
 
         list_checkpoints(run.list_checkpoints)
         return
     if not run.raw.get("output_dir"):
         raise ConfigError("--output_dir is missing: the folder that adapter, checkpoints and results go to.")
     if run.rehearsal.dry_run:
-        from vlm_lora.verbs.dry_run import dry_run
+        from vlm_lora.cli.dry_run import dry_run
 
         dry_run(run)
         return
@@ -209,25 +209,25 @@ def _ask(rest: Sequence[str]) -> None:
 
 
 def _check_flags() -> argparse.ArgumentParser:
-    from vlm_lora.verbs.check import flags
+    from vlm_lora.cli.check import flags
 
     return flags()
 
 
 def _preview_flags() -> argparse.ArgumentParser:
-    from vlm_lora.verbs.preview import flags
+    from vlm_lora.cli.preview import flags
 
     return flags()
 
 
 def _check(rest: Sequence[str]) -> None:
-    from vlm_lora.verbs.check import check
+    from vlm_lora.cli.check import check
 
     check(rest)
 
 
 def _preview(rest: Sequence[str]) -> None:
-    from vlm_lora.verbs.preview import preview
+    from vlm_lora.cli.preview import preview
 
     preview(rest)
 
@@ -277,7 +277,7 @@ def _plan(rest: Sequence[str]) -> None:
 
 
 def _shard(rest: Sequence[str]) -> None:
-    from vlm_lora.verbs import shard
+    from vlm_lora.cli import shard
 
     shard.run(rest)
 
@@ -363,10 +363,10 @@ OWN_FLAGS: dict[str, Callable[[], argparse.ArgumentParser]] = {
 
 def _verb_help(verb: str, *, everything: bool) -> str:
     if verb == "shard":
-        from vlm_lora.verbs.shard import HELP
+        from vlm_lora.cli.shard import HELP
 
         return HELP
-    from vlm_lora.config_help import help_text
+    from vlm_lora.cli.help import help_text
 
     own = described(OWN_FLAGS[verb]()) if verb in OWN_FLAGS else {}
     return help_text(verb, everything=everything, own=own)

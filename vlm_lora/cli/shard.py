@@ -8,8 +8,8 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlm_lora.cli.setup import configure, verb_parser
 from vlm_lora.errors import ConfigError, DataError, nearest
-from vlm_lora.verb_setup import configure, verb_parser
 
 logger = logging.getLogger(__name__)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vlm_lora.cli.setup import rank
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.errors import ConfigError
-from vlm_lora.verb_setup import rank
 
 
 def dry_run(run: RunConfig) -> None:

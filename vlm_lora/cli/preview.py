@@ -7,8 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlm_lora.cli.setup import check_page, configure, verb_parser
 from vlm_lora.errors import ConfigError
-from vlm_lora.verb_setup import check_page, configure, verb_parser
 
 
 def flags() -> argparse.ArgumentParser:
