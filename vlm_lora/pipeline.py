@@ -17,7 +17,7 @@ from vlm_lora.backend import installed
 from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.encoded import EncodedRow
 from vlm_lora.batching.order import FillableRows
-from vlm_lora.batching.survey import survey_rows
+from vlm_lora.batching.shape_survey import survey_rows
 from vlm_lora.config.resolution import resolve, write_resolved
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.values import is_true
@@ -42,9 +42,9 @@ from vlm_lora.report.memory import explain_exhaustion
 from vlm_lora.report.model_card import write_model_card
 from vlm_lora.report.preview import ShownRow
 from vlm_lora.resumption import Resumption, carried_over, look_for_checkpoint
-from vlm_lora.stages import Stage, Tools, choose_backend, open_stage, open_tools, resolve_anywhere, wants_static_shapes
-from vlm_lora.training.alone import without_engine
+from vlm_lora.session import Stage, Tools, choose_backend, open_stage, open_tools, resolve_anywhere, wants_static_shapes
 from vlm_lora.training.arguments import check_arguments
+from vlm_lora.training.checkpoints.run_record import note_end
 from vlm_lora.training.drawing import drawn_epochs
 from vlm_lora.training.engine import (
     EngineCheck,
@@ -54,6 +54,7 @@ from vlm_lora.training.engine import (
     refuse_other_engine,
 )
 from vlm_lora.training.finished import fit
+from vlm_lora.training.inference_only import without_engine
 from vlm_lora.training.outputs import (
     check_adapter_settings,
     claim_folder,
@@ -62,7 +63,6 @@ from vlm_lora.training.outputs import (
 )
 from vlm_lora.training.planning import announce, shared_survey
 from vlm_lora.training.rates import PartRates
-from vlm_lora.training.run_record import note_end
 from vlm_lora.training.signals import ending_on_signal
 from vlm_lora.training.streaming import check_streaming, training_rows
 from vlm_lora.training.trainer import build_trainer

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora.model.loading import load_config
-from vlm_lora.stages import Stage, wants_static_shapes
-from vlm_lora.training.carried_over import CarriedOver
-from vlm_lora.training.changed_settings import Change, check_allowed, compare
-from vlm_lora.training.checkpoints import refuse_to_resume
+from vlm_lora.session import Stage, wants_static_shapes
+from vlm_lora.training.checkpoints.carried_over import CarriedOver
+from vlm_lora.training.checkpoints.changed_settings import Change, check_allowed, compare
+from vlm_lora.training.checkpoints.contents import refuse_to_resume
+from vlm_lora.training.checkpoints.pickles import refuse_programs
+from vlm_lora.training.checkpoints.run_settings import effective_settings
 from vlm_lora.training.engine import engine_of
 from vlm_lora.training.outputs import find_checkpoint, note_what_is_saved
-from vlm_lora.training.pickles import refuse_programs
-from vlm_lora.training.run_settings import effective_settings
 
 
 @dataclass(frozen=True, kw_only=True)

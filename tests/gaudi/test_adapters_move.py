@@ -20,7 +20,7 @@ from transformers import AutoModelForImageTextToText
 from vlm_lora.batching.collator import Collator
 from vlm_lora.config.sources import parse
 from vlm_lora.data.dataset import load_splits
-from vlm_lora.stages import open_tools
+from vlm_lora.session import open_tools
 base, adapter, data, out = sys.argv[1:]
 torch.set_num_threads(1)
 run = parse(["--model_name_or_path", base, "--dataset_name", data], environ={})

@@ -14,7 +14,7 @@ from support.rows import write_uneven_rows
 from support.runs import run, script_flags
 from vlm_lora.cli.main import main, run_script
 from vlm_lora.config.run_config import RunConfig
-from vlm_lora.training.alone import without_engine
+from vlm_lora.training.inference_only import without_engine
 
 LEFT_OUT = "--{} is left out, because nothing trains: each process holds the whole model"
 

@@ -20,7 +20,7 @@ from support.runs import capture_trainer, run
 from support.tiny import available
 from vlm_lora.config.sources import parse
 from vlm_lora.model.families import FAMILIES
-from vlm_lora.stages import open_tools
+from vlm_lora.session import open_tools
 
 REMOTE_CODE = {"phi3_v"}
 DOCS = Path(__file__).parents[2] / "docs" / "families.md"

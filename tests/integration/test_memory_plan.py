@@ -19,10 +19,10 @@ from support.rows import write_uneven_rows
 from support.runs import script_flags
 from vlm_lora import pipeline
 from vlm_lora.cli.main import main, run_script
+from vlm_lora.compat import IS_5
 from vlm_lora.errors import ConfigError
 from vlm_lora.model.objective import SupervisedHead
 from vlm_lora.report.memory import progress
-from vlm_lora.stack import IS_5
 from vlm_lora.training import trainer
 
 TOLERANCE = 0.10

@@ -21,11 +21,11 @@ from PIL import Image
 from support.rows import write_uneven_rows
 from support.runs import run, script_flags
 from vlm_lora.cli.main import main, run_script
+from vlm_lora.compat import RUNS_LOCAL_GENERATE
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.dataset import load_splits
 from vlm_lora.errors import ConfigError, DataError, ImageError
-from vlm_lora.stack import RUNS_LOCAL_GENERATE
-from vlm_lora.training.pickles import names_in, refuse_programs
+from vlm_lora.training.checkpoints.pickles import names_in, refuse_programs
 
 MARKER = Path("it_ran")
 """In the test's own working folder."""

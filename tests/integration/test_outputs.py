@@ -18,7 +18,7 @@ from support.rows import write_uneven_rows
 from support.runs import capture_trainer, logged, run, script_flags
 from vlm_lora.cli.main import main, run_script
 from vlm_lora.config.whole_files import write_json
-from vlm_lora.training import valid_state
+from vlm_lora.training.checkpoints import valid_state
 from vlm_lora.training.trainer import VlmTrainerMixin
 
 # One worker, so that the run that they look at is made once.

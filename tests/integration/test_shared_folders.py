@@ -14,7 +14,7 @@ from support.rows import write_uneven_rows
 from support.runs import run, script_flags
 from vlm_lora.cli.main import run_script
 from vlm_lora.config.whole_files import replacing, write_json
-from vlm_lora.training import valid_state
+from vlm_lora.training.checkpoints import valid_state
 
 ADAPTER = "adapter_model.safetensors"
 FLAGS: dict[str, object] = {

@@ -18,7 +18,7 @@ from vlm_lora.data.conversation import Conversation, RowSource, Text, Turn
 from vlm_lora.model.loading import load_model
 from vlm_lora.model.objective import SupervisedHead, gather_targets, token_losses
 from vlm_lora.model.parts import find_parts
-from vlm_lora.stages import open_tools
+from vlm_lora.session import open_tools
 
 NO_TEXT_ONLY = ("paligemma",)
 """Its processor takes no row without a picture."""

@@ -11,7 +11,7 @@ import pytest
 
 from support.rows import write_uneven_rows
 from support.stacks import MAIN, ROOT, recorded
-from vlm_lora.training.saving import saved_shapes
+from vlm_lora.training.checkpoints.saving import saved_shapes
 
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
 QUIET = "--use_cpu --dataloader_num_workers 0 --disable_tqdm --log_level error --logging_steps 1 --save_strategy no"

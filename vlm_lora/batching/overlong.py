@@ -5,8 +5,8 @@ from __future__ import annotations
 from vlm_lora.batching.encoding import RowEncoder
 from vlm_lora.batching.every_draw import EveryDraw
 from vlm_lora.batching.loading import name_of
-from vlm_lora.batching.measuring import Measured
 from vlm_lora.batching.order import Rows
+from vlm_lora.batching.parallel_map import Measured
 from vlm_lora.data.ocr.task_sampling import ONCE, Span
 from vlm_lora.errors import TooLongError
 

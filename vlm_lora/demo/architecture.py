@@ -16,8 +16,8 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from vlm_lora.compat import gemma3_pil_processor
 from vlm_lora.demo.scenes import SIZE
-from vlm_lora.stack import gemma3_pil_processor
 
 IMAGE_TOKENS = 36
 """Image tokens per picture: a 6 x 6 grid of 16 x 16 pixel cells."""

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from vlm_lora.backend import Precision
+from vlm_lora.compat import TRAINER_TURNS_CACHE_OFF, set_dtype, without_initialisation
 from vlm_lora.config.run_config import TuningConfig
 from vlm_lora.errors import ModelError
 from vlm_lora.memory.depth import BEFORE, TURN, Cut, Outline, cut_config, extend, mark_layers
@@ -27,7 +28,6 @@ from vlm_lora.model.families import Family
 from vlm_lora.model.objective import SupervisedHead, gather_targets, token_losses
 from vlm_lora.model.parts import Part, Parts, base_of, decoder_layers, find_parts
 from vlm_lora.model.tuning import apply_tuning
-from vlm_lora.stack import TRAINER_TURNS_CACHE_OFF, set_dtype, without_initialisation
 
 
 @dataclass(frozen=True, kw_only=True)

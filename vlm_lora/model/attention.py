@@ -6,9 +6,9 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from vlm_lora.compat import IS_5
 from vlm_lora.errors import ModelError
 from vlm_lora.model.families import family_of
-from vlm_lora.stack import IS_5
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

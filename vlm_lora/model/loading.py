@@ -10,6 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vlm_lora.compat import (
+    RUNS_LOCAL_GENERATE,
+    complete_processor,
+    image_backend,
+    keep_checkpoint_names,
+    load_image_processor,
+)
 from vlm_lora.config.run_config import ModelConfig
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.families import FAMILIES, Family, family_of
@@ -24,13 +31,6 @@ from vlm_lora.model.folder_faults import (
     refuse_damage,
 )
 from vlm_lora.model.loading_errors import few, first_line, translated, weights_name
-from vlm_lora.stack import (
-    RUNS_LOCAL_GENERATE,
-    complete_processor,
-    image_backend,
-    keep_checkpoint_names,
-    load_image_processor,
-)
 
 logger = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 from safetensors import SafetensorError
 
+from vlm_lora.compat import TRANSFORMERS, known_model_types
 from vlm_lora.config.run_config import ModelConfig
 from vlm_lora.errors import ModelError, UserError
 from vlm_lora.model.families import FAMILIES, family_of
 from vlm_lora.model.folder_faults import AGAIN, INDEX, WEIGHTS, guilty_file
 from vlm_lora.model.vocabulary import embedding_rows
-from vlm_lora.stack import TRANSFORMERS, known_model_types
 
 
 @contextmanager

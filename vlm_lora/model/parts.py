@@ -10,9 +10,9 @@ from typing import Any, Literal, TypeAlias
 
 from torch import nn
 
+from vlm_lora.compat import KV_SHARING_NEEDS_CACHE
 from vlm_lora.errors import ModelError
 from vlm_lora.model.families import Family, family_of, infer_family
-from vlm_lora.stack import KV_SHARING_NEEDS_CACHE
 
 Part: TypeAlias = Literal["language", "vision", "projector", "head", "embeddings", "other"]
 PARTS: tuple[Part, ...] = ("language", "vision", "projector", "head", "embeddings", "other")

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from vlm_lora.compat import without_initialisation
 from vlm_lora.errors import ModelError
 from vlm_lora.model.families import Family
-from vlm_lora.stack import without_initialisation
 
 _MEDIA_KEY = re.compile(r"(image|video|audio|media)_token_(id|index)")
 

@@ -30,7 +30,7 @@ from vlm_lora.data.dataset import ConversationDataset
 from vlm_lora.data.formats.arrow_files import HeldOpen
 from vlm_lora.data.ocr.task_sampling import Span
 from vlm_lora.preflight.findings import Findings
-from vlm_lora.stages import Tools
+from vlm_lora.session import Tools
 
 logger = logging.getLogger(__name__)
 

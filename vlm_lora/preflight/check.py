@@ -25,7 +25,7 @@ from vlm_lora.preflight.policy import (
     write_report,
 )
 from vlm_lora.preflight.reading import RowReader
-from vlm_lora.stages import Tools
+from vlm_lora.session import Tools
 from vlm_lora.training.drawing import spans_of
 from vlm_lora.training.dropping import leave_out_overlong, note_overlong
 

@@ -7,8 +7,8 @@ from datetime import datetime
 from pathlib import Path
 
 from vlm_lora.errors import ConfigError
-from vlm_lora.training.checkpoints import missing_parts, step_of
-from vlm_lora.training.run_record import RECORD, read_record
+from vlm_lora.training.checkpoints.contents import missing_parts, step_of
+from vlm_lora.training.checkpoints.run_record import RECORD, read_record
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 

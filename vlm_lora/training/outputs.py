@@ -11,8 +11,8 @@ from typing import Any
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.whole_files import read_json, write_json
 from vlm_lora.errors import ConfigError
-from vlm_lora.training.checkpoints import STATE_FILE, missing_parts
-from vlm_lora.training.run_record import (
+from vlm_lora.training.checkpoints.contents import STATE_FILE, missing_parts
+from vlm_lora.training.checkpoints.run_record import (
     EVALUATION_FILES,
     RECORD,
     TRAINING_FILES,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlm_lora.batching.survey import Survey
+from vlm_lora.batching.shape_survey import Survey
 from vlm_lora.config.whole_files import replacing
 
 logger = logging.getLogger(__name__)

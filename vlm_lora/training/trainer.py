@@ -14,18 +14,18 @@ from vlm_lora.backend import Backend
 from vlm_lora.batching.loading import explained, limit
 from vlm_lora.batching.order import BatchOrder, FillableRows
 from vlm_lora.batching.row_names import ROWS, naming_rows
+from vlm_lora.compat import let_cpu_have_numbers
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.objective import ScoredModel, SupervisedHead, gather_targets, token_losses
-from vlm_lora.stack import let_cpu_have_numbers
-from vlm_lora.training.carried_over import CarriedOver
+from vlm_lora.training.checkpoints.carried_over import CarriedOver
+from vlm_lora.training.checkpoints.full_weights import load_full_weights
+from vlm_lora.training.checkpoints.rotation import NothingInTheWay, saving
+from vlm_lora.training.checkpoints.saving import check_saved, gathered_state, is_sharded_by_tensor
+from vlm_lora.training.checkpoints.valid_state import ValidState
 from vlm_lora.training.engine import zero_stage
 from vlm_lora.training.epochs import EpochOrder
 from vlm_lora.training.finite import FiniteGuard
 from vlm_lora.training.rates import PartRates, resumed_rates
-from vlm_lora.training.resuming import load_full_weights
-from vlm_lora.training.rotation import NothingInTheWay, saving
-from vlm_lora.training.saving import check_saved, gathered_state, is_sharded_by_tensor
-from vlm_lora.training.valid_state import ValidState
 
 logger = logging.getLogger(__name__)
 

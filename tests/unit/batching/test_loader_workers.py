@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, get_worker_info
 
 from vlm_lora.batching.loading import each_batch, limit, name_of
-from vlm_lora.batching.measuring import Measured
+from vlm_lora.batching.parallel_map import Measured
 from vlm_lora.config.run_config import BatchingConfig
 from vlm_lora.data.conversation import RowSource
 from vlm_lora.errors import ConfigError, StalledError

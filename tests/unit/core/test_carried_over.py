@@ -12,10 +12,10 @@ from torch import nn
 from transformers import TrainerState, TrainingArguments, get_scheduler
 
 from vlm_lora.errors import ConfigError
-from vlm_lora.training.carried_over import CarriedOver
-from vlm_lora.training.changed_settings import Change
-from vlm_lora.training.checkpoints import STATE_FILE
-from vlm_lora.training.setting_kinds import Kind
+from vlm_lora.training.checkpoints.carried_over import CarriedOver
+from vlm_lora.training.checkpoints.changed_settings import Change
+from vlm_lora.training.checkpoints.contents import STATE_FILE
+from vlm_lora.training.checkpoints.setting_kinds import Kind
 
 SETTINGS = {"lr_scheduler_type": "linear"}
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from vlm_lora.errors import ConfigError
+from vlm_lora.training.checkpoints.run_record import RunRecord, write_record
 from vlm_lora.training.outputs import claim_output_dir, find_checkpoint
 from vlm_lora.training.planning import shared_values
-from vlm_lora.training.run_record import RunRecord, write_record
 
 
 def checkpoint(folder: Path, step: int, state: str | None = '{"global_step": 1}') -> str:

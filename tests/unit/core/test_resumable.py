@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from vlm_lora.errors import ConfigError
-from vlm_lora.training.checkpoints import ENGINES, FLAGS, missing_parts, refuse_to_resume, state_of
+from vlm_lora.training.checkpoints.contents import ENGINES, FLAGS, missing_parts, refuse_to_resume, state_of
 from vlm_lora.training.engine import engine_of
 from vlm_lora.training.outputs import find_checkpoint
 

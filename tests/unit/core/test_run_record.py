@@ -14,9 +14,9 @@ from transformers import TrainerControl, TrainerState
 from vlm_lora.config.whole_files import read_json
 from vlm_lora.errors import ConfigError
 from vlm_lora.report.checkpoints import describe_checkpoints
+from vlm_lora.training.checkpoints.rotation import NothingInTheWay, rotate, saving, surplus
+from vlm_lora.training.checkpoints.run_record import RunRecord, note_checkpoint, note_end, read_record, write_record
 from vlm_lora.training.outputs import claim_output_dir, find_checkpoint, prepare_for_results, write_results
-from vlm_lora.training.rotation import NothingInTheWay, rotate, saving, surplus
-from vlm_lora.training.run_record import RunRecord, note_checkpoint, note_end, read_record, write_record
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vlm_lora.errors import ConfigError, ModelError
+from vlm_lora.training.checkpoints.saving import check_saved, saved_shapes
 from vlm_lora.training.engine import EngineCheck
-from vlm_lora.training.saving import check_saved, saved_shapes
 
 
 def model() -> nn.Module:

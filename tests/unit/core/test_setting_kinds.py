@@ -9,8 +9,8 @@ import pytest
 from vlm_lora.backend import installed
 from vlm_lora.config.fields import own_fields
 from vlm_lora.errors import ConfigError
-from vlm_lora.training.changed_settings import check_allowed
-from vlm_lora.training.setting_kinds import KINDS, Kind, kind_of
+from vlm_lora.training.checkpoints.changed_settings import check_allowed
+from vlm_lora.training.checkpoints.setting_kinds import KINDS, Kind, kind_of
 
 
 def arguments_classes() -> dict[str, type]:

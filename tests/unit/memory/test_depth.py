@@ -12,13 +12,13 @@ from support.tiny import available, build_processor
 from support.tiny.batches import build_batch
 from support.tiny.deep import build_deep_configuration
 from vlm_lora.backend import Precision
+from vlm_lora.compat import IS_5
 from vlm_lora.config.run_config import TuningConfig
 from vlm_lora.memory import depth
 from vlm_lora.memory.depth import BACKWARD, FORWARD, Cut, extend
 from vlm_lora.memory.ledger import GRADIENTS, LANGUAGE, PASSING, Ledger
 from vlm_lora.memory.trace import Step, StepTrace, trace_step
 from vlm_lora.model.families import family_of
-from vlm_lora.stack import IS_5
 
 LAYERS = 12
 FULL = TuningConfig(peft_method="none", freeze_vision=False)

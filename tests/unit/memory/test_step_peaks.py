@@ -16,6 +16,7 @@ from support.peaks import highest_on_cpu, storage_bytes
 from support.tiny import available
 from support.tiny.batches import build_batch, load_plainly
 from vlm_lora.backend import Precision
+from vlm_lora.compat import IS_5, TRAINER_TURNS_CACHE_OFF, set_dtype
 from vlm_lora.config.run_config import TuningConfig
 from vlm_lora.memory import simulation
 from vlm_lora.memory.ledger import BATCH
@@ -25,7 +26,6 @@ from vlm_lora.model.families import family_of
 from vlm_lora.model.objective import SupervisedHead, gather_targets, token_losses
 from vlm_lora.model.quantization import find_layers
 from vlm_lora.model.tuning import apply_tuning
-from vlm_lora.stack import IS_5, TRAINER_TURNS_CACHE_OFF, set_dtype
 
 TOLERANCE = 0.06
 """A kernel's own work space is what a simulation cannot see: tiny towers' convolutions have most of it."""

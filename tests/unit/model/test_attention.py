@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from support.tiny import available
 from support.tiny.batches import build_batch, load_plainly
+from vlm_lora.compat import IS_5
 from vlm_lora.config.run_config import ModelConfig
 from vlm_lora.errors import BackendError, ModelError
 from vlm_lora.memory.request import simulated_attention
@@ -25,7 +26,6 @@ from vlm_lora.model.attention import FLASH, by_part, check_attention, spoken
 from vlm_lora.model.families import BOTH_DIRECTIONS, FAMILIES, family_of
 from vlm_lora.model.loading import load_config, load_model
 from vlm_lora.model.parts import decoder_layers, find_parts
-from vlm_lora.stack import IS_5
 from vlm_lora_cuda.attention import choose_attention
 
 NAMES = available()

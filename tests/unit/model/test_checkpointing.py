@@ -13,13 +13,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from support.tiny import available
 from support.tiny.batches import build_batch, load_plainly, next_token_loss
+from vlm_lora.compat import IS_5
 from vlm_lora.config.run_config import TuningConfig
 from vlm_lora.errors import ModelError
 from vlm_lora.model.checkpointing import enable_checkpointing
 from vlm_lora.model.families import family_of
 from vlm_lora.model.parts import base_of, decoder_layers, find_parts
 from vlm_lora.model.tuning import apply_tuning
-from vlm_lora.stack import IS_5
 
 NAMES = available()
 

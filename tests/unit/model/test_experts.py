@@ -14,6 +14,7 @@ from torch import nn
 from support.tiny import available, build_processor
 from support.tiny.configurations import CONFIGURATIONS
 from support.tiny.folders import model_class
+from vlm_lora.compat import IS_5, known_model_types
 from vlm_lora.config.run_config import TuningConfig
 from vlm_lora.errors import ConfigError
 from vlm_lora.model.experts import out_of_reach
@@ -21,7 +22,6 @@ from vlm_lora.model.families import family_of
 from vlm_lora.model.parts import find_parts
 from vlm_lora.model.targets import resolve_targets
 from vlm_lora.model.tuning import apply_tuning
-from vlm_lora.stack import IS_5, known_model_types
 
 TEXT: dict[str, Any] = {
     "vocab_size": 64,

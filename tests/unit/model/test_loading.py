@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 
 from support.tiny import available
 from support.tiny.batches import build_batch, load_plainly
+from vlm_lora.compat import image_backend
 from vlm_lora.config.run_config import ModelConfig, TuningConfig
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.families import family_of
 from vlm_lora.model.loading import adapter_folder, base_config, load_adapter, load_config, load_model, load_processor
 from vlm_lora.model.tuning import apply_tuning
-from vlm_lora.stack import image_backend
 
 NAMES = available()
 PLAIN = {"torch_dtype": torch.float32, "attn_implementation": "sdpa"}

@@ -12,10 +12,10 @@ import torch
 
 from support.tiny import available
 from support.tiny.batches import build_batch, load_plainly, next_token_loss
+from vlm_lora.compat import known_model_types
 from vlm_lora.errors import ModelError
 from vlm_lora.model.families import FAMILIES, Family, family_of, infer_family
 from vlm_lora.model.parts import PARTS, count_parameters, decoder_layers, find_parts
-from vlm_lora.stack import known_model_types
 
 NAMES = available()
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from vlm_lora.cli.main import main
 from vlm_lora.report.checkpoints import describe_checkpoints
-from vlm_lora.training.checkpoints import missing_parts
+from vlm_lora.training.checkpoints.contents import missing_parts
 
 
 def checkpoint(folder: Path, step: int) -> Path:

@@ -12,8 +12,8 @@ from PIL import Image
 from vlm_lora.batching.blank import picture_conversation
 from vlm_lora.batching.canvases import Size, choose_canvases, stretch
 from vlm_lora.batching.encoding import RowEncoder
-from vlm_lora.batching.measuring import Measured
 from vlm_lora.batching.order import Rows
+from vlm_lora.batching.parallel_map import Measured
 from vlm_lora.batching.shapes import RowShape, ShapePlan, plan_shapes
 from vlm_lora.data.conversation import Conversation
 

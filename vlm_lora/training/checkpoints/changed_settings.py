@@ -11,8 +11,8 @@ from typing import Any
 from vlm_lora.config.aliases import ALIASES, DROPPED, RESTATED
 from vlm_lora.config.values import spell
 from vlm_lora.errors import ConfigError, nearest
-from vlm_lora.training.run_settings import default_settings, read_settings, versions
-from vlm_lora.training.setting_kinds import (
+from vlm_lora.training.checkpoints.run_settings import default_settings, read_settings, versions
+from vlm_lora.training.checkpoints.setting_kinds import (
     GLOBAL_BATCH,
     KINDS,
     MATTERS,

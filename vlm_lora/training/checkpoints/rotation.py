@@ -11,8 +11,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from vlm_lora.errors import ConfigError
-from vlm_lora.training.outputs import is_whole
-from vlm_lora.training.run_record import (
+from vlm_lora.training.checkpoints.run_record import (
     RECORD,
     note_checkpoint,
     numbered_checkpoints,
@@ -20,6 +19,7 @@ from vlm_lora.training.run_record import (
     remove_checkpoint,
     write_record,
 )
+from vlm_lora.training.outputs import is_whole
 
 logger = logging.getLogger(__name__)
 

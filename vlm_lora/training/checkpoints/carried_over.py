@@ -18,10 +18,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
 from vlm_lora.errors import ConfigError
-from vlm_lora.training.changed_settings import Change
-from vlm_lora.training.checkpoints import STATE_FILE
-from vlm_lora.training.run_settings import write_settings
-from vlm_lora.training.setting_kinds import PART_RATES
+from vlm_lora.training.checkpoints.changed_settings import Change
+from vlm_lora.training.checkpoints.contents import STATE_FILE
+from vlm_lora.training.checkpoints.run_settings import write_settings
+from vlm_lora.training.checkpoints.setting_kinds import PART_RATES
 
 logger = logging.getLogger(__name__)
 

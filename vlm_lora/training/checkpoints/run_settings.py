@@ -27,7 +27,7 @@ from vlm_lora.data.sources.name_patterns import split_commas
 from vlm_lora.engines.zero_numbers import without_numbers
 from vlm_lora.errors import ConfigError, DataError
 from vlm_lora.training.arguments import CHECKPOINTING
-from vlm_lora.training.setting_kinds import GLOBAL_BATCH, PATHS, WORLD_SIZE, Kind, kind_of
+from vlm_lora.training.checkpoints.setting_kinds import GLOBAL_BATCH, PATHS, WORLD_SIZE, Kind, kind_of
 
 FILE = "run_settings.json"
 FORMAT = 1

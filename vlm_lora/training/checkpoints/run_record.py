@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from vlm_lora.config.whole_files import read_json, write_json
-from vlm_lora.training.checkpoints import STATE_FILE
+from vlm_lora.training.checkpoints.contents import STATE_FILE
 
 logger = logging.getLogger(__name__)
 
