@@ -41,9 +41,18 @@ from vlm_lora.preflight.figures import DataReport
 from vlm_lora.report.memory import explain_exhaustion
 from vlm_lora.report.model_card import write_model_card
 from vlm_lora.report.preview import ShownRow
-from vlm_lora.resumption import Resumption, carried_over, look_for_checkpoint
-from vlm_lora.session import Stage, Tools, choose_backend, open_stage, open_tools, resolve_anywhere, wants_static_shapes
+from vlm_lora.session import (
+    Preprocessing,
+    Session,
+    choose_backend,
+    open_preprocessing,
+    open_session,
+    resolve_anywhere,
+    wants_static_shapes,
+)
 from vlm_lora.training.arguments import check_arguments
+from vlm_lora.training.checkpoints.carried_over import CarriedOver
+from vlm_lora.training.checkpoints.resumption import Resumption, look_for_checkpoint
 from vlm_lora.training.checkpoints.run_record import note_end
 from vlm_lora.training.drawing import drawn_epochs
 from vlm_lora.training.engine import (
@@ -72,12 +81,12 @@ logger = logging.getLogger(__name__)
 
 def train(run: RunConfig) -> dict[str, Any]:
     """Train, evaluate and write everything to `output_dir`; return the figures of `all_results.json`."""
-    stage = open_stage(run if is_true(run.raw.get("do_train")) else without_engine(run, shared=True))
-    run, arguments = stage.run, stage.arguments
+    session = open_session(run if is_true(run.raw.get("do_train")) else without_engine(run, shared=True))
+    run, arguments = session.run, session.arguments
     if not (arguments.do_train or arguments.do_eval):
         raise ConfigError("Nothing to do: type --do_train, --do_eval, or both.")
     folder = Path(arguments.output_dir)
-    resumption = look_for_checkpoint(stage)
+    resumption = look_for_checkpoint(run, arguments, lambda: session.settings)
     checkpoint = resumption.checkpoint
     if arguments.do_train:
         run.tuning.refuse_what_has_no_effect()
@@ -87,37 +96,41 @@ def train(run: RunConfig) -> dict[str, Any]:
     measured = arguments.do_eval or arguments.eval_on_start
     splits = load_splits(run.data, need_train=arguments.do_train, need_validation=measured)
     if splits.stream is not None:
-        check_streaming(run, arguments, static_shapes=wants_static_shapes(stage.run, stage.backend))
-    tools = open_tools(run)
+        check_streaming(run, arguments, static_shapes=wants_static_shapes(session.run, session.backend))
+    preprocessing = open_preprocessing(run)
     splits = check_before_training(
         run,
         arguments,
         splits,
-        tools,
-        workers=stage.values.get("dataloader_num_workers"),
+        preprocessing,
+        workers=session.values.get("dataloader_num_workers"),
         epochs=drawn_epochs(
             num_train_epochs=arguments.num_train_epochs,
             max_steps=arguments.max_steps,
-            static_shapes=wants_static_shapes(run, stage.backend),
+            static_shapes=wants_static_shapes(run, session.backend),
         ),
     )
-    tools, groups = _plan_shapes(stage, tools, splits)
-    needs = partial(advise, _subject(run, stage.values, tools, splits.train), arguments, stage.backend)
-    with explain_exhaustion(stage.backend, "loading the model", needs):
-        model = _load_for_training(stage, tools) if arguments.do_train else _load_for_answers(stage, tools)
-    trainer = _build(stage, tools, splits, model, groups, resumption)
+    preprocessing, groups = _plan_shapes(session, preprocessing, splits)
+    needs = partial(advise, _subject(run, session.values, preprocessing, splits.train), arguments, session.backend)
+    with explain_exhaustion(session.backend, "loading the model", needs):
+        model = (
+            _load_for_training(session, preprocessing)
+            if arguments.do_train
+            else _load_for_answers(session, preprocessing)
+        )
+    trainer = _build(session, preprocessing, splits, model, groups, resumption)
     if trainer.is_world_process_zero():
-        write_resolved(folder / ("run_config.yaml" if arguments.do_train else "eval_config.yaml"), run, stage.values)
+        write_resolved(folder / ("run_config.yaml" if arguments.do_train else "eval_config.yaml"), run, session.values)
     results: dict[str, Any] = {}
     if arguments.do_train:
-        with explain_exhaustion(stage.backend, "training", needs):
-            results |= _recorded(folder, "train", _fit(stage, trainer, checkpoint), trainer)
+        with explain_exhaustion(session.backend, "training", needs):
+            results |= _recorded(folder, "train", _fit(session, trainer, checkpoint), trainer)
     if arguments.do_eval:
-        with explain_exhaustion(stage.backend, "evaluation"):
-            results |= _recorded(folder, "eval", _evaluate(stage, tools, splits, trainer), trainer)
+        with explain_exhaustion(session.backend, "evaluation"):
+            results |= _recorded(folder, "eval", _evaluate(session, preprocessing, splits, trainer), trainer)
     if arguments.do_train and trainer.is_world_process_zero():
-        save_processor(tools.processor, folder)
-        write_model_card(folder, run, arguments, results, family=tools.family, steps=trainer.state.global_step)
+        save_processor(preprocessing.processor, folder)
+        write_model_card(folder, run, arguments, results, family=preprocessing.family, steps=trainer.state.global_step)
     if arguments.should_save:
         note_end(folder)
     return results
@@ -125,8 +138,8 @@ def train(run: RunConfig) -> dict[str, Any]:
 
 def ask(run: RunConfig, *, images: Sequence[ImageSource], prompt: str) -> str:
     """Answer one question about the given pictures with a model or adapter folder."""
-    stage = open_stage(without_engine(run))
-    tools = open_tools(stage.run)
+    session = open_session(without_engine(run))
+    preprocessing = open_preprocessing(session.run)
     parts: tuple[Part, ...] = (*(ImageRef(source=image) for image in images), Text(text=prompt))
     said = run.data.system_prompt
     system = (Turn(role="system", parts=(Text(text=said),)),) if said else ()
@@ -134,9 +147,9 @@ def ask(run: RunConfig, *, images: Sequence[ImageSource], prompt: str) -> str:
         turns=(*system, Turn(role="user", parts=parts), Turn(role="assistant", parts=(Text(text=""),))),
         source=RowSource(file="--image and --prompt"),
     )
-    tools.encoder.encode_prompt(question)  # a bad picture is found before the weights load
-    model = _load_for_answers(stage, tools).to(stage.backend.device())
-    return _answerer(stage, tools, model).answer([question])[0]
+    preprocessing.encoder.encode_prompt(question)  # a bad picture is found before the weights load
+    model = _load_for_answers(session, preprocessing).to(session.backend.device())
+    return _answerer(session, preprocessing, model).answer([question])[0]
 
 
 def preview(run: RunConfig, *, rows: int) -> list[tuple[EncodedRow, Any]]:
@@ -144,38 +157,40 @@ def preview(run: RunConfig, *, rows: int) -> list[tuple[EncodedRow, Any]]:
     run, _ = resolve(run, choose_backend(run)[0].arguments_class())
     everything = replace(run.data, validation_fraction=0.0)
     data = load_splits(everything, need_train=True, need_validation=False).train
-    tools = open_tools(run)
+    preprocessing = open_preprocessing(run)
     shown = range(min(rows, len(data))) if data is not None else range(0)
-    encoded = [tools.encoder.encode_kept(data[index], keep_pictures=True) for index in shown if data is not None]
-    return [(row, tools.tokenizer) for row in encoded if row is not None]
+    encoded = [
+        preprocessing.encoder.encode_kept(data[index], keep_pictures=True) for index in shown if data is not None
+    ]
+    return [(row, preprocessing.tokenizer) for row in encoded if row is not None]
 
 
 def dry_run(run: RunConfig) -> list[ShownRow]:
     """Encode the first training rows as training would; with the model, add its loss and its answer on each."""
     asked = run.rehearsal
-    stage = None
+    session = None
     if asked.no_model:
         run, values = resolve(run, choose_backend(run)[0].arguments_class())
         check_arguments(values)
     else:
         # One process and a few rows: what shards a model over several has nothing to do here.
-        stage = open_stage(without_engine(run))
-        run = stage.run
+        session = open_session(without_engine(run))
+        run = session.run
     data = load_splits(run.data, need_train=True, need_validation=False).train
-    tools = open_tools(run)
+    preprocessing = open_preprocessing(run)
     assert data is not None  # need_train
     rows = [data[index] for index in range(min(asked.dry_run_samples, len(data)))]
-    encoded = [tools.encoder.encode_kept(row, keep_pictures=True) for row in rows]
+    encoded = [preprocessing.encoder.encode_kept(row, keep_pictures=True) for row in rows]
     kept = [(row, seen) for row, seen in zip(rows, encoded, strict=True) if seen is not None]
-    shown = [ShownRow(row=seen, tokenizer=tools.tokenizer) for _, seen in kept]
-    if stage is None:
+    shown = [ShownRow(row=seen, tokenizer=preprocessing.tokenizer) for _, seen in kept]
+    if session is None:
         return shown
-    model = _load_for_answers(stage, tools).to(stage.backend.device())
-    score = RowScorer(model, tools.collator)
+    model = _load_for_answers(session, preprocessing).to(session.backend.device())
+    score = RowScorer(model, preprocessing.collator)
     shown = [replace(one, loss=score(one.row)) for one in shown]
     if not asked.dry_run_generate:
         return shown
-    answerer = _answerer(stage, tools, model, asked.dry_run_max_new_tokens)
+    answerer = _answerer(session, preprocessing, model, asked.dry_run_max_new_tokens)
     return [
         replace(one, generated=answerer.answer([row])[0], accepted=accepted_answers(row))
         for one, (row, _) in zip(shown, kept, strict=True)
@@ -193,8 +208,8 @@ def check(run: RunConfig, *, workers: int | None, show_progress: bool) -> DataRe
         max_steps=given["max_steps"],
         static_shapes=wants_static_shapes(run),
     )
-    tools = open_tools(run)
-    return check_rows(run, splits, tools, workers=workers, show_progress=show_progress, epochs=epochs)
+    preprocessing = open_preprocessing(run)
+    return check_rows(run, splits, preprocessing, workers=workers, show_progress=show_progress, epochs=epochs)
 
 
 def plan(run: RunConfig, request: PlanRequest, announce: Callable[[str], object] = logger.debug) -> PlanReport:
@@ -204,31 +219,33 @@ def plan(run: RunConfig, request: PlanRequest, announce: Callable[[str], object]
     run, values, arguments_class = resolve_anywhere(run)
     values = with_file_numbers(values)
     check_arguments(values)
-    tools = open_tools(run)
+    preprocessing = open_preprocessing(run)
     data = None
     if run.data.dataset_name is not None:
         held_out = run.data.validation_name is None and run.data.validation_fraction > 0 and not run.data.streaming
         data = load_splits(run.data, need_train=True, need_validation=held_out).train
     choice = read_choice(run, values, arguments_class, world_size=request.world_size)
-    return plan_run(_subject(run, values, tools, data), request, choice, devices, announce)
+    return plan_run(_subject(run, values, preprocessing, data), request, choice, devices, announce)
 
 
-def _subject(run: RunConfig, values: Mapping[str, Any], tools: Tools, data: Any) -> Subject:
+def _subject(run: RunConfig, values: Mapping[str, Any], preprocessing: Preprocessing, data: Any) -> Subject:
     return Subject(
         run=run,
         values=values,
-        config=tools.config,
-        family=tools.family,
-        encoder=tools.encoder,
-        collator=tools.collator,
+        config=preprocessing.config,
+        family=preprocessing.family,
+        encoder=preprocessing.encoder,
+        collator=preprocessing.collator,
         data=data,
     )
 
 
-def _plan_shapes(stage: Stage, tools: Tools, splits: Splits) -> tuple[Tools, Mapping[str, Any]]:
-    """Where shapes are to be static, plan them; return tools that keep to the plan, and the rows of each shape."""
-    if not wants_static_shapes(stage.run, stage.backend):
-        return tools, {}
+def _plan_shapes(
+    session: Session, preprocessing: Preprocessing, splits: Splits
+) -> tuple[Preprocessing, Mapping[str, Any]]:
+    """Where shapes are to be static, plan them; return preprocessing that keeps to them, and the rows of each shape."""
+    if not wants_static_shapes(session.run, session.backend):
+        return preprocessing, {}
     if splits.train is not None and splits.train.varies:
         logger.warning(
             "Batch shapes are planned from the rows of the first epoch, so every epoch repeats what it drew (OCR "
@@ -236,122 +253,133 @@ def _plan_shapes(stage: Stage, tools: Tools, splits: Splits) -> tuple[Tools, Map
         )
     given = {"train": splits.train, "validation": splits.validation}
     survey = shared_survey(
-        Path(stage.arguments.output_dir),
-        stage.arguments,
+        Path(session.arguments.output_dir),
+        session.arguments,
         lambda: survey_rows(
-            tools.encoder,
+            preprocessing.encoder,
             {name: rows for name, rows in given.items() if rows is not None},
-            max_shapes=stage.run.batching.max_shapes,
-            longest=tools.longest,
-            workers=stage.arguments.dataloader_num_workers,
-            show_progress=not stage.arguments.disable_tqdm,
-            timeout=stage.run.batching.dataloader_timeout,
+            max_shapes=session.run.batching.max_shapes,
+            longest=preprocessing.longest,
+            workers=session.arguments.dataloader_num_workers,
+            show_progress=not session.arguments.disable_tqdm,
+            timeout=session.run.batching.dataloader_timeout,
         ),
     )
-    announce(survey, stage.arguments, compiles=stage.backend.traits.static_shapes)
-    encoder = tools.encoder.with_canvases(survey.canvases)
-    collator = Collator(encoder, tools.family.rendering, pad_token_id=tools.tokenizer.pad_token_id, plan=survey.plan)
-    return replace(tools, encoder=encoder, collator=collator), survey.groups
+    announce(survey, session.arguments, compiles=session.backend.traits.static_shapes)
+    encoder = preprocessing.encoder.with_canvases(survey.canvases)
+    collator = Collator(
+        encoder, preprocessing.family.rendering, pad_token_id=preprocessing.tokenizer.pad_token_id, plan=survey.plan
+    )
+    return replace(preprocessing, encoder=encoder, collator=collator), survey.groups
 
 
-def _load_for_training(stage: Stage, tools: Tools) -> Any:
+def _load_for_training(session: Session, preprocessing: Preprocessing) -> Any:
     """Load the base, let the backend adapt it, and attach LoRA or freeze parts."""
     from transformers import set_seed
 
-    base = _load_base(stage, tools)
+    base = _load_base(session, preprocessing)
     # The trainer seeds itself, but LoRA's A matrices are drawn before it exists; and after the base is loaded,
     # which draws as many numbers as the installed transformers likes.
-    set_seed(stage.arguments.seed)
+    set_seed(session.arguments.seed)
     model = apply_tuning(
         base,
-        tools.family,
-        stage.run.tuning,
-        revision=stage.run.model.model_revision,
-        learning_rate=stage.arguments.learning_rate,
+        preprocessing.family,
+        session.run.tuning,
+        revision=session.run.model.model_revision,
+        learning_rate=session.arguments.learning_rate,
     )
-    if stage.run.raw.get("gradient_checkpointing"):
-        refuse_lost_weights(stage.arguments, model, tools.family)
-        enable_checkpointing(model, tools.family)
+    if session.run.raw.get("gradient_checkpointing"):
+        refuse_lost_weights(session.arguments, model, preprocessing.family)
+        enable_checkpointing(model, preprocessing.family)
     return model
 
 
-def _load_for_answers(stage: Stage, tools: Tools) -> Any:
+def _load_for_answers(session: Session, preprocessing: Preprocessing) -> Any:
     """Load a model, with its adapter where the folder is one, for evaluation and questions."""
-    note_training_precision(stage.run.model)
-    return _load_base(stage, tools).eval()
+    note_training_precision(session.run.model)
+    return _load_base(session, preprocessing).eval()
 
 
-def _load_base(stage: Stage, tools: Tools) -> Any:
-    return load_model(stage.run.model, model_kwargs=stage.model_keywords, adapt=partial(_adapt, stage, tools))
+def _load_base(session: Session, preprocessing: Preprocessing) -> Any:
+    return load_model(
+        session.run.model, model_kwargs=session.model_keywords, adapt=partial(_adapt, session, preprocessing)
+    )
 
 
-def _adapt(stage: Stage, tools: Tools, base: Any) -> Any:
+def _adapt(session: Session, preprocessing: Preprocessing, base: Any) -> Any:
     """Check what was loaded, before an adapter is put on it, and let the backend adapt it."""
-    model = stage.run.model
+    model = session.run.model
     if model.load_in_4bit:
-        check_quantized(base, find_layers(tools.config, tools.family, trust_remote_code=model.trust_remote_code))
-    return stage.backend.adapt_model(base)
+        check_quantized(
+            base, find_layers(preprocessing.config, preprocessing.family, trust_remote_code=model.trust_remote_code)
+        )
+    return session.backend.adapt_model(base)
 
 
 def _build(
-    stage: Stage, tools: Tools, splits: Splits, model: Any, groups: Mapping[str, Any], resumption: Resumption
+    session: Session,
+    preprocessing: Preprocessing,
+    splits: Splits,
+    model: Any,
+    groups: Mapping[str, Any],
+    resumption: Resumption,
 ) -> Any:
-    rows = training_rows(stage.run, stage.arguments, splits)
-    carried = carried_over(stage, resumption) if stage.arguments.do_train else None
+    rows = training_rows(session.run, session.arguments, splits)
+    carried = CarriedOver(session.settings, resumption.changes) if session.arguments.do_train else None
     kwargs = {
-        "args": stage.arguments,
-        "data_collator": tools.collator,
+        "args": session.arguments,
+        "data_collator": preprocessing.collator,
         "train_dataset": None if rows is None else FillableRows(rows),
         "eval_dataset": None if splits.validation is None else FillableRows(splits.validation),
-        "processing_class": tools.processor,
-        "callbacks": [GradientAudit(model, tools.family)] if stage.arguments.do_train else [],
-        **stage.backend.trainer_kwargs(stage.run),
+        "processing_class": preprocessing.processor,
+        "callbacks": [GradientAudit(model, preprocessing.family)] if session.arguments.do_train else [],
+        **session.backend.trainer_kwargs(session.run),
     }
-    trainer = build_trainer(stage.backend, model=model, kwargs=kwargs, row_groups=groups)
+    trainer = build_trainer(session.backend, model=model, kwargs=kwargs, row_groups=groups)
     trainer.carried = carried
     if carried is not None and resumption.checkpoint is not None:
         trainer.add_callback(carried.callback())
-    if stage.arguments.do_train and stage.run.tuning.learning_rates:
-        trainer.part_rates = PartRates(find_parts(model, tools.family), stage.run.tuning.learning_rates)
+    if session.arguments.do_train and session.run.tuning.learning_rates:
+        trainer.part_rates = PartRates(find_parts(model, preprocessing.family), session.run.tuning.learning_rates)
         trainer.part_rates.check_engine(trainer)
-    trainer.loader_timeout = stage.run.batching.dataloader_timeout
-    refuse_other_engine(stage.arguments, trainer)
-    if stage.arguments.do_train:
+    trainer.loader_timeout = session.run.batching.dataloader_timeout
+    refuse_other_engine(session.arguments, trainer)
+    if session.arguments.do_train:
         trainer.add_callback(EngineCheck(trainer))
-    if needs_pictures(trainer, model, tools.family):
+    if needs_pictures(trainer, model, preprocessing.family):
         # In place: a backend's trainer may have put something of its own around the collator.
-        tools.collator.require_pictures()
-        note_pictures(tools.family)
+        preprocessing.collator.require_pictures()
+        note_pictures(preprocessing.family)
     return trainer
 
 
-def _fit(stage: Stage, trainer: Any, checkpoint: str | None) -> dict[str, Any]:
+def _fit(session: Session, trainer: Any, checkpoint: str | None) -> dict[str, Any]:
     """Train, save the weights and the trainer's state, and return the figures."""
     if checkpoint is not None:
         check_adapter_settings(checkpoint, trainer.model)
     with ending_on_signal(trainer), agreeing_schedule():
         metrics = fit(trainer, checkpoint)
-    trainer.save_model(stage.arguments.output_dir)
+    trainer.save_model(session.arguments.output_dir)
     trainer.save_state()
-    memory = {f"train_{name}": value for name, value in stage.backend.memory().items()}
+    memory = {f"train_{name}": value for name, value in session.backend.memory().items()}
     samples = len(trainer.train_dataset)
     return {**_start_metrics(trainer), **memory, **metrics, "train_samples": samples}
 
 
-def _evaluate(stage: Stage, tools: Tools, splits: Splits, trainer: Any) -> dict[str, Any]:
+def _evaluate(session: Session, preprocessing: Preprocessing, splits: Splits, trainer: Any) -> dict[str, Any]:
     """Measure perplexity on the validation rows, and exact match where that was asked for."""
     with agreeing_schedule():
         metrics: dict[str, Any] = dict(trainer.evaluate())
     if splits.validation is None:
         return metrics
     metrics["eval_samples"] = len(splits.validation)
-    if not stage.run.generation.predict_with_generate:
+    if not session.run.generation.predict_with_generate:
         return metrics
-    answers = _answerer(stage, tools, trainer.model).answer_all(
-        splits.validation, batch_size=stage.arguments.per_device_eval_batch_size
+    answers = _answerer(session, preprocessing, trainer.model).answer_all(
+        splits.validation, batch_size=session.arguments.per_device_eval_batch_size
     )
     if trainer.is_world_process_zero():
-        write_answers(Path(stage.arguments.output_dir) / "predictions.jsonl", answers)
+        write_answers(Path(session.arguments.output_dir) / "predictions.jsonl", answers)
     score = exact_match(answers)
     low, high = score.interval
     return {
@@ -369,13 +397,15 @@ def _recorded(folder: Path, split: str, figures: dict[str, Any], trainer: Any) -
     return figures
 
 
-def _answerer(stage: Stage, tools: Tools, model: Any, max_new_tokens: int | None = None) -> Answerer:
+def _answerer(
+    session: Session, preprocessing: Preprocessing, model: Any, max_new_tokens: int | None = None
+) -> Answerer:
     return Answerer(
         model=model,
-        collator=tools.collator,
-        tokenizer=tools.tokenizer,
-        max_new_tokens=max_new_tokens or stage.run.generation.max_new_tokens,
-        generation_kwargs=stage.backend.generation_kwargs(),
+        collator=preprocessing.collator,
+        tokenizer=preprocessing.tokenizer,
+        max_new_tokens=max_new_tokens or session.run.generation.max_new_tokens,
+        generation_kwargs=session.backend.generation_kwargs(),
     )
 
 

@@ -1,4 +1,4 @@
-"""What every verb opens first: configuration checked against its backend, and the tools that make batches of rows."""
+"""What every verb opens first: configuration checked against its backend, and the preprocessing of rows."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ from vlm_lora.model.quantization import check_request
 from vlm_lora.model.terminators import eos_token_ids
 from vlm_lora.model.vocabulary import check_vocabulary
 from vlm_lora.training.arguments import CHECKPOINTING, FORCED_ARGUMENTS, check_arguments, default_arguments
+from vlm_lora.training.checkpoints.run_settings import effective_settings
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class Session:
     """Configuration checked against the backend that will run it."""
 
     run: RunConfig
@@ -46,10 +47,34 @@ class Stage:
         """Keywords that the backend loads the model with, asked for once: it logs the reason of each."""
         return self.backend.model_kwargs(self.run, load_config(self.run.model), self.arguments)
 
+    @cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """The run's effective settings; choices that were left open are settled by its model and hardware.
+
+        Take them before the trainer has the arguments, which it may change.
+        """
+        run = self.run
+        settled: dict[str, Any] = {
+            "backend": self.backend.name,
+            "static_shapes": wants_static_shapes(run, self.backend),
+        }
+        if run.model.model_name_or_path is not None:
+            keywords = self.model_keywords
+            text = load_config(run.model).get_text_config()
+            settled |= {
+                "dtype": keywords["torch_dtype"],
+                "attn_implementation": keywords["attn_implementation"],
+                "bnb_4bit_compute_dtype": getattr(
+                    keywords.get("quantization_config"), "bnb_4bit_compute_dtype", run.model.bnb_4bit_compute_dtype
+                ),
+                "max_length": run.batching.max_length or getattr(text, "max_position_embeddings", None),
+            }
+        return effective_settings(run, self.arguments, settled=settled, values=self.values)
+
 
 @dataclass(frozen=True, kw_only=True)
-class Tools:
-    """What turns rows into batches. Needs the model's folder, not its weights."""
+class Preprocessing:
+    """What turns rows into batches. It needs the model's folder, not its weights."""
 
     config: Any
     family: Family
@@ -63,7 +88,7 @@ class Tools:
     """Tokens that end an answer."""
 
 
-def open_stage(run: RunConfig) -> Stage:
+def open_session(run: RunConfig) -> Session:
     """Choose the backend, check every key against it, and let it prepare the process."""
     # Before the arguments class, whose import reads the environment on some hardware, and again once resolved.
     # The command line has done so already, before torch was imported.
@@ -91,7 +116,7 @@ def open_stage(run: RunConfig) -> Stage:
     introduce()
     check_numbers(arguments)
     check_request(run, backend, arguments)
-    return Stage(run=run, backend=backend, values=values, arguments=arguments)
+    return Session(run=run, backend=backend, values=values, arguments=arguments)
 
 
 def resolve_anywhere(run: RunConfig) -> tuple[RunConfig, dict[str, Any], type]:
@@ -130,7 +155,7 @@ def choose_backend(run: RunConfig) -> tuple[Backend, Probe]:
     return select(run.backend, on_cpu=is_true(run.raw.get("use_cpu")))
 
 
-def open_tools(run: RunConfig) -> Tools:
+def open_preprocessing(run: RunConfig) -> Preprocessing:
     """Open the model's configuration and processor, and build encoder and collator from them."""
     if run.model.model_name_or_path is None:
         raise ConfigError("--model_name_or_path is missing: a Hub id such as google/gemma-3-4b-it, or a folder.")
@@ -163,7 +188,7 @@ def open_tools(run: RunConfig) -> Tools:
             run.batching.on_overflow,
         )
     collator = Collator(encoder, family.rendering, pad_token_id=tokenizer.pad_token_id)
-    return Tools(
+    return Preprocessing(
         config=config,
         family=family,
         processor=processor,

@@ -20,7 +20,7 @@ from support.runs import capture_trainer, run
 from support.tiny import available
 from vlm_lora.config.sources import parse
 from vlm_lora.model.families import FAMILIES
-from vlm_lora.session import open_tools
+from vlm_lora.session import open_preprocessing
 
 REMOTE_CODE = {"phi3_v"}
 DOCS = Path(__file__).parents[2] / "docs" / "families.md"
@@ -61,7 +61,9 @@ def test_train_reload_and_document(
 def check_same_tensors(base: Path, output: Path, row: Any, *, trust: bool) -> None:
     """The saved processor makes of a row what the base's made of it in training."""
     flags = ["--trust_remote_code", str(trust).lower(), "--model_name_or_path"]
-    ours, theirs = (open_tools(parse([*flags, str(place)], environ={})).encoder.encode(row) for place in (base, output))
+    ours, theirs = (
+        open_preprocessing(parse([*flags, str(place)], environ={})).encoder.encode(row) for place in (base, output)
+    )
     assert torch.equal(ours.input_ids, theirs.input_ids)
     assert torch.equal(ours.labels, theirs.labels)
     assert ours.media.keys() == theirs.media.keys()

@@ -18,7 +18,7 @@ from vlm_lora.data.conversation import Conversation, RowSource, Text, Turn
 from vlm_lora.model.loading import load_model
 from vlm_lora.model.objective import SupervisedHead, gather_targets, token_losses
 from vlm_lora.model.parts import find_parts
-from vlm_lora.session import open_tools
+from vlm_lora.session import open_preprocessing
 
 NO_TEXT_ONLY = ("paligemma",)
 """Its processor takes no row without a picture."""
@@ -50,7 +50,7 @@ def test_losses_stay_and_the_tower_gets_zeros(
     name: str, model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = ModelConfig(model_name_or_path=str(model_folder(name)), trust_remote_code=True)
-    tools = open_tools(RunConfig(model=config))
+    tools = open_preprocessing(RunConfig(model=config))
     model = load_model(config, model_kwargs={"torch_dtype": torch.float32})
     head = SupervisedHead(model)
     rows = text_rows()
@@ -73,7 +73,7 @@ def test_in_front_of_the_row_it_would_change_the_losses(
 ) -> None:
     """The control: where earlier tokens can see it, the test above notices."""
     config = ModelConfig(model_name_or_path=str(model_folder("gemma3")))
-    tools = open_tools(RunConfig(model=config))
+    tools = open_preprocessing(RunConfig(model=config))
     model = load_model(config, model_kwargs={"torch_dtype": torch.float32})
     head = SupervisedHead(model)
     rows = [tools.encoder.encode(row) for row in text_rows()]
@@ -99,7 +99,7 @@ def in_front(row: EncodedRow, length: int) -> EncodedRow:
 
 
 def test_a_batch_with_a_picture_stays_as_it_is(model_folder: Callable[[str], Path]) -> None:
-    tools = open_tools(RunConfig(model=ModelConfig(model_name_or_path=str(model_folder("gemma3")))))
+    tools = open_preprocessing(RunConfig(model=ModelConfig(model_name_or_path=str(model_folder("gemma3")))))
     rows = [*text_rows(), blank_conversation()]
     plain = tools.collator(rows)
     tools.collator.require_pictures()

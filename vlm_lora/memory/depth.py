@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlm_lora.memory.ledger import GRADIENTS, PASSING, Ledger, Moment, Stage, highest
+from vlm_lora.memory.ledger import GRADIENTS, PASSING, Ledger, Moment, Phase, highest
 
 BEFORE, FORWARD, AFTER, TURN, BACKWARD = "before", "forward", "after", "turn", "backward"
 """Stages of a step: up to the first layer; layer by layer; up to the end of the forward pass; up to the last layer's
@@ -123,7 +123,7 @@ def extend(ledger: Ledger, cut: Cut) -> tuple[Moment, ...] | None:
     """Return the whole model's moments, or None where the growth is not the same each time.
 
     Args:
-        ledger: of the shallow step, its stages marked by `(stage, layer)`.
+        ledger: of the shallow step, its phases marked by `(phase, layer)`.
         cut: what the shallow model leaves out.
     """
     kept = _growth(ledger, FORWARD, cut)
@@ -141,19 +141,19 @@ def extend(ledger: Ledger, cut: Cut) -> tuple[Moment, ...] | None:
 def _extended(
     ledger: Ledger, cut: Cut, kept: Mapping[str, int], alive: Mapping[str, int], gradients: Mapping[str, int]
 ) -> Iterator[Moment]:
-    for (stage, layer), moments in ledger.stages.items():
+    for (phase, layer), moments in ledger.phases.items():
         # A later layer stands for all of its kind that were left out behind it.
         ahead = range(cut.missing + 1) if layer >= cut.first else range(1)
         for moment in moments.values():
-            if stage == BEFORE:
+            if phase == BEFORE:
                 yield moment
-            elif stage == FORWARD:
+            elif phase == FORWARD:
                 yield from (_shifted(moment, kept, times) for times in ahead)
-            elif stage == BACKWARD:
+            elif phase == BACKWARD:
                 for times in ahead:
                     yield _shifted(_shifted(moment, alive, times), gradients, cut.missing - times)
             else:
-                yield _shifted(moment, kept if stage == AFTER else alive, cut.missing)
+                yield _shifted(moment, kept if phase == AFTER else alive, cut.missing)
 
 
 def _shifted(moment: Moment, growth: Mapping[str, int], times: int) -> Moment:
@@ -163,11 +163,11 @@ def _shifted(moment: Moment, growth: Mapping[str, int], times: int) -> Moment:
     )
 
 
-def _growth(ledger: Ledger, stage: str, cut: Cut) -> Mapping[str, int] | None:
-    """Return by how much a stage's beginning differs from the one a period before, where it is always the same."""
+def _growth(ledger: Ledger, phase: str, cut: Cut) -> Mapping[str, int] | None:
+    """Return by how much a phase's beginning differs from the one a period before, where it is always the same."""
     found = []
-    for layer in range(cut.layers - STEADY - (1 if stage == BACKWARD else 0), cut.layers - (stage == BACKWARD)):
-        late, early = ledger.marks.get((stage, layer)), ledger.marks.get((stage, layer - cut.period))
+    for layer in range(cut.layers - STEADY - (1 if phase == BACKWARD else 0), cut.layers - (phase == BACKWARD)):
+        late, early = ledger.marks.get((phase, layer)), ledger.marks.get((phase, layer - cut.period))
         if late is None or early is None:
             return None
         found.append({label: late[label] - early[label] for label in (GRADIENTS, *PASSING)})
@@ -177,22 +177,22 @@ def _growth(ledger: Ledger, stage: str, cut: Cut) -> Mapping[str, int] | None:
 def _alike(ledger: Ledger, cut: Cut) -> bool:
     """Say whether the layers of a kind rise above where they begin by the same bytes, at the same gradients."""
     pairs = [
-        ((stage, layer), (stage, layer - cut.period))
-        for stage in (FORWARD, BACKWARD)
+        ((phase, layer), (phase, layer - cut.period))
+        for phase in (FORWARD, BACKWARD)
         for layer in range(cut.first + cut.period, cut.layers)
     ]
     rises = [(_rise(ledger, late), _rise(ledger, early)) for late, early in pairs]
     return all(late is not None and late == early for late, early in rises)
 
 
-def _rise(ledger: Ledger, stage: Stage) -> Mapping[int, int] | None:
-    begun = ledger.marks.get(stage)
+def _rise(ledger: Ledger, phase: Phase) -> Mapping[int, int] | None:
+    begun = ledger.marks.get(phase)
     if begun is None:
         return None
     passing = sum(begun[label] for label in PASSING)
     return {
         gradients - begun[GRADIENTS]: moment.passing_bytes - passing
-        for gradients, moment in ledger.stages[stage].items()
+        for gradients, moment in ledger.phases[phase].items()
     }
 
 

@@ -32,7 +32,7 @@ class Moment:
         return sum(self.passing.values())
 
 
-Stage: TypeAlias = tuple[str, int]
+Phase: TypeAlias = tuple[str, int]
 """A stretch of a step: its name, and the decoder layer it belongs to."""
 
 
@@ -60,11 +60,11 @@ class Ledger:
         self._entries: dict[int, tuple[weakref.ref[torch.UntypedStorage], str, int]] = {}
         self._alive: Counter[str] = Counter()
         self._labels = [WEIGHTS]
-        self._stage: Stage = ("", 0)
-        self.stages: dict[Stage, dict[int, Moment]] = {self._stage: {}}
-        """By stage and bytes of gradients: the moment with most of everything else."""
-        self.marks: dict[Stage, Mapping[str, int]] = {}
-        """What was alive when a stage first began, by label."""
+        self._phase: Phase = ("", 0)
+        self.phases: dict[Phase, dict[int, Moment]] = {self._phase: {}}
+        """By phase and bytes of gradients: the moment with most of everything else."""
+        self.marks: dict[Phase, Mapping[str, int]] = {}
+        """What was alive when a phase first began, by label."""
 
     def add(self, tensor: torch.Tensor) -> None:
         """Count a tensor's storage, if it is new."""
@@ -107,22 +107,22 @@ class Ledger:
         """Go back to the label before."""
         self._labels.pop()
 
-    def begin(self, stage: Stage) -> None:
-        """From now on moments belong to this stage."""
-        self._stage = stage
-        if stage not in self.marks:
-            self.marks[stage] = {label: self._alive[label] for label in (GRADIENTS, *PASSING)}
-            self.stages[stage] = {}
+    def begin(self, phase: Phase) -> None:
+        """From now on moments belong to this phase."""
+        self._phase = phase
+        if phase not in self.marks:
+            self.marks[phase] = {label: self._alive[label] for label in (GRADIENTS, *PASSING)}
+            self.phases[phase] = {}
         self._note()
 
     def moments(self) -> tuple[Moment, ...]:
         """Return the moments of which one is the peak."""
-        return highest(moment for moments in self.stages.values() for moment in moments.values())
+        return highest(moment for moments in self.phases.values() for moment in moments.values())
 
     def _note(self) -> None:
         gradients = self._alive[GRADIENTS]
         passing = sum(self._alive[label] for label in PASSING)
-        highest = self.stages[self._stage]
+        highest = self.phases[self._phase]
         before = highest.get(gradients)
         if before is None or passing > before.passing_bytes:
             highest[gradients] = Moment(gradients=gradients, passing={label: self._alive[label] for label in PASSING})

@@ -30,7 +30,7 @@ from vlm_lora.data.dataset import ConversationDataset
 from vlm_lora.data.formats.arrow_files import HeldOpen
 from vlm_lora.data.ocr.task_sampling import Span
 from vlm_lora.preflight.findings import Findings
-from vlm_lora.session import Tools
+from vlm_lora.session import Preprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +50,10 @@ class CheckCache:
     Args:
         folder: where they lie.
         run: the resolved configuration.
-        tools: the processor and what was made of it.
+        preprocessing: the processor and what was made of it.
     """
 
-    def __init__(self, folder: Path, run: RunConfig, tools: Tools) -> None:
+    def __init__(self, folder: Path, run: RunConfig, preprocessing: Preprocessing) -> None:
         self._folder = folder
         settings = {name: value for name, value in asdict(run.data).items() if name not in IRRELEVANT}
         self._common = {
@@ -62,9 +62,9 @@ class CheckCache:
             "versions": [__version__, *(version(name) for name in ("transformers", "tokenizers", "pillow"))],
             "data": settings,
             "files_of_settings": _stamps(_files_named(settings.values())),
-            "batching": {"longest": tools.longest, "on_overflow": run.batching.on_overflow},
-            "eos": sorted(tools.eos_token_ids),
-            "processor": processor_content(tools.processor),
+            "batching": {"longest": preprocessing.longest, "on_overflow": run.batching.on_overflow},
+            "eos": sorted(preprocessing.eos_token_ids),
+            "processor": processor_content(preprocessing.processor),
         }
 
     def key(self, rows: ConversationDataset, span: Span) -> str | None:

@@ -25,7 +25,7 @@ from vlm_lora.preflight.policy import (
     write_report,
 )
 from vlm_lora.preflight.reading import RowReader
-from vlm_lora.session import Tools
+from vlm_lora.session import Preprocessing
 from vlm_lora.training.drawing import spans_of
 from vlm_lora.training.dropping import leave_out_overlong, note_overlong
 
@@ -33,14 +33,20 @@ logger = logging.getLogger(__name__)
 
 
 def check_rows(
-    run: RunConfig, splits: Splits, tools: Tools, *, workers: int | None, show_progress: bool, epochs: int | None
+    run: RunConfig,
+    splits: Splits,
+    preprocessing: Preprocessing,
+    *,
+    workers: int | None,
+    show_progress: bool,
+    epochs: int | None,
 ) -> DataReport:
     """Read every row of the splits as training will, and report what they are.
 
     Args:
         run: the resolved configuration.
         splits: the rows.
-        tools: the model's processor and what was made of it.
+        preprocessing: the model's processor and what was made of it.
         workers: processes; None for a number that fits rows and machine.
         show_progress: whether a bar is shown.
         epochs: how many epochs draw anew what varies; None where nothing says it.
@@ -48,7 +54,7 @@ def check_rows(
     Returns:
         The report; bad rows are in it and raise nothing.
     """
-    cache = CheckCache(cache_place("checks"), run, tools)
+    cache = CheckCache(cache_place("checks"), run, preprocessing)
     reader = RowReader(
         workers=workers, show_progress=show_progress, cache=cache, timeout=run.batching.dataloader_timeout
     )
@@ -61,15 +67,21 @@ def check_rows(
                 rows.name,
                 spans[name].text,
             )
-        found[name] = (rows, reader.read(rows, tools.encoder, spans[name]))
+        found[name] = (rows, reader.read(rows, preprocessing.encoder, spans[name]))
     if splits.stream is not None and splits.train is not None:
         logger.info("streaming: the first %d rows were checked", len(splits.train))
     data = run.data.dataset_name or run.data.validation_name
-    return build_report(str(run.model.model_name_or_path), str(data), tools.longest, found)
+    return build_report(str(run.model.model_name_or_path), str(data), preprocessing.longest, found)
 
 
 def check_before_training(
-    run: RunConfig, arguments: Any, splits: Splits, tools: Tools, *, workers: int | None, epochs: int | None
+    run: RunConfig,
+    arguments: Any,
+    splits: Splits,
+    preprocessing: Preprocessing,
+    *,
+    workers: int | None,
+    epochs: int | None,
 ) -> Splits:
     """Check the rows once on each machine; return the splits as every process shall use them.
 
@@ -79,7 +91,7 @@ def check_before_training(
         run: the resolved configuration.
         arguments: the training arguments, which know the processes.
         splits: the rows.
-        tools: the model's processor and what was made of it.
+        preprocessing: the model's processor and what was made of it.
         workers: processes that read; None for a number that fits rows and machine.
         epochs: how many epochs draw anew what varies; None where nothing says it.
 
@@ -91,15 +103,15 @@ def check_before_training(
     if run.data.skip_check:
         if drops:
             limit = run.batching.dataloader_timeout
-            splits = leave_out_overlong(splits, tools.encoder, arguments, epochs=epochs, timeout=limit)
+            splits = leave_out_overlong(splits, preprocessing.encoder, arguments, epochs=epochs, timeout=limit)
         for rows in (splits.train, splits.validation):
             if rows is not None:
-                tools.encoder.encode(rows[0])
+                preprocessing.encoder.encode(rows[0])
         return splits
     with arguments.main_process_first(desc="checking the data"):
         if arguments.local_process_index == 0:
             shown = not arguments.disable_tqdm
-            report = check_rows(run, splits, tools, workers=workers, show_progress=shown, epochs=epochs)
+            report = check_rows(run, splits, preprocessing, workers=workers, show_progress=shown, epochs=epochs)
             write_report(folder, report, run.data, on_overflow=run.batching.on_overflow)
     content = read_report(folder)
     listed = faulty_rows(content)

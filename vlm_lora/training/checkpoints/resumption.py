@@ -1,0 +1,49 @@
+"""Going on from a checkpoint: which one, whether this run may, and what it changes; before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlm_lora.config.run_config import RunConfig
+from vlm_lora.training.checkpoints.changed_settings import Change, check_allowed, compare
+from vlm_lora.training.checkpoints.contents import refuse_to_resume
+from vlm_lora.training.checkpoints.pickles import refuse_programs
+from vlm_lora.training.engine import engine_of
+from vlm_lora.training.outputs import find_checkpoint, note_what_is_saved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumption:
+    """Where a run begins."""
+
+    checkpoint: str | None
+    """The folder to go on from; None starts afresh."""
+    changes: tuple[Change, ...] = ()
+    """What is otherwise than in the checkpoint's run, all of it free or allowed."""
+
+
+def look_for_checkpoint(run: RunConfig, arguments: Any, settings: Callable[[], Mapping[str, Any]]) -> Resumption:
+    """Return the checkpoint to go on from, looked through for all that this run reads, and what changed since.
+
+    Args:
+        run: resolved.
+        arguments: the training arguments.
+        settings: returns the run's effective settings; called only where a checkpoint is there to compare with.
+
+    Raises:
+        ConfigError: there is none, it holds a program, another engine saved it, or settings differ that may not.
+    """
+    allowed = check_allowed(run.allow_changed, type(arguments)) if arguments.do_train else frozenset()
+    checkpoint = find_checkpoint(Path(arguments.output_dir), arguments.resume_from_checkpoint)
+    if checkpoint is not None:
+        refuse_programs(Path(checkpoint))
+    changes: list[Change] = []
+    if arguments.do_train:
+        if checkpoint is not None:
+            refuse_to_resume(Path(checkpoint), engine_of(arguments))
+            changes = compare(Path(checkpoint), settings(), allowed=allowed, arguments_class=type(arguments))
+        note_what_is_saved(arguments)
+    return Resumption(checkpoint=checkpoint, changes=tuple(changes))
