@@ -3,7 +3,7 @@
     python benchmarks/data_check.py [--rows 1000 10000 100000] [--workers N] [--size 64] [--write]
 
 Each number of rows is checked twice in processes of their own, first read row by row and then taken from the kept
-check. Rows have a question and an answer of their own over `PICTURES` random PNG files; in each data set ten rows are
+check. Rows have a question and an answer of their own over `IMAGES` random PNG files; in each data set ten rows are
 broken in ten ways, and the script stops where the check does not find exactly those. Memory is the resident set of the
 process that collects the findings and of its largest worker, as the kernel counts it. `--write` puts the table into
 docs/benchmarks.md.
@@ -32,7 +32,7 @@ sys.path[:0] = PATHS
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- data check: begin -->", "<!-- data check: end -->"
-PICTURES = 1000
+IMAGES = 1000
 FAULTS: tuple[dict[str, Any], ...] = (
     {"image": "none.png"},
     {"image": "broken.png"},
@@ -48,10 +48,10 @@ FAULTS: tuple[dict[str, Any], ...] = (
 
 
 def write_data(folder: Path, rows: int, size: int) -> list[int]:
-    """Write train.jsonl and its pictures; return the numbers of the broken rows."""
+    """Write train.jsonl and its images; return the numbers of the broken rows."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         pixels = generator.integers(0, 256, (size, size, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot a picture")
@@ -62,7 +62,7 @@ def write_data(folder: Path, rows: int, size: int) -> list[int]:
     with (folder / "train.jsonl").open("w", encoding="utf-8") as stream:
         for row in range(rows):
             fault = FAULTS[broken.index(row)] if row in broken else {}
-            content = {"image": f"{row % PICTURES}.png", "question": f"What is in row {row}?", "answer": ["a red bus"]}
+            content = {"image": f"{row % IMAGES}.png", "question": f"What is in row {row}?", "answer": ["a red bus"]}
             stream.write(json.dumps({**content, **fault}) + "\n")
     return broken
 

@@ -1,8 +1,8 @@
 """Rows from tar shards: the time of the first index, of opening with a kept one, and of rows in random order.
 
-    python benchmarks/tar_rows.py [--samples 20000] [--picture_bytes 100000] [--shards 8] [--folder DIR]
+    python benchmarks/tar_rows.py [--samples 20000] [--image_bytes 100000] [--shards 8] [--folder DIR]
 
-Pictures are random bytes behind a PNG signature: nothing is decoded here, the figures are those of reading alone.
+Images are random bytes behind a PNG signature: nothing is decoded here, the figures are those of reading alone.
 The system's file cache is warm, because the tars were just written.
 """
 
@@ -38,8 +38,8 @@ def timed(action: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def make(number: int, size: int) -> Sample:
-    """Return a sample of a short JSON and a picture of the given bytes."""
-    record = {"question": f"What is in picture {number}?", "answer": str(number)}
+    """Return a sample of a short JSON and an image of the given bytes."""
+    record = {"question": f"What is in image {number}?", "answer": str(number)}
     picture = b"\x89PNG\r\n\x1a\n" + random.Random(number).randbytes(size)
     return Sample(key=f"{number:08d}", payloads={"json": json.dumps(record).encode(), "png": picture})
 
@@ -54,14 +54,14 @@ def main() -> None:
     """Write shards, then time what reading them takes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=20_000)
-    parser.add_argument("--picture_bytes", type=int, default=100_000)
+    parser.add_argument("--image_bytes", type=int, default=100_000)
     parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--folder", type=Path, default=None)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         each = asked.samples // asked.shards
         for shard in range(asked.shards):
-            samples = (make(number, asked.picture_bytes) for number in range(shard * each, (shard + 1) * each))
+            samples = (make(number, asked.image_bytes) for number in range(shard * each, (shard + 1) * each))
             write_shard(Path(folder) / f"train-{shard:06d}.tar", samples)
         tars = sorted(Path(folder).glob("*.tar"))
         held = sum(tar.stat().st_size for tar in tars)

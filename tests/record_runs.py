@@ -159,7 +159,7 @@ def obey_variables() -> None:
         from vlm_lora import pipeline as _pipeline
 
         pipeline: Any = _pipeline
-        pipeline.needs_pictures = lambda *args: False
+        pipeline.needs_images = lambda *args: False
 
 
 def main() -> int:

@@ -57,8 +57,8 @@ from vlm_lora.training.checkpoints.run_record import note_end
 from vlm_lora.training.drawing import drawn_epochs
 from vlm_lora.training.engine import (
     EngineCheck,
-    needs_pictures,
-    note_pictures,
+    needs_images,
+    note_images,
     refuse_lost_weights,
     refuse_other_engine,
 )
@@ -137,7 +137,7 @@ def train(run: RunConfig) -> dict[str, Any]:
 
 
 def ask(run: RunConfig, *, images: Sequence[ImageSource], prompt: str) -> str:
-    """Answer one question about the given pictures with a model or adapter folder."""
+    """Answer one question about the given images with a model or adapter folder."""
     session = open_session(without_engine(run))
     preprocessing = open_preprocessing(session.run)
     parts: tuple[Part, ...] = (*(ImageRef(source=image) for image in images), Text(text=prompt))
@@ -147,7 +147,7 @@ def ask(run: RunConfig, *, images: Sequence[ImageSource], prompt: str) -> str:
         turns=(*system, Turn(role="user", parts=parts), Turn(role="assistant", parts=(Text(text=""),))),
         source=RowSource(file="--image and --prompt"),
     )
-    preprocessing.encoder.encode_prompt(question)  # a bad picture is found before the weights load
+    preprocessing.encoder.encode_prompt(question)  # a bad image is found before the weights load
     model = _load_for_answers(session, preprocessing).to(session.backend.device())
     return _answerer(session, preprocessing, model).answer([question])[0]
 
@@ -159,9 +159,7 @@ def preview(run: RunConfig, *, rows: int) -> list[tuple[EncodedRow, Any]]:
     data = load_splits(everything, need_train=True, need_validation=False).train
     preprocessing = open_preprocessing(run)
     shown = range(min(rows, len(data))) if data is not None else range(0)
-    encoded = [
-        preprocessing.encoder.encode_kept(data[index], keep_pictures=True) for index in shown if data is not None
-    ]
+    encoded = [preprocessing.encoder.encode_kept(data[index], keep_images=True) for index in shown if data is not None]
     return [(row, preprocessing.tokenizer) for row in encoded if row is not None]
 
 
@@ -180,7 +178,7 @@ def dry_run(run: RunConfig) -> list[ShownRow]:
     preprocessing = open_preprocessing(run)
     assert data is not None  # need_train
     rows = [data[index] for index in range(min(asked.dry_run_samples, len(data)))]
-    encoded = [preprocessing.encoder.encode_kept(row, keep_pictures=True) for row in rows]
+    encoded = [preprocessing.encoder.encode_kept(row, keep_images=True) for row in rows]
     kept = [(row, seen) for row, seen in zip(rows, encoded, strict=True) if seen is not None]
     shown = [ShownRow(row=seen, tokenizer=preprocessing.tokenizer) for _, seen in kept]
     if session is None:
@@ -346,10 +344,10 @@ def _build(
     refuse_other_engine(session.arguments, trainer)
     if session.arguments.do_train:
         trainer.add_callback(EngineCheck(trainer))
-    if needs_pictures(trainer, model, preprocessing.family):
+    if needs_images(trainer, model, preprocessing.family):
         # In place: a backend's trainer may have put something of its own around the collator.
-        preprocessing.collator.require_pictures()
-        note_pictures(preprocessing.family)
+        preprocessing.collator.require_images()
+        note_images(preprocessing.family)
     return trainer
 
 

@@ -143,8 +143,8 @@ class HabanaBackend:
         """Return dtype and attention implementation, each logged with its reason."""
         if self._hpu_graphs and config.model_type in ON_HOST:
             raise ConfigError(
-                f"--use_hpu_graphs_for_inference cannot be used with {config.model_type}: its pictures' sizes are part "
-                "of the captured graph and would be replayed for other pictures. Leave it out."
+                f"--use_hpu_graphs_for_inference cannot be used with {config.model_type}: its images' sizes are part "
+                "of the captured graph and would be replayed for other images. Leave it out."
             )
         return {"torch_dtype": self._dtype(run, arguments), "attn_implementation": self._attention(run)}
 

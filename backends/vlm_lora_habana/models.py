@@ -3,7 +3,7 @@
 optimum-habana replaces model and generation classes of transformers when its training arguments are
 made. In 1.21.2 the vision-language ones are wrong for training: GaudiGemma3 drops `token_type_ids`, so
 image tokens lose their bidirectional attention, and its sliding window keeps one key too many; GaudiLlava
-returns hidden states for logits; GaudiQwen2_5_VL reads values on the host for every picture. So nothing
+returns hidden states for logits; GaudiQwen2_5_VL reads values on the host for every image. So nothing
 is replaced, and what remains of the vendor's is what is exact: fused attention, AdamW, clip, the trainer.
 """
 

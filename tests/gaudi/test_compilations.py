@@ -1,4 +1,4 @@
-"""Graphs compiled over 200 steps of rows of every length, with pictures of every size; and host reads in a step."""
+"""Graphs compiled over 200 steps of rows of every length, with images of every size; and host reads in a step."""
 
 from __future__ import annotations
 

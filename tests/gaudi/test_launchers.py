@@ -83,8 +83,8 @@ def test_zero_trains_as_one_process(stage: str, folder: Path, model_folder: Call
     assert (folder / stage / "adapter_model.safetensors").stat().st_size > 10_000, "complete, not ZeRO's empty shards"
 
 
-def test_batches_without_pictures_and_lora_on_the_tower(folder: Path, model_folder: Callable[[str], Path]) -> None:
-    """Steps whose rows have no picture: without a plain picture behind them DDP waits for the tower's gradients."""
+def test_batches_without_images_and_lora_on_the_tower(folder: Path, model_folder: Callable[[str], Path]) -> None:
+    """Steps whose rows have no image: without a plain image behind them DDP waits for the tower's gradients."""
     write_mixed_rows(folder / "mixed", steps=4)
     words = flags(folder, model_folder("gemma3"), "mixed out", lora_targets="all", num_train_epochs=1, max_shapes=2)
     words[words.index("--dataset_name") + 1] = str(folder / "mixed")

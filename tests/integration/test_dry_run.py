@@ -34,7 +34,7 @@ def test_rows_are_shown_without_weights_and_nothing_else_is_written(
     assert run_script([*flags, "--dry-run", "--dry-run-samples", "3", "--no-model"]) == 0
     shown = capsys.readouterr().out
     assert [f"train.jsonl row {row}: " in shown for row in range(4)] == [True, True, True, False]
-    assert "picture 1: 32x32 pixels" in shown
+    assert "image 1: 32x32 pixels" in shown
     assert "loss" not in shown
     assert files(output) == ["dry_run.html"]
     page = (output / "dry_run.html").read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support.datasets import write_jsonl, write_picture
+from support.datasets import write_image, write_jsonl
 from support.runs import run, script_flags
 from vlm_lora import pipeline
 from vlm_lora.cli.main import main, run_script
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write pages that are asked for a short formula or for their text, which is long on one of them."""
     folder = tmp_path_factory.mktemp("pages")
     for number in range(ROWS):
-        write_picture(folder / f"{number}.png", seed=number, size=(48, 40))
+        write_image(folder / f"{number}.png", seed=number, size=(48, 40))
     texts = ["so many words " * 60 if number == LONG else f"page {number}" for number in range(ROWS)]
     pages = [{"text": text, "latex": [{"text": "x", "bbox": [1, 1, 9, 9]}]} for text in texts]
     rows = [{"image": f"{number}.png", "text": page} for number, page in enumerate(pages)]

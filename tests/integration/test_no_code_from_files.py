@@ -318,7 +318,7 @@ def test_a_script_beside_the_data_is_not_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoded", [pickle.dumps(Program()), array_file(), saved(), saved(legacy=True)])
-def test_a_pickle_in_the_place_of_a_picture_is_refused(encoded: bytes, tmp_path: Path) -> None:
+def test_a_pickle_in_the_place_of_a_image_is_refused(encoded: bytes, tmp_path: Path) -> None:
     from vlm_lora.data.images.loader import ImageLimits, load_image
 
     (tmp_path / "a.png").write_bytes(encoded)

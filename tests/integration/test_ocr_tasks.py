@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.datasets import write_jsonl, write_picture
+from support.datasets import write_image, write_jsonl
 from support.runs import logged, run
 from vlm_lora.data.dataset import ConversationDataset
 
@@ -28,7 +28,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pages")
     rows = []
     for number in range(4):
-        write_picture(folder / f"{number}.png", seed=number, size=(48, 40))
+        write_image(folder / f"{number}.png", seed=number, size=(48, 40))
         lines = [{"text": f"line {n} of {number}", "bbox": [2, 10 * n, 40, 10 * n + 8]} for n in range(1, 3)]
         rows.append({"image": f"{number}.png", "text": {"lines": lines, "paragraphs": lines[:1]}})
     return write_jsonl(folder / "train.jsonl", rows)

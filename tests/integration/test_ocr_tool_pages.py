@@ -19,7 +19,7 @@ QUIET = "--use_cpu --disable_tqdm --log_level error"
 
 
 def page(number: int) -> list[tuple[str, bytes]]:
-    """Return JSON and picture of one page in the tool's schema; page 5 has no text."""
+    """Return JSON and image of one page in the tool's schema; page 5 has no text."""
     from PIL import Image
 
     generator = np.random.default_rng(number)

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from support.datasets import write_jsonl, write_picture
+from support.datasets import write_image, write_jsonl
 from vlm_lora.cli.main import main
 
 ROWS = range(4)
 
 
-def named_pictures(folder: Path) -> list[str]:
-    """Write a picture for each row and return their names."""
+def named_images(folder: Path) -> list[str]:
+    """Write an image for each row and return their names."""
     folder.mkdir()
     for row in ROWS:
-        write_picture(folder / f"{row}.png", seed=row)
+        write_image(folder / f"{row}.png", seed=row)
     return [f"{row}.png" for row in ROWS]
 
 
@@ -28,7 +28,7 @@ def tabular_rows(names: list[str]) -> list[dict[str, str]]:
 
 
 def tabular_csv(folder: Path) -> Path:
-    lines = [",".join(row.values()) for row in tabular_rows(named_pictures(folder))]
+    lines = [",".join(row.values()) for row in tabular_rows(named_images(folder))]
     path = folder / "train.csv"
     path.write_text("\n".join(["image_path,prompt,response", *lines]) + "\n", encoding="utf-8")
     return path
@@ -38,13 +38,13 @@ def tabular_parquet(folder: Path) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pq.write_table(pa.Table.from_pylist(tabular_rows(named_pictures(folder))), folder / "train.parquet")
+    pq.write_table(pa.Table.from_pylist(tabular_rows(named_images(folder))), folder / "train.parquet")
     return folder / "train.parquet"
 
 
 def messages_and_images(folder: Path) -> Path:
     rows = []
-    for name in named_pictures(folder):
+    for name in named_images(folder):
         asked = [{"type": "image"}, {"type": "text", "text": f"What is {name}?"}]
         messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": "a square"}]
         rows.append({"messages": messages, "images": [name]})
@@ -52,9 +52,9 @@ def messages_and_images(folder: Path) -> Path:
 
 
 def from_and_value(folder: Path, texts: list[str], images: Callable[[str], Mapping[str, Any]]) -> Path:
-    """ShareGPT turns; `texts` are those of the user, and one of them has the picture's place."""
+    """ShareGPT turns; `texts` are those of the user, and one of them has the image's place."""
     rows = []
-    for name in named_pictures(folder):
+    for name in named_images(folder):
         turns = [turn for text in texts for turn in ({"from": "human", "value": text}, {"from": "gpt", "value": "yes"})]
         rows.append({"id": name, "conversations": turns, **images(name)})
     path = folder / "train.json"
@@ -93,12 +93,12 @@ def test_the_path_is_enough(
     report = json.loads((tmp_path / "out" / "data_report.json").read_text(encoding="utf-8"))
     pictures = [split["pictures"] for split in report["splits"].values()]
     assert [(split["least"], split["most"]) for split in pictures] == [(1, 1)] * 2, (
-        "a picture in each row of both splits"
+        "an image in each row of both splits"
     )
     assert report["bad"] == []
 
 
-def test_a_place_without_a_picture_is_not_passed_over(
+def test_a_place_without_a_image_is_not_passed_over(
     model_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = from_and_value(tmp_path / "data", ["<image> and <image>"], lambda name: {"image": name})

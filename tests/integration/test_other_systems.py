@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from support.datasets import write_chartqa_folder, write_jsonl, write_picture
+from support.datasets import write_chartqa_folder, write_image, write_jsonl
 from support.rows import write_uneven_rows
 from support.runs import capture_trainer
 from vlm_lora.cli.main import main
@@ -58,10 +58,10 @@ def test_train_vision_without_the_method_says_what_to_add(
 
 
 def write_messages(folder: Path) -> Path:
-    """OpenAI-style messages in one column, a list of pictures in the other."""
+    """OpenAI-style messages in one column, a list of images in the other."""
     rows = []
     for number in range(4):
-        write_picture(folder / f"{number}.png", seed=number)
+        write_image(folder / f"{number}.png", seed=number)
         question = [{"type": "image"}, {"type": "text", "text": "Which colour is the tallest bar?"}]
         answer = [{"type": "text", "text": "red"}] if number % 2 else "green"
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
@@ -188,7 +188,7 @@ def test_the_tabular_tools_flags(
     folder = tmp_path / "data"
     lines = ["image_path,prompt,response"]
     for number in range(4):
-        write_picture(folder / f"{number}.png", seed=number)
+        write_image(folder / f"{number}.png", seed=number)
         lines.append(f"{number}.png,Which colour is tallest?,red")
     (folder / "train.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
@@ -211,7 +211,7 @@ def test_boxes_as_answers_with_full_weights(
     trainers = capture_trainer(monkeypatch)
     folder, rows = tmp_path / "data", []
     for number in range(4):
-        write_picture(folder / f"{number}.png", seed=number)
+        write_image(folder / f"{number}.png", seed=number)
         boxes = [{"bbox_2d": [1, 2, 10 + number, 20], "label": "Mask"}]
         rows.append({"image": f"{number}.png", "question": "Find the masks.", "answer": json.dumps(boxes)})
     data = write_jsonl(folder / "train.jsonl", rows)

@@ -212,7 +212,7 @@ def test_ask_answers_as_plain_transformers_does(
     output = tmp_path / "out"
     run(model_folder("gemma3"), data, output, do_train=True, max_steps=5, learning_rate=3e-2)
     capsys.readouterr()
-    command = ["ask", "--model_name_or_path", str(output), "--prompt", "What is in this picture?"]
+    command = ["ask", "--model_name_or_path", str(output), "--prompt", "What is in this image?"]
     command += ["--max_new_tokens", "8", "--use_cpu"]
     answers = []
     for picture in ("train-0.png", "train-1.png"):
@@ -224,7 +224,7 @@ def test_ask_answers_as_plain_transformers_does(
 def plain_answers(base: Path, adapter: Path, data: Path) -> list[str]:
     processor = AutoProcessor.from_pretrained(adapter, backend="pil")
     model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(base), adapter).eval()
-    parts = [{"type": "image"}, {"type": "text", "text": "What is in this picture?"}]
+    parts = [{"type": "image"}, {"type": "text", "text": "What is in this image?"}]
     prompt = processor.apply_chat_template(
         [{"role": "user", "content": parts}], add_generation_prompt=True, tokenize=False
     )
@@ -247,7 +247,7 @@ def test_preview_shows_what_is_supervised(
     answers = [json.loads(line)["answer"] for line in (data / "train.jsonl").read_text().splitlines()]
     assert [row["supervised"][0]["text"] for row in rows] == [f"{answer}<end_of_turn>" for answer in answers[:2]]
     assert main([*command, "--rows", "1"]) == 0
-    assert "What is in picture 0?" in capsys.readouterr().out
+    assert "What is in image 0?" in capsys.readouterr().out
 
 
 def test_a_dropped_last_batch_is_evaluated_all_the_same(

@@ -81,7 +81,7 @@ def test_the_memory_plan_leaves_them_out_too(
 
 
 @pytest.mark.parametrize("static", [False, True])
-def test_pictures_shrink_in_the_run_and_in_the_plan_of_its_shapes(
+def test_images_shrink_in_the_run_and_in_the_plan_of_its_shapes(
     static: bool, model_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_varied_rows(tmp_path / "data", rows=ROWS, validation=2)

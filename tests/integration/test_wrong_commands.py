@@ -19,7 +19,7 @@ GOOD: dict[str, object] = {"image": "a.png", "question": "What?", "answer": "Red
 
 
 def write_rows(folder: Path, rows: Rows) -> Path:
-    """Write a folder with train.jsonl and a small picture `a.png`."""
+    """Write a folder with train.jsonl and a small image `a.png`."""
     folder.mkdir()
     Image.new("RGB", (16, 16), "red").save(folder / "a.png")
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot a picture")
@@ -45,9 +45,9 @@ WRONG_DATA: dict[str, tuple[Rows, tuple[str, ...]]] = {
         ],
         ("robot", "row 0"),
     ),
-    "missing picture": ([{**GOOD, "image": "none.png"}], ("none.png", "row 0")),
-    "corrupt picture": ([{**GOOD, "image": "broken.png"}], ("broken.png",)),
-    "picture outside the folder": ([{**GOOD, "image": "../../outside.png"}], ("--image_root",)),
+    "missing image": ([{**GOOD, "image": "none.png"}], ("none.png", "row 0")),
+    "corrupt image": ([{**GOOD, "image": "broken.png"}], ("broken.png",)),
+    "image outside the folder": ([{**GOOD, "image": "../../outside.png"}], ("--image_root",)),
     "no answer": ([{**GOOD, "answer": None}], ("answer", "row 0")),
     "too many placeholders": (
         [

@@ -42,7 +42,7 @@ class Case:
         turns = (*self.system, *(turn for pair in self.exchanges[count:] for turn in pair))
         return Conversation(turns=turns, source=RowSource(file="fuzz.jsonl", row=5))
 
-    def with_pictures_at(self, side: float) -> Conversation:
+    def with_images_at(self, side: float) -> Conversation:
         def resized(part: Part) -> Part:
             if not isinstance(part, ImageRef):
                 return part
@@ -69,14 +69,14 @@ def cases(seed: int) -> Iterator[Case]:
         owners = Counter(generator.randrange(count) for _ in range(pictures))
         pairs = []
         for number in range(count):
-            parts: list[Part] = [text(12), *(ImageRef(source=_picture(generator)) for _ in range(owners[number]))]
+            parts: list[Part] = [text(12), *(ImageRef(source=_image(generator)) for _ in range(owners[number]))]
             generator.shuffle(parts)
             pairs.append((Turn(role="user", parts=tuple(parts)), Turn(role="assistant", parts=(text(12),))))
         system = (Turn(role="system", parts=(text(5),)),) if generator.random() < 0.3 else ()
         yield Case(system=system, exchanges=tuple(pairs), share=generator.uniform(0.2, 1.05))
 
 
-def _picture(generator: random.Random) -> Image.Image:
+def _image(generator: random.Random) -> Image.Image:
     size = (generator.randint(20, 120), generator.randint(20, 120))
     return Image.linear_gradient("L").resize(size).convert("RGB")
 
@@ -87,7 +87,7 @@ def image_tokens(family: str, row: EncodedRow) -> int:
 
 
 def features(family: str, row: EncodedRow) -> int:
-    """How many embeddings the model makes of a row's pictures, from the tensors' shapes."""
+    """How many embeddings the model makes of a row's images, from the tensors' shapes."""
     if not row.media:
         return 0
     if family == "qwen2_5_vl":
@@ -127,11 +127,11 @@ def faults(family: str, row: EncodedRow, whole: EncodedRow, expected: EncodedRow
 def versions(case: Case, policy: str, *, fixed: bool) -> list[Conversation]:
     """All smaller versions of a row, largest first, the row itself included.
 
-    `fixed`: every picture takes the same tokens, so the smallest stands for all.
+    `fixed`: every image takes the same tokens, so the smallest stands for all.
     """
     row = case.without(0)
     if policy == "shrink_images" and row.images:
-        return [row, *(case.with_pictures_at(side) for side in (SIDES[-1:] if fixed else SIDES))]
+        return [row, *(case.with_images_at(side) for side in (SIDES[-1:] if fixed else SIDES))]
     if policy == "trim_turns":
         return [case.without(count) for count in range(len(case.exchanges))]
     return [row]
@@ -157,7 +157,7 @@ def test_a_row_fits_whole_or_is_reported(family: str) -> None:
             row = encoder.encode(case.without(0))
             place = next(place for place, length in enumerate(lengths) if length <= limit)
             if policy == "shrink_images" and differences(row, made[place]):
-                # Rounding to patches can make a smaller picture take more tokens: then the search may stop at another
+                # Rounding to patches can make a smaller image take more tokens: then the search may stop at another
                 # step, before which the row does not fit either.
                 place = next(p for p in range(1, len(made)) if lengths[p - 1] > limit and not differences(row, made[p]))
             assert faults(family, row, whole, made[place], limit) == [], (number, policy)

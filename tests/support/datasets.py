@@ -1,4 +1,4 @@
-"""Small data folders for tests, shaped as the Hub and common tools store them. Every picture is different."""
+"""Small data folders for tests, shaped as the Hub and common tools store them. Every image is different."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def draw_chart(seed: int, size: tuple[int, int] = (96, 64)) -> tuple[Image.Image
 
 
 def encode_png(picture: Image.Image) -> bytes:
-    """Return a picture as a PNG file's bytes."""
+    """Return an image as a PNG file's bytes."""
     stream = io.BytesIO()
     picture.save(stream, "PNG")
     return stream.getvalue()
@@ -99,7 +99,7 @@ def save_chartqa_to_disk(
 
 
 def _chartqa_splits(train: int, val: int, test: int, seed: int) -> dict[str, tuple[int, int]]:
-    """Return rows and first seed by split; the splits share no picture."""
+    """Return rows and first seed by split; the splits share no image."""
     base = seed * 100_000
     sizes = {"train": (train, base), "val": (val, base + 40_000), "test": (test, base + 70_000)}
     return {split: (count, first) for split, (count, first) in sizes.items() if count}
@@ -123,7 +123,7 @@ def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     return path
 
 
-def write_picture(path: Path, *, seed: int, size: tuple[int, int] = (32, 24)) -> Path:
+def write_image(path: Path, *, seed: int, size: tuple[int, int] = (32, 24)) -> Path:
     """Write one chart as the format that the file's suffix names, folders included."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draw_chart(seed, size)[0].save(path)

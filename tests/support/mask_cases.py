@@ -108,7 +108,7 @@ FAMILIES = {name: case for name, case in _ALL.items() if case.processor in avail
 """What the installed transformers has: all of them in 5.x."""
 
 IMAGE = "image"
-"""Stands for a picture in `conversation`."""
+"""Stands for an image in `conversation`."""
 SINGLE: Sequence[tuple[Role, Sequence[str]]] = (
     ("user", (IMAGE, "What is it?")),
     ("assistant", ("a red bus",)),
@@ -129,14 +129,14 @@ CASES: Mapping[str, Sequence[tuple[Role, Sequence[str]]]] = {
 
 
 def picture(red: int = 200, *, size: tuple[int, int] = (32, 32)) -> Image.Image:
-    """Return a plain picture."""
+    """Return a plain image."""
     return Image.new("RGB", size, (red, 30, 10))
 
 
 def conversation(
     turns: Sequence[tuple[Role, Sequence[str]]], *, image: Image.Image | None = None, row: int = 3
 ) -> Conversation:
-    """Build a conversation from roles and texts; `IMAGE` is a picture, from the second on another one."""
+    """Build a conversation from roles and texts; `IMAGE` is an image, from the second on another one."""
     shown = image or picture()
     later = (shown if number == 0 else ImageOps.mirror(ImageOps.invert(shown)) for number in count())
 
@@ -157,8 +157,8 @@ def case_of(family: str, case: str) -> Conversation:
     return conversation(CASES[case])
 
 
-def read_picture(source: Any, *, limits: Any) -> Image.Image:
-    """Stand in for the image loader: the sources of these tests are decoded pictures."""
+def read_image(source: Any, *, limits: Any) -> Image.Image:
+    """Stand in for the image loader: the sources of these tests are decoded images."""
     assert isinstance(source, Image.Image)
     return source
 
@@ -194,7 +194,7 @@ def new_encoder(family: str, processor: Any = None, **settings: Any) -> RowEncod
     arguments = {
         "eos_token_ids": frozenset(tokenizer.convert_tokens_to_ids(name) for name in names),
         "max_length": None,
-        "load_image": read_picture,
+        "load_image": read_image,
         **settings,
     }
     return RowEncoder(processor, style_of(family), **arguments)
@@ -266,7 +266,7 @@ def control_names(text: str, tokenizer: Any) -> list[str]:
 
 
 def direct_inputs(family: str, row: Conversation) -> tuple[str, list[Any]]:
-    """Return the rendering that the chat template itself gives, and the pictures."""
+    """Return the rendering that the chat template itself gives, and the images."""
     processor = processor_of(family)
     messages: list[dict[str, Any]] = []
     for turn in row.turns:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from support.datasets import write_jsonl, write_picture
+from support.datasets import write_image, write_jsonl
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.columns.schema import Schema
 from vlm_lora.data.conversation import Text, Turn
@@ -21,20 +21,20 @@ class ReadBack:
 
     schema: Schema
     told: list[Any]
-    """By row: its turns as lists of parts, a picture as `<its file's name>`; or its error."""
+    """By row: its turns as lists of parts, an image as `<its file's name>`; or its error."""
     accepted: list[tuple[str, ...]]
     """By row: all accepted answers; nothing for a row with an error."""
 
 
 def read_back(data: Path | Sequence[Mapping[str, Any]], folder: Path, **settings: Any) -> ReadBack:
-    """Read a file, or rows that are written to JSON Lines beside the pictures 0.png to 3.png.
+    """Read a file, or rows that are written to JSON Lines beside the images 0.png to 3.png.
 
     Raises:
         DataError: the columns cannot be told apart.
         ConfigError: a setting has no effect on this data.
     """
     for seed in range(4):
-        write_picture(folder / f"{seed}.png", seed=seed)
+        write_image(folder / f"{seed}.png", seed=seed)
     path = data if isinstance(data, Path) else write_jsonl(folder / "rows.jsonl", data)
     config = DataConfig(dataset_name=str(path), validation_fraction=0.0, **settings)
     train = load_splits(config, need_train=True, need_validation=False).train

@@ -12,7 +12,7 @@ WORDS = ("red", "green", "blue", "small", "large", "square", "round", "bright", 
 
 
 def write_uneven_rows(folder: Path, *, rows: int, validation: int = 0) -> Path:
-    """Write train.jsonl (and validation.jsonl): different pictures, questions and very different answer lengths."""
+    """Write train.jsonl (and validation.jsonl): different images, questions and very different answer lengths."""
     folder.mkdir(parents=True)
     write_split(folder, "train", rows, seed=0)
     if validation:
@@ -27,13 +27,13 @@ def write_split(folder: Path, split: str, rows: int, *, seed: int) -> None:
         name = f"{split}-{row}.png"
         Image.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / name)
         answer = " ".join(generator.choice(WORDS, size=1 + (row * row) % 9))
-        lines.append({"image": name, "question": f"What is in picture {row}?", "answer": answer})
+        lines.append({"image": name, "question": f"What is in image {row}?", "answer": answer})
     text = "\n".join(json.dumps(line) for line in lines)
     (folder / f"{split}.jsonl").write_text(text + "\n", encoding="utf-8")
 
 
 def write_varied_rows(folder: Path, *, rows: int, validation: int = 0) -> Path:
-    """As `write_uneven_rows`, but every picture has a size of its own and questions differ in length."""
+    """As `write_uneven_rows`, but every image has a size of its own and questions differ in length."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
     for split, count in (("train", rows), ("validation", validation)):
@@ -53,7 +53,7 @@ def write_varied_rows(folder: Path, *, rows: int, validation: int = 0) -> Path:
 
 
 def write_mixed_rows(folder: Path, *, steps: int) -> Path:
-    """Rows for two processes of batch 1 in order: one has the pictures and the other none, later they take turns."""
+    """Rows for two processes of batch 1 in order: one has the images and the other none, later they take turns."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
     lines = []

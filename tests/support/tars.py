@@ -23,7 +23,7 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]], *, format: int =
 
 
 def chart_members(number: int, *, size: tuple[int, int] = (32, 24)) -> list[tuple[str, bytes]]:
-    """Return JSON and picture of one sample; no other number gives the same picture."""
+    """Return JSON and image of one sample; no other number gives the same image."""
     picture, question, answer = draw_chart(number, size)
     record = {"question": f"{question} ({number})", "answer": answer, "image": {"width": size[0], "height": size[1]}}
     return [(f"{number:06d}.json", json.dumps(record).encode()), (f"{number:06d}.png", encode_png(picture))]

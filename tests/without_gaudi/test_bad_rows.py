@@ -19,7 +19,7 @@ BAD = {"train": (5, 17), "validation": (11,)}
 
 
 def write_data(folder: Path) -> tuple[Path, Path]:
-    """Write rows with broken pictures, and the same rows without them."""
+    """Write rows with broken images, and the same rows without them."""
     data = write_uneven_rows(folder / "data", rows=40, validation=20)
     good = write_uneven_rows(folder / "good", rows=40, validation=20)
     for split, rows in BAD.items():
@@ -27,7 +27,7 @@ def write_data(folder: Path) -> tuple[Path, Path]:
         kept = [line for row, line in enumerate(lines) if row not in rows]
         (good / f"{split}.jsonl").write_text("\n".join(kept) + "\n", encoding="utf-8")
         for row in rows:
-            (data / f"{split}-{row}.png").write_text("no picture", encoding="utf-8")
+            (data / f"{split}-{row}.png").write_text("no image", encoding="utf-8")
     return data, good
 
 

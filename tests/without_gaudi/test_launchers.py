@@ -135,9 +135,9 @@ def test_a_rank_that_dies_ends_the_run(
 def test_the_message_of_the_rank_that_failed_is_last(
     launcher: str, model_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """One rank meets a bad picture; the other only notices that its partner has gone."""
+    """One rank meets a bad image; the other only notices that its partner has gone."""
     data = write_uneven_rows(tmp_path / "data", rows=8)
-    (data / "train-6.png").write_text("no picture", encoding="utf-8")
+    (data / "train-6.png").write_text("no image", encoding="utf-8")
     flags = script_flags(
         model_folder("gemma3"),
         data,

@@ -1,4 +1,4 @@
-"""Rows with and without pictures in any order on two processes: no hang, equal parameters, the loss of one process."""
+"""Rows with and without images in any order on two processes: no hang, equal parameters, the loss of one process."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def mixed_run(folder: Path, model: Path, name: str, *, steps: int = STEPS, batch
 
 @pytest.fixture(scope="module")
 def single(folder: Path, model_folder: Callable[[str], Path]) -> Any:
-    """One process, both rows in one batch: no blank picture is needed there."""
+    """One process, both rows in one batch: no blank image is needed there."""
     words = mixed_run(folder, model_folder("gemma3"), "single", batch=2)
     return recorded(folder / "single records", [words], python=MAIN, variables={})[0][0]
 
@@ -67,7 +67,7 @@ def test_fifty_steps(engine: str, folder: Path, model_folder: Callable[[str], Pa
 
 @pytest.mark.xdist_group("engines")
 @pytest.mark.parametrize("engine", ENGINES)
-def test_without_the_blank_picture_the_same_run_fails(
+def test_without_the_blank_image_the_same_run_fails(
     engine: str, folder: Path, model_folder: Callable[[str], Path]
 ) -> None:
     """The control: left alone it hangs under DDP, so torch is asked to compare what the processes do."""

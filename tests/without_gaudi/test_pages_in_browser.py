@@ -1,4 +1,4 @@
-"""Our pages in a real browser: pictures come from the page itself, nothing from outside, and colours are the labels."""
+"""Our pages in a real browser: images come from the page itself, nothing from outside, and colours are the labels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.xdist_group("browser")  # one browser
 ROWS = 3
 HOSTILE = "</span><script>document.title='run'</script><img src=https://x.example/y> &lt;b&gt; \x1b[31m\u202e"
 
-PICTURES = "Array.from(document.images, one => [one.src.slice(0, 11), one.complete, one.naturalWidth])"
+IMAGES = "Array.from(document.images, one => [one.src.slice(0, 11), one.complete, one.naturalWidth])"
 STRETCHES = """Array.from(document.querySelectorAll('section'), section => Array.from(
     section.querySelectorAll('span[data-start]'),
     one => [one.className, Number(one.dataset.start), Number(one.dataset.end), one.textContent,
@@ -48,16 +48,16 @@ def data(tmp_path: Path) -> Path:
 
 
 def faults(browser: Browser, page: Path, expected: list[Any]) -> list[str]:
-    """Open a page and return what is wrong with its pictures, colours and requests.
+    """Open a page and return what is wrong with its images, colours and requests.
 
     `expected` holds, for each row, the supervised positions and the text of each supervised stretch.
     """
     browser.open(page)
     found = []
-    pictures = browser.evaluate(PICTURES)
+    pictures = browser.evaluate(IMAGES)
     if len(pictures) != len(expected):
-        found.append(f"{len(pictures)} pictures")
-    found += [f"picture {one}" for one in pictures if one[0] != "data:image/" or not one[1] or one[2] == 0]
+        found.append(f"{len(pictures)} images")
+    found += [f"image {one}" for one in pictures if one[0] != "data:image/" or not one[1] or one[2] == 0]
     shown = browser.evaluate(STRETCHES)
     coloured = [[one for one in row if one[4] != "rgba(0, 0, 0, 0)"] for row in shown]
     seen = [
@@ -129,11 +129,11 @@ def test_the_data_report_page(browser: Browser, model_folder: Callable[[str], Pa
     assert any(height > 0 for _, height in bars)
 
 
-def broken_picture(page: str) -> str:
+def broken_image(page: str) -> str:
     return re.sub(r"(data:image/\w+;base64,)[^\"]{40}", r"\1" + "A" * 40, page, count=1)
 
 
-def picture_from_outside(page: str) -> str:
+def image_from_outside(page: str) -> str:
     return re.sub(r"data:image/[^\"]*", "https://x.example/y.png", page, count=1)
 
 
@@ -157,8 +157,8 @@ def fetching(page: str) -> str:
 @pytest.mark.parametrize(
     ("spoil", "fault"),
     [
-        (broken_picture, "picture ['data:image/', True, 0]"),
-        (picture_from_outside, "picture ['https://x.e"),
+        (broken_image, "image ['data:image/', True, 0]"),
+        (image_from_outside, "image ['https://x.e"),
         (shifted, "colours"),
         (uncoloured, "colours"),
         (other_text, "colours"),

@@ -1,8 +1,8 @@
-"""A blank picture for batches without one, so that several processes always do the same work.
+"""A blank image for batches without one, so that several processes always do the same work.
 
 Where weights are sharded, gathering the vision tower's is itself a step that all processes take together; where the
-tower trains, so is reducing its gradients. A process whose batch has no picture would leave the others waiting. Here
-such a batch gets a further turn with a blank picture behind one of its rows. Its labels are masked and no earlier
+tower trains, so is reducing its gradients. A process whose batch has no image would leave the others waiting. Here
+such a batch gets a further turn with a blank image behind one of its rows. Its labels are masked and no earlier
 token attends to it (attention is causal), so loss and gradients stay what they were; the tower's become zeros.
 """
 
@@ -18,24 +18,24 @@ from vlm_lora.batching.encoded import IGNORE_INDEX, EncodedRow
 from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
 
 SIDE = 56
-"""Side of the blank picture in pixels: two of Qwen's merged patches, and no processor refuses it."""
+"""Side of the blank image in pixels: two of Qwen's merged patches, and no processor refuses it."""
 
 
-def picture_conversation(picture: Image.Image) -> Conversation:
-    """Return a short conversation about one picture."""
+def image_conversation(picture: Image.Image) -> Conversation:
+    """Return a short conversation about one image."""
     question = Turn(role="user", parts=(ImageRef(source=picture), Text(text="?")))
     answer = Turn(role="assistant", parts=(Text(text="!"),))
-    return Conversation(turns=(question, answer), source=RowSource(file="a blank picture"))
+    return Conversation(turns=(question, answer), source=RowSource(file="a blank image"))
 
 
 def blank_conversation() -> Conversation:
     """Return the conversation whose encoding is put behind a row."""
     # A slope from black to white: of one colour alone, norms in a tower may divide by zero and give NaN gradients.
-    return picture_conversation(Image.linear_gradient("L").resize((SIDE, SIDE)).convert("RGB"))
+    return image_conversation(Image.linear_gradient("L").resize((SIDE, SIDE)).convert("RGB"))
 
 
 def with_blank(rows: Sequence[EncodedRow], blank: EncodedRow) -> list[EncodedRow]:
-    """Return the rows, the blank picture behind the shortest one if none of them has a picture."""
+    """Return the rows, the blank image behind the shortest one if none of them has an image."""
     if any(row.media for row in rows):
         return list(rows)
     shortest = min(range(len(rows)), key=lambda index: len(rows[index].input_ids))

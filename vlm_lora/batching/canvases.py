@@ -1,6 +1,6 @@
-"""A few picture sizes for models whose tokens depend on the size, on hardware that compiles each new shape.
+"""A few image sizes for models whose tokens depend on the size, on hardware that compiles each new shape.
 
-Pictures are resized to the nearest of these canvases before the processor sees them. Which canvases is
+Images are resized to the nearest of these canvases before the processor sees them. Which canvases is
 decided from the sizes in the data: those very sizes where they are few, else the centres of clusters.
 """
 
@@ -18,7 +18,7 @@ _ROUNDS = 25
 
 
 def choose_canvases(sizes: Sequence[Size], count: int) -> tuple[Size, ...]:
-    """Return at most `count` canvases for pictures of these sizes, by k-means on log width and log height."""
+    """Return at most `count` canvases for images of these sizes, by k-means on log width and log height."""
     different, weights = np.unique(np.asarray(sizes, dtype=np.int64), axis=0, return_counts=True)
     if len(different) <= count:
         return tuple((int(width), int(height)) for width, height in different)
@@ -41,7 +41,7 @@ def choose_canvases(sizes: Sequence[Size], count: int) -> tuple[Size, ...]:
 
 
 def fit(pictures: Sequence[Image.Image], canvases: Sequence[Size]) -> list[Image.Image]:
-    """Resize a row's pictures to the one canvas that changes them least (bicubic)."""
+    """Resize a row's images to the one canvas that changes them least (bicubic)."""
     if not pictures:
         return []
     points = np.log(np.array([picture.size for picture in pictures], dtype=np.float64))
@@ -53,7 +53,7 @@ def fit(pictures: Sequence[Image.Image], canvases: Sequence[Size]) -> list[Image
 
 
 def stretch(sizes: Sequence[Size], canvases: Sequence[Size]) -> float:
-    """Return the largest change of a picture's aspect ratio, as a share: 0.1 is one side 10 % longer."""
+    """Return the largest change of an image's aspect ratio, as a share: 0.1 is one side 10 % longer."""
     points, centres = np.log(np.asarray(sizes, dtype=np.float64)), np.log(np.asarray(canvases, dtype=np.float64))
     chosen = centres[_distances(points, centres).argmin(axis=1)]
     change = np.abs((chosen - points) @ np.array([1.0, -1.0]))

@@ -56,11 +56,11 @@ class Collator:
         self._plan = plan
         self._blank: EncodedRow | None = None
 
-    def require_pictures(self) -> None:
-        """From now on, put a blank picture into every batch that has none (see `batching.blank`).
+    def require_images(self) -> None:
+        """From now on, put a blank image into every batch that has none (see `batching.blank`).
 
         Raises:
-            RenderingError: the model's template cannot write a picture.
+            RenderingError: the model's template cannot write an image.
         """
         self._blank = self._encoder.encode(blank_conversation())
 
@@ -201,7 +201,7 @@ def _token_tensor(name: str, rows: Sequence[EncodedRow], length: int, *, left: b
     filled = []
     for row in rows:
         tensor = row.token_tensors.get(name)
-        if tensor is None:  # a row without pictures in a batch with some
+        if tensor is None:  # a row without images in a batch with some
             tensor = present[0].new_zeros(len(row.input_ids), *sizes)
         filled.append(_grown(tensor, sizes, MediaBatching()))
     return _stacked(filled, length, 0, left=left)

@@ -104,14 +104,14 @@ class RowEncoder:
         return len(self._plain.tokenize(text, add_special_tokens=False))
 
     def encode(
-        self, conversation: Conversation, *, keep_pictures: bool = False, loaded: dict[int, Any] | None = None
+        self, conversation: Conversation, *, keep_images: bool = False, loaded: dict[int, Any] | None = None
     ) -> EncodedRow:
         """Return the row for training, made to fit as `on_overflow` says.
 
         Args:
             conversation: the row.
-            keep_pictures: also return the pictures as the processor was given them, for people to look at.
-            loaded: decoded pictures by the `id` of their reference, which is added to: a picture that several
+            keep_images: also return the images as the processor was given them, for people to look at.
+            loaded: decoded images by the `id` of their reference, which is added to: an image that several
                 conversations share is decoded once. The caller keeps those conversations.
 
         Raises:
@@ -125,14 +125,14 @@ class RowEncoder:
             rendering = self._renderer.render(smaller)
             pictures = self._pictures(smaller, smaller.images, side, decoded)
             row = self._placed_row(rendering, smaller, pictures)
-            return replace(row, pictures=tuple(pictures)) if keep_pictures else row
+            return replace(row, pictures=tuple(pictures)) if keep_images else row
 
         return encode_within_limit(conversation, self._on_overflow, attempt)
 
-    def encode_kept(self, conversation: Conversation, *, keep_pictures: bool = False) -> EncodedRow | None:
+    def encode_kept(self, conversation: Conversation, *, keep_images: bool = False) -> EncodedRow | None:
         """As `encode`; None for a row that `--on_overflow drop` leaves out."""
         try:
-            return self.encode(conversation, keep_pictures=keep_pictures)
+            return self.encode(conversation, keep_images=keep_images)
         except TooLongError as error:
             if self._on_overflow != "drop":
                 raise
@@ -170,30 +170,30 @@ class RowEncoder:
         self._renderer.render_prompt(trial)
 
     def with_canvases(self, canvases: Sequence[Size]) -> RowEncoder:
-        """Return an encoder that resizes each row's pictures to the nearest of these sizes (width, height)."""
+        """Return an encoder that resizes each row's images to the nearest of these sizes (width, height)."""
         other = copy.copy(self)
         other._canvases = tuple(canvases)
         return other
 
     def watched_by(self, watcher: Callable[[Any], None]) -> RowEncoder:
-        """Return an encoder that shows `watcher` each picture as it is loaded, in reading order, before resizing."""
+        """Return an encoder that shows `watcher` each image as it is loaded, in reading order, before resizing."""
         other = copy.copy(self)
         other._watcher = watcher
         return other
 
     def picture_sizes(self, conversation: Conversation) -> list[Size]:
-        """Return width and height of each picture of a row, as `encode` gives them to the processor.
+        """Return width and height of each image of a row, as `encode` gives them to the processor.
 
         Raises:
-            ImageError: a picture cannot be read.
-            TooLongError, RenderingError: as `encode`, where `on_overflow` changes pictures.
+            ImageError: an image cannot be read.
+            TooLongError, RenderingError: as `encode`, where `on_overflow` changes images.
         """
         if self._on_overflow in ("shrink_images", "trim_turns"):
-            return [picture.size for picture in self.encode(conversation, keep_pictures=True).pictures]
-        return [self._picture(image, conversation).size for image in conversation.images]
+            return [picture.size for picture in self.encode(conversation, keep_images=True).pictures]
+        return [self._image(image, conversation).size for image in conversation.images]
 
     def picture(self, image: ImageRef) -> Any:
-        """Return one picture as `encode` would load it, in RGB.
+        """Return one image as `encode` would load it, in RGB.
 
         Raises:
             ImageError: it cannot be read.
@@ -206,10 +206,10 @@ class RowEncoder:
     def _pictures(
         self, conversation: Conversation, images: tuple[ImageRef, ...], side: float, loaded: dict[int, Any]
     ) -> list[Any]:
-        """Return pictures at a share of their sides; `loaded` keeps them, so that each is decoded only once."""
+        """Return images at a share of their sides; `loaded` keeps them, so that each is decoded only once."""
         for image in images:
             if id(image) not in loaded:
-                loaded[id(image)] = self._picture(image, conversation)
+                loaded[id(image)] = self._image(image, conversation)
         pictures = [scaled(loaded[id(image)], side) for image in images]
         return fit(pictures, self._canvases) if self._canvases else pictures
 
@@ -246,7 +246,7 @@ class RowEncoder:
             source=conversation.source,
         )
 
-    def _picture(self, image: ImageRef, conversation: Conversation) -> Any:
+    def _image(self, image: ImageRef, conversation: Conversation) -> Any:
         try:
             return self.picture(image)
         except UserError as error:

@@ -35,7 +35,7 @@ class EveryDraw:
         self._span = span
 
     def conversations(self, index: int) -> Sequence[Conversation]:
-        """Return the different conversations of a row, the first epoch's first; they share their pictures.
+        """Return the different conversations of a row, the first epoch's first; they share their images.
 
         Raises:
             DataError: the row cannot be used; the message begins with file and row.
@@ -48,7 +48,7 @@ class EveryDraw:
         return rows.asked(index, longest_of_each_task(self._encoder.text_tokens))
 
     def encoded(self, index: int, conversations: Sequence[Conversation]) -> Iterator[EncodedRow]:
-        """Yield each of `conversations(index)` as a row of tensors. Each picture is decoded once.
+        """Yield each of `conversations(index)` as a row of tensors. Each image is decoded once.
 
         Raises:
             DataError: one of them cannot be used. Of any but the first, the message says what is asked.

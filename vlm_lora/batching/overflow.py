@@ -1,7 +1,7 @@
 """Rows that are too long: ever smaller versions of a row, and the first of them that fits.
 
-A row is never cut. `shrink_images` scales its pictures down; `trim_turns` leaves out its oldest exchanges, an
-exchange being the user's turns with the answers to them, pictures included. System turns stay, and so does the last
+A row is never cut. `shrink_images` scales its images down; `trim_turns` leaves out its oldest exchanges, an
+exchange being the user's turns with the answers to them, images included. System turns stay, and so does the last
 exchange that has an answer to train on, with all that follows it.
 """
 
@@ -20,16 +20,16 @@ from vlm_lora.errors import TooLongError
 logger = logging.getLogger(__name__)
 
 Attempt = Callable[[Conversation, float], EncodedRow]
-"""Encodes a conversation with its pictures at a share of their width and height; raises TooLongError."""
+"""Encodes a conversation with its images at a share of their width and height; raises TooLongError."""
 
 SIDES = tuple(2 ** (-step / 8) for step in range(1, 25))
-"""Shares of a picture's width and height that are tried: down to an eighth, 16 % fewer pixels a step."""
+"""Shares of an image's width and height that are tried: down to an eighth, 16 % fewer pixels a step."""
 
 LEAST_SIDE = 28
-"""A picture's shorter side in pixels is not scaled below this: one merged patch of Qwen's vision tower."""
+"""An image's shorter side in pixels is not scaled below this: one merged patch of Qwen's vision tower."""
 
 _CURES = {
-    "error": "--on_overflow shrink_images scales a row's pictures down, trim_turns leaves out its oldest questions "
+    "error": "--on_overflow shrink_images scales a row's images down, trim_turns leaves out its oldest questions "
     "with their answers, drop leaves out the row.",
     "drop": "--on_overflow drop leaves it out of training and evaluation.",
 }
@@ -80,7 +80,7 @@ def encode_within_limit(conversation: Conversation, policy: str, attempt: Attemp
 
 
 def scaled(picture: Image.Image, side: float) -> Image.Image:
-    """Return the picture at a share of its width and height (bicubic), its shorter side `LEAST_SIDE` or more."""
+    """Return the image at a share of its width and height (bicubic), its shorter side `LEAST_SIDE` or more."""
     share = min(1.0, max(side, LEAST_SIDE / min(picture.size)))
     if share == 1.0:
         return picture
@@ -114,7 +114,7 @@ def _versions(conversation: Conversation, policy: str) -> list[_Smaller]:
     """Return the smaller versions of a row, each smaller than the one before."""
     if policy == "shrink_images" and conversation.images:
         return [
-            _Smaller(conversation=conversation, side=side, change=f"Its pictures are at {side:.0%} of their sides")
+            _Smaller(conversation=conversation, side=side, change=f"Its images are at {side:.0%} of their sides")
             for side in SIDES
         ]
     if policy == "trim_turns":
@@ -129,7 +129,7 @@ def _without(conversation: Conversation, removed: Sequence[Sequence[int]]) -> _S
     turns = tuple(turn for number, turn in enumerate(conversation.turns) if number not in gone)
     smaller = replace(conversation, turns=turns)
     pictures = len(conversation.images) - len(smaller.images)
-    change = f"Its first {len(gone)} turns" + (f" with {pictures} picture(s)" if pictures else "") + " are left out"
+    change = f"Its first {len(gone)} turns" + (f" with {pictures} image(s)" if pictures else "") + " are left out"
     return _Smaller(conversation=smaller, change=change)
 
 
@@ -144,7 +144,7 @@ def _refused(conversation: Conversation, whole: TooLongError, why: str) -> TooLo
 
 def _why_none(policy: str) -> str:
     reasons = {
-        "shrink_images": "--on_overflow shrink_images cannot help: the row has no picture.",
+        "shrink_images": "--on_overflow shrink_images cannot help: the row has no image.",
         "trim_turns": "--on_overflow trim_turns cannot help: the row has only one question with its answer.",
     }
     return f"{_CURES.get(policy) or reasons[policy]} {_GENERAL_CURE}"
@@ -155,11 +155,11 @@ def _why_too_little(policy: str, whole: TooLongError, smallest: TooLongError) ->
         why = f"the last question and its answer alone take {smallest.tokens}"
     elif smallest.tokens == whole.tokens:
         why = (
-            f"its pictures take as many tokens at {SIDES[-1]:.0%} of their sides (not below {LEAST_SIDE} pixels) as "
-            "they do now; many models read every picture at one size"
+            f"its images take as many tokens at {SIDES[-1]:.0%} of their sides (not below {LEAST_SIDE} pixels) as "
+            "they do now; many models read every image at one size"
         )
     else:
-        why = f"with pictures at {SIDES[-1]:.0%} of their sides there are {smallest.tokens}"
+        why = f"with images at {SIDES[-1]:.0%} of their sides there are {smallest.tokens}"
     return f"--on_overflow {policy} cannot help: {why}. {_GENERAL_CURE}"
 
 

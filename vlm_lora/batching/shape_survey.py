@@ -1,4 +1,4 @@
-"""Measure every row before training: what its batch shape will be, and whether pictures need canvases."""
+"""Measure every row before training: what its batch shape will be, and whether images need canvases."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from vlm_lora.batching.blank import picture_conversation
+from vlm_lora.batching.blank import image_conversation
 from vlm_lora.batching.canvases import Size, choose_canvases, stretch
 from vlm_lora.batching.encoding import RowEncoder
 from vlm_lora.batching.order import Rows
@@ -20,7 +20,7 @@ from vlm_lora.data.conversation import Conversation
 logger = logging.getLogger(__name__)
 
 FEW, MANY = 4, 16
-"""Default number of shapes: where pictures always take the same number of tokens, and where they do not."""
+"""Default number of shapes: where images always take the same number of tokens, and where they do not."""
 
 _ASPECT_WARNING = 0.25
 
@@ -31,7 +31,7 @@ class Survey:
 
     plan: ShapePlan
     canvases: tuple[Size, ...]
-    """Picture sizes in pixels, empty where every size takes the same tokens."""
+    """Image sizes in pixels, empty where every size takes the same tokens."""
     groups: Mapping[str, Sequence[Sequence[int]]]
     """By split: indices of the rows that share a shape."""
 
@@ -75,13 +75,11 @@ def survey_rows(
         StalledError: a worker delivers nothing, or was killed.
     """
     canvases: tuple[Size, ...] = ()
-    matters = pictures_vary(encoder)
+    matters = images_vary(encoder)
     budget = max_shapes or (MANY if matters else FEW)
     measure = Measured(workers=workers, show_progress=show_progress, timeout=timeout)
     if matters:
-        counted = [
-            row for rows in splits.values() for row in measure.each(rows, encoder.picture_sizes, "Picture sizes")
-        ]
+        counted = [row for rows in splits.values() for row in measure.each(rows, encoder.picture_sizes, "Image sizes")]
         kinds = len({len(sizes) for sizes in counted if sizes})
         sizes = [size for row in counted for size in row]
         if sizes:
@@ -93,17 +91,17 @@ def survey_rows(
     plan = plan_shapes([row for rows in shapes.values() for row in rows], max_shapes=budget, longest=longest)
     if len(plan.shapes) > budget:
         logger.warning(
-            "The rows need %d batch shapes, more than %d: they have that many different counts or sizes of pictures.",
+            "The rows need %d batch shapes, more than %d: they have that many different counts or sizes of images.",
             len(plan.shapes),
             budget,
         )
     return Survey(plan=plan, canvases=canvases, groups={name: plan.groups(rows) for name, rows in shapes.items()})
 
 
-def pictures_vary(encoder: RowEncoder) -> bool:
-    """Say whether this model's tensors depend on a picture's size, by trying two sizes."""
+def images_vary(encoder: RowEncoder) -> bool:
+    """Say whether this model's tensors depend on an image's size, by trying two sizes."""
     shapes = [
-        RowShape.of(encoder.encode(picture_conversation(Image.new("RGB", size)))) for size in ((448, 448), (896, 448))
+        RowShape.of(encoder.encode(image_conversation(Image.new("RGB", size)))) for size in ((448, 448), (896, 448))
     ]
     return shapes[0] != shapes[1]
 
@@ -114,7 +112,7 @@ def _report_canvases(sizes: Sequence[Size], canvases: Sequence[Size]) -> None:
     change = stretch(sizes, canvases)
     say = logger.warning if change > _ASPECT_WARNING else logger.info
     say(
-        "Pictures of %d sizes are resized to %d canvases (%s); the largest change of an aspect ratio is %.0f %%. "
+        "Images of %d sizes are resized to %d canvases (%s); the largest change of an aspect ratio is %.0f %%. "
         "--max_shapes N allows more canvases, --static_shapes false keeps every size.",
         len(set(sizes)),
         len(canvases),

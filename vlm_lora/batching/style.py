@@ -21,8 +21,8 @@ class MediaBatching:
     """
 
     leading: Literal["media", "row"] = "media"
-    """What dim 0 counts: media items (a row without pictures adds nothing) or rows (dim 0 is 1, and a row
-    without pictures gets a block of padding, so that row i of the tensor belongs to row i of the batch)."""
+    """What dim 0 counts: media items (a row without images adds nothing) or rows (dim 0 is 1, and a row
+    without images gets a block of padding, so that row i of the tensor belongs to row i of the batch)."""
     pad_value: float = 0
     """What padding holds."""
     first_tile_on: bool = False

@@ -193,7 +193,7 @@ def _report(results: Mapping[str, Any]) -> None:
 
 def _ask_flags() -> argparse.ArgumentParser:
     parser = verb_parser("ask")
-    parser.add_argument("--image", action="extend", nargs="+", default=[], metavar="FILE", help="pictures, in order")
+    parser.add_argument("--image", action="extend", nargs="+", default=[], metavar="FILE", help="images, in order")
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="the question (needed)")
     return parser
 
@@ -240,12 +240,12 @@ def _plan_flags() -> argparse.ArgumentParser:
     for flag, default, meaning in (
         ("world_size", 1, "processes, one per device"),
         ("rows", 64, "rows of the data to measure"),
-        ("images", 1, "without data: pictures of a row"),
+        ("images", 1, "without data: images of a row"),
         ("answer_tokens", 64, "without data: supervised tokens of a row"),
     ):
         parser.add_argument(f"--{flag}", type=int, default=default, metavar="N", help=f"{meaning} ({default})")
     parser.add_argument(
-        "--image_size", default="1024x1024", metavar="WxH", help="without data: pictures in pixels (1024x1024)"
+        "--image_size", default="1024x1024", metavar="WxH", help="without data: images in pixels (1024x1024)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON; sizes are bytes")
     return parser

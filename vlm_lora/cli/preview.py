@@ -16,7 +16,7 @@ def flags() -> argparse.ArgumentParser:
     parser = verb_parser("preview")
     parser.add_argument("--rows", type=int, default=3, metavar="N", help="rows to show (3)")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with the pictures")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with the images")
     return parser
 
 

@@ -16,9 +16,9 @@ logger = logging.getLogger(__name__)
 HELP = """\
 vlm-lora shard --input DATA --out_dir DIR (--num_shards N | --samples_per_shard N) [flags]
 
-Writes tars of KEY.json and KEY.png (or the picture's own format), the same bytes for the same input, each with an
+Writes tars of KEY.json and KEY.png (or the image's own format), the same bytes for the same input, each with an
 index beside it, and index.json with the number of samples and the SHA-256 of every tar. Every sample is written
-exactly once; members of tars and pictures are copied byte for byte. Dashes and underscores are the same.
+exactly once; members of tars and images are copied byte for byte. Dashes and underscores are the same.
 
   --input DATA           what --dataset_name takes: tars, a glob, {0000..0007}, JSONL, Parquet, a Hub id, ...
   --out_dir DIR          where the tars go; it must not hold any
@@ -27,7 +27,7 @@ exactly once; members of tars and pictures are copied byte for byte. Dashes and 
   --shuffle              in a random order, by --seed
   --seed N               (17)
   --prefix NAME          tars are called NAME-000000.tar; by default the split's name, such as train
-  --img_exts EXT ...     of tars, take only pictures with these extensions, such as png jpg jpeg
+  --img_exts EXT ...     of tars, take only images with these extensions, such as png jpg jpeg
   --meta_ext EXT         of tars, take only JSON or text with this extension, such as json
 
 Of the other flags (vlm-lora train --help), --image_column, --image_root, --dataset_config_name, --max_image_pixels

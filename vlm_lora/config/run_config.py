@@ -47,7 +47,7 @@ class DataConfig:
     """Column that holds the question; detected when not given."""
     default_prompt: str | None = None
     """What is asked of every row where no column asks; by default for a description where the answers are captions.
-    One `<image>` in it is the place of the row's pictures."""
+    One `<image>` in it is the place of the row's images."""
     response_column: str | None = None
     """Column that holds the answer or the list of accepted answers; detected when not given."""
     messages_column: str | None = None
@@ -60,7 +60,7 @@ class DataConfig:
     """Names of the boxes' categories, number 0 first; by default those that the data declares."""
     box_prompt: str | None = None
     """What is asked where boxes are the answer; by default for a JSON list of bbox_2d and label, in pixels. One
-    `<image>` in it is the picture's place."""
+    `<image>` in it is the image's place."""
     page_column: str | None = None
     """Column that holds OCR JSON (words, lines, paragraphs, latex, text, text2d); detected when not given."""
     task_file: str | None = None
@@ -87,7 +87,7 @@ class DataConfig:
     max_eval_samples: int | None = None
     """Use only the first N validation rows."""
     allow_urls: bool = False
-    """Fetch pictures that rows name by http or https URL, from public addresses only; they are kept on disk."""
+    """Fetch images that rows name by http or https URL, from public addresses only; they are kept on disk."""
     max_image_pixels: int = 64_000_000
     """Images with more pixels are refused, from the header, before they are decoded."""
     max_image_bytes: int = 256 * 1024 * 1024
@@ -109,8 +109,8 @@ class DataConfig:
         for flag in ("default_prompt", "box_prompt"):
             if (getattr(self, flag) or "").count("<image>") > 1:
                 raise ConfigError(
-                    f"--{flag} {getattr(self, flag)!r}: <image> is the place of all of a row's pictures and "
-                    "stands there once at most. Type one, or none (pictures then go first)."
+                    f"--{flag} {getattr(self, flag)!r}: <image> is the place of all of a row's images and "
+                    "stands there once at most. Type one, or none (images then go first)."
                 )
         _check_choice("box_format", self.box_format, ("xywh", "xyxy"))
         for flag in ("max_train_samples", "max_eval_samples", "max_image_pixels", "max_image_bytes", "shuffle_buffer"):
@@ -286,11 +286,11 @@ class BatchingConfig:
     """Longest row in tokens, image tokens included; by default what the model's positions allow."""
     on_overflow: str = "error"
     """What happens to a longer row: error (stop, naming the row), drop (leave it out before the run), shrink_images
-    (scale its pictures down until it fits), trim_turns (leave out its oldest questions with their answers)."""
+    (scale its images down until it fits), trim_turns (leave out its oldest questions with their answers)."""
     static_shapes: bool | None = None
     """Pad batches to a few shapes planned from the data; by default where the hardware compiles each new shape."""
     max_shapes: int | None = None
-    """At most so many planned shapes; by default 4, or 16 where a picture's size changes its number of tokens."""
+    """At most so many planned shapes; by default 4, or 16 where an image's size changes its number of tokens."""
     dataloader_timeout: int = 1800
     """Seconds to wait for a batch of the data loader's workers before the run ends and says which one delivers none;
     0 waits for ever. By default as long as ranks wait for each other (--ddp_timeout)."""

@@ -13,13 +13,13 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True, kw_only=True)
 class Url:
-    """An http or https address, fetched when its picture is loaded and not before."""
+    """An http or https address, fetched when its image is loaded and not before."""
 
     text: str
 
 
 ImageSource: TypeAlias = "Path | bytes | Image | Url"
-"""Where an image's pixels come from: a file under the image root, encoded bytes, a picture, or a URL."""
+"""Where an image's pixels come from: a file under the image root, encoded bytes, an image, or a URL."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,7 +94,7 @@ class ConversationDataset:
         )
 
     def asked(self, index: int, ask: Ask) -> list[Conversation]:
-        """Return a page's conversations with what `ask` asks, which share their picture. Raises as `at` does."""
+        """Return a page's conversations with what `ask` asks, which share their image. Raises as `at` does."""
         position = self._indices[index]
         return build_asked(
             self.rows[position],

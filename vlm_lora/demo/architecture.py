@@ -20,7 +20,7 @@ from vlm_lora.compat import gemma3_pil_processor
 from vlm_lora.demo.scenes import SIZE
 
 IMAGE_TOKENS = 36
-"""Image tokens per picture: a 6 x 6 grid of 16 x 16 pixel cells."""
+"""Image tokens per image: a 6 x 6 grid of 16 x 16 pixel cells."""
 PATCH = 8
 
 

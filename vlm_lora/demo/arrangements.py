@@ -116,7 +116,7 @@ def _rows(rng: random.Random, words: tuple[str, ...]) -> tuple[Item, ...]:
 
 
 def _mirrored(items: list[Item]) -> tuple[Item, ...]:
-    """The same picture with the numbers on the left of the names."""
+    """The same image with the numbers on the left of the names."""
     return tuple(
         Item(text=i.text, x=max(0, SIZE - i.x - i.width), y=i.y, font_size=i.font_size, group=i.group) for i in items
     )
@@ -150,7 +150,7 @@ def _columns(rng: random.Random, words: tuple[str, ...]) -> tuple[Item, ...]:
 
 
 def _page(rng: random.Random, words: tuple[str, ...]) -> tuple[Item, ...]:
-    """A picture full of text, without questions: the most letters per picture to learn from."""
+    """An image full of text, without questions: the most letters per image to learn from."""
     items: list[Item] = []
     y = rng.randrange(8)
     while True:

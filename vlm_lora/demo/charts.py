@@ -1,7 +1,7 @@
 """Writes the demo's data set: bar charts of real numbers, questions about them, exact answers.
 
-``train.jsonl`` holds chats, several questions about one chart in a row, so that each picture is worth
-more than one answer; ``validation.jsonl`` holds one ``question`` and ``answer`` a chart. Pictures are
+``train.jsonl`` holds chats, several questions about one chart in a row, so that each image is worth
+more than one answer; ``validation.jsonl`` holds one ``question`` and ``answer`` a chart. Images are
 small PNG files named relative to the folder. Which rows of the tables may appear in which split is
 decided in :mod:`vlm_lora.demo.chart_tables`.
 """
@@ -29,7 +29,7 @@ QUESTIONS_PER_CHART = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """One row of the data set, with its picture (96 x 96 pixels, RGB)."""
+    """One row of the data set, with its image (96 x 96 pixels, RGB)."""
 
     image: Image.Image
     exchanges: tuple[Exchange, ...]
@@ -58,11 +58,11 @@ class ChartSummary:
     tables: tuple[str, ...]
     guess_accuracy: float
     """Share of the validation answers that the commonest answer to the same kind of question in
-    the training split gets right, without looking at a picture."""
+    the training split gets right, without looking at an image."""
 
 
 def write_chart_dataset(folder: Path, *, train: int, validation: int, seed: int) -> ChartSummary:
-    """Write both splits; the same seed writes the same rows and pictures."""
+    """Write both splits; the same seed writes the same rows and images."""
     if train < 1 or validation < 1:
         raise ValueError(f"both splits need charts, not train={train}, validation={validation}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,7 +152,7 @@ def _write_split(folder: Path, split: str, charts: list[Chart]) -> None:
     lines = []
     for number, chart in enumerate(charts):
         name = f"{split}/{number:05d}.png"
-        # Level 1: the pictures are tiny either way, and writing them is most of the work.
+        # Level 1: the images are tiny either way, and writing them is most of the work.
         chart.image.save(folder / name, compress_level=1)
         lines.append(json.dumps({"image": name, **_columns(chart)}) + "\n")
     (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")

@@ -1,8 +1,8 @@
-"""Turns scenes into batches: one picture, several questions about it, one forward pass.
+"""Turns scenes into batches: one image, several questions about it, one forward pass.
 
-Looking at a picture costs more than answering a question about it, so a pre-training row holds
-one picture followed by several questions. Each question sees the picture and itself but not the
-other questions, and its positions start right after the picture; it therefore gets exactly the
+Looking at an image costs more than answering a question about it, so a pre-training row holds
+one image followed by several questions. Each question sees the image and itself but not the
+other questions, and its positions start right after the image; it therefore gets exactly the
 logits it would get alone through the Hugging Face processor (there is a test for that).
 """
 
@@ -28,7 +28,7 @@ SLOTS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class PackedBatch:
-    """One batch of b pictures with n tokens each (padded at the end)."""
+    """One batch of b images with n tokens each (padded at the end)."""
 
     pixel_values: Tensor
     """Float, shape (b, 3, 96, 96), in [-1, 1] as the image processor makes them."""
@@ -58,7 +58,7 @@ class Packer:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def turns(self, exchange: Exchange) -> tuple[list[int], list[int]]:
-        """Token ids after the picture: the question with the model's header, and the answer."""
+        """Token ids after the image: the question with the model's header, and the answer."""
         question = self._encode(f"{exchange.question}<end_of_turn>\n<start_of_turn>model\n")
         return question, self._encode(f"{exchange.answer}<end_of_turn>")
 
@@ -68,7 +68,7 @@ class Packer:
         ids = np.zeros((count, length), dtype=np.int64)
         labels = np.full((count, length), IGNORED, dtype=np.int64)
         positions = np.zeros((count, length), dtype=np.int64)
-        # Segment 0 is the picture that everybody sees; -1 is padding.
+        # Segment 0 is the image that everybody sees; -1 is padding.
         segments = np.full((count, length), -1, dtype=np.int64)
         ids[:, :start] = self.prefix
         positions[:, :start] = np.arange(start)
@@ -103,13 +103,13 @@ class Packer:
         same = segments[:, :, None] == segments[:, None, :]
         mask = causal & (same | (segments == 0)[:, None, :])
         image = slice(self.image_start, self.image_start + IMAGE_TOKENS)
-        # Gemma 3 lets the tokens of one picture see each other in both directions.
+        # Gemma 3 lets the tokens of one image see each other in both directions.
         mask[:, image, image] = True
         return mask[:, None]
 
 
 def to_pixel_values(images: Sequence[Image.Image]) -> Tensor:
-    """The image processor's result for 96 x 96 RGB pictures: float32, shape (b, 3, 96, 96)."""
+    """The image processor's result for 96 x 96 RGB images: float32, shape (b, 3, 96, 96)."""
     pixels = np.stack([np.asarray(image) for image in images])
     scaled = pixels.astype(np.float32) * np.float32(1 / 255)
     normalised = (scaled - np.float32(0.5)) / np.float32(0.5)

@@ -4,7 +4,7 @@
 
 One CPU thread and a fixed time, not a fixed number of steps: the learning rate follows the clock.
 The data depends on the seed alone. Besides the answers, an auxiliary head (thrown away at the
-end) names the characters in each cell of the picture; it teaches the vision tower its letters
+end) names the characters in each cell of the image; it teaches the vision tower its letters
 within minutes, where answers alone would take hours.
 """
 
@@ -47,7 +47,7 @@ class PretrainingOptions:
     letters_share: float = 0.16
     """Share of the time in which only the vision tower learns, from pages full of text."""
     length: int = 128
-    """Tokens per picture with its questions."""
+    """Tokens per image with its questions."""
     muon_lr: float = 0.02
     adam_lr: float = 3e-3
     easy_batches: int = 240
@@ -91,7 +91,7 @@ class Clock:
 
 
 def image_features(model: Gemma3ForConditionalGeneration, batch: PackedBatch) -> Tensor:
-    """What the language model sees of the pictures: shape (b, 36, width)."""
+    """What the language model sees of the images: shape (b, 36, width)."""
     seen = model.model.vision_tower(batch.pixel_values).last_hidden_state
     features: Tensor = model.model.multi_modal_projector(seen)
     return features
@@ -148,7 +148,7 @@ def letter_batches(packer: Packer, options: PretrainingOptions) -> Iterator[Pack
 
 
 def question_batches(packer: Packer, options: PretrainingOptions) -> Iterator[PackedBatch]:
-    """Endless batches of pictures with questions; single texts and lists dominate the start."""
+    """Endless batches of images with questions; single texts and lists dominate the start."""
     rng = random.Random(f"questions-{options.seed}")
     words = load_vocabulary().training
     for number in itertools.count():

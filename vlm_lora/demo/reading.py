@@ -1,7 +1,7 @@
 """Measures how well a model reads rendered words and numbers it was not trained on.
 
 This is the demo's answer to "does the base model see anything?": one word (from the tenth of the
-vocabulary that pre-training never shows) or one random number per picture, exact match.
+vocabulary that pre-training never shows) or one random number per image, exact match.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def answer_questions(
     batch_size: int = 64,
     max_new_tokens: int = 32,
 ) -> list[str]:
-    """Greedy answers of a chat model to one question per picture, in batches."""
+    """Greedy answers of a chat model to one question per image, in batches."""
     import torch
 
     answers: list[str] = []
@@ -110,6 +110,6 @@ def score_scenes(model: Any, processor: Any, scenes: Sequence[Scene], *, device:
 def reading_accuracy(
     model: Any, processor: Any, *, samples: int, seed: int, device: torch.device | str
 ) -> ReadingScore:
-    """Exact match on ``samples`` pictures of one unseen word or random number each."""
+    """Exact match on ``samples`` images of one unseen word or random number each."""
     scenes = held_out_scenes(samples=samples, seed=seed)
     return score_scenes(model, processor, scenes, device=device)

@@ -2,7 +2,7 @@
 
 A small Gemma3-architecture model of ours has learned to read rendered words and numbers and has never seen a
 chart. It is LoRA-tuned to answer questions about bar charts and scored on charts it has not seen: before,
-after, and with the pictures shuffled between the questions, which shows how much it answers by guessing.
+after, and with the images shuffled between the questions, which shows how much it answers by guessing.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def run_demo(output: Path) -> None:
         f"{charts.train} charts to train on, {charts.validation} held out (other rows of {len(charts.tables)} tables); "
         f"the commonest answer to each kind of question is right for {charts.guess_accuracy:.1%}"
     )
-    shuffle_pictures(data, shuffled)
+    shuffle_images(data, shuffled)
     console.rule("Base model")
     console.print(_base_report())
     before = _run(console, "eval", BASE, data, output / "before", image_root=data)
@@ -67,8 +67,8 @@ def run_demo(output: Path) -> None:
     console.print(f"Done in {time.monotonic() - started:.0f} s. Everything is under {output}.")
 
 
-def shuffle_pictures(data: Path, target: Path) -> None:
-    """Write the held-out rows again, each with the picture of a row half the data set away."""
+def shuffle_images(data: Path, target: Path) -> None:
+    """Write the held-out rows again, each with the image of a row half the data set away."""
     rows = _rows(data / "validation.jsonl")
     target.mkdir(parents=True, exist_ok=True)
     half = len(rows) // 2

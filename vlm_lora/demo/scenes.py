@@ -1,4 +1,4 @@
-"""Pictures of words and numbers: what a scene is, and how it is drawn.
+"""Images of words and numbers: what a scene is, and how it is drawn.
 
 Scenes are what the base model is pre-trained on. There are no bar charts here on purpose; the
 coloured rectangles are clutter whose size has nothing to do with any number. Reading charts is
@@ -14,7 +14,7 @@ from functools import cache
 from PIL import Image, ImageDraw, ImageFont
 
 SIZE = 96
-"""Width and height of every picture, in pixels."""
+"""Width and height of every image, in pixels."""
 
 Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -54,7 +54,7 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
-    """One question about a picture and its only right answer."""
+    """One question about an image and its only right answer."""
 
     question: str
     answer: str
@@ -62,7 +62,7 @@ class Exchange:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What a picture shows, before it is drawn."""
+    """What an image shows, before it is drawn."""
 
     items: tuple[Item, ...]
     exchanges: tuple[Exchange, ...]
@@ -118,7 +118,7 @@ def draw_item(draw: ImageDraw.ImageDraw, item: Item, colour: Colour) -> None:
 
 
 def draw_scene(scene: Scene) -> Image.Image:
-    """The picture of a scene: 96 x 96 pixels, RGB."""
+    """The image of a scene: 96 x 96 pixels, RGB."""
     rng = random.Random(scene.style_seed)
     dark = rng.random() < 0.2
     background = _shade(rng, dark=dark, vivid=False)

@@ -1,7 +1,7 @@
 """Trains the base model's tokenizer: byte-pair merges in the style of Gemma's, but ~800 tokens.
 
 Two choices make a tiny model read better. No merge contains a digit, so numbers are spelt digit
-by digit. And words of the pictures never start with a merged space, so that a name is the same
+by digit. And words of the images never start with a merged space, so that a name is the same
 tokens in a question (after a space) and in an answer (after a line break).
 """
 

@@ -30,7 +30,7 @@ class Choice:
     sharding: Sharding = field(default_factory=Sharding)
     weight_bits: float | None = None
     picture_side: float = 1.0
-    """Share of the pictures' width and height."""
+    """Share of the images' width and height."""
 
     def with_batch(self, size: int) -> Choice:
         """Return the same global batch in micro-batches of another size."""
@@ -46,7 +46,7 @@ class Planner:
     family: Family
     collator: Collator
     samples: Callable[[float], Sample]
-    """The sample of rows with pictures at this share of their side."""
+    """The sample of rows with images at this share of their side."""
     precision: Callable[[Choice, DeviceSpec], Precision]
     attention: str | None
     trust_remote_code: bool = False
@@ -103,5 +103,5 @@ def _words(choice: Choice) -> str:
     parts = [f"batch {choice.batch_size}", "LoRA" if choice.tuning.peft_method == "lora" else "full weights"]
     parts += ["checkpointing"] if choice.checkpointing else []
     parts += [choice.sharding.flag.removeprefix("--") or choice.sharding.engine] if choice.sharding.engine else []
-    parts += [f"pictures at {choice.picture_side:.0%} of their side"] if choice.picture_side != 1.0 else []
+    parts += [f"images at {choice.picture_side:.0%} of their side"] if choice.picture_side != 1.0 else []
     return ", ".join(parts)

@@ -113,7 +113,7 @@ def _changes(
     if choice.picture_side == 1.0:
         half = replace(choice, picture_side=0.5)
         if planner.tokens(half) < planner.tokens(choice):
-            words = f"(pictures at half their width and height: {planner.tokens(half)} tokens in the longest row)"
+            words = f"(images at half their width and height: {planner.tokens(half)} tokens in the longest row)"
             yield "pictures", words, half
     if choice.tuning.peft_method == "none":
         lora = replace(

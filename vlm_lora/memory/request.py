@@ -29,7 +29,7 @@ class PlanRequest:
     rows: int = 64
     """Rows of the data to look at."""
     images: int = 1
-    """Pictures of a row, where no data is named."""
+    """Images of a row, where no data is named."""
     image_size: str = "1024x1024"
     answer_tokens: int = 64
 

@@ -45,14 +45,14 @@ class Assumption:
     """What a row is taken to be where there is no data."""
 
     tokens: int
-    """Tokens of a row, pictures included."""
+    """Tokens of a row, images included."""
     answer_tokens: int
     pictures: int
     picture_size: tuple[int, int]
     """Width and height in pixels."""
 
     def scaled(self, side: float) -> Assumption:
-        """Return the same row with pictures of this share of their width and height."""
+        """Return the same row with images of this share of their width and height."""
         width, height = (max(1, round(length * side)) for length in self.picture_size)
         return replace(self, picture_size=(width, height))
 
@@ -64,7 +64,7 @@ def sample_rows(encoder: RowEncoder, data: Any, *, count: int, picture_side: flo
         encoder: makes the rows.
         data: conversations by number.
         count: at most so many.
-        picture_side: pictures are scaled to this share of their width and height first.
+        picture_side: images are scaled to this share of their width and height first.
 
     Raises:
         RenderingError, ImageError: a row cannot be encoded; the message names it.
@@ -91,7 +91,7 @@ def assume_rows(encoder: RowEncoder, assumption: Assumption) -> Sample:
     """Make one row of the assumed size.
 
     Raises:
-        ConfigError: the pictures alone take more tokens than the whole row is said to have.
+        ConfigError: the images alone take more tokens than the whole row is said to have.
     """
     picture = Image.new("RGB", assumption.picture_size)
     parts: tuple[Part, ...] = (*(ImageRef(source=picture) for _ in range(assumption.pictures)), Text(text="?"))
@@ -127,7 +127,7 @@ def worst_batch(sample: Sample, collator: Collator, batch_size: int) -> dict[str
 def _pictures(assumption: Assumption) -> str:
     width, height = assumption.picture_size
     count = assumption.pictures
-    return f"{count} {'picture' if count == 1 else 'pictures'} of {width}x{height} (--images, --image_size)"
+    return f"{count} {'image' if count == 1 else 'images'} of {width}x{height} (--images, --image_size)"
 
 
 def _supervised(row: EncodedRow) -> int:
@@ -136,7 +136,7 @@ def _supervised(row: EncodedRow) -> int:
 
 def _media_note(rows: Sequence[EncodedRow]) -> str:
     elements = max((tensor.numel() for row in rows for tensor in row.media.values()), default=0)
-    return f", pictures of up to {elements:,} values" if elements else ", no pictures"
+    return f", images of up to {elements:,} values" if elements else ", no images"
 
 
 def _scaled(row: Conversation, encoder: RowEncoder, side: float) -> Conversation:

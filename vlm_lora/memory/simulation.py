@@ -1,7 +1,7 @@
 """Run a model's own code without its numbers: every tensor has its shape, dtype and storage size, nothing is computed.
 
 PyTorch's FakeTensorMode does this for whole programs (its MemTracker counts memory with it), but stops where a
-shape depends on a value: which tokens are a picture's, how a picture is cut. Here the small tensors that hold such
+shape depends on a value: which tokens are an image's, how an image is cut. Here the small tensors that hold such
 values stay real and are computed, and only what meets weights or pixels is fake.
 """
 

@@ -104,7 +104,7 @@ def trace_step(
         step: what is trained, and how.
         config: the model's configuration; no weight is read.
         family: the model's family.
-        batch: what the collator makes: `input_ids` `(B, T)`, `labels`, `supervised_positions` `(B, K)`, pictures.
+        batch: what the collator makes: `input_ids` `(B, T)`, `labels`, `supervised_positions` `(B, K)`, images.
         trust_remote_code: whether the model's own Python code may run.
         known: of the same model, from earlier steps; added to.
         whole: run every layer, also where layers that repeat could be left out.

@@ -82,7 +82,7 @@ def supports_flash(config: PretrainedConfig) -> bool:
 def causal_only(config: PretrainedConfig) -> str:
     """Return why flash attention would train a family that is `both_directions` wrongly."""
     return (
-        f"the language model of {config.model_type} reads pictures or the prompt in both directions, and flash "
+        f"the language model of {config.model_type} reads images or the prompt in both directions, and flash "
         "attention would silently make them causal"
     )
 

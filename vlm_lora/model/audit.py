@@ -44,7 +44,7 @@ class GradientAudit(TrainerCallback):
     """Stops training when a trainable tensor gets no gradient, or a frozen one gets one.
 
     A gradient counts when it exists: LoRA's A matrix rightly has a zero gradient in the first step,
-    because B starts at zero. Parts that only pictures reach are checked at the first step that saw one.
+    because B starts at zero. Parts that only images reach are checked at the first step that saw one.
     Hooks on the tensors see gradients also where a wrapper takes them away after the backward pass
     (ZeRO); they are removed once everything has been checked.
     """
@@ -55,7 +55,7 @@ class GradientAudit(TrainerCallback):
         self._handles: list[Any] = []
         self._reached: set[str] = set()
         self._pending: set[str] = set()
-        self._saw_picture = False
+        self._saw_image = False
         self._first_step = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -71,7 +71,7 @@ class GradientAudit(TrainerCallback):
         """Say what was never checked, and stop listening."""
         if self._pending and state.global_step > self._first_step:
             logger.warning(
-                "No training batch held a picture, so %d trainable tensors of the vision path never trained.",
+                "No training batch held an image, so %d trainable tensors of the vision path never trained.",
                 len(self._pending),
             )
         self.stop()
@@ -81,14 +81,14 @@ class GradientAudit(TrainerCallback):
         self.stop()
         if model is not None:
             self._model = model
-        self._reached, self._saw_picture = set(), False
+        self._reached, self._saw_image = set(), False
         self._pending = {name for name, p in self._model.named_parameters() if p.requires_grad}
         for name, parameter in self._model.named_parameters():
             if parameter.requires_grad:
                 self._handles.append(parameter.register_hook(self._note(name)))
         base = base_of(self._model)
         for path in self._parts.vision:
-            self._handles.append(base.get_submodule(path).register_forward_pre_hook(self._see_picture))
+            self._handles.append(base.get_submodule(path).register_forward_pre_hook(self._see_image))
 
     def stop(self) -> None:
         """Remove every hook."""
@@ -116,7 +116,7 @@ class GradientAudit(TrainerCallback):
         due = {
             name
             for name in self._pending
-            if self._saw_picture or not self._parts.needs_picture(name)
+            if self._saw_image or not self._parts.needs_image(name)
             # An expert that no token was sent to has no gradient in that step.
             if ".experts." not in name
         }
@@ -124,7 +124,7 @@ class GradientAudit(TrainerCallback):
         if missed:
             raise ModelError(self._message(missed))
         self._pending -= due | self._reached
-        if self._saw_picture:
+        if self._saw_image:
             self._pending.clear()
             logger.info("Gradient audit: all %d trainable tensors got a gradient.", len(self._reached))
             self.stop()
@@ -135,9 +135,9 @@ class GradientAudit(TrainerCallback):
 
         return note
 
-    def _see_picture(self, module: nn.Module, args: Any) -> None:
+    def _see_image(self, module: nn.Module, args: Any) -> None:
         if self._model.training:
-            self._saw_picture = True
+            self._saw_image = True
 
     def _message(self, missed: list[str]) -> str:
         parts = sorted({self._parts.part_of(name) for name in missed})

@@ -57,11 +57,11 @@ class Family:
     kv_shared: str | None = None
     """Key of the text configuration that counts the last layers that borrow keys and values."""
     media_only_layers: str | None = None
-    """Key of the text configuration that lists decoder layers which run only where there is a picture."""
+    """Key of the text configuration that lists decoder layers which run only where there is an image."""
     flash_attention: bool = True
     """Whether flash attention works."""
     both_directions: bool = False
-    """Whether the language model lets pictures or the prompt see later tokens of theirs, by a mask that flash
+    """Whether the language model lets images or the prompt see later tokens of theirs, by a mask that flash
     attention never reads: it would train them as causal without a word."""
     skips_media_ids: bool = False
     """Whether placeholders of media are replaced before ids are looked up, so that embeddings need no row for them."""

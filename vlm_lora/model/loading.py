@@ -115,7 +115,7 @@ def load_processor(config: ModelConfig) -> Any:
             raise ValueError(f"processor and tokenizer do not go together: {error}") from error
     if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
         raise ModelError(
-            f"{place}: it has a {type(processor).__name__} but no processor for pictures. Use a "
+            f"{place}: it has a {type(processor).__name__} but no processor for images. Use a "
             "vision-language model, "
             f"for example {_EXAMPLE}, or copy preprocessor_config.json from the original model."
         )
@@ -276,7 +276,7 @@ def _refuse_text_only(base: ModelConfig, loaded: Any) -> None:
         raise ModelError(
             f"{base.model_name_or_path}: model_type {loaded.model_type!r} is a text-only model, its "
             "configuration says "
-            f"nothing about pictures. Use a vision-language model, for example {_EXAMPLE}."
+            f"nothing about images. Use a vision-language model, for example {_EXAMPLE}."
         )
 
 

@@ -39,7 +39,7 @@ class Parts:
     never_called: tuple[re.Pattern[str], ...] = ()
     """Matches the names of modules whose weight is read without a call."""
     media_only: tuple[str, ...] = ()
-    """Decoder layers that run only where a batch has a picture."""
+    """Decoder layers that run only where a batch has an image."""
 
     def part_of(self, name: str) -> Part:
         """Return the part of a parameter or module. The longest path that fits decides.
@@ -65,8 +65,8 @@ class Parts:
         name = name.removeprefix(_PEFT_PREFIX)
         return not self.is_never_used(name) and not any(p.search(name) for p in self.never_called)
 
-    def needs_picture(self, name: str) -> bool:
-        """Whether the parameter `name` gets a gradient only from batches with a picture."""
+    def needs_image(self, name: str) -> bool:
+        """Whether the parameter `name` gets a gradient only from batches with an image."""
         bare = name.removeprefix(_PEFT_PREFIX)
         return self.part_of(name) in ("vision", "projector") or any(
             bare.startswith(path + ".") for path in self.media_only

@@ -97,7 +97,7 @@ def _attach_lora(model: Any, parts: Parts, tuning: TuningConfig, revision: str |
 def _freeze(model: nn.Module, parts: Parts, tuning: TuningConfig) -> nn.Module:
     """Full weights: train the parts that are not frozen."""
     _refuse_half_of_a_pair(model, tuning)
-    # Audio towers and the like never run on pictures and text.
+    # Audio towers and the like never run on images and text.
     trained = {"other": False, **{part: not frozen for part, frozen in tuning.frozen.items()}}
     unused = []
     for name, parameter in model.named_parameters():

@@ -16,7 +16,7 @@ BINS = 20
 """Bars of a histogram, at most."""
 
 EXTREMES = 5
-"""Rows named as the longest, as those with the largest pictures, and groups of duplicates."""
+"""Rows named as the longest, as those with the largest images, and groups of duplicates."""
 
 GROUP = 4
 """Rows named of one group of duplicates."""
@@ -102,7 +102,7 @@ class SplitReport:
     tokens: Distribution
     supervised: Distribution
     pictures: Distribution
-    """Pictures a row."""
+    """Images a row."""
     widths: Distribution
     heights: Distribution
     unanswered: int
@@ -115,7 +115,7 @@ class SplitReport:
     """The first groups of such rows, the first rows of each."""
     longest: tuple[NamedRow, ...]
     largest: tuple[NamedRow, ...]
-    """Rows with the most pixels in one picture."""
+    """Rows with the most pixels in one image."""
 
     @property
     def supervised_share(self) -> float:

@@ -22,9 +22,9 @@ TOO_LONG = "too long"
 """The kind that `--on_overflow` is about."""
 
 CURES: Mapping[str, str] = {
-    "picture": "Repair or replace the picture, put the path right, or take the row out.",
-    TOO_LONG: "Raise --max_length, shorten or split the row, use smaller pictures, or see --on_overflow.",
-    "labels": "Put the turns and pictures right so that the model's chat template can write them, or take the row out.",
+    "picture": "Repair or replace the image, put the path right, or take the row out.",
+    TOO_LONG: "Raise --max_length, shorten or split the row, use smaller images, or see --on_overflow.",
+    "labels": "Put the turns and images right so that the model's chat template can write them, or take the row out.",
     "row": "Put the row's values right, or take the row out.",
 }
 """By kind of fault: what to do about it."""
@@ -45,11 +45,11 @@ class Finding:
     unanswered: bool = False
     """Whether a turn of the assistant says nothing: the model learns to say nothing there."""
     sizes: tuple[tuple[int, int], ...] = ()
-    """Width and height of each picture in pixels, as loaded."""
+    """Width and height of each image in pixels, as loaded."""
     content: int = 0
     """64-bit hash of roles, texts and pixels: equal for rows that say the same."""
     stamp: int = 0
-    """64-bit hash of its picture files' paths, sizes and times; 0 where it names no file."""
+    """64-bit hash of its image files' paths, sizes and times; 0 where it names no file."""
     kind: str = ""
     """A key of `CURES`; empty for a good row, and all numbers are 0 for a bad one."""
     reason: str = ""
@@ -84,7 +84,7 @@ class Findings:
         "widths": "I",
         "heights": "I",
     }
-    """Name to type code. Widths and heights have one value for each picture, the others one for each row."""
+    """Name to type code. Widths and heights have one value for each image, the others one for each row."""
 
     def __init__(self) -> None:
         self.arrays: dict[str, array[int]] = {name: array(code) for name, code in self.ARRAYS.items()}

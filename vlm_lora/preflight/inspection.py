@@ -1,4 +1,4 @@
-"""One row looked at as training will: conversation built, pictures decoded, rendered, encoded, labels checked."""
+"""One row looked at as training will: conversation built, images decoded, rendered, encoded, labels checked."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Inspection:
 
     def __init__(self, rows: ConversationDataset, encoder: RowEncoder, span: Span = ONCE) -> None:
         self._rows = rows
-        self._seen = _SeenPictures()
+        self._seen = _SeenImages()
         self._draws = EveryDraw(rows, encoder.watched_by(self._seen), span)
 
     def __call__(self, index: int) -> Finding:
@@ -63,13 +63,13 @@ class Inspection:
 
 
 class Stamping:
-    """The `stamp` of row `index` alone: its values are read, no picture is. Can be pickled into loader workers."""
+    """The `stamp` of row `index` alone: its values are read, no image is. Can be pickled into loader workers."""
 
     def __init__(self, rows: ConversationDataset) -> None:
         self._rows = rows
 
     def __call__(self, index: int) -> int:
-        """Return the row's stamp, 0 where it names no picture file or cannot be read any more."""
+        """Return the row's stamp, 0 where it names no image file or cannot be read any more."""
         try:
             return stamp_of(self._rows[index])
         except DataError:
@@ -85,7 +85,7 @@ def one_line(text: str) -> str:
 
 
 def stamp_of(conversation: Conversation) -> int:
-    """Return 64 bits that change when one of a row's picture files does (path, size or time); 0 for none.
+    """Return 64 bits that change when one of a row's image files does (path, size or time); 0 for none.
 
     A URL's file is the one that keeps what was fetched. One that is gone is a change: it would be fetched afresh.
     """
@@ -115,8 +115,8 @@ def _stamp(files: Sequence[Path], kind: str) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
-class _SeenPictures:
-    """Size and digest of each picture as the encoder loads it."""
+class _SeenImages:
+    """Size and digest of each image as the encoder loads it."""
 
     def __init__(self) -> None:
         self.sizes: list[tuple[int, int]] = []

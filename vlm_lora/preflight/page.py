@@ -37,7 +37,7 @@ def render_page(report: DataReport) -> str:
 
 
 def bars(figures: Distribution) -> list[Bar]:
-    """Return the bars of a histogram, the tallest as high as the picture."""
+    """Return the bars of a histogram, the tallest as high as the image."""
     if not figures.counts:
         return []
     step, tallest = WIDTH / len(figures.counts), max(figures.counts)

@@ -67,12 +67,12 @@ class RowReader:
         return found
 
     def _still_true(self, earlier: Findings, rows: ConversationDataset, inspection: Inspection) -> bool:
-        """Say whether picture files are as they were, and bad rows still bad for the same reason."""
+        """Say whether image files are as they were, and bad rows still bad for the same reason."""
         if len(earlier.bad) > MANY_BAD:
             return False
         stamps = earlier.arrays["stamps"]
         if any(stamps):
-            # Rows are read again, not only their files: a link on the way to a picture may have been changed.
+            # Rows are read again, not only their files: a link on the way to an image may have been changed.
             bad = {row.index for row in earlier.bad}
             now = self._each(Stamping(rows), rows, f"Comparing {rows.name}")
             if any(

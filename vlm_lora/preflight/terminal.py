@@ -62,9 +62,9 @@ def distributions(split: SplitReport) -> dict[str, Distribution]:
     return {
         "tokens a row": split.tokens,
         "supervised tokens": split.supervised,
-        "pictures a row": split.pictures,
-        "picture width": split.widths,
-        "picture height": split.heights,
+        "images a row": split.pictures,
+        "image width": split.widths,
+        "image height": split.heights,
     }
 
 

@@ -18,7 +18,7 @@ from vlm_lora.report.preview import ShownRow, decode_folded, row_report, runs, v
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 SHOWN_SIDE = 640
-"""Pictures are shown at most this many pixels wide and high."""
+"""Images are shown at most this many pixels wide and high."""
 
 
 def write_page(path: Path, rows: Sequence[ShownRow], *, title: str) -> None:
@@ -56,7 +56,7 @@ def _described(shown: ShownRow) -> dict[str, Any]:
         "supervised_tokens": report["supervised_tokens"],
         "overflow": visible(shown.row.overflow),
         "stretches": list(map(_stretched(shown), runs(shown.row))),
-        "pictures": [_picture(picture) for picture in shown.row.pictures],
+        "pictures": [_image(picture) for picture in shown.row.pictures],
         "tensors": {name: tuple(shape) for name, shape in report["tensors"].items()},
         "loss": None if shown.loss is None else f"{shown.loss:.4f}",
         "generated": visible(shown.generated or "") if answered else None,
@@ -76,8 +76,8 @@ def _stretched(shown: ShownRow) -> Any:
     return described
 
 
-def _picture(picture: Image.Image) -> dict[str, Any]:
-    """Return a picture's size, and a smaller copy as a data URI: PNG or JPEG, whichever is shorter."""
+def _image(picture: Image.Image) -> dict[str, Any]:
+    """Return an image's size, and a smaller copy as a data URI: PNG or JPEG, whichever is shorter."""
     width, height = picture.size
     copy = picture.convert("RGB")
     copy.thumbnail((SHOWN_SIDE, SHOWN_SIDE))

@@ -76,7 +76,7 @@ def print_row(row: EncodedRow, tokenizer: Any, console: Console) -> None:
     if row.overflow:
         console.print(Text(f"  {row.overflow}.", style="yellow"))
     for number, (width, height) in enumerate(report["pictures"], start=1):
-        console.print(f"  picture {number}: {width}x{height} pixels", style="dim", markup=False, highlight=False)
+        console.print(f"  image {number}: {width}x{height} pixels", style="dim", markup=False, highlight=False)
     for name, shape in report["tensors"].items():
         console.print(f"  {name}: {tuple(shape)}", style="dim", markup=False, highlight=False)
 

@@ -37,26 +37,26 @@ def shards_weights(trainer: Any) -> bool:
     return bool(trainer.is_fsdp_enabled) or zero_stage(trainer) == 3
 
 
-def needs_pictures(trainer: Any, model: nn.Module, family: Family) -> bool:
-    """Say whether every batch needs a picture, lest processes wait for each other forever.
+def needs_images(trainer: Any, model: nn.Module, family: Family) -> bool:
+    """Say whether every batch needs an image, lest processes wait for each other forever.
 
-    That is so on several processes where weights are sharded, or where something trains that only pictures reach.
+    That is so on several processes where weights are sharded, or where something trains that only images reach.
     """
     if trainer.args.world_size == 1:
         return False
     if shards_weights(trainer):
         return True
     parts = find_parts(model, family)
-    return any(parts.needs_picture(name) for name, p in model.named_parameters() if p.requires_grad)
+    return any(parts.needs_image(name) for name, p in model.named_parameters() if p.requires_grad)
 
 
-def note_pictures(family: Family) -> None:
-    """Say that batches without a picture get one, and where that is not without effect."""
-    logger.info("Batches without a picture get a plain one, so that all processes do the same work.")
+def note_images(family: Family) -> None:
+    """Say that batches without an image get one, and where that is not without effect."""
+    logger.info("Batches without an image get a plain one, so that all processes do the same work.")
     if family.media_only_layers is not None:
         logger.warning(
-            "This family lets a token that may see no picture attend to all of them: the losses of rows without a "
-            "picture change by it, as they do beside a row with one."
+            "This family lets a token that may see no image attend to all of them: the losses of rows without a "
+            "image change by it, as they do beside a row with one."
         )
 
 

@@ -1,4 +1,4 @@
-"""Pictures, conversations and one-row batches for tests of models, without the product's own encoder."""
+"""Images, conversations and one-row batches for tests of models, without the product's own encoder."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ QUESTION = "What is the value?"
 ANSWER = "It is 12."
 
 
-def build_picture(seed: int, *, width: int = 48, height: int = 40) -> Image.Image:
-    """Return a random RGB picture; different seeds give clearly different ones."""
+def build_image(seed: int, *, width: int = 48, height: int = 40) -> Image.Image:
+    """Return a random RGB image; different seeds give clearly different ones."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
@@ -49,7 +49,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
 
 
 def build_batch(processor: Any, *, picture: int | None = 0) -> dict[str, torch.Tensor]:
-    """Return one row as the model takes it: a question with a picture (or without), and its answer."""
+    """Return one row as the model takes it: a question with an image (or without), and its answer."""
     image = [] if picture is None else [{"type": "image"}]
     messages = [
         {"role": "user", "content": [*image, {"type": "text", "text": QUESTION}]},
@@ -60,7 +60,7 @@ def build_batch(processor: Any, *, picture: int | None = 0) -> dict[str, torch.T
         text = processor.apply_chat_template(messages, chat_template=template, tokenize=False)
     else:
         text = ("<image>" if image else "") + QUESTION
-    pictures: Mapping[str, Any] = {} if picture is None else {"images": [[build_picture(picture)]]}
+    pictures: Mapping[str, Any] = {} if picture is None else {"images": [[build_image(picture)]]}
     with warnings.catch_warnings():
         # PaliGemma's processor copies tensors in a way that NumPy 2 deprecates.
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -50,7 +50,7 @@ def model_class(config: Any) -> Any:
 
 
 def waken(model: nn.Module) -> None:
-    """Give every weight that starts at zero a value, and sharpen attention, so that pictures matter."""
+    """Give every weight that starts at zero a value, and sharpen attention, so that images matter."""
     for name, tensor in model.named_parameters():
         leaf = name.rpartition(".")[2]
         if tensor.ndim >= 2 and not tensor.any():

@@ -1,4 +1,4 @@
-"""One real processor per family, sized so that a picture becomes 4 to 70 tokens (Phi-4's class fixes 545)."""
+"""One real processor per family, sized so that an image becomes 4 to 70 tokens (Phi-4's class fixes 545)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.tiny.vocabularies import VOCABULARIES
 from support.tiny.vocabulary import build_tokenizer
 
 SIDE = 32
-"""Side of a picture in pixels, where the family fixes it."""
+"""Side of an image in pixels, where the family fixes it."""
 PINPOINTS = [[32, 64], [64, 32], [64, 64]]
 _SQUARE = {"height": SIDE, "width": SIDE}
 

@@ -87,7 +87,7 @@ def test_a_batch_equals_the_processors_own(family: str, monkeypatch: pytest.Monk
     )
     mine = collator_of(family)(rows)
     for name, tensor in own.items():
-        if name == "cross_attention_mask":  # Mllama's lets padding look at pictures, which nothing reads
+        if name == "cross_attention_mask":  # Mllama's lets padding look at images, which nothing reads
             tensor = tensor * own["attention_mask"][..., None, None]
         if name not in style_of(family).dropped_outputs:
             assert torch.equal(mine[name], tensor), name
@@ -95,7 +95,7 @@ def test_a_batch_equals_the_processors_own(family: str, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "paligemma"])
-def test_rows_without_pictures_mix_with_rows_that_have_some(family: str) -> None:
+def test_rows_without_images_mix_with_rows_that_have_some(family: str) -> None:
     rows = [conversation(CASES["text"]), conversation(SINGLE), conversation(CASES["text"])]
     batch = collator_of(family)(rows)
     alone = collator_of(family)([rows[1]])
@@ -133,7 +133,7 @@ def test_prompts_are_padded_on_the_left_and_are_what_the_answers_follow(family: 
         assert torch.equal(prompt[:size], full.input_ids[:size])
 
 
-def test_a_wrong_picture_changes_the_pixels_and_nothing_else() -> None:
+def test_a_wrong_image_changes_the_pixels_and_nothing_else() -> None:
     for family in FAMILIES:
         batches = [collator_of(family)([conversation(SINGLE, image=picture(red))]) for red in (0, 250)]
         changed = {name for name in batches[0] if not torch.equal(batches[0][name], batches[1][name])}

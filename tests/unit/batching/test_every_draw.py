@@ -1,4 +1,4 @@
-"""Everything that a run may draw for a row, encoded: each picture decoded once, and nothing near the limit trusted."""
+"""Everything that a run may draw for a row, encoded: each image decoded once, and nothing near the limit trusted."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def alone(rows: ConversationDataset, conversation: Conversation) -> int:
     return len(new_encoder("qwen2_5_vl", load_image=None).encode(conversation).input_ids)
 
 
-def test_each_draw_is_encoded_as_it_is_alone_and_its_picture_decoded_once(rows: ConversationDataset) -> None:
+def test_each_draw_is_encoded_as_it_is_alone_and_its_image_decoded_once(rows: ConversationDataset) -> None:
     decoded: list[Any] = []
     encoder = new_encoder("qwen2_5_vl", load_image=None).watched_by(decoded.append)
     drawn = EveryDraw(rows, encoder, Span(epochs=12))

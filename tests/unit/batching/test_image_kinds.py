@@ -1,4 +1,4 @@
-"""Sixty and more kinds of picture files: each is loaded as the pixels computed here by hand, or refused with a reason.
+"""Sixty and more kinds of image files: each is loaded as the pixels computed here by hand, or refused with a reason.
 
 The references are numpy arithmetic on the samples that were written, never what the loader or Pillow returns.
 Files that Pillow does not write (odd headers, bombs) are put together from bytes.
@@ -74,7 +74,7 @@ def wide(samples: Pixels) -> Pixels:
 
 
 def turned(samples: Pixels, orientation: int) -> Pixels:
-    """Turn by the table in the EXIF standard: where row 0 and column 0 of the stored picture are shown."""
+    """Turn by the table in the EXIF standard: where row 0 and column 0 of the stored image are shown."""
     shown = {
         1: samples,
         2: samples[:, ::-1],
@@ -141,7 +141,7 @@ def bmp(width: int, height: int, bits: int, body: bytes, *, compression: int = 0
     return struct.pack("<2sIHHI", b"BM", offset + len(body), 0, 0, offset) + head + palette + body
 
 
-def palette_picture(**info: Any) -> Image.Image:
+def palette_image(**info: Any) -> Image.Image:
     shown = Image.frombytes("P", (W, H), INDEX.tobytes())
     shown.putpalette(PALETTE.tobytes())
     shown.info.update(info)
@@ -155,7 +155,7 @@ def gif(screen: tuple[int, int], frame: tuple[int, int, int, int], data: bytes =
 
 
 def webp_header(width: int, height: int) -> bytes:
-    """An extended WebP that claims a canvas and holds no picture."""
+    """An extended WebP that claims a canvas and holds no image."""
     size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     body = b"WEBPVP8X" + struct.pack("<I", 10) + b"\x00\x00\x00\x00" + size
     return b"RIFF" + struct.pack("<I", len(body)) + body
@@ -168,7 +168,7 @@ def many_scans(count: int) -> bytes:
     return encoded[:last] + encoded[last:-2] * count + b"\xff\xd9"
 
 
-def test_scans_are_counted_up_to_the_end_of_the_picture() -> None:
+def test_scans_are_counted_up_to_the_end_of_the_image() -> None:
     assert count_scans(save(picture(SMOOTH), "JPEG")) == 1
     assert count_scans(many_scans(90)) == count_scans(many_scans(0)) + 90 == 99
     assert count_scans(many_scans(3)[:-2]) == 12
@@ -189,7 +189,7 @@ SEQUENCE = [picture(RGB), picture(255 - RGB)]
 
 
 def accepted() -> dict[str, Callable[[], Kind]]:
-    """Kinds that show a picture."""
+    """Kinds that show an image."""
     shows: dict[str, Callable[[], Kind]] = {
         "PNG RGB": lambda: Kind(encoded=save(picture(RGB), "PNG"), shows=RGB),
         "PNG RGBA": lambda: Kind(encoded=save(picture(RGBA), "PNG"), shows=on_white(RGB, ALPHA), within=1),
@@ -207,9 +207,9 @@ def accepted() -> dict[str, Callable[[], Kind]]:
         "PNG 16-bit RGBA": lambda: Kind(
             encoded=png(W, H, 16, 6, png_rows(RGBA.astype(np.uint16) * 257)), shows=on_white(RGB, ALPHA), within=1
         ),
-        "PNG palette": lambda: Kind(encoded=save(palette_picture(), "PNG"), shows=PALETTE[INDEX]),
+        "PNG palette": lambda: Kind(encoded=save(palette_image(), "PNG"), shows=PALETTE[INDEX]),
         "PNG palette with alpha": lambda: Kind(
-            encoded=save(palette_picture(), "PNG", transparency=bytes([255, 0, 128, 255])),
+            encoded=save(palette_image(), "PNG", transparency=bytes([255, 0, 128, 255])),
             shows=on_white(PALETTE[INDEX], np.array([255, 0, 128, 255])[INDEX]),
             within=1,
         ),
@@ -238,7 +238,7 @@ def accepted() -> dict[str, Callable[[], Kind]]:
             shows=np.broadcast_to(np.array([255, 0, 0]), (16, 24, 3)),
             within=3,
         ),
-        "JPEG of several pictures": lambda: Kind(
+        "JPEG of several images": lambda: Kind(
             encoded=save(picture(SMOOTH), "MPO", save_all=True, append_images=[picture(255 - SMOOTH)], quality=95),
             shows=SMOOTH,
             within=4,
@@ -254,13 +254,13 @@ def accepted() -> dict[str, Callable[[], Kind]]:
         "WebP animation": lambda: Kind(
             encoded=save(SEQUENCE[0], "WEBP", lossless=True, save_all=True, append_images=SEQUENCE[1:]), shows=RGB
         ),
-        "GIF": lambda: Kind(encoded=save(palette_picture(), "GIF"), shows=PALETTE[INDEX]),
+        "GIF": lambda: Kind(encoded=save(palette_image(), "GIF"), shows=PALETTE[INDEX]),
         "GIF with transparency": lambda: Kind(
-            encoded=save(palette_picture(), "GIF", transparency=2),
+            encoded=save(palette_image(), "GIF", transparency=2),
             shows=np.where((INDEX == 2)[..., None], 255, PALETTE[INDEX]),
         ),
         "GIF animation": lambda: Kind(
-            encoded=save(palette_picture(), "GIF", save_all=True, append_images=[palette_picture().rotate(180)]),
+            encoded=save(palette_image(), "GIF", save_all=True, append_images=[palette_image().rotate(180)]),
             shows=PALETTE[INDEX],
         ),
         "BMP 24 bits": lambda: Kind(encoded=bmp(W, H, 24, BMP_RGB), shows=RGB),
@@ -334,7 +334,7 @@ def ftyp(brand: bytes) -> bytes:
 
 
 def refused() -> dict[str, Callable[[], Kind]]:
-    """Kinds that are no picture, or one that must not be decoded."""
+    """Kinds that are no image, or one that must not be decoded."""
     strip = np.zeros(4, dtype=np.uint8).tobytes()
     bomb = zlib.compress(b"x" * 90_000_000, 9)
     named: dict[str, tuple[Callable[[], bytes], str]] = {
@@ -358,10 +358,10 @@ def refused() -> dict[str, Callable[[], Kind]]:
         "float TIFF": (lambda: save(picture(RGB[..., 0].astype(np.float32)), "TIFF"), "no agreed brightness range"),
         "32-bit TIFF": (lambda: save(picture(WIDE.astype(np.int32) * 9), "TIFF"), "no agreed brightness range"),
         "Lab TIFF": (lambda: save(picture(RGB, "LAB"), "TIFF"), "no agreed brightness range"),
-        "PNG of no width": (lambda: png(0, 5, 8, 2, b""), "header is broken|no picture"),
-        "TIFF of no height": (lambda: tiff(plain_tiff(4, 0), strip), "broken|no picture"),
-        "BMP of no height": (lambda: bmp(4, 0, 24, b""), "broken|no picture"),
-        "GIF of no width": (lambda: gif((0, 0), (0, 0, 0, 0)), "broken|no picture"),
+        "PNG of no width": (lambda: png(0, 5, 8, 2, b""), "header is broken|no image"),
+        "TIFF of no height": (lambda: tiff(plain_tiff(4, 0), strip), "broken|no image"),
+        "BMP of no height": (lambda: bmp(4, 0, 24, b""), "broken|no image"),
+        "GIF of no width": (lambda: gif((0, 0), (0, 0, 0, 0)), "broken|no image"),
         "PNG bomb": (lambda: png(60_000, 60_000, 8, 0, b"\x00" * 10), "pixels"),
         "PNG just above the limit": (lambda: png(8_000, 8_001, 8, 0, b""), "--max_image_pixels"),
         "WebP bomb": (lambda: webp_header(16_383, 16_383), "pixels|broken"),
@@ -371,7 +371,7 @@ def refused() -> dict[str, Callable[[], Kind]]:
         "GIF bomb": (lambda: gif((9_000, 9_000), (0, 0, 1, 1)), "--max_image_pixels"),
         "GIF with a frame beyond its screen": (lambda: gif((1, 1), (0, 0, 9_000, 9_000)), "--max_image_pixels"),
         "PPM bomb": (lambda: b"P6 99999 99999 255\n", "pixels"),
-        "TIFF tile larger than the picture": (lambda: huge_tile(), "broken|memory"),
+        "TIFF tile larger than the image": (lambda: huge_tile(), "broken|memory"),
         "TIFF whose directory is its own next": (lambda: looped(), "cut off|broken"),
         "PNG text that unpacks to 90 MB": (
             lambda: png(1, 1, 8, 0, b"\x00\x00", chunk(b"zTXt", b"k\x00\x00" + bomb)), "broken"
@@ -429,7 +429,7 @@ def test_there_are_enough_kinds() -> None:
 
 
 @pytest.mark.parametrize("name", list(ACCEPTED))
-def test_the_picture_is_what_was_written(name: str) -> None:
+def test_the_image_is_what_was_written(name: str) -> None:
     kind = ACCEPTED[name]()
     assert kind.shows is not None
     loaded = load_image(kind.encoded, limits=ImageLimits())
@@ -439,12 +439,12 @@ def test_the_picture_is_what_was_written(name: str) -> None:
     assert np.abs(seen - expected).max() <= kind.within
     assert loaded.mode == "RGB"
     assert loaded.info == {}
-    # The control: another picture is not within that distance.
+    # The control: another image is not within that distance.
     assert np.abs(seen - (expected + 128) % 256).max() > kind.within
 
 
 @pytest.mark.parametrize("name", list(REFUSED))
-def test_what_is_no_picture_is_refused_with_file_row_and_reason(name: str, tmp_path: Path) -> None:
+def test_what_is_no_image_is_refused_with_file_row_and_reason(name: str, tmp_path: Path) -> None:
     from vlm_lora.batching.encoding import RowEncoder
 
     kind = REFUSED[name]()
@@ -453,13 +453,13 @@ def test_what_is_no_picture_is_refused_with_file_row_and_reason(name: str, tmp_p
     (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     data = load_splits(DataConfig(dataset_name=str(tmp_path / "train.jsonl")), need_train=True, need_validation=False)
     assert data.train is not None
-    encoder = RowEncoder.__new__(RowEncoder)  # pictures need no processor
+    encoder = RowEncoder.__new__(RowEncoder)  # images need no processor
     encoder._canvases, encoder._load_image, encoder._image_limits = (), load_image, ImageLimits()
     conversation = data.train[0]
     with pytest.raises(
         ImageError, match=rf"(?s)^{tmp_path}/train\.jsonl row 0: {tmp_path}/it\.png: .*({kind.refused})"
     ):
-        encoder._picture(conversation.images[0], conversation)
+        encoder._image(conversation.images[0], conversation)
 
 
 def test_the_name_of_a_file_does_not_matter(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ CASES: dict[str, Case] = {
     "empty answer": Case(row=chat(user(), model("")), answers=[""]),
     "answer of white space": Case(row=chat(user(), model(" \n ")), answers=[" \n "]),
     "answer in two parts": Case(row=chat(user(), model([text("red"), text(" bus")])), answers=["red bus"]),
-    "answer with a picture": Case(row=chat(user("What?"), model([PICTURE, text("red")])), refused="holds a picture"),
+    "answer with an image": Case(row=chat(user("What?"), model([PICTURE, text("red")])), refused="holds an image"),
     "part of no type": Case(row=chat(user([{"text": "q"}, PICTURE]), model()), answers=["red"]),
     "part of an unknown type": Case(
         row=chat(user([{"type": "video", "video": "a.mp4"}]), model()), refused="type 'video'"
@@ -137,20 +137,18 @@ CASES: dict[str, Case] = {
     "part that is null": Case(row=chat(user([None, PICTURE]), model()), refused="Turn 1"),
     "text part without text": Case(row=chat(user([PICTURE, {"type": "text"}]), model()), refused="Turn 1"),
     "text part with a null text": Case(row=chat(user([PICTURE, text(None)]), model()), refused="Turn 1"),
-    # Pictures.
-    "more places than pictures": Case(
+    # Images.
+    "more places than images": Case(
         row=chat(user([PICTURE, PICTURE, text("q")]), model()), refused="2 places for images"
     ),
-    "a place and no picture": Case(row=chat(user(), model(), image=None), refused="1 places for images"),
-    "more pictures than places": Case(
-        row=chat(user(), model(), image=["a.png", "a.png"]), refused="1 places for images"
-    ),
-    "a picture in the system turn": Case(
+    "a place and no image": Case(row=chat(user(), model(), image=None), refused="1 places for images"),
+    "more images than places": Case(row=chat(user(), model(), image=["a.png", "a.png"]), refused="1 places for images"),
+    "an image in the system turn": Case(
         row=chat(system([PICTURE, text("s")]), user("q"), model()),
         refused={"gemma3": "placeholder|template"},
         answers=["red"],
     ),
-    "picture that is missing": Case(row=chat(user(), model(), image="gone.png"), refused="cannot be opened"),
+    "image that is missing": Case(row=chat(user(), model(), image="gone.png"), refused="cannot be opened"),
     "place at an index that is not there": Case(
         row=chat(user([{"type": "image", "index": 5}, text("q")]), model()), refused="indices"
     ),

@@ -1,4 +1,4 @@
-"""Rows that are too long: made smaller by whole pictures and whole turns, or reported; never cut."""
+"""Rows that are too long: made smaller by whole images and whole turns, or reported; never cut."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_row_that_fits_is_the_same_under_every_policy(policy: str) -> None:
 
 
 @pytest.mark.parametrize("kept", [1, 2])
-def test_the_oldest_exchanges_go_with_their_pictures_and_the_system_turn_stays(kept: int) -> None:
+def test_the_oldest_exchanges_go_with_their_images_and_the_system_turn_stays(kept: int) -> None:
     row = conversation(TALK)
     trimmed = conversation(TALK)
     trimmed = Conversation(turns=(row.turns[0], *row.turns[-2 * kept :]), source=trimmed.source)
@@ -56,7 +56,7 @@ def test_the_oldest_exchanges_go_with_their_pictures_and_the_system_turn_stays(k
     encoded = encoder.encode(row)
     assert same(encoded, expected)
     assert not same(encoded, new_encoder("qwen2_5_vl").encode(row))
-    pictures = "1 picture(s)" if kept == 2 else "2 picture(s)"
+    pictures = "1 image(s)" if kept == 2 else "2 image(s)"
     assert encoded.overflow == f"Its first {6 - 2 * kept} turns with {pictures} are left out"
 
 
@@ -79,14 +79,14 @@ def test_an_exchange_is_all_that_the_user_says_and_all_the_answers_to_it() -> No
     assert exchanges(turns) == [[1], [2, 3, 4], [6, 7], [8]]
 
 
-def test_pictures_shrink_no_more_than_they_must() -> None:
+def test_images_shrink_no_more_than_they_must() -> None:
     row = conversation((("user", (IMAGE, "What is it?")), ("assistant", ("a red bus",))), image=picture(size=(64, 64)))
     limit = tokens("qwen2_5_vl", row) - 1
-    encoded = new_encoder("qwen2_5_vl", max_length=limit, on_overflow="shrink_images").encode(row, keep_pictures=True)
+    encoded = new_encoder("qwen2_5_vl", max_length=limit, on_overflow="shrink_images").encode(row, keep_images=True)
     assert len(encoded.input_ids) <= limit
     (shown,) = encoded.pictures
     assert LEAST_SIDE <= min(shown.size) < 64
-    assert encoded.overflow.startswith("Its pictures are at ")
+    assert encoded.overflow.startswith("Its images are at ")
     smaller = conversation(
         (("user", (IMAGE, "What is it?")), ("assistant", ("a red bus",))), image=scaled(picture(size=(64, 64)), 0.92)
     )
@@ -94,16 +94,16 @@ def test_pictures_shrink_no_more_than_they_must() -> None:
 
 
 @pytest.mark.parametrize("family", ["gemma3", "llava"])
-def test_shrinking_where_every_picture_takes_the_same_tokens_is_an_error_that_says_so(family: str) -> None:
+def test_shrinking_where_every_image_takes_the_same_tokens_is_an_error_that_says_so(family: str) -> None:
     row = conversation((("user", (IMAGE, "What?")), ("assistant", ("a bus",))), image=picture(size=(300, 200)))
     limit = tokens(family, row) - 1
     with pytest.raises(TooLongError, match=r"row 3: .*take as many tokens at 12% of their sides .* as they do now"):
         new_encoder(family, max_length=limit, on_overflow="shrink_images").encode(row)
 
 
-def test_shrinking_without_a_picture_is_an_error_that_says_so() -> None:
+def test_shrinking_without_a_image_is_an_error_that_says_so() -> None:
     row = conversation((("user", ("What?",)), ("assistant", ("a bus",))))
-    with pytest.raises(TooLongError, match="the row has no picture"):
+    with pytest.raises(TooLongError, match="the row has no image"):
         new_encoder("qwen2_5_vl", max_length=3, on_overflow="shrink_images").encode(row)
 
 
@@ -128,7 +128,7 @@ def test_prompts_are_made_to_fit_too() -> None:
     assert same(encoder.encode_prompt(row), expected)
 
 
-def test_a_picture_is_decoded_once_however_often_a_row_is_tried() -> None:
+def test_a_image_is_decoded_once_however_often_a_row_is_tried() -> None:
     row = conversation(TALK, image=picture(size=(64, 64)))
     opened: list[object] = []
 

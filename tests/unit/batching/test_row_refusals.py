@@ -115,9 +115,9 @@ def test_a_row_over_the_limit_says_its_length_and_the_limit() -> None:
 
 def test_an_image_that_cannot_be_read_names_the_row() -> None:
     def broken(source: object, *, limits: object) -> object:
-        raise ImageError("picture.png is no image")
+        raise ImageError("image.png is no image")
 
-    with pytest.raises(ImageError, match=r"rows\.jsonl row 3: picture\.png is no image"):
+    with pytest.raises(ImageError, match=r"rows\.jsonl row 3: image\.png is no image"):
         new_encoder("qwen2_5_vl", load_image=broken).encode(case_of("qwen2_5_vl", "single"))
 
 

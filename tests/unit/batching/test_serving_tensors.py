@@ -1,4 +1,4 @@
-"""One picture through training and through asking: identical tensors for every family."""
+"""One image through training and through asking: identical tensors for every family."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from vlm_lora.data.images.loader import ImageLimits, load_image
 from vlm_lora.evaluation.generation import Answerer
 
 
-def write_hard_picture(path: Path, seed: int) -> None:
-    """Write a picture that careless loaders read differently: stored on its side, half transparent, of odd size."""
+def write_hard_image(path: Path, seed: int) -> None:
+    """Write an image that careless loaders read differently: stored on its side, half transparent, of odd size."""
     samples = np.random.default_rng(seed).integers(0, 256, (37, 61, 4), dtype=np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -33,8 +33,8 @@ def write_hard_picture(path: Path, seed: int) -> None:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    write_hard_picture(tmp_path / "a.png", 1)
-    write_hard_picture(tmp_path / "b.png", 2)
+    write_hard_image(tmp_path / "a.png", 1)
+    write_hard_image(tmp_path / "b.png", 2)
     row = {"image": "a.png", "question": "What is it?", "answer": "red"}
     (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     return tmp_path
@@ -63,7 +63,7 @@ def same(one: EncodedRow, other: EncodedRow) -> bool:
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
-def test_training_and_asking_give_the_model_the_same_picture(family: str, data: Path) -> None:
+def test_training_and_asking_give_the_model_the_same_image(family: str, data: Path) -> None:
     encoder = new_encoder(family, load_image=load_image, image_limits=ImageLimits())
     trained = encoder.encode(training_row(data))
     asked = encoder.encode_prompt(question(data / "a.png"))
@@ -72,7 +72,7 @@ def test_training_and_asking_give_the_model_the_same_picture(family: str, data: 
     # As many placeholders, at the same places; one template writes the last token before the answer otherwise.
     length = next(i for i, label in enumerate(trained.labels.tolist()) if label >= 0) - 2
     assert trained.input_ids[:length].tolist() == asked.input_ids[:length].tolist()
-    # The control: another picture is another tensor.
+    # The control: another image is another tensor.
     assert not same(trained, encoder.encode_prompt(question(data / "b.png")))
 
 

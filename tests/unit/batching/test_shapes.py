@@ -87,7 +87,7 @@ def test_few_sizes_are_kept_and_many_are_clustered() -> None:
     assert 0 < stretch(many, canvases) < stretch(many, choose_canvases(many, 1))
 
 
-def test_a_rows_pictures_share_a_canvas_and_a_fitting_one_is_untouched() -> None:
+def test_a_rows_images_share_a_canvas_and_a_fitting_one_is_untouched() -> None:
     pictures = [Image.new("RGB", (100, 50)), Image.new("RGB", (90, 60))]
     found = fit(pictures, [(100, 50), (20, 20)])
     assert [picture.size for picture in found] == [(100, 50), (100, 50)]

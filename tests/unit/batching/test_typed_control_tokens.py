@@ -39,7 +39,7 @@ def rows(family: str, typed: str) -> dict[str, Conversation]:
     """Return conversations with `typed` in each place that text comes from."""
     schema = Schema(layout="question_answer", image="image", prompt="prompt", context="input", response="answers")
     row = {"image": picture(), "prompt": f"q {typed}", "input": f"{typed} c", "answers": [f"a {typed}", f"{typed} b"]}
-    if PLACEHOLDER in typed:  # in a prompt column it is a picture's place, and beside a part for the picture it is text
+    if PLACEHOLDER in typed:  # in a prompt column it is an image's place, and beside a part for the image it is text
         schema = Schema(layout="prompt_completion", image="image", prompt="prompt", response="answers")
         parts = [{"type": "image"}, {"type": "text", "text": f"q {typed}\n{typed} c"}]
         row["prompt"] = [{"role": "user", "content": parts}]
@@ -56,7 +56,7 @@ def rows(family: str, typed: str) -> dict[str, Conversation]:
         made["--system_prompt"] = build_conversation(
             row, schema, source=SOURCE, place=ImagePlace(folder=None), system_prompt=typed
         )
-    if family == "paligemma":  # one prefix: its picture stands first, and a row is one question
+    if family == "paligemma":  # one prefix: its image stands first, and a row is one question
         del made["touching"]
     return made
 

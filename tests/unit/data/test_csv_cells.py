@@ -24,12 +24,12 @@ def write(folder: Path, text: str, name: str = "rows.csv") -> Path:
 def test_empty_cells_are_missing_values(suffix: str, tmp_path: Path) -> None:
     text = 'image,question,answer\n0.png,q,a\n0.png,q,\n0.png,"",a\n,q,a\n0.png,q, \n'
     path = write(tmp_path, text.replace(",", "\t") if suffix == "tsv" else text, f"rows.{suffix}")
-    first, no_answer, no_question, no_picture, blank = read_back(path, tmp_path).told
+    first, no_answer, no_question, no_image, blank = read_back(path, tmp_path).told
     assert first == [["<0.png>", "q"], ["a"]]
     said = "There is no value for the response ('answer'). JSON writes an empty text as \"\"; CSV has none."
     assert f"rows.{suffix} row 1: {said}" in no_answer
     assert f"rows.{suffix} row 2: There is no value for the prompt ('question')" in no_question
-    assert no_picture == [["q"], ["a"]], "a row of text"
+    assert no_image == [["q"], ["a"]], "a row of text"
     assert blank == [["<0.png>", "q"], [" "]], "a space is written"
 
 

@@ -44,7 +44,7 @@ def answer(value: Any, **options: Any) -> list[dict[str, Any]]:
         ([0, 0, 100, 50], "xyxy", (0, 0, 100, 50)),
     ],
 )
-def test_boxes_become_corners_in_whole_pixels_of_the_picture(box: list[float], style: str, expected: Any) -> None:
+def test_boxes_become_corners_in_whole_pixels_of_the_image(box: list[float], style: str, expected: Any) -> None:
     assert read_box(box, style, SIZE) == expected
 
 
@@ -56,7 +56,7 @@ def test_boxes_become_corners_in_whole_pixels_of_the_picture(box: list[float], s
             "xywh",
             (640, 480),
             r"\[400, 300, 600, 450\], read as left, top, width, height in pixels, reaches from 400, 300 to "
-            r"1000, 750 and sticks out of the picture of 640x480 pixels by 360; allowed are 6\.4",
+            r"1000, 750 and sticks out of the image of 640x480 pixels by 360; allowed are 6\.4",
         ),
         ([-3, 2, 50, 40], "xyxy", SIZE, "sticks out .* by 3; allowed are 2"),
         ([2, 2, 50, 52.5], "xyxy", SIZE, r"sticks out .* by 2\.5; allowed are 2"),
@@ -66,7 +66,7 @@ def test_boxes_become_corners_in_whole_pixels_of_the_picture(box: list[float], s
         ([10, 20, 30, 20], "xyxy", None, "has no width or height"),
     ],
 )
-def test_boxes_of_another_format_or_picture_are_refused(
+def test_boxes_of_another_format_or_image_are_refused(
     box: list[float], style: str, size: tuple[int, int] | None, said: str
 ) -> None:
     with pytest.raises(DataError, match=said):
@@ -86,14 +86,14 @@ def test_text_recognition_may_give_blanks_no_width(flat: list[float]) -> None:
         read_box(flat, "xyxy", SIZE)
 
 
-def test_the_edge_of_a_large_picture_is_a_share_of_its_side() -> None:
+def test_the_edge_of_a_large_image_is_a_share_of_its_side() -> None:
     assert read_box([-6, 100, 646, 484], "xyxy", (640, 480)) == (0, 100, 640, 480)
     with pytest.raises(DataError, match="sticks out"):
         read_box([-7, 100, 640, 480], "xyxy", (640, 480))
 
 
 @given(st.lists(st.floats(-300, 300), min_size=4, max_size=4), st.sampled_from(["xywh", "xyxy"]), st.integers(1, 200))
-def test_any_box_lies_in_the_picture_or_is_refused(box: list[float], style: str, side: int) -> None:
+def test_any_box_lies_in_the_image_or_is_refused(box: list[float], style: str, side: int) -> None:
     try:
         left, top, right, bottom = read_box(box, style, (side, 50))
     except DataError:
@@ -109,7 +109,7 @@ def test_any_box_lies_in_the_picture_or_is_refused(box: list[float], style: str,
         ({"bbox": [[1, 2, 3, None]], "category": ["a"]}, "is no box"),
         ({"bbox": [[1, 2, 3, float("nan")]], "category": ["a"]}, "is no box"),
         ({"bbox": [[1, 2, 3, 4], [5, 5, -1, 3]], "category": ["a", "b"]}, "Box 2 .* ends before it starts"),
-        ({"bbox": [[200, 2, 3, 4]], "category": ["a"]}, "lies outside the picture of 100x50 pixels.*--box_format xywh"),
+        ({"bbox": [[200, 2, 3, 4]], "category": ["a"]}, "lies outside the image of 100x50 pixels.*--box_format xywh"),
         ({"bbox": [[1, 2, 3, 4]], "category": ["a", "b"]}, "1 boxes and 2 categories"),
         ({"bbox": [[1, 2, 3, 4]], "category": [3]}, "the number 3, and the data names no categories.*--box_labels"),
         ({"bbox": [[1, 2, 3, 4]], "category": [None]}, "neither a name nor a whole number"),
@@ -194,10 +194,10 @@ def test_columns_of_boxes_are_told_from_others() -> None:
         assert not holds_boxes(value)
 
 
-def test_a_picture_of_another_size_is_refused() -> None:
+def test_a_image_of_another_size_is_refused() -> None:
     check_size((100, 50), SIZE)
     check_size((None, None), SIZE)
-    with pytest.raises(DataError, match=r"for a picture of 200x100 pixels .* the picture has 100x50"):
+    with pytest.raises(DataError, match=r"for an image of 200x100 pixels .* the image has 100x50"):
         check_size((200, 100), SIZE)
     with pytest.raises(DataError, match="turned by its EXIF orientation"):
         check_size((50, 100), SIZE)
@@ -205,7 +205,7 @@ def test_a_picture_of_another_size_is_refused() -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_sizes_are_those_of_the_picture_shown_upright(orientation: int, kind: str, tmp_path: Path) -> None:
+def test_sizes_are_those_of_the_image_shown_upright(orientation: int, kind: str, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     stream = io.BytesIO()
@@ -257,7 +257,7 @@ def test_flags_name_column_format_labels_and_question(tmp_path: Path) -> None:
             "Type --boxes_column objects, or --prompt",
         ),
         ({"image": "a.png", "objects": GOOD, "text": {"text": "a"}}, "--boxes_column objects, or --page_column text"),
-        ({"objects": GOOD}, "no other column could be taken as the picture"),
+        ({"objects": GOOD}, "no other column could be taken as the image"),
     ],
 )
 def test_what_could_be_meant_otherwise_is_asked(tmp_path: Path, row: dict[str, Any], said: str) -> None:
@@ -268,16 +268,16 @@ def test_what_could_be_meant_otherwise_is_asked(tmp_path: Path, row: dict[str, A
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"image": "a.png", "objects": GOOD, "width": 200, "height": 100}, "for a picture of 200x100"),
-        ({"image": "a.png", "objects": GOOD, "width": 200.0, "height": 100.0}, "for a picture of 200x100"),
-        ({"image": "a.png", "objects": GOOD, "width": "200.0", "height": "100"}, "for a picture of 200x100"),
-        ({"image": ["a.png", "a.png"], "objects": GOOD}, "marks one picture, and the row has 2"),
-        ({"image": None, "objects": GOOD}, "marks one picture, and the row has 0"),
+        ({"image": "a.png", "objects": GOOD, "width": 200, "height": 100}, "for an image of 200x100"),
+        ({"image": "a.png", "objects": GOOD, "width": 200.0, "height": 100.0}, "for an image of 200x100"),
+        ({"image": "a.png", "objects": GOOD, "width": "200.0", "height": "100"}, "for an image of 200x100"),
+        ({"image": ["a.png", "a.png"], "objects": GOOD}, "marks one image, and the row has 2"),
+        ({"image": None, "objects": GOOD}, "marks one image, and the row has 0"),
         (
             {"image": "a.png", "text": {"lines": [{"text": "a", "bbox": [150, 2, 160, 4]}]}},
             "Item 1 of 'lines': .*outside",
         ),
-        ({"image": "a.png", "json": {"text": {"text": "a"}, "image": {"width": 9, "height": 9}}}, "picture of 9x9"),
+        ({"image": "a.png", "json": {"text": {"text": "a"}, "image": {"width": 9, "height": 9}}}, "image of 9x9"),
     ],
 )
 def test_rows_that_cannot_be_used_name_file_and_row(tmp_path: Path, row: dict[str, Any], said: str) -> None:
@@ -287,7 +287,7 @@ def test_rows_that_cannot_be_used_name_file_and_row(tmp_path: Path, row: dict[st
 
 
 @pytest.mark.parametrize("size", [(100, 50), (100.0, 50.0), ("100", "50.0"), (8.5, 11.0), ("wide", None)])
-def test_the_pictures_own_size_in_any_writing_is_no_fault(tmp_path: Path, size: tuple[Any, Any]) -> None:
+def test_the_images_own_size_in_any_writing_is_no_fault(tmp_path: Path, size: tuple[Any, Any]) -> None:
     width, height = size
     for row in (
         {"image": "a.png", "objects": GOOD, "width": width, "height": height},

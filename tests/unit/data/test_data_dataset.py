@@ -17,8 +17,8 @@ from support.datasets import (
     encode_png,
     save_chartqa_to_disk,
     write_chartqa_folder,
+    write_image,
     write_jsonl,
-    write_picture,
 )
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
@@ -177,7 +177,7 @@ def test_no_data_and_empty_data_are_errors(tmp_path: Path) -> None:
 
 
 def write_pictured(folder: Path, name: str, row: dict[str, Any]) -> Path:
-    write_picture(folder / "pictures" / "a.png", seed=1)
+    write_image(folder / "pictures" / "a.png", seed=1)
     return write_jsonl(folder / name, [{"image": name, **row} for name in ("pictures/a.png",)])
 
 

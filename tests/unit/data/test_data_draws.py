@@ -52,7 +52,7 @@ def test_each_draw_is_what_the_epochs_read(rows: ConversationDataset) -> None:
     assert found[0] == rows[2]
     assert [texts(row) for row in found] == list(dict.fromkeys(texts(row) for row in expected))
     assert len(found) > 5, "the control: draws differ"
-    assert len({id(row.images[0]) for row in found}) == 1, "one picture, to be decoded once"
+    assert len({id(row.images[0]) for row in found}) == 1, "one image, to be decoded once"
     assert [texts(row) for row in rows.asked(1, each_draw(span))] != [texts(row) for row in found], "another row"
 
 

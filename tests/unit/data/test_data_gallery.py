@@ -25,7 +25,7 @@ ONE, TWO = encode_png(draw_chart(1, (40, 30))[0]), encode_png(draw_chart(2, (40,
 URI = f"data:image/png;base64,{base64.b64encode(ONE).decode()}"
 PIXELS = [[[10, 20, 30], [40, 50, 60]], [[70, 80, 90], [0, 255, 7]]]
 A, B = object(), object()
-"""Stand for the two pictures in what is expected."""
+"""Stand for the two images in what is expected."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,14 +177,14 @@ def test_each_layout_becomes_the_conversation_written_by_hand(name: str, tmp_pat
     assert read(tmp_path, GALLERY[name]) == GALLERY[name].turns
 
 
-def test_the_comparison_sees_a_swapped_picture_and_a_changed_word(tmp_path: Path) -> None:
+def test_the_comparison_sees_a_swapped_image_and_a_changed_word(tmp_path: Path) -> None:
     good = GALLERY["pictures_spread_over_turns"]
     row = good.rows[0]
     assert read(tmp_path, case({**row, "images": ["2.png", "1.png"]}, turns=[])) != good.turns
     assert read(tmp_path, case({**row, "messages": chat("How many?", "15")}, turns=[])) != good.turns
 
 
-def test_nested_numbers_are_a_picture(tmp_path: Path) -> None:
+def test_nested_numbers_are_a_image(tmp_path: Path) -> None:
     for name, pixels, wanted in (
         ("colour", PIXELS, bytes(n for row in PIXELS for pixel in row for n in pixel)),
         ("gray", [[0, 128], [255, 7]], bytes(n for n in (0, 128, 255, 7) for _ in range(3))),
@@ -196,7 +196,7 @@ def test_nested_numbers_are_a_picture(tmp_path: Path) -> None:
             assert found == (("user", (wanted, "q")), ("assistant", ("a",)))
 
 
-def test_several_nested_pictures_keep_their_order(tmp_path: Path) -> None:
+def test_several_nested_images_keep_their_order(tmp_path: Path) -> None:
     other = [[[9, 9, 9]]]
     found = read(tmp_path, case({"images": [PIXELS, other], "question": "q", "answer": "a"}, turns=[]))
     assert found[0][1][1:] == (bytes([9, 9, 9]), "q")
@@ -255,7 +255,7 @@ def test_pages_survive_arrow_filling_in_nulls(tmp_path: Path) -> None:
     assert read(tmp_path, case(*rows, turns=[], parquet=True))[1] == ("assistant", ("whole",))
 
 
-def test_a_picture_kept_as_reference_stays_undecoded(tmp_path: Path) -> None:
+def test_a_image_kept_as_reference_stays_undecoded(tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(ONE)
     path = write_jsonl(tmp_path / "rows.jsonl", [{"image": "1.png", "objects": BOXES}])
     data = load_splits(

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from support.datasets import draw_chart, encode_png, write_picture
-from support.picture_server import LOOPBACK, PictureServer, answer, numeric_only, redirect, serving
+from support.datasets import draw_chart, encode_png, write_image
+from support.image_server import LOOPBACK, ImageServer, answer, numeric_only, redirect, serving
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.conversation import Url
 from vlm_lora.data.dataset import load_splits
@@ -110,7 +110,7 @@ def watched() -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PictureServer]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ImageServer]:
     monkeypatch.setenv("VLM_LORA_CACHE", str(tmp_path / "cache"))
     with serving() as running:
         running.answers["/a.png"] = [answer(PNG)]
@@ -119,10 +119,10 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PictureS
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An image root with a good picture and three ways out; beside it a picture that must not be read."""
+    """An image root with a good image and three ways out; beside it an image that must not be read."""
     folder = tmp_path / "root"
-    write_picture(folder / "pictures" / "a.png", seed=1)
-    write_picture(tmp_path / "outside.png", seed=2)
+    write_image(folder / "pictures" / "a.png", seed=1)
+    write_image(tmp_path / "outside.png", seed=2)
     monkeypatch.setenv("HOME", str(tmp_path))
     (folder / "link.png").symlink_to(tmp_path / "outside.png")
     (folder / "pictures" / "up").symlink_to(tmp_path)
@@ -134,8 +134,8 @@ def resolve(host: str, port: int) -> Sequence[Address]:
     return NAMES[host] if host in NAMES else numeric_only(host, port)
 
 
-def load_row(root: Path, image: str, server: PictureServer) -> None:
-    """Read a data file with one row as a run with --allow_urls does, up to the picture's pixels."""
+def load_row(root: Path, image: str, server: ImageServer) -> None:
+    """Read a data file with one row as a run with --allow_urls does, up to the image's pixels."""
     row = {"image": image, "question": "What?", "answer": "Red."}
     (root / "train.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     config = DataConfig(dataset_name=str(root / "train.jsonl"), allow_urls=True, image_column="image")
@@ -145,7 +145,7 @@ def load_row(root: Path, image: str, server: PictureServer) -> None:
 
 
 @pytest.mark.parametrize("url", URLS)
-def test_no_request_leads_inside(url: str, root: Path, server: PictureServer, watched: list[str]) -> None:
+def test_no_request_leads_inside(url: str, root: Path, server: ImageServer, watched: list[str]) -> None:
     outside = root.parent / "outside.png"
     with pytest.raises(ImageError):
         load_row(root, url.format(port=server.port, outside=outside), server)
@@ -154,7 +154,7 @@ def test_no_request_leads_inside(url: str, root: Path, server: PictureServer, wa
 
 
 @pytest.mark.parametrize("where", [url for url in URLS if url.startswith(("http", "//"))])
-def test_no_redirect_leads_inside(where: str, root: Path, server: PictureServer) -> None:
+def test_no_redirect_leads_inside(where: str, root: Path, server: ImageServer) -> None:
     """The first server is public (here: allowed by name); what it sends us on to is not."""
     with serving() as public:
         public.answers["/r"] = [redirect(where.format(port=server.port, outside="").encode().decode("latin-1"))]
@@ -176,7 +176,7 @@ def test_no_redirect_leads_inside(where: str, root: Path, server: PictureServer)
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_no_path_leads_out_of_the_root(path: str, root: Path, server: PictureServer, watched: list[str]) -> None:
+def test_no_path_leads_out_of_the_root(path: str, root: Path, server: ImageServer, watched: list[str]) -> None:
     outside = root.parent / "outside.png"
     with pytest.raises(ImageError, match=r"train\.jsonl row 0: "):
         load_row(root, path.format(outside=outside), server)
@@ -185,7 +185,7 @@ def test_no_path_leads_out_of_the_root(path: str, root: Path, server: PictureSer
     assert not [name for name in watched if name.startswith(("/dev/zero", "/dev/stdin", "/proc", "/etc/passwd"))]
 
 
-def test_the_watch_and_the_server_notice_what_is_allowed(root: Path, server: PictureServer, watched: list[str]) -> None:
+def test_the_watch_and_the_server_notice_what_is_allowed(root: Path, server: ImageServer, watched: list[str]) -> None:
     """The control: without the checks, the same means do read the file and do reach the server."""
     load_row(root, "pictures/a.png", server)
     assert str((root / "pictures" / "a.png").resolve()) in watched
@@ -196,7 +196,7 @@ def test_the_watch_and_the_server_notice_what_is_allowed(root: Path, server: Pic
     assert server.requests == ["/a.png"] * 7
 
 
-def test_a_run_uses_the_rule_for_public_addresses(root: Path, server: PictureServer) -> None:
+def test_a_run_uses_the_rule_for_public_addresses(root: Path, server: ImageServer) -> None:
     """Without a fetcher of the test's own, the port of this server is refused, and on port 80 its address."""
     with pytest.raises(ImageError, match=r"port \d+ is not fetched from"):
         load_image(Url(text=f"http://127.0.0.1:{server.port}/a.png"), limits=ImageLimits())

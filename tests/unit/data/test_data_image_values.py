@@ -1,4 +1,4 @@
-"""What rows hold for pictures: every accepted form, and where paths may not lead."""
+"""What rows hold for images: every accepted form, and where paths may not lead."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from support.datasets import draw_chart, encode_png, write_picture
+from support.datasets import draw_chart, encode_png, write_image
 from vlm_lora.data.conversation import ImageRef, Url
 from vlm_lora.data.images.values import (
     ImagePlace,
@@ -28,8 +28,8 @@ TEXT = base64.b64encode(PNG).decode()
 
 @pytest.fixture
 def place(tmp_path: Path) -> ImagePlace:
-    write_picture(tmp_path / "root" / "pictures" / "a.png", seed=1)
-    write_picture(tmp_path / "outside.png", seed=2)
+    write_image(tmp_path / "root" / "pictures" / "a.png", seed=1)
+    write_image(tmp_path / "outside.png", seed=2)
     return ImagePlace(folder=tmp_path / "root")
 
 
@@ -70,13 +70,13 @@ def test_every_form_of_encoded_bytes_gives_the_bytes(place: ImagePlace) -> None:
         assert read_image_value(form, place) == ImageRef(source=PNG), str(form)[:40]
 
 
-def test_a_picture_stays_itself(place: ImagePlace) -> None:
+def test_a_image_stays_itself(place: ImagePlace) -> None:
     picture = Image.new("RGB", (2, 2))
     assert read_image_value(picture, place).source is picture
 
 
 @pytest.mark.parametrize("value", [None, "", [], (), {"bytes": None, "path": None}])
-def test_missing_pictures_are_no_pictures(value: Any, place: ImagePlace) -> None:
+def test_missing_images_are_no_images(value: Any, place: ImagePlace) -> None:
     assert is_missing(value)
     assert read_image_values(value, place) == ()
 
@@ -86,7 +86,7 @@ def test_lists_keep_their_order(place: ImagePlace) -> None:
     assert [ref.source for ref in refs] == [real(place), PNG, b"x"]
 
 
-def test_lost_pictures_are_not_taken_for_absent_ones(place: ImagePlace) -> None:
+def test_lost_images_are_not_taken_for_absent_ones(place: ImagePlace) -> None:
     assert [ref.source for ref in read_image_values({"bytes": b"", "path": None}, place)] == [b""]
     with pytest.raises(ImageError, match="Image 2 of 2 in the list is empty"):
         read_image_values(["pictures/a.png", None], place)
@@ -115,7 +115,7 @@ def test_symlinks_out_of_the_root_are_refused_and_inside_it_followed(place: Imag
 
 def test_a_root_with_a_common_prefix_is_another_folder(place: ImagePlace) -> None:
     assert place.folder is not None
-    write_picture(place.folder.parent / "root2" / "b.png", seed=1)
+    write_image(place.folder.parent / "root2" / "b.png", seed=1)
     with pytest.raises(ImageError, match="outside"):
         read_image_value("../root2/b.png", place)
 
@@ -187,7 +187,7 @@ def test_a_hub_row_with_a_relative_path_asks_for_a_root() -> None:
         read_image_value("a.png", ImagePlace(folder=None))
 
 
-def test_values_that_are_surely_pictures() -> None:
+def test_values_that_are_surely_images() -> None:
     for value in (
         PNG,
         TEXT,
@@ -198,7 +198,7 @@ def test_values_that_are_surely_pictures() -> None:
     ):
         assert looks_like_image(value), str(value)[:40]
     for other in (
-        "What is in a picture?",
+        "What is in an image?",
         b"text",
         3,
         None,

@@ -57,7 +57,7 @@ def test_lossless_formats_give_back_every_pixel(kind: str) -> None:
     assert np.array_equal(pixels(encode(astronaut, kind, **options)), pictures.astronaut()[:40, :50])
 
 
-def test_a_path_bytes_and_a_picture_load_the_same(tmp_path: Path) -> None:
+def test_a_path_bytes_and_a_image_load_the_same(tmp_path: Path) -> None:
     picture, _, _ = draw_chart(5)
     file = tmp_path / "chart.png"
     file.write_bytes(encode_png(picture))
@@ -67,7 +67,7 @@ def test_a_path_bytes_and_a_picture_load_the_same(tmp_path: Path) -> None:
     assert not np.array_equal(pixels(encode_png(draw_chart(6)[0])), expected)
 
 
-# A 3x2 picture whose six pixels all differ, as stored; and how each EXIF orientation shows it.
+# A 3x2 image whose six pixels all differ, as stored; and how each EXIF orientation shows it.
 STORED = [[10, 20, 30], [40, 50, 60]]
 UPRIGHT = {
     1: [[10, 20, 30], [40, 50, 60]],
@@ -104,7 +104,7 @@ def test_exif_of_a_jpeg_is_applied() -> None:
     assert turned[34:].min() > 235
 
 
-def test_a_broken_exif_block_leaves_the_picture_as_stored() -> None:
+def test_a_broken_exif_block_leaves_the_image_as_stored() -> None:
     encoded = encode(Image.new("RGB", (8, 4), RED), "JPEG", exif=b"Exif\x00\x00MM\x00*broken!")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -180,7 +180,7 @@ def test_colour_key_transparency_is_put_on_white() -> None:
     assert pixels(encode(picture, "PNG", transparency=RED))[0].tolist() == [list(WHITE), list(GREEN)]
 
 
-def test_one_bit_pictures_are_black_and_white() -> None:
+def test_one_bit_images_are_black_and_white() -> None:
     picture = Image.new("1", (2, 1), 0)
     picture.putpixel((1, 0), 1)
     assert pixels(encode(picture, "PNG"))[0].tolist() == [[0] * 3, [255] * 3]

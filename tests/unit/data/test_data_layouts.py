@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.datasets import draw_chart, encode_png, write_picture
+from support.datasets import draw_chart, encode_png, write_image
 from vlm_lora.data.columns.schema import Schema
 from vlm_lora.data.conversation import Conversation, ImageRef, Part, Role, RowSource, Text, Turn
 from vlm_lora.data.conversations.layouts import build_conversation
@@ -73,7 +73,7 @@ def test_several_images_go_before_the_question_in_order() -> None:
 
 
 @pytest.mark.parametrize("row", [{"image": None}, {}, {"image": []}, {"image": ""}])
-def test_rows_without_a_picture_are_text_only(row: dict[str, Any]) -> None:
+def test_rows_without_a_image_are_text_only(row: dict[str, Any]) -> None:
     assert build({**row, "query": "q", "label": "a"}, QA).turns == (turn("user", "q"), turn("assistant", "a"))
 
 
@@ -131,7 +131,7 @@ URI = f"data:image/png;base64,{base64.b64encode(ONE).decode()}"
         {"image": ONE},
     ],
 )
-def test_image_parts_that_bring_their_own_picture(part: dict[str, Any]) -> None:
+def test_image_parts_that_bring_their_own_image(part: dict[str, Any]) -> None:
     for text in (
         {"type": "text", "text": "q", "image": None},
         {"type": "text", "value": "q"},
@@ -151,7 +151,7 @@ def test_image_parts_that_bring_their_own_picture(part: dict[str, Any]) -> None:
         {"type": "image", "text": ""},
     ],
 )
-def test_image_parts_without_a_picture_take_the_next_of_the_column(part: dict[str, Any]) -> None:
+def test_image_parts_without_a_image_take_the_next_of_the_column(part: dict[str, Any]) -> None:
     chat = openai(
         ("user", [part, {"type": "text", "text": "first"}]),
         ("assistant", "a"),
@@ -166,7 +166,7 @@ def test_image_parts_without_a_picture_take_the_next_of_the_column(part: dict[st
     )
 
 
-def test_indexed_image_parts_name_their_picture() -> None:
+def test_indexed_image_parts_name_their_image() -> None:
     parts = [{"type": "image", "index": 1, "text": None}, {"type": "image", "index": 0, "text": None}]
     chat = openai(("user", parts), ("assistant", "a"))
     assert build({"messages": chat, "images": [ONE, TWO]}, CHAT).images == (IMG2, IMG1)
@@ -177,7 +177,7 @@ def test_indexed_image_parts_name_their_picture() -> None:
         )
 
 
-def test_pictures_without_a_place_go_to_the_start_of_the_first_user_turn() -> None:
+def test_images_without_a_place_go_to_the_start_of_the_first_user_turn() -> None:
     chat = openai(("system", "s"), ("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b"))
     found = build({"messages": chat, "images": [ONE, TWO]}, CHAT)
     assert found.turns == (
@@ -212,14 +212,14 @@ def test_sharegpt_marks_are_places_anywhere_in_user_turns() -> None:
     ("text", "images"),
     [("<image>", []), ("<image><image>", [ONE]), ("<image>", [ONE, TWO]), ("<image>", None)],
 )
-def test_marks_and_pictures_must_be_equally_many(text: str, images: Any) -> None:
+def test_marks_and_images_must_be_equally_many(text: str, images: Any) -> None:
     chat = sharegpt(("human", text), ("gpt", "a"))
     marks, count = text.count("<image>"), len(images or [])
     with pytest.raises(DataError, match=rf"^train\.jsonl row 17: {marks} places for images.*and {count} images"):
         build({"messages": chat, "images": images}, SHARE)
 
 
-def test_a_column_picture_beside_own_pictures_is_an_error() -> None:
+def test_a_column_image_beside_own_images_is_an_error() -> None:
     chat = openai(("user", [{"type": "image", "image": ONE}]), ("assistant", "a"))
     with pytest.raises(DataError, match="0 places for images"):
         build({"messages": chat, "images": [TWO]}, CHAT)
@@ -334,7 +334,7 @@ def test_image_errors_keep_their_class_and_name_row_and_turn(tmp_path: Path) -> 
     chat = openai(("user", [{"type": "image_url", "image_url": {"url": "https://x.org/a.png"}}]), ("assistant", "a"))
     with pytest.raises(ImageError, match=r"^train\.jsonl row 17: Turn 1 \(user\): The image is a URL"):
         build({"messages": chat}, CHAT)
-    file = write_picture(tmp_path / "a.png", seed=1)
+    file = write_image(tmp_path / "a.png", seed=1)
     found = build_conversation(
         {"image": "a.png", "query": "q", "label": "a"}, QA, source=SOURCE, place=ImagePlace(folder=tmp_path)
     )

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.datasets import write_jsonl, write_picture
+from support.datasets import write_image, write_jsonl
 from vlm_lora.batching.order import BatchOrder, FillableRows
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.config.sources import parse
@@ -117,9 +117,9 @@ def load(*names: Path, train: bool = True, validation: bool = False, **config: A
 
 @pytest.fixture
 def sets(tmp_path: Path) -> tuple[Path, Path]:
-    """One set of questions about pictures, one of chats without any."""
+    """One set of questions about images, one of chats without any."""
     first, second = tmp_path / "first", tmp_path / "second"
-    write_picture(first / "a.png", seed=1)
+    write_image(first / "a.png", seed=1)
     write_jsonl(first / "train.jsonl", [{"image": "a.png", "query": f"q{n}", "label": f"first {n}"} for n in range(4)])
     second.mkdir()
     chats = [[{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": f"second {n}"}] for n in range(6)]

@@ -106,19 +106,17 @@ def test_columns_of_later_rows_count(detect: Detect) -> None:
     assert detect(*text_only, {"image": "a.png", "query": "q", "label": "a"}).image == "image"
 
 
-def test_empty_picture_values_do_not_hide_the_column(detect: Detect) -> None:
+def test_empty_image_values_do_not_hide_the_column(detect: Detect) -> None:
     empties: tuple[Any, ...] = (None, [], "")
     for empty in empties:
         assert detect({"images": empty, "query": "q", "label": "a"}).image == "images"
 
 
-def test_one_odd_row_does_not_hide_the_pictures(detect: Detect) -> None:
+def test_one_odd_row_does_not_hide_the_images(detect: Detect) -> None:
     """Without the column, all rows would be text only."""
     rows = [{"image": value, "query": "q", "label": "a"} for value in ("a.png", 7, "b.png")]
     assert detect(*rows).image == "image"
-    with pytest.raises(
-        DataError, match=r"called as pictures are, and holds none, such as 7.*--image_column no_pictures"
-    ):
+    with pytest.raises(DataError, match=r"called as images are, and holds none, such as 7.*--image_column no_pictures"):
         detect(*rows[1:2])
 
 
@@ -158,7 +156,7 @@ def test_explanations_name_columns_and_reasons(detect: Detect) -> None:
         "response: column 'label', by its name",
     ]
     assert "its values are lists of turns" in detect({"talk": CHAT, "image": "a.png"}).explain()
-    assert "because its values are pictures" in detect({"scan": "a.png", "query": "q", "label": "a"}).explain()
+    assert "because its values are images" in detect({"scan": "a.png", "query": "q", "label": "a"}).explain()
 
 
 @pytest.mark.parametrize(
@@ -250,8 +248,8 @@ def user(text: str, **columns: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"conversations": SHARE, "image": "a.png"}, "marks a picture's place (ShareGPT turns)"),
-        (user("<image>What?", images=["a.png"]), "where a row has as many as pictures without a part"),
+        ({"conversations": SHARE, "image": "a.png"}, "marks an image's place (ShareGPT turns)"),
+        (user("<image>What?", images=["a.png"]), "where a row has as many as images without a part"),
         (user("What?", images=["a.png"]), "no <image> in the first rows' user texts"),
     ],
 )

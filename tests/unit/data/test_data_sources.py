@@ -22,8 +22,8 @@ from support.datasets import (
     chartqa_rows,
     save_chartqa_to_disk,
     write_chartqa_folder,
+    write_image,
     write_jsonl,
-    write_picture,
 )
 from vlm_lora.data.formats.arrow_files import parquet_features, stream_parquet
 from vlm_lora.data.formats.rows import Rows
@@ -35,10 +35,10 @@ ROWS = [{"query": f"wie viel? {n}", "label": f"Ü{n}"} for n in range(5)]
 
 @pytest.fixture(autouse=True)
 def no_decoding_and_own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Opening must decode no picture, and tests share no cache."""
+    """Opening must decode no image, and tests share no cache."""
 
     def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("a picture was opened")
+        raise AssertionError("an image was opened")
 
     monkeypatch.setattr(Image, "open", refuse)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -186,7 +186,7 @@ def test_malformed_and_unknown_files_are_named(tmp_path: Path, name: str, text: 
 
 
 @pytest.mark.parametrize("write", [write_chartqa_folder, save_chartqa_to_disk])
-def test_chartqa_folders_keep_names_order_and_undecoded_pictures(tmp_path: Path, write: Callable[..., Path]) -> None:
+def test_chartqa_folders_keep_names_order_and_undecoded_images(tmp_path: Path, write: Callable[..., Path]) -> None:
     folder = write(tmp_path / "charts", train=4, val=2, test=1, seed=1)
     source = open_source(str(folder))
     assert {name: len(rows) for name, rows in source.splits.items()} == {"train": 4, "val": 2, "test": 1}
@@ -196,7 +196,7 @@ def test_chartqa_folders_keep_names_order_and_undecoded_pictures(tmp_path: Path,
     assert len(set(pictures)) == 7
 
 
-def test_a_saved_single_data_set_is_read_with_nested_pictures_undecoded(tmp_path: Path) -> None:
+def test_a_saved_single_data_set_is_read_with_nested_images_undecoded(tmp_path: Path) -> None:
     png = chartqa_rows(1, seed=1)[0]["image"]["bytes"]
     features = datasets.Features(
         {"images": datasets.Sequence(datasets.Image()), "size": datasets.Array2D((1, 2), "int64")}
@@ -257,7 +257,7 @@ def test_sub_folders_are_chosen_by_configuration_name(tmp_path: Path) -> None:
 def test_image_folders_with_metadata(tmp_path: Path, suffix: str) -> None:
     rows = [{"file_name": "a.png", "prompt": "q", "response": "a"}]
     for split in ("train", "val"):
-        write_picture(tmp_path / "d" / split / "a.png", seed=1)
+        write_image(tmp_path / "d" / split / "a.png", seed=1)
         WRITERS[suffix](tmp_path / "d" / split / f"metadata{suffix}", rows)
     splits = open_source(str(tmp_path / "d")).splits
     assert {name: content(found) for name, found in splits.items()} == {"train": rows, "val": rows}
@@ -265,10 +265,10 @@ def test_image_folders_with_metadata(tmp_path: Path, suffix: str) -> None:
 
 
 def test_image_folders_that_say_nothing_or_too_little_are_explained(tmp_path: Path) -> None:
-    write_picture(tmp_path / "plain" / "cats" / "a.png", seed=1)
-    with pytest.raises(DataError, match=r"holds pictures.*metadata\.jsonl"):
+    write_image(tmp_path / "plain" / "cats" / "a.png", seed=1)
+    with pytest.raises(DataError, match=r"holds images.*metadata\.jsonl"):
         open_source(str(tmp_path / "plain"))
-    write_picture(tmp_path / "mixed" / "test" / "a.png", seed=1)
+    write_image(tmp_path / "mixed" / "test" / "a.png", seed=1)
     for column in ("file_name", "image"):
         write_jsonl(tmp_path / "mixed" / "metadata.jsonl", [{column: "test/a.png"}])
         with pytest.raises(DataError, match="metadata file of its own"):

@@ -227,7 +227,7 @@ def test_tasks_and_output_types_choose(tmp_path: Path) -> None:
     [
         (("", "image", "text", "Q"), "its task is empty"),
         (("reading", "image", "text", " "), "its question is empty"),
-        (("reading", "pictures", "text", "Q"), "input_type 'pictures' is not known: allowed are image, "),
+        (("reading", "pictures", "text", "Q"), "input_type 'images' is not known: allowed are image, "),
         (("reading", "[lines]", "text", "Q"), "input_type"),
         (("reading", "[lines, words, image]", "box", "Q {text}"), "input_type"),
         (("reading", "image", "tables", "Q"), "output_type 'tables' is not known: allowed are text, "),
@@ -235,7 +235,7 @@ def test_tasks_and_output_types_choose(tmp_path: Path) -> None:
         (("x", "[box, image]", "text", "Q"), r"the question has no \{box\}"),
         (("x", "[lines, image]", "box", "Q {box}"), r"the question has no \{text\}"),
         (("x", "image", "text", "Q {text}"), r"the question has \{text\} although"),
-        (("reading", "image", "text", "<image>Q<image>"), "the question has 2 <image>, and a page has one picture"),
+        (("reading", "image", "text", "<image>Q<image>"), "the question has 2 <image>, and a page has one image"),
         (("x", "[box, image]", "[lines, box]", "Q {box}"), "gives a box and output_type"),
         (("x", "[lines, image]", "text", "Q {text}"), "must be box or \\[lines, box\\]"),
     ],
@@ -270,7 +270,7 @@ def test_flags_of_other_tools_choose_tasks() -> None:
     ("given", "whole"),
     [
         ([63.6, 1.2, 64.0, 9.4], [63, 1, 64, 9]),
-        ([-2.4, 1.0, 0.4, 9.0], "sticks out of the picture of 64x48 pixels by 2.4"),
+        ([-2.4, 1.0, 0.4, 9.0], "sticks out of the image of 64x48 pixels by 2.4"),
         ([63.6, 1.2, 66.4, 9.4], "by 2.4"),
         ([1.5, 1.2, 66.0, 9.4], [2, 1, 64, 9]),
         ([64.0, 1.2, 65.5, 9.4], "[64.0, 1.2, 65.5, 9.4], read as left, top, right, bottom in pixels, lies outside"),

@@ -1,4 +1,4 @@
-"""Pictures behind URLs: what is fetched, what it may cost, and what is kept. The server is the test's own."""
+"""Images behind URLs: what is fetched, what it may cost, and what is kept. The server is the test's own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from support.datasets import draw_chart, encode_png
-from support.picture_server import LOOPBACK, PictureServer, answer, redirect, serving
+from support.image_server import LOOPBACK, ImageServer, answer, redirect, serving
 from vlm_lora.data.conversation import Url
 from vlm_lora.data.images.addresses import Address, is_public
 from vlm_lora.data.images.loader import ImageLimits, load_image
@@ -31,13 +31,13 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def server() -> Iterator[PictureServer]:
+def server() -> Iterator[ImageServer]:
     with serving() as running:
         running.answers["/a.png"] = [answer(PNG)]
         yield running
 
 
-def test_a_picture_is_fetched_once_and_kept(server: PictureServer) -> None:
+def test_a_image_is_fetched_once_and_kept(server: ImageServer) -> None:
     url = Url(text=server.url())
     first = load_image(url, limits=LIMITS, fetcher=server.fetcher())
     again = load_image(url, limits=LIMITS, fetcher=server.fetcher())
@@ -48,29 +48,29 @@ def test_a_picture_is_fetched_once_and_kept(server: PictureServer) -> None:
     assert kept_file(url).read_bytes() == PNG
     assert kept_file(url).parent.parent == Path(os.environ["VLM_LORA_CACHE"])
     assert os.listdir(kept_file(url).parent) == [kept_file(url).name]  # nothing unfinished  # noqa: PTH208
-    # The control: another URL is another picture.
+    # The control: another URL is another image.
     server.answers["/b.png"] = [answer(encode_png(draw_chart(5)[0]))]
     other = load_image(Url(text=server.url("/b.png")), limits=LIMITS, fetcher=server.fetcher())
     assert not np.array_equal(np.asarray(other), expected)
 
 
-def test_a_reference_fetches_nothing_until_it_is_loaded(server: PictureServer) -> None:
+def test_a_reference_fetches_nothing_until_it_is_loaded(server: ImageServer) -> None:
     url = pickle.loads(pickle.dumps(Url(text=server.url())))
     assert server.connections == 0
     load_image(url, limits=LIMITS, fetcher=server.fetcher())
     assert server.connections == 1
 
 
-def test_what_the_server_is_told(server: PictureServer) -> None:
+def test_what_the_server_is_told(server: ImageServer) -> None:
     server.answers["/gr%C3%BCn%20a.png?x=1&y=%2F"] = [answer(PNG)]
     server.fetcher().fetch(Url(text=server.url("/grün%20a.png?x=1&y=%2F#part")))
     lines = server.heads[0].split("\r\n")
     assert lines[0] == "GET /gr%C3%BCn%20a.png?x=1&y=%2F HTTP/1.1"
-    assert [line for line in lines if line.lower().startswith("host:")] == [f"Host: pictures.test:{server.port}"]
+    assert [line for line in lines if line.lower().startswith("host:")] == [f"Host: images.test:{server.port}"]
     assert not [line for line in lines if line.lower().startswith(("cookie", "authorization", "referer"))]
 
 
-def test_proxies_of_the_environment_are_not_used(server: PictureServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxies_of_the_environment_are_not_used(server: ImageServer, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{server.port}/proxy")
     with serving() as other:
@@ -79,17 +79,17 @@ def test_proxies_of_the_environment_are_not_used(server: PictureServer, monkeypa
     assert server.connections == 0
 
 
-def test_what_cannot_be_loaded_is_not_kept(server: PictureServer) -> None:
+def test_what_cannot_be_loaded_is_not_kept(server: ImageServer) -> None:
     server.answers["/page"] = [answer(b"<!DOCTYPE html><html>log in</html>")]
     url = Url(text=server.url("/page"))
     for requests in (1, 2):
-        with pytest.raises(ImageError, match=r"^http://pictures\.test:\d+/page: .*a web page"):
+        with pytest.raises(ImageError, match=r"^http://images\.test:\d+/page: .*a web page"):
             load_image(url, limits=LIMITS, fetcher=server.fetcher())
         assert len(server.requests) == requests
     assert not kept_file(url).exists()
 
 
-def test_a_kept_file_that_went_bad_is_named(server: PictureServer) -> None:
+def test_a_kept_file_that_went_bad_is_named(server: ImageServer) -> None:
     url = Url(text=server.url())
     load_image(url, limits=LIMITS, fetcher=server.fetcher())
     kept_file(url).write_bytes(PNG[:50])
@@ -97,7 +97,7 @@ def test_a_kept_file_that_went_bad_is_named(server: PictureServer) -> None:
         load_image(url, limits=LIMITS, fetcher=server.fetcher())
 
 
-def test_workers_may_fetch_the_same_picture_at_once(server: PictureServer) -> None:
+def test_workers_may_fetch_the_same_image_at_once(server: ImageServer) -> None:
     url = Url(text=server.url())
     loaded: list[bytes] = []
 
@@ -113,14 +113,14 @@ def test_workers_may_fetch_the_same_picture_at_once(server: PictureServer) -> No
     assert kept_file(url).read_bytes() == PNG
 
 
-def test_a_cache_that_cannot_be_written_is_named(server: PictureServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_named(server: ImageServer, monkeypatch: pytest.MonkeyPatch) -> None:
     place = Path(os.environ["VLM_LORA_CACHE"])
     place.write_bytes(b"a file")
     with pytest.raises(ImageError, match=rf"cannot be kept in {place}/images.*VLM_LORA_CACHE"):
         load_image(Url(text=server.url()), limits=LIMITS, fetcher=server.fetcher())
 
 
-def test_redirects_are_followed_up_to_the_limit(server: PictureServer) -> None:
+def test_redirects_are_followed_up_to_the_limit(server: ImageServer) -> None:
     for number in range(6):
         server.answers[f"/{number}"] = [redirect(f"/{number + 1}", "307 Temporary Redirect")]
     server.answers["/6"] = [answer(PNG)]
@@ -130,7 +130,7 @@ def test_redirects_are_followed_up_to_the_limit(server: PictureServer) -> None:
         server.fetcher().fetch(Url(text=server.url("/0")))
 
 
-def test_a_redirect_is_checked_as_the_first_url(server: PictureServer) -> None:
+def test_a_redirect_is_checked_as_the_first_url(server: ImageServer) -> None:
     def resolve(host: str, port: int) -> Sequence[Address]:
         return (LOOPBACK if host == "pictures.test" else IPv4Address("10.0.0.1"),)
 
@@ -148,7 +148,7 @@ def test_a_redirect_is_checked_as_the_first_url(server: PictureServer) -> None:
     assert set(server.requests) == {"/r"}
 
 
-def test_a_host_is_resolved_once_and_connected_to_at_that_address(server: PictureServer) -> None:
+def test_a_host_is_resolved_once_and_connected_to_at_that_address(server: ImageServer) -> None:
     """DNS rebinding: the second answer would lead inside."""
     asked: list[str] = []
 
@@ -162,7 +162,7 @@ def test_a_host_is_resolved_once_and_connected_to_at_that_address(server: Pictur
         server.fetcher(resolve).fetch(Url(text=server.url()))
 
 
-def test_one_address_inside_refuses_the_host(server: PictureServer) -> None:
+def test_one_address_inside_refuses_the_host(server: ImageServer) -> None:
     with pytest.raises(ImageError, match=r"169\.254\.169\.254, which is no public address"):
         server.fetcher(lambda host, port: (LOOPBACK, IPv4Address("169.254.169.254"))).fetch(Url(text=server.url()))
     assert server.connections == 0
@@ -184,7 +184,7 @@ def test_one_address_inside_refuses_the_host(server: PictureServer) -> None:
         ([answer(b"x" * 10, length=20)], "promised 20 bytes and sent 10"),
         ([answer(b"no", status="500 Oh\x07No")], "answers 500"),
         ([answer(b"", status="302 Found")], "answers 302"),
-        ([answer(b"x", headers=["Content-Encoding: gzip"])], "compresses the picture"),
+        ([answer(b"x", headers=["Content-Encoding: gzip"])], "compresses the image"),
         ([b"SSH-2.0-OpenSSH_9.9\r\n"], "cannot be fetched"),
         ([b""], "cannot be fetched"),
         ([b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 500 + b"\r\n"], "cannot be fetched"),
@@ -194,13 +194,13 @@ def test_one_address_inside_refuses_the_host(server: PictureServer) -> None:
         ([redirect("http://%61/a.png")], "no host name"),
     ],
 )
-def test_answers_that_are_refused(pieces: list[bytes], said: str, server: PictureServer) -> None:
+def test_answers_that_are_refused(pieces: list[bytes], said: str, server: ImageServer) -> None:
     server.answers["/a.png"] = pieces
-    with pytest.raises(ImageError, match=rf"^http://pictures\.test:\d+/a\.png: .*{said}"):
+    with pytest.raises(ImageError, match=rf"^http://images\.test:\d+/a\.png: .*{said}"):
         server.fetcher(limits=UrlLimits(max_bytes=1000, seconds=20.0)).fetch(Url(text=server.url()))
 
 
-def test_the_limit_of_bytes_is_exact(server: PictureServer) -> None:
+def test_the_limit_of_bytes_is_exact(server: ImageServer) -> None:
     server.answers["/a.png"] = [b"HTTP/1.1 200 OK\r\n\r\n", *([b"x" * 250] * 4)]
     fetched = server.fetcher(limits=UrlLimits(max_bytes=1000, seconds=20.0)).fetch(Url(text=server.url()))
     assert fetched == b"x" * 1000
@@ -215,7 +215,7 @@ def test_the_limit_of_bytes_is_exact(server: PictureServer) -> None:
     ],
     ids=["body", "headers", "one header"],
 )
-def test_a_server_that_drips_is_left_after_the_whole_time(pieces: list[bytes], server: PictureServer) -> None:
+def test_a_server_that_drips_is_left_after_the_whole_time(pieces: list[bytes], server: ImageServer) -> None:
     """Every single read is answered in time; what counts is the sum."""
     server.pause = 0.05
     server.answers["/a.png"] = pieces
@@ -223,7 +223,7 @@ def test_a_server_that_drips_is_left_after_the_whole_time(pieces: list[bytes], s
         server.fetcher(limits=UrlLimits(seconds=0.5)).fetch(Url(text=server.url()))
 
 
-def test_a_resolver_that_hangs_is_left_too(server: PictureServer) -> None:
+def test_a_resolver_that_hangs_is_left_too(server: ImageServer) -> None:
     never = threading.Event()
 
     def resolve(host: str, port: int) -> Sequence[Address]:
@@ -235,7 +235,7 @@ def test_a_resolver_that_hangs_is_left_too(server: PictureServer) -> None:
     never.set()
 
 
-def test_unknown_hosts_and_closed_ports_are_said(server: PictureServer) -> None:
+def test_unknown_hosts_and_closed_ports_are_said(server: ImageServer) -> None:
     def resolve(host: str, port: int) -> Sequence[Address]:
         raise OSError(-2, "Name or service not known")
 
@@ -245,7 +245,7 @@ def test_unknown_hosts_and_closed_ports_are_said(server: PictureServer) -> None:
         server.fetcher(lambda host, port: ()).fetch(Url(text=server.url()))
 
 
-def test_the_next_address_is_tried_where_one_does_not_answer(server: PictureServer) -> None:
+def test_the_next_address_is_tried_where_one_does_not_answer(server: ImageServer) -> None:
     # Another loopback address: nothing listens there on this port.
     closed = IPv4Address("127.0.0.2")
     fetcher = Fetcher(
@@ -261,7 +261,7 @@ def test_tls_checks_the_hosts_certificate_and_tells_its_name() -> None:
         server.answers["/a.png"] = [answer(PNG)]
         assert server.fetcher().fetch(Url(text=server.url(scheme="https"))) == PNG
         assert server.names == ["pictures.test"]
-        assert f"Host: pictures.test:{server.port}" in server.heads[0]
+        assert f"Host: images.test:{server.port}" in server.heads[0]
         with pytest.raises(ImageError, match="certificate"):
             server.fetcher().fetch(Url(text=server.url(scheme="https", host="other.test")))
         # What runs use trusts the system's authorities, and this certificate is signed by none.

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from support.datasets import write_jsonl, write_picture
+from support.datasets import write_image, write_jsonl
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.columns.names import COLUMN_NAMES, ColumnRole
 from vlm_lora.data.conversation import Text
@@ -104,7 +104,7 @@ def renamed(rows: Sequence[dict[str, Any]], old: str, new: str) -> list[dict[str
 def missing(layout: Layout, rng: random.Random) -> Variant:
     role = rng.choice(list(layout.roles))
     rows = [{k: v for k, v in row.items() if k != layout.roles[role]} for row in good_rows(layout)]
-    marked = role == "image" and "conversations" in rows[0]  # a mark without a picture
+    marked = role == "image" and "conversations" in rows[0]  # a mark without an image
     told = {n: good_turns(n, None) for n in range(ROWS)} if role == "image" and not marked else {}
     refused = frozenset(range(ROWS)) if marked else frozenset()
     return Variant(what=f"{role} missing", rows=rows, told=told, refused=refused, unreadable=role != "image")
@@ -141,7 +141,7 @@ def renamed_to_anything(layout: Layout, rng: random.Random) -> Variant:
     role = rng.choice(list(layout.roles))
     new = rng.choice(["kolumne", "x 1", "Ä", "column.with.dots", "  "])
     rows = renamed(good_rows(layout), layout.roles[role], new)
-    # Pictures and chats are known by their values; texts are not.
+    # Images and chats are known by their values; texts are not.
     return Variant(what=f"{role} renamed oddly", rows=rows, unreadable=role in ("prompt", "response"))
 
 
@@ -222,7 +222,7 @@ def make(seed: int) -> Variant:
 def write(variant: Variant, folder: Path, seed: int) -> Path:
     """Write a variant as JSON Lines, JSON or Parquet, whichever can hold it."""
     for n in range(ROWS):
-        write_picture(folder / f"{n}.png", seed=n)
+        write_image(folder / f"{n}.png", seed=n)
     kind = ("jsonl", "json", "parquet")[seed % 3]
     if variant.doubled:
         return write_doubled(variant, folder, kind)

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import pytest
 
-from support.datasets import write_picture
+from support.datasets import write_image
 from support.read_back import read_back
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.dataset import load_splits
@@ -70,7 +70,7 @@ def test_boxes_of_different_names_are_refused(folder: Path) -> None:
 
 
 def test_streams_look_at_all_files(folder: Path) -> None:
-    write_picture(folder / "0.png", seed=0)
+    write_image(folder / "0.png", seed=0)
     write(folder / "data" / "x.parquet", ["cat", "dog"])
     write(folder / "data" / "y.parquet", ["cat", "dog"])
     config = DataConfig(dataset_name=str(folder / "data"), validation_fraction=0.0, streaming=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support.datasets import write_picture
+from support.datasets import write_image
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.conversation import Conversation, Part, Text
 from vlm_lora.data.dataset import load_splits
@@ -38,7 +38,7 @@ def read_example(example: str, folder: Path) -> tuple[list[str], list[str]]:
     lines = example.split("\n")
     rows = [line for line in lines if line.startswith("{")]
     for name in ("chart.png", "page.png"):
-        write_picture(folder / name, seed=1, size=(64, 48))
+        write_image(folder / name, seed=1, size=(64, 48))
     path = folder / "train.jsonl"
     path.write_text("".join(f"{json.dumps(json.loads(row))}\n" for row in rows), encoding="utf-8")
     config = DataConfig(dataset_name=str(path), validation_fraction=0.0)

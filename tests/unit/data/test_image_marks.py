@@ -1,4 +1,4 @@
-"""`<image>` in what users say: the place of a picture where the numbers agree, row by row; else a bad row."""
+"""`<image>` in what users say: the place of an image where the numbers agree, row by row; else a bad row."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_marks_in_a_prompt_column_are_places(prompt: str, tmp_path: Path) -> Non
         [["Is ", "<0.png>", "\nor ", "<1.png>", " it?"], ["a"]],
         [["<0.png>", "Plain."], ["a"]],
     ]
-    assert "marks a picture's place where a row has as many" in found.schema.explain()
+    assert "marks an image's place where a row has as many" in found.schema.explain()
 
 
 def test_marks_in_alpaca_s_input_and_in_chat_prompts_are_places(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_marks_in_alpaca_s_input_and_in_chat_prompts_are_places(tmp_path: Path) 
     assert read_back([pair], tmp_path).told == [[["In ", "<0.png>", "?"], ["3"]]]
 
 
-def test_parts_that_give_each_picture_its_place_leave_marks_as_text(tmp_path: Path) -> None:
+def test_parts_that_give_each_image_its_place_leave_marks_as_text(tmp_path: Path) -> None:
     text = {"type": "text", "text": "Say <image>."}
     rows = [
         user([{"type": "image"}, text], "0.png"),
@@ -89,7 +89,7 @@ def test_parts_that_give_each_picture_its_place_leave_marks_as_text(tmp_path: Pa
             r"1 <image> in the user's text, and 2 images.*not clear.*\"type\": \"image\"",
         ),
         ("<image> or <image>?", ("0.png",), r"2 <image> in the user's text, and 1 images.*not clear"),
-        ("<image>What?", (), r"1 <image>.*the row has no picture.*--image_column COLUMN.*--image_column no_pictures"),
+        ("<image>What?", (), r"1 <image>.*the row has no image.*--image_column COLUMN.*--image_column no_pictures"),
     ],
 )
 def test_other_numbers_of_marks_are_bad_rows(text: str, images: tuple[str, ...], said: str, tmp_path: Path) -> None:
@@ -103,10 +103,10 @@ def test_other_numbers_of_marks_are_bad_rows(text: str, images: tuple[str, ...],
         assert re.search(said, bad), bad
 
 
-def test_marks_in_text_without_any_column_of_pictures_are_bad_rows_unless_there_are_none(tmp_path: Path) -> None:
+def test_marks_in_text_without_any_column_of_images_are_bad_rows_unless_there_are_none(tmp_path: Path) -> None:
     row = {"question": "What is <image>?", "answer": "a tag"}
     (bad,) = read_back([row], tmp_path).told
-    assert "the row has no picture" in bad
+    assert "the row has no image" in bad
     found = read_back([row], tmp_path, image_column="no_pictures")
     assert found.told == [[["What is <image>?"], ["a tag"]]]
     assert "<image> in user texts is a word" in found.schema.explain()
@@ -125,26 +125,25 @@ def test_marks_in_text_without_any_column_of_pictures_are_bad_rows_unless_there_
         ("What?\n", "What?\n"),
     ],
 )
-def test_without_pictures_marks_of_sharegpt_turns_are_left_out(text: str, left: str, tmp_path: Path) -> None:
+def test_without_images_marks_of_sharegpt_turns_are_left_out(text: str, left: str, tmp_path: Path) -> None:
     found = read_back([share(text), share(text, "0.png")], tmp_path, image_column="no_pictures")
     assert found.told == [[[left], ["a"]]] * 2
-    assert "<image> in user turns is left out: there are no pictures" in found.schema.explain()
+    assert "<image> in user turns is left out: there are no images" in found.schema.explain()
 
 
-def test_without_pictures_parts_for_them_are_left_out_and_their_files_not_looked_for(tmp_path: Path) -> None:
+def test_without_images_parts_for_them_are_left_out_and_their_files_not_looked_for(tmp_path: Path) -> None:
     text = {"type": "text", "text": "What is <image>?"}
     own = [{"type": "image", "path": "gone.png"}, {"type": "image_url", "image_url": {"url": "https://a.example/x"}}]
     rows = [user([{"type": "image"}, text], "0.png"), user([*own, text]), user([{"type": "image"}])]
     found = read_back(rows, tmp_path, image_column="no_pictures")
     assert found.told == [told("What is <image>?"), told("What is <image>?"), [[], ["a <image>"]]]
     assert (
-        "image: none, by --image_column no_pictures; pictures of the chat's parts are left out"
-        in found.schema.explain()
+        "image: none, by --image_column no_pictures; images of the chat's parts are left out" in found.schema.explain()
     )
     pair = {"prompt": [{"role": "user", "content": [*own, text]}], "completion": "3"}
     assert read_back([pair], tmp_path, image_column="no_pictures").told == [[["What is <image>?"], ["3"]]]
     fine, bad, _ = read_back(rows, tmp_path).told
-    assert fine == told("<0.png>", "What is <image>?"), "the control: with pictures they are placed and looked for"
+    assert fine == told("<0.png>", "What is <image>?"), "the control: with images they are placed and looked for"
     assert "gone.png" in bad
     unknown = read_back([user([{"type": "sound"}, text])], tmp_path, image_column="no_pictures").told[0]
     assert "A part has the type 'sound'" in unknown

@@ -1,4 +1,4 @@
-"""10,000 damaged picture files: each is loaded as RGB of its header's size, or is an ImageError; none hangs.
+"""10,000 damaged image files: each is loaded as RGB of its header's size, or is an ImageError; none hangs.
 
 The damage is seeded, so every run sees the same files.
 """
@@ -29,21 +29,21 @@ BATCH_SECONDS = 120
 LIMITS = ImageLimits(max_pixels=1_000_000, max_bytes=1_000_000)
 
 
-def _picture(mode: str = "RGB", size: tuple[int, int] = (13, 9)) -> Image.Image:
+def _image(mode: str = "RGB", size: tuple[int, int] = (13, 9)) -> Image.Image:
     rows = np.random.default_rng(7).integers(0, 256, size=(size[1], size[0], 4), dtype=np.uint8)
     return Image.fromarray(rows, "RGBA").convert(mode)
 
 
 def _encode(kind: str, mode: str = "RGB", **options: Any) -> bytes:
     stream = io.BytesIO()
-    _picture(mode).save(stream, kind, **options)
+    _image(mode).save(stream, kind, **options)
     return stream.getvalue()
 
 
 def _exif() -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = 6
-    exif[0x010E] = "a picture"
+    exif[0x010E] = "an image"
     exif.get_ifd(0x8769)[0x9003] = "2024:01:01 00:00:00"
     return exif
 
@@ -58,7 +58,7 @@ def _rle_bmp() -> bytes:
 
 
 def _frames() -> list[Image.Image]:
-    return [_picture("P"), _picture("P").rotate(180)]
+    return [_image("P"), _image("P").rotate(180)]
 
 
 SEEDS = {
@@ -67,13 +67,13 @@ SEEDS = {
     "jpeg cmyk": _encode("JPEG", "CMYK"),
     "png": _encode("PNG", "RGBA", exif=_exif()),
     "png palette": _encode("PNG", "P", transparency=3),
-    "png animation": _encode("PNG", save_all=True, append_images=[_picture()]),
+    "png animation": _encode("PNG", save_all=True, append_images=[_image()]),
     "webp": _encode("WEBP", "RGBA", lossless=True, exif=_exif()),
-    "webp lossy": _encode("WEBP", save_all=True, append_images=[_picture()]),
+    "webp lossy": _encode("WEBP", save_all=True, append_images=[_image()]),
     "gif": _encode("GIF", "P", save_all=True, append_images=_frames(), transparency=1),
     "tiff": _encode("TIFF", exif=_exif()),
     "tiff lzw": _encode("TIFF", "RGBA", compression="tiff_lzw"),
-    "tiff deflate": _encode("TIFF", "L", compression="tiff_deflate", save_all=True, append_images=[_picture("L")]),
+    "tiff deflate": _encode("TIFF", "L", compression="tiff_deflate", save_all=True, append_images=[_image("L")]),
     "tiff fax": _encode("TIFF", "1", compression="group4"),
     "tiff jpeg": _encode("TIFF", compression="jpeg"),
     "bmp": _encode("BMP"),
@@ -157,7 +157,7 @@ def test_damaged_files_are_loaded_or_refused(name: str) -> None:
 
 
 def outcome(encoded: bytes) -> str:
-    """Load a file; anything but a picture within the limits or an ImageError fails the test."""
+    """Load a file; anything but an image within the limits or an ImageError fails the test."""
     try:
         loaded = load_image(encoded, limits=LIMITS)
     except ImageError as error:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from support.datasets import write_chartqa_folder, write_jsonl, write_picture
+from support.datasets import write_chartqa_folder, write_image, write_jsonl
 from vlm_lora.batching.order import BatchOrder, FillableRows
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.columns.search import SAMPLE
@@ -156,7 +156,7 @@ def test_late_columns_stop_the_run_only_where_they_would_change_the_reading_and_
     late: dict[str, object],
     said: str | None,
 ) -> None:
-    write_picture(tmp_path / "0.png", seed=0)
+    write_image(tmp_path / "0.png", seed=0)
     path = write_jsonl(tmp_path / "rows.jsonl", [*[first] * SAMPLE, {**first, **late}, {**first, **late}])
     splits = load(path)
     warned = len(caplog.records)
@@ -259,7 +259,7 @@ def test_no_more_rows_are_alive_than_the_buffer_holds(ten: Splits) -> None:
     assert kept.most == len(held) == 200
 
 
-def test_parquet_is_read_undecoded_and_pictures_are_bytes(tmp_path: Path) -> None:
+def test_parquet_is_read_undecoded_and_images_are_bytes(tmp_path: Path) -> None:
     folder = write_chartqa_folder(tmp_path / "charts", train=5, val=2, test=0, seed=1)
     splits = load(folder)
     streamed_rows = streamed(splits, length=5, buffer=1)
@@ -325,8 +325,8 @@ def test_the_first_rows_alone_where_so_many_were_asked_for(tmp_path: Path) -> No
     assert [said(rows[place]) for place in range(6)] == ["q0", "q1", "q2"] * 2
 
 
-def test_pictures_lie_beside_each_file(tmp_path: Path) -> None:
-    write_picture(tmp_path / "data" / "a.png", seed=1)
+def test_images_lie_beside_each_file(tmp_path: Path) -> None:
+    write_image(tmp_path / "data" / "a.png", seed=1)
     path = write_jsonl(tmp_path / "data" / "train.jsonl", [{"image": "a.png", "question": "q", "answer": "a"}])
     data = streamed(load(path), length=1)
     assert data[0].images[0].source == (tmp_path / "data" / "a.png").resolve()

@@ -43,24 +43,24 @@ def one_row(tmp_path: Path, *members: tuple[str, bytes]) -> Mapping[str, Any]:
     return rows[0]
 
 
-def test_json_fields_and_the_picture_are_columns(tmp_path: Path) -> None:
+def test_json_fields_and_the_image_are_columns(tmp_path: Path) -> None:
     row = one_row(tmp_path, ("f/a.JSON", b'{"question": "q", "n": 1}'), ("f/a.PNG", PNG))
     assert row == {"question": "q", "n": 1, "image": PNG, "__key__": "f/a"}
 
 
-def test_json_that_is_no_object_texts_and_named_pictures(tmp_path: Path) -> None:
+def test_json_that_is_no_object_texts_and_named_images(tmp_path: Path) -> None:
     members = [("a.json", b"[1, 2]"), ("a.txt", "grün".encode()), ("a.cls", b"3"), ("a.left.png", PNG)]
     row = one_row(tmp_path, *members)
     assert row == {"json": [1, 2], "txt": "grün", "cls": "3", "left.png": PNG, "__key__": "a"}
 
 
-def test_numbered_pictures_are_a_list_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+def test_numbered_images_are_a_list_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     pictures = {number: encode_png(draw_chart(number)[0]) for number in (0, 2, 10)}
     members = [("a.json", b"{}"), *((f"a.{number}.png", pictures[number]) for number in (10, 0, 2))]
     assert one_row(tmp_path, *members)["images"] == [pictures[0], pictures[2], pictures[10]]
 
 
-def test_one_numbered_sample_makes_lists_of_all_pictures_of_the_split(tmp_path: Path) -> None:
+def test_one_numbered_sample_makes_lists_of_all_images_of_the_split(tmp_path: Path) -> None:
     write_tar(tmp_path / "s" / "a.tar", [("a.json", b'{"x": 1}'), ("a.png", PNG)])
     write_tar(tmp_path / "s" / "b.tar", [("b.json", b'{"x": 1}'), ("b.0.png", PNG), ("b.1.png", PNG)])
     rows = rows_of(tmp_path / "s")
@@ -68,7 +68,7 @@ def test_one_numbered_sample_makes_lists_of_all_pictures_of_the_split(tmp_path: 
     assert "image" not in rows.columns
 
 
-def test_fields_called_as_the_picture_are_kept_under_another_name(tmp_path: Path) -> None:
+def test_fields_called_as_the_image_are_kept_under_another_name(tmp_path: Path) -> None:
     record = {"image": {"width": 4, "height": 3}, "__key__": "k", "txt": 1, "image_info": "mine"}
     row = one_row(tmp_path, ("a.json", json.dumps(record).encode()), ("a.png", PNG), ("a.txt", b"t"))
     assert row == {
@@ -82,7 +82,7 @@ def test_fields_called_as_the_picture_are_kept_under_another_name(tmp_path: Path
     }
 
 
-def test_a_run_takes_the_picture_and_messages_name_tar_and_key(tmp_path: Path) -> None:
+def test_a_run_takes_the_image_and_messages_name_tar_and_key(tmp_path: Path) -> None:
     tar = write_chart_tar(tmp_path / "train.tar", range(4))
     data = load_splits(
         DataConfig(dataset_name=str(tar), validation_fraction=0.0), need_train=True, need_validation=False
@@ -97,13 +97,13 @@ def test_a_run_takes_the_picture_and_messages_name_tar_and_key(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("members", "said"),
     [
-        ([("a.json", b"{}")], "a has no picture"),
-        ([("a.png", PNG)], "a has a picture and no JSON or text"),
-        ([("a.json", b"{}"), ("a.png", PNG), ("b.png", PNG)], "1 of 2 samples.*b has a picture and no JSON"),
-        ([("a.json", b"{}"), ("a.png", PNG), ("A.json", b"{}")], "A has no picture"),
-        ([("a.json", b"{}"), ("a.png", PNG), ("a.jpg", PNG)], "a has two pictures"),
-        ([("a.json", b"{}"), ("a.png", PNG), ("a.0.png", PNG)], "numbered picture and one without"),
-        ([("a.json", b"{}"), ("a.0.png", PNG), ("a.00.png", PNG)], "two pictures of one number"),
+        ([("a.json", b"{}")], "a has no image"),
+        ([("a.png", PNG)], "a has an image and no JSON or text"),
+        ([("a.json", b"{}"), ("a.png", PNG), ("b.png", PNG)], "1 of 2 samples.*b has an image and no JSON"),
+        ([("a.json", b"{}"), ("a.png", PNG), ("A.json", b"{}")], "A has no image"),
+        ([("a.json", b"{}"), ("a.png", PNG), ("a.jpg", PNG)], "a has two images"),
+        ([("a.json", b"{}"), ("a.png", PNG), ("a.0.png", PNG)], "numbered image and one without"),
+        ([("a.json", b"{}"), ("a.0.png", PNG), ("a.00.png", PNG)], "two images of one number"),
         ([("a.json", b"{}"), ("a.png", PNG), ("a.PNG", PNG)], r"1 members are there twice: a\.png"),
         ([("a.json", b"{}"), ("a.png", PNG), ("a.json", b"{}")], r"twice: a\.json"),
         ([("a.json", b"{"), ("a.png", PNG)], r"row 0 \(key a\): \.json: not JSON"),
@@ -152,7 +152,7 @@ def test_pickles_called_text_are_refused_and_never_run(tmp_path: Path, name: str
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.0.png", "a.bin"])
-def test_pickles_called_pictures_are_never_run(tmp_path: Path, name: str) -> None:
+def test_pickles_called_images_are_never_run(tmp_path: Path, name: str) -> None:
     marker = tmp_path / "was-run"
     members = {"a.json": b"{}", "a.png": PNG, name: pickle.dumps(_Marker(marker))}
     if name == "a.0.png":

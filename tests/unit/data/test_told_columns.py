@@ -21,7 +21,7 @@ from vlm_lora.errors import DataError
 
 ASKED = {"images": ["0.png"], "query": "And red?", "response": "Two."}
 BEFORE = [["<0.png>", "How many?"], ["Five."]]
-"""A history's turns, with the picture where its text marks it."""
+"""A history's turns, with the image where its text marks it."""
 WHOLE = [["Be terse."], *BEFORE, ["And red?"], ["Two."]]
 CHAT = {"conversations": [{"from": "human", "value": "<image>Tall?"}, {"from": "gpt", "value": "3 m."}]}
 
@@ -55,7 +55,7 @@ def test_a_history_becomes_turns_before_the_question(history: Any, tmp_path: Pat
     [
         ({"question": "q", "answer": "a"}, [["q"], ["a"]]),
         ({"instruction": "q", "input": "r", "output": "a"}, [["q\nr"], ["a"]]),
-        ({"image": "0.png", "caption": "a"}, [["<0.png>", "Describe the picture."], ["a"]]),
+        ({"image": "0.png", "caption": "a"}, [["<0.png>", "Describe the image."], ["a"]]),
         ({"messages": openai("q", "a")}, [["q"], ["a"]]),
         ({"messages": json.dumps(openai("q", "a"))}, [["q"], ["a"]]),
         ({**CHAT, "images": ["0.png"]}, [["<0.png>", "Tall?"], ["3 m."]]),

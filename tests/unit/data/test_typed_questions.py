@@ -1,4 +1,4 @@
-"""`<image>` in a question that is typed for all rows is the place of the pictures; in what rows hold it stays text."""
+"""`<image>` in a question that is typed for all rows is the place of the images; in what rows hold it stays text."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def test_one_mark_in_a_flag_is_the_place(typed: str, parts: list[str], tmp_path:
     assert read_back([BOXES], tmp_path, box_prompt=typed).told[0][0] == parts
 
 
-def test_all_of_a_row_s_pictures_stand_at_the_mark(tmp_path: Path) -> None:
+def test_all_of_a_row_s_images_stand_at_the_mark(tmp_path: Path) -> None:
     rows = [{"images": ["0.png", "1.png"], "caption": "a"}, {"images": [], "caption": "a"}]
     fine, bad = read_back(rows, tmp_path, default_prompt="In <image>?").told
     assert fine[0] == ["In ", "<0.png>", "<1.png>", "?"]
-    assert "row 1: The row has no picture, and 'In <image>?' asks about one. " in bad
+    assert "row 1: The row has no image, and 'In <image>?' asks about one. " in bad
     assert "type --default_prompt without <image>" in bad
     alone = read_back(rows, tmp_path, default_prompt="In <image>?", image_column="no_pictures").told
     assert alone == [[["In <image>?"], ["a"]]] * 2, "a word, as in any other text"

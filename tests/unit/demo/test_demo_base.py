@@ -43,7 +43,7 @@ def test_pixels_of_pretraining_are_those_of_its_processor(loaded: Loaded) -> Non
     torch.testing.assert_close(pixels, to_pixel_values([picture]), rtol=0, atol=1e-6)
 
 
-def test_it_reads_unseen_texts_but_not_blank_pictures(loaded: Loaded) -> None:
+def test_it_reads_unseen_texts_but_not_blank_images(loaded: Loaded) -> None:
     model, processor = loaded
     scenes = held_out_scenes(samples=60, seed=7)
     blank = [Scene(items=(), exchanges=s.exchanges, style_seed=s.style_seed) for s in scenes]

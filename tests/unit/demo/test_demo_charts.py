@@ -74,8 +74,8 @@ def test_bars_of_a_chart_come_from_one_group_of_its_split(held_out_charts: list[
         assert not any(bars <= cells for cells in forbidden[chart.table])
 
 
-def test_the_picture_is_needed(held_out_charts: list[Chart]) -> None:
-    """Even a perfect reader of the wrong picture would be right at most one time in ten."""
+def test_the_image_is_needed(held_out_charts: list[Chart]) -> None:
+    """Even a perfect reader of the wrong image would be right at most one time in ten."""
     others = held_out_charts[1:] + held_out_charts[:1]
     right = 0
     for chart, other in zip(held_out_charts, others, strict=True):
@@ -121,7 +121,7 @@ def test_an_empty_split_is_refused(tmp_path: Path) -> None:
         write_chart_dataset(tmp_path, train=1, validation=0, seed=0)
 
 
-def test_the_value_changes_the_picture() -> None:
+def test_the_value_changes_the_image() -> None:
     import random
 
     bars = (Bar(name="Ford", value="12"), Bar(name="Opel", value="24"))

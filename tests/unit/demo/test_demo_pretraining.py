@@ -101,7 +101,7 @@ def test_packed_questions_get_the_logits_they_would_get_alone(  # type: ignore[n
             )
             done += len(answer)
     assert index >= 3
-    # Negative control: the same comparison fails with another picture.
+    # Negative control: the same comparison fails with another image.
     blank = {**inputs, "pixel_values": torch.zeros_like(inputs["pixel_values"])}
     with torch.no_grad():
         other = model(**blank).logits[0]

@@ -30,7 +30,7 @@ def test_held_out_scenes_show_only_held_out_words() -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_texts_lie_inside_the_picture_and_answers_are_in_it(layout: str) -> None:
+def test_texts_lie_inside_the_image_and_answers_are_in_it(layout: str) -> None:
     rng = random.Random(layout)
     words = load_vocabulary().training
     for _ in range(60):

@@ -29,11 +29,11 @@ SETTINGS: Mapping[str, tuple[TuningConfig, bool, Precision]] = {
     "full": (FULL, False, Precision(weights="float32")),
     "full, checkpointing": (FULL, True, Precision(weights="float32")),
 }
-# Sliding and whole attention, three axes of positions, none of these, layers that get pictures, linear attention.
+# Sliding and whole attention, three axes of positions, none of these, layers that get images, linear attention.
 RUN = {"gemma3": 6, "qwen2_5_vl": 4, "llava": 4, "qwen3_vl": 7, "qwen3_5": 6, "mllama": 9}
 """How many of the layers are run."""
 WHOLE = [("mllama", "full"), ("mllama", "full, checkpointing")]
-"""The gradient of the pictures' features is there from the last layer on that looks at them: the growth is uneven."""
+"""The gradient of the images' features is there from the last layer on that looks at them: the growth is uneven."""
 
 
 def step_of(name: str, setting: str, *, whole: bool) -> StepTrace:

@@ -45,7 +45,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def looks_ahead(folder: Path) -> bool:
-    """Say whether the first logits depend on what the decoder gets behind the middle of the picture."""
+    """Say whether the first logits depend on what the decoder gets behind the middle of the image."""
     processor, model = load_plainly(folder)
     model.requires_grad_(False)
     batch = build_batch(processor)
@@ -108,7 +108,7 @@ def test_auto_takes_sdpa_where_flash_would_be_causal(
     with caplog.at_level(logging.INFO):
         assert choose_attention("auto", config_of(model_folder("gemma3")), BFLOAT, on_gpu=True) == "sdpa"
         assert choose_attention("auto", config_of(model_folder("llava")), BFLOAT, on_gpu=True) == FLASH
-    assert "Attention: sdpa (no flash attention: the language model of gemma3 reads pictures" in caplog.messages[0]
+    assert "Attention: sdpa (no flash attention: the language model of gemma3 reads images" in caplog.messages[0]
     assert caplog.messages[1].startswith("Attention: flash_attention_2, because it is installed")
 
 

@@ -35,7 +35,7 @@ def _step(model: Any, batch: dict[str, torch.Tensor]) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("settings", [{"lora_targets": "all"}, {"peft_method": "none", "freeze_vision": False}])
-def test_a_step_with_a_picture_passes(
+def test_a_step_with_a_image_passes(
     name: str, settings: dict[str, Any], model_folder: Callable[[str], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     processor, model = _tuned(model_folder(name), **settings)
@@ -49,7 +49,7 @@ def test_a_step_with_a_picture_passes(
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "paligemma"])
-def test_a_text_only_first_step_waits_for_a_picture(name: str, model_folder: Callable[[str], Path]) -> None:
+def test_a_text_only_first_step_waits_for_a_image(name: str, model_folder: Callable[[str], Path]) -> None:
     processor, model = _tuned(model_folder(name), lora_targets="all")
     audit = GradientAudit(model)
     audit.start()
@@ -80,7 +80,7 @@ def test_a_detached_part_fails(targets: str, model_folder: Callable[[str], Path]
 def test_a_tower_that_never_sees_the_second_step_s_gradient_still_fails(
     model_folder: Callable[[str], Path],
 ) -> None:
-    """The picture comes in the second step, and its features are detached: found then, not excused."""
+    """The image comes in the second step, and its features are detached: found then, not excused."""
     processor, model = _tuned(model_folder("qwen2_5_vl"), lora_targets="all")
     base = model.get_base_model()
     base.get_submodule("model.visual.blocks.0").register_forward_hook(lambda m, a, out: out.detach())
@@ -104,7 +104,7 @@ def test_a_frozen_tensor_with_a_gradient_fails(model_folder: Callable[[str], Pat
         audit.check()
 
 
-def test_a_run_without_pictures_says_that_the_vision_path_never_trained(
+def test_a_run_without_images_says_that_the_vision_path_never_trained(
     model_folder: Callable[[str], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     processor, model = _tuned(model_folder("llava"), lora_targets="all")
@@ -118,7 +118,7 @@ def test_a_run_without_pictures_says_that_the_vision_path_never_trained(
     audit.on_pre_optimizer_step(None, state, None)
     state.global_step += 1
     audit.on_train_end(None, state, None)
-    assert "No training batch held a picture" in caplog.text
+    assert "No training batch held an image" in caplog.text
 
 
 def test_the_hooks_are_gone_after_the_check(model_folder: Callable[[str], Path]) -> None:

@@ -1,4 +1,4 @@
-"""Every parameter of every family belongs to exactly one part, and pictures matter."""
+"""Every parameter of every family belongs to exactly one part, and images matter."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_vision_and_language_are_where_the_table_says(name: str, model_folder: C
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_wrong_picture_changes_the_logits(name: str, model_folder: Callable[[str], Path]) -> None:
+def test_a_wrong_image_changes_the_logits(name: str, model_folder: Callable[[str], Path]) -> None:
     processor, model = load_plainly(model_folder(name))
     with torch.no_grad():
         right, again, wrong = (model(**build_batch(processor, picture=n)).logits[:, -1] for n in (0, 0, 1))

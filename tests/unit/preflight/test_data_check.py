@@ -33,7 +33,7 @@ FAULTS: dict[int, tuple[str, str]] = {
 
 
 def write_rows(folder: Path, *, faulty: bool) -> Path:
-    """Write 300 rows over 20 small pictures, with the ten faults or without."""
+    """Write 300 rows over 20 small images, with the ten faults or without."""
     folder.mkdir()
     generator = np.random.default_rng(0)
     for number in range(20):
@@ -251,9 +251,9 @@ def test_terminal_says_the_same_as_json(model: Path, tmp_path: Path, capsys: pyt
     titles = {
         "tokens a row": "tokens",
         "supervised tokens": "supervised",
-        "pictures a row": "pictures",
-        "picture width": "widths",
-        "picture height": "heights",
+        "images a row": "pictures",
+        "image width": "widths",
+        "image height": "heights",
     }
     for title, key in titles.items():
         printed = re.search(rf"^{title} +(\d+) +(\d+) +(\d+) +(\d+) +(\d+)", shown, re.MULTILINE)

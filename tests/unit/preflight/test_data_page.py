@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from support.datasets import write_jsonl, write_picture
+from support.datasets import write_image, write_jsonl
 from vlm_lora.cli.main import main
 from vlm_lora.preflight.figures import Distribution
 from vlm_lora.preflight.page import HEIGHT, bars
@@ -43,9 +43,9 @@ def parse(text: str) -> Elements:
 
 @pytest.fixture
 def page(model_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """The page of 40 rows, 30 of them bad, with hostile text in column, file name, role and picture name."""
+    """The page of 40 rows, 30 of them bad, with hostile text in column, file name, role and image name."""
     folder = tmp_path / f"data {HOSTILE.replace('/', '|')}"
-    write_picture(folder / "0.png", seed=0)
+    write_image(folder / "0.png", seed=0)
     good = {
         "<b>image": "0.png",
         "messages": [{"role": "user", "content": HOSTILE}, {"role": "assistant", "content": "a"}],

@@ -82,7 +82,7 @@ def change_time_alone(data: Path) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
 
 
-def remove_picture(data: Path) -> None:
+def remove_image(data: Path) -> None:
     (data / "a" / "3.png").unlink()
 
 
@@ -96,7 +96,7 @@ def change_rows(data: Path) -> None:
     path.write_text(path.read_text(encoding="utf-8").replace("red", "blue"), encoding="utf-8")
 
 
-@pytest.mark.parametrize("change", [change_size, change_time_alone, remove_picture, turn_link, change_rows])
+@pytest.mark.parametrize("change", [change_size, change_time_alone, remove_image, turn_link, change_rows])
 def test_changed_data(change: Callable[[Path], None], data: Path, is_hit: Callable[..., bool]) -> None:
     assert [is_hit(), is_hit()] == [False, True]
     change(data)
@@ -150,13 +150,13 @@ def test_epochs_count_where_each_draws_anew(tmp_path: Path, data: Path, is_hit: 
 def test_bad_row_that_was_put_right_and_one_that_was_not(data: Path, is_hit: Callable[..., bool]) -> None:
     picture = data / "a" / "2.png"
     content = picture.read_bytes()
-    picture.write_text("no picture", encoding="utf-8")
+    picture.write_text("no image", encoding="utf-8")
     assert [is_hit(), is_hit()] == [False, True], "the same row is bad for the same reason"
     picture.write_bytes(content)
     assert not is_hit()
 
 
-def test_pictures_behind_urls_count_by_what_is_kept_of_them(tmp_path: Path, is_hit: Callable[..., bool]) -> None:
+def test_images_behind_urls_count_by_what_is_kept_of_them(tmp_path: Path, is_hit: Callable[..., bool]) -> None:
     urls = [Url(text=f"https://pictures.invalid/{row}.png") for row in range(3)]
 
     def fetched(color: int) -> None:
@@ -192,7 +192,7 @@ def test_folder_that_cannot_be_written(tmp_path: Path, is_hit: Callable[..., boo
 
 
 @pytest.mark.parametrize("write", [write_chartqa_folder, save_chartqa_to_disk])
-def test_rows_that_hold_their_pictures(write: Callable[..., Path], tmp_path: Path, is_hit: Callable[..., bool]) -> None:
+def test_rows_that_hold_their_images(write: Callable[..., Path], tmp_path: Path, is_hit: Callable[..., bool]) -> None:
     folder = write(tmp_path / "charts", train=8, val=0, test=0, seed=1)
     assert [is_hit(dataset=folder), is_hit(dataset=folder)] == [False, True]
     shutil.rmtree(folder)

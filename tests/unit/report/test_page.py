@@ -49,7 +49,7 @@ class Elements(HTMLParser):
 
 def shown(family: str, question: str, answer: str, image: Image.Image | None = None) -> ShownRow:
     row = conversation((("user", (IMAGE, question)), ("assistant", (answer,))), image=image)
-    encoded = encoder_of(family).encode(row, keep_pictures=True)
+    encoded = encoder_of(family).encode(row, keep_images=True)
     return ShownRow(row=encoded, tokenizer=processor_of(family).tokenizer)
 
 
@@ -84,7 +84,7 @@ def test_hostile_text_stays_text_and_nothing_comes_from_outside() -> None:
     assert "default-src 'none'" in page
 
 
-def test_pictures_are_scaled_and_the_rest_is_said() -> None:
+def test_images_are_scaled_and_the_rest_is_said() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (900, 1400, 3), dtype=np.uint8)
     one = shown("gemma3", "What?", "noise", Image.fromarray(noise))
     page = render_page([one], title="t")

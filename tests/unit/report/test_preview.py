@@ -37,4 +37,4 @@ def test_report_says_what_is_supervised(model_type: str, model_folder: Callable[
         assert [(part["start"], part["end"]) for part in report["supervised"]] == stretches
         assert len(report["supervised"]) == 1
         assert report["supervised_tokens"] == stretches[0][1] - stretches[0][0]
-        assert "What is in picture" not in report["supervised"][0]["text"]
+        assert "What is in image" not in report["supervised"][0]["text"]

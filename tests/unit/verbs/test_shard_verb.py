@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from support.datasets import chartqa_rows, draw_chart, encode_png, write_chartqa_folder, write_jsonl, write_picture
+from support.datasets import chartqa_rows, draw_chart, encode_png, write_chartqa_folder, write_image, write_jsonl
 from support.tars import chart_members, write_chart_tar, write_tar
 from vlm_lora.cli.main import main
 from vlm_lora.data import cache_folder
@@ -108,10 +108,10 @@ def test_a_hub_shaped_folder_with_its_splits(tmp_path: Path) -> None:
         assert all_rows(tmp_path / "D", split) == expected
 
 
-def test_json_lines_with_pictures_in_files(tmp_path: Path) -> None:
+def test_json_lines_with_images_in_files(tmp_path: Path) -> None:
     names = ["a.png", "b.jpg", "c.webp"]
     for number, name in enumerate(names):
-        write_picture(tmp_path / "in" / name, seed=number)
+        write_image(tmp_path / "in" / name, seed=number)
     rows = [{"picture": [name], "question": "q ä", "answer": ["x", "y"], "image": {"width": 1}} for name in names]
     file = write_jsonl(tmp_path / "in" / "rows.jsonl", [*rows, {**rows[0], "picture": ["a.png", "b.jpg"]}])
     out = tmp_path / "D"
@@ -148,13 +148,13 @@ def test_tars_with_the_same_keys_get_their_names_before_them(tmp_path: Path) -> 
         ("--input IN.tar --out-dir D --num-shards 1 --prefix ../x", "--prefix ../x"),
         ("--input IN.tar --out-dir D --num-shards 1 --img-exts pkl", "--img_exts pkl: read are"),
         ("--input IN.tar --out-dir D --num-shards 1 --meta-ext pkl", "--meta_ext pkl: read are"),
-        ("--input IN.tar --out-dir D --num-shards 1 --img-exts jpg", "000000): has no picture"),
-        ("--input IN.tar --out-dir D --num-shards 1 --meta-ext txt", "has a picture and no JSON"),
+        ("--input IN.tar --out-dir D --num-shards 1 --img-exts jpg", "000000): has no image"),
+        ("--input IN.tar --out-dir D --num-shards 1 --meta-ext txt", "has an image and no JSON"),
         ("--input IN.tar --out-dir . --num-shards 1", "holds shards already (IN.tar)"),
         ("--input IN.tar --out-dir IN.tar --num-shards 1", "not a folder"),
         ("--input missing.tar --out-dir D --num-shards 1", "--input missing.tar: no such file"),
         ("--input text.jsonl --out-dir D --num-shards 1", "image"),
-        ("--input half.jsonl --out-dir D --num-shards 1", "half.jsonl row 1: has no picture"),
+        ("--input half.jsonl --out-dir D --num-shards 1", "half.jsonl row 1: has no image"),
         ("--input broken.jsonl --out-dir D --num-shards 1", "broken.jsonl row 0: "),
         ("--input half.jsonl --out-dir D --num-shards 1 --img-exts png", "choose members of tars"),
         (
@@ -168,7 +168,7 @@ def test_what_cannot_be_done_says_why_and_leaves_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_chart_tar(Path("IN.tar"), range(3))
-    write_picture(Path("a.png"), seed=1)
+    write_image(Path("a.png"), seed=1)
     write_jsonl(Path("text.jsonl"), [{"question": "q", "answer": "a"}])
     write_jsonl(Path("half.jsonl"), [{"image": "a.png", "question": "q"}, {"image": None, "question": "q"}])
     Path("b.png").write_bytes(Path("a.png").read_bytes()[:90])

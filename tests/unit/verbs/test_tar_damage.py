@@ -4,7 +4,7 @@ Which flips cannot be noticed, and what they do, is stated here and holds for ev
 
 - without hashes (a tar of another tool): bytes that no reader uses (padding after a member, behind the number in a
   header's checksum field), and content that its own format does not protect (a letter inside a JSON text). Every
-  sample is still there; pictures in PNG are protected by PNG's own checksums.
+  sample is still there; images in PNG are protected by PNG's own checksums.
 - with the index that `vlm-lora shard` writes: none, where the file's time changed with it. Where even the time is the
   same (decay of a disk), every flip inside a member is found by its CRC-32 when it is read, and all others change
   nothing that is read.
@@ -41,7 +41,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read(tar: Path) -> list[dict[str, Any]]:
-    """Read every row and decode its picture, as a run does."""
+    """Read every row and decode its image, as a run does."""
     rows = open_source(str(tar)).splits["train"]
     found = [dict(rows[number]) for number in range(len(rows))]
     for row in found:
@@ -137,7 +137,7 @@ def test_a_flipped_byte_loses_no_sample_in_silence(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
 def test_a_flip_in_a_long_name_loses_no_sample_in_silence(tmp_path: Path, format: int) -> None:
-    """Long names stand in records that no checksum covers: picture and JSON no longer have one key then."""
+    """Long names stand in records that no checksum covers: image and JSON no longer have one key then."""
     members = [(f"{'x' * 110}/{name}", content) for n in range(4) for name, content in chart_members(n)]
     tar = write_tar(tmp_path / "train.tar", members, format=format)
     whole, good = tar.read_bytes(), read(tar)

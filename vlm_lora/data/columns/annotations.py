@@ -1,4 +1,4 @@
-"""Columns of what was marked in a picture (boxes, OCR pages): found from the first rows, and how they are read."""
+"""Columns of what was marked in an image (boxes, OCR pages): found from the first rows, and how they are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which column holds the pictures: found from names and from the first rows' values; nothing is decoded."""
+"""Which column holds the images: found from names and from the first rows' values; nothing is decoded."""
 
 from __future__ import annotations
 
@@ -18,45 +18,45 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
+class Images:
     """Which column holds them, and why."""
 
     column: str | None
     """None where there is none."""
     why: str
     declined: bool = False
-    """Whether the user said that there are no pictures."""
+    """Whether the user said that there are no images."""
 
 
-def find_pictures(search: ColumnSearch, mapped: str | None) -> Pictures:
-    """Find the column of pictures.
+def find_images(search: ColumnSearch, mapped: str | None) -> Images:
+    """Find the column of images.
 
     Raises:
         DataError: several columns could be it.
     """
     if mapped == NO_PICTURES and mapped not in search.columns:
-        return Pictures(column=None, why=f"image: none, by --image_column {NO_PICTURES}", declined=True)
+        return Images(column=None, why=f"image: none, by --image_column {NO_PICTURES}", declined=True)
     if mapped is not None:
-        return Pictures(column=mapped, why=f"image: column '{mapped}', named by --image_column")
-    # A column of another meaning may carry a usual name: a chat is never a picture, nor is a number.
+        return Images(column=mapped, why=f"image: column '{mapped}', named by --image_column")
+    # A column of another meaning may carry a usual name: a chat is never an image, nor is a number.
     # One odd row must not hide what the column is, or all rows would be text only.
     named = [c for c in search.named("image") if search.may_hold(c, may_be_image)]
     if named:
         column = search.single("image", named)
-        return Pictures(column=column, why=f"image: column '{column}', by its name")
+        return Images(column=column, why=f"image: column '{column}', by its name")
     by_value = [c for c in search.columns if search.mostly_holds(c, looks_like_image)]
     if by_value:
         column = search.single("image", by_value)
-        why = f"image: column '{column}', because its values are pictures or names of picture files"
-        return Pictures(column=column, why=why)
-    return Pictures(column=None, why="image: no column")
+        why = f"image: column '{column}', because its values are images or names of image files"
+        return Images(column=column, why=why)
+    return Images(column=None, why="image: no column")
 
 
-def explain_text_only(search: ColumnSearch, pictures: Pictures) -> str:
-    """Return the line that explains where pictures come from, in data whose chats bring none of their own.
+def explain_text_only(search: ColumnSearch, pictures: Images) -> str:
+    """Return the line that explains where images come from, in data whose chats bring none of their own.
 
     Raises:
-        DataError: a column is called as pictures are, and holds none.
+        DataError: a column is called as images are, and holds none.
     """
     if pictures.column is not None or pictures.declined:
         return pictures.why
@@ -65,14 +65,14 @@ def explain_text_only(search: ColumnSearch, pictures: Pictures) -> str:
         column = usual[0]
         held = next(value for value in search.values(column) if not is_missing(value))
         raise DataError(
-            f"{search.where}: the column '{column}' is called as pictures are, and holds none, such as {short(held)}. "
-            'A picture is a path, a URL, encoded bytes, base64, a data URI, {"bytes", "path"}, {"url"} or {"src"}. '
-            f"It has {quoted(search.columns)}. Type --image_column COLUMN with the one that holds the pictures, or "
+            f"{search.where}: the column '{column}' is called as images are, and holds none, such as {short(held)}. "
+            'An image is a path, a URL, encoded bytes, base64, a data URI, {"bytes", "path"}, {"url"} or {"src"}. '
+            f"It has {quoted(search.columns)}. Type --image_column COLUMN with the one that holds the images, or "
             f"--image_column {NO_PICTURES} to train on text alone."
         )
     if not search.quiet:
         logger.warning(
-            "%s: no image column among %s: the rows are text only. If there are pictures, type --image_column.",
+            "%s: no image column among %s: the rows are text only. If there are images, type --image_column.",
             search.where,
             quoted(search.columns),
         )
@@ -80,7 +80,7 @@ def explain_text_only(search: ColumnSearch, pictures: Pictures) -> str:
 
 
 def may_be_image(value: Any) -> bool:
-    """Tell whether a value could be a picture in a column that is called as pictures are."""
+    """Tell whether a value could be an image in a column that is called as images are."""
     if isinstance(value, list | tuple):
         if is_number_array(value):
             return True

@@ -51,14 +51,14 @@ COLUMN_NAMES: Mapping[ColumnRole, ColumnNames] = {
 CAPTIONS = ("caption", "captions")
 """Answers that need no question of their own."""
 
-CAPTION_QUESTION = "Describe the picture."
+CAPTION_QUESTION = "Describe the image."
 """What is asked for a caption."""
 
 CONTEXT_OF_PROMPT: Mapping[str, str] = {"instruction": "input"}
 """Alpaca: the column that continues a prompt, where it is not empty."""
 
 TURN_KEYS: tuple[tuple[str, str], ...] = (("role", "content"), ("from", "value"))
-"""Keys of a turn: OpenAI's, and ShareGPT's, whose user texts mark pictures by `<image>`."""
+"""Keys of a turn: OpenAI's, and ShareGPT's, whose user texts mark images by `<image>`."""
 
 ROLES: Mapping[str, Role] = {
     "system": "system",
@@ -81,11 +81,11 @@ IMAGE_PARTS: Mapping[str, tuple[str, ...]] = {
     "image_url": ("image_url", "url", "value", "image"),
     "input_image": ("image_url",),
 }
-"""Type of an image part to the keys that may hold its picture; with all of them null it takes the next
-picture of the image column."""
+"""Type of an image part to the keys that may hold its image; with all of them null it takes the next
+image of the image column."""
 
 PLACEHOLDER = "<image>"
-"""Marks a picture's place in ShareGPT-style user text."""
+"""Marks an image's place in ShareGPT-style user text."""
 
 
 def role_of_name(column: str) -> ColumnRole | None:

@@ -1,7 +1,7 @@
-"""Which columns are the picture, the question, the answer, the chat: detected from the first rows.
+"""Which columns are the image, the question, the answer, the chat: detected from the first rows.
 
 An explicit mapping wins. One candidate for a role is taken, several are an error that names the flag to
-type, none is an error that lists what was seen and what is accepted. Detection never decodes a picture.
+type, none is an error that lists what was seen and what is accepted. Detection never decodes an image.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.columns.annotations import Marked, read_boxes, read_pages, refuse_two_answers
 from vlm_lora.data.columns.answers import AnswerReading, describe_answers, refuse_bare_choices
-from vlm_lora.data.columns.image_column import Pictures, explain_text_only, find_pictures
+from vlm_lora.data.columns.image_column import Images, explain_text_only, find_images
 from vlm_lora.data.columns.names import (
     CAPTION_QUESTION,
     CAPTIONS,
@@ -62,7 +62,7 @@ class Schema:
     as_they_are: bool = False
     """Whether the answers' column, or the chat's, was named: a bare letter of a choice is then trained on."""
     no_pictures: bool = False
-    """Whether the user said that there are none: parts for pictures and ShareGPT's marks are left out, and `<image>` in
+    """Whether the user said that there are none: parts for images and ShareGPT's marks are left out, and `<image>` in
     any other text is a word."""
     reasons: tuple[str, ...] = ()
 
@@ -108,7 +108,7 @@ def _detect(rows: Rows, config: DataConfig, *, quiet: bool) -> Schema:
     sample = [rows[i] for i in range(min(len(rows), SAMPLE))]
     search = ColumnSearch(columns=rows.columns, sample=sample, where=where_from(rows), place=rows.source, quiet=quiet)
     mapped = read_mapping(search, config)
-    pictures = find_pictures(search, mapped.get("image"))
+    pictures = find_images(search, mapped.get("image"))
     if "boxes" in mapped or "page" in mapped:
         return _marked_schema(rows, search, config, mapped, pictures)
     if "messages" in mapped:
@@ -146,14 +146,14 @@ def _without_history(chats: Sequence[str], *, alone: bool) -> list[str]:
 
 
 def find_image_column(rows: Rows, config: DataConfig) -> str:
-    """Return the column that holds the pictures, whatever the others mean.
+    """Return the column that holds the images, whatever the others mean.
 
     Raises:
         DataError: None, several, or one that is named and not there.
     """
     sample = [rows[i] for i in range(min(len(rows), SAMPLE))]
     search = ColumnSearch(columns=rows.columns, sample=sample, where=where_from(rows), place=rows.source)
-    column = find_pictures(search, read_mapping(search, config).get("image")).column
+    column = find_images(search, read_mapping(search, config).get("image")).column
     return column if column is not None else search.single("image", [])
 
 
@@ -174,7 +174,7 @@ def _marked_schema(
     search: ColumnSearch,
     config: DataConfig,
     mapped: Mapping[ColumnRole, str],
-    pictures: Pictures,
+    pictures: Images,
 ) -> Schema:
     image = pictures.column
     role: ColumnRole = "boxes" if "boxes" in mapped else "page"
@@ -182,7 +182,7 @@ def _marked_schema(
     if image is None or image == column:
         raise DataError(
             f"{search.where}: '{column}' holds {'boxes' if role == 'boxes' else 'OCR pages'}, and no other column "
-            f"could be taken as the picture. It has {quoted(search.columns)}. Type --image_column COLUMN."
+            f"could be taken as the image. It has {quoted(search.columns)}. Type --image_column COLUMN."
         )
     given = config.boxes_column if role == "boxes" else config.page_column
     why = f"named by {COLUMN_NAMES[role].flag}" if given else "by its values"
@@ -205,7 +205,7 @@ def _asking_column(search: ColumnSearch, config: DataConfig, mapped: Mapping[Col
     return search.single("prompt", prompts) if prompts else None
 
 
-def _chat_schema(search: ColumnSearch, column: str, why: str, pictures: Pictures) -> Schema:
+def _chat_schema(search: ColumnSearch, column: str, why: str, pictures: Images) -> Schema:
     image = pictures.column
     if image == column:
         raise DataError(f"{search.where}: '{column}' cannot be both the image and the chat.")
@@ -218,33 +218,33 @@ def _chat_schema(search: ColumnSearch, column: str, why: str, pictures: Pictures
         )
     why_marks = _explain_marks((text for turns in chats for text in _user_texts(turns)), pictures)
     if any("from" in turn and "value" in turn for turns in chats for turn in turns):
-        taken = "is left out: there are no pictures" if pictures.declined else "marks a picture's place"
+        taken = "is left out: there are no images" if pictures.declined else "marks an image's place"
         why_marks = f"{PLACEHOLDER} in user turns {taken} (ShareGPT turns)"
     return Schema(
         layout="messages",
         image=image,
         messages=column,
         no_pictures=pictures.declined,
-        reasons=(f"messages: column '{column}', {why}", _explain_pictures(search, chats, pictures), why_marks),
+        reasons=(f"messages: column '{column}', {why}", _explain_images(search, chats, pictures), why_marks),
     )
 
 
-def _explain_pictures(search: ColumnSearch, chats: Sequence[Sequence[Mapping[str, Any]]], pictures: Pictures) -> str:
-    """Say where a chat's pictures come from, or that they are left out."""
+def _explain_images(search: ColumnSearch, chats: Sequence[Sequence[Mapping[str, Any]]], pictures: Images) -> str:
+    """Say where a chat's images come from, or that they are left out."""
     if not any(_has_own_images(turn) for turns in chats for turn in turns):
         return explain_text_only(search, pictures)
-    taken = "pictures of the chat's parts are left out" if pictures.declined else "the chat's parts bring their own"
+    taken = "images of the chat's parts are left out" if pictures.declined else "the chat's parts bring their own"
     return f"{pictures.why}; {taken}"
 
 
-def _explain_marks(texts: Iterable[str], pictures: Pictures) -> str:
-    """Say what `<image>` in user texts that are no ShareGPT turns is: each row decides, by its number of pictures."""
+def _explain_marks(texts: Iterable[str], pictures: Images) -> str:
+    """Say what `<image>` in user texts that are no ShareGPT turns is: each row decides, by its number of images."""
     if not any(PLACEHOLDER in text for text in texts):
-        return f"no {PLACEHOLDER} in the first rows' user texts: pictures have parts of their own or go first"
+        return f"no {PLACEHOLDER} in the first rows' user texts: images have parts of their own or go first"
     if pictures.declined:
-        return f"{PLACEHOLDER} in user texts is a word: there are no pictures"
+        return f"{PLACEHOLDER} in user texts is a word: there are no images"
     return (
-        f"{PLACEHOLDER} in user texts marks a picture's place where a row has as many as pictures without a part; any "
+        f"{PLACEHOLDER} in user texts marks an image's place where a row has as many as images without a part; any "
         "other number makes a bad row"
     )
 
@@ -268,7 +268,7 @@ def _has_own_images(turn: Mapping[str, Any]) -> bool:
 
 
 def _caption_schema(
-    rows: Rows, search: ColumnSearch, config: DataConfig, mapped: Mapping[ColumnRole, str], pictures: Pictures
+    rows: Rows, search: ColumnSearch, config: DataConfig, mapped: Mapping[ColumnRole, str], pictures: Images
 ) -> Schema:
     """Read answers that no column asks for: captions by a question of ours, others by --default_prompt."""
     image = pictures.column
@@ -300,7 +300,7 @@ def _caption_schema(
 
 
 def _pair_schema(
-    rows: Rows, search: ColumnSearch, config: DataConfig, mapped: Mapping[ColumnRole, str], pictures: Pictures
+    rows: Rows, search: ColumnSearch, config: DataConfig, mapped: Mapping[ColumnRole, str], pictures: Images
 ) -> Schema:
     image = pictures.column
     if "prompt" not in mapped and not [c for c in search.named("prompt") if c not in (image, *mapped.values())]:

@@ -1,8 +1,8 @@
-"""Where a row's pictures stand in its turns: parts that stand for one, and `<image>` in a user's text.
+"""Where a row's images stand in its turns: parts that stand for one, and `<image>` in a user's text.
 
-In ShareGPT turns each `<image>` is a place. In any other user text it is one exactly where that gives each picture of
-the image column one place, decided row by row; it stays text where parts have given each picture its place. Any other
-number of marks is an error, because a mark that stays in the text of a question about a picture teaches nonsense.
+In ShareGPT turns each `<image>` is a place. In any other user text it is one exactly where that gives each image of
+the image column one place, decided row by row; it stays text where parts have given each image its place. Any other
+number of marks is an error, because a mark that stays in the text of a question about an image teaches nonsense.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vlm_lora.errors import DataError
 
 
 class NextImage:
-    """A place that the next picture (or the one at `index`) of the image column belongs to."""
+    """A place that the next image (or the one at `index`) of the image column belongs to."""
 
     def __init__(self, index: int | None = None) -> None:
         self.index = index
@@ -37,7 +37,7 @@ _MARK = re.compile(rf"(?:\r?\n{PLACEHOLDER})+\Z|{PLACEHOLDER}(?:\r?\n)?")
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """A turn whose pictures have no place yet."""
+    """A turn whose images have no place yet."""
 
     role: Role
     parts: Sequence[Part | NextImage | UserText]
@@ -69,17 +69,17 @@ def without_marks(text: str) -> str:
 
 
 def place_images(drafts: Sequence[Draft], images: Sequence[ImageRef], *, typed: bool = False) -> tuple[Turn, ...]:
-    """Put the image column's pictures, in order, where the turns have places for them.
+    """Put the image column's images, in order, where the turns have places for them.
 
-    Turns without any place or picture of their own get all pictures at the start of the first user turn.
+    Turns without any place or image of their own get all images at the start of the first user turn.
 
     Args:
         drafts: the turns.
-        images: the image column's pictures.
-        typed: whether the user said that there are no pictures, so that a mark is text.
+        images: the image column's images.
+        typed: whether the user said that there are no images, so that a mark is text.
 
     Raises:
-        DataError: places and pictures that are not equally many.
+        DataError: places and images that are not equally many.
     """
     turns = _read_marks(drafts, images, typed=typed)
     places = [part for _, parts in turns for part in parts if isinstance(part, NextImage)]
@@ -92,7 +92,7 @@ def place_images(drafts: Sequence[Draft], images: Sequence[ImageRef], *, typed: 
     if len(places) != len(images):
         raise DataError(
             f"{len(places)} places for images in the turns ({PLACEHOLDER} or image parts without a "
-            "picture of their "
+            "image of their "
             f"own), and {len(images)} images in the image column. They must be equally many."
         )
     order = [number if place.index is None else place.index for number, place in enumerate(places)]
@@ -123,17 +123,17 @@ def _resolve(parts: Sequence[Part | NextImage | UserText], *, cut: bool) -> Iter
 
 
 def _explain_unequal(marks: int, places: int, images: int) -> str:
-    given = f"{marks} {PLACEHOLDER} in the user's text" + (f", {places} parts for pictures" if places else "")
+    given = f"{marks} {PLACEHOLDER} in the user's text" + (f", {places} parts for images" if places else "")
     if not images:
         return (
-            f"{given}, and the row has no picture. If its pictures were not found, type --image_column COLUMN; if all "
-            f"rows are text and {PLACEHOLDER} is a word of it, type --image_column {NO_PICTURES}; else add the picture "
+            f"{given}, and the row has no image. If its images were not found, type --image_column COLUMN; if all "
+            f"rows are text and {PLACEHOLDER} is a word of it, type --image_column {NO_PICTURES}; else add the image "
             "or write the word otherwise."
         )
     return (
-        f"{given}, and {images} images in the image column: which {PLACEHOLDER} is a picture's place is not clear. "
-        f"Write one for each picture, or none (pictures then go first). Where {PLACEHOLDER} is a word of the text, "
-        'give the pictures parts: [{"type": "image"}, {"type": "text", "text": ...}].'
+        f"{given}, and {images} images in the image column: which {PLACEHOLDER} is an image's place is not clear. "
+        f"Write one for each image, or none (images then go first). Where {PLACEHOLDER} is a word of the text, "
+        'give the images parts: [{"type": "image"}, {"type": "text", "text": ...}].'
     )
 
 

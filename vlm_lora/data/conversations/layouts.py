@@ -1,6 +1,6 @@
 """A row and its schema become one `Conversation`: the converters, one for each layout.
 
-Rules that hold everywhere: text stays as it is (an empty answer stays empty), pictures keep their order and
+Rules that hold everywhere: text stays as it is (an empty answer stays empty), images keep their order and
 their number, every chat ends with an answer, and what cannot be read is an error rather than a guess.
 """
 
@@ -79,7 +79,7 @@ def build_asked(
     ask: Ask,
     number: int,
 ) -> list[Conversation]:
-    """Turn a page into the conversations with what `ask` asks, which share its picture; any other row into one.
+    """Turn a page into the conversations with what `ask` asks, which share its image; any other row into one.
 
     Args:
         row: As of `build_conversation`, like all others but the last two.
@@ -144,7 +144,7 @@ def _convert_caption(row: Row, schema: Schema, images: Sequence[ImageRef]) -> tu
     if not images and (asked == CAPTION_QUESTION or not isinstance(question, str)):
         other = "" if isinstance(question, str) else f" without {PLACEHOLDER}"
         raise DataError(
-            f"The row has no picture, and {asked!r} asks about one. Leave it out, or type --default_prompt{other}."
+            f"The row has no image, and {asked!r} asks about one. Leave it out, or type --default_prompt{other}."
         )
     answer, accepted = read_answers(row.get(str(schema.response)), str(schema.response), schema.answers)
     user = Turn(role="user", parts=question_parts(question, images))
@@ -190,7 +190,7 @@ def _require_turns(value: Any, column: str) -> list[Mapping[str, Any]]:
 
 
 def _shown(schema: Schema, place: ImagePlace) -> ImagePlace | None:
-    """Return where pictures of parts are found; None where the user said that there are none."""
+    """Return where images of parts are found; None where the user said that there are none."""
     return None if schema.no_pictures else place
 
 
@@ -210,7 +210,7 @@ def _check_turns(turns: Sequence[Turn]) -> None:
     for number, turn in enumerate(turns, start=1):
         check_unicode(turn.text, f"Turn {number} ({turn.role})")
         if turn.role == "assistant" and any(isinstance(part, ImageRef) for part in turn.parts):
-            raise DataError(f"Turn {number} (assistant) holds a picture; models here answer with text only.")
+            raise DataError(f"Turn {number} (assistant) holds an image; models here answer with text only.")
 
 
 def _check_meant(row: Row, schema: Schema, turns: Sequence[Turn]) -> None:

@@ -1,4 +1,4 @@
-"""Rows whose answer is made from what was marked in the picture: boxes, or a page of OCR data."""
+"""Rows whose answer is made from what was marked in the image: boxes, or a page of OCR data."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from vlm_lora.data.ocr.task_sampling import Ask
 from vlm_lora.errors import DataError
 
 SIZE_COLUMNS = ("image", "image_info")
-"""Columns that may hold `{"width", "height"}` of the picture, beside columns of these two names."""
+"""Columns that may hold `{"width", "height"}` of the image, beside columns of these two names."""
 
 _WHOLE = re.compile(r"[0-9]{1,9}(\.0*)?")
 
 
 SIDES = ("width", "height")
-"""Columns that may hold the sides of the picture."""
+"""Columns that may hold the sides of the image."""
 
 
 def convert_boxes(row: Mapping[str, Any], reading: BoxReading, images: Sequence[ImageRef]) -> tuple[Turn, ...]:
     """Return the question and the boxes' JSON as two turns.
 
     Raises:
-        DataError: not exactly one picture, a picture of another size than the row says, or broken boxes, or
+        DataError: not exactly one image, an image of another size than the row says, or broken boxes, or
             no question in the column that asks it.
     """
     size = _size_of_only(images, reading.column)
@@ -51,12 +51,12 @@ def convert_page(
     Args:
         row: the values.
         reading: how the page is read.
-        images: its picture.
+        images: its image.
         ask: what is asked.
         number: the row's position among all rows of its files, which draws depend on.
 
     Raises:
-        DataError: not exactly one picture, a picture of another size than the data says, a broken page, or one that
+        DataError: not exactly one image, an image of another size than the data says, a broken page, or one that
             none of the tasks can be asked about.
     """
     size = _size_of_only(images, reading.column)
@@ -74,7 +74,7 @@ def _turns(images: Sequence[ImageRef], question: Question, answer: str) -> tuple
 
 def _size_of_only(images: Sequence[ImageRef], column: str) -> tuple[int, int]:
     if len(images) != 1:
-        raise DataError(f"'{column}' marks one picture, and the row has {len(images)}.")
+        raise DataError(f"'{column}' marks one image, and the row has {len(images)}.")
     return read_size(images[0].source)
 
 

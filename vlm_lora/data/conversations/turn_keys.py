@@ -25,14 +25,14 @@ _OTHER_MARKS = ("mask", "masked", "train_detail", "training_detail")
 
 _CALLS = ("tool_calls", "tool_call", "function_call")
 _REASONING = ("reasoning_content", "reasoning", "reasoning_details", "thinking", "thought", "thoughts", "refusal")
-_PICTURES = ("image", "images", "image_url", "image_urls", "image_path", "picture", "pictures")
+_IMAGES = ("image", "images", "image_url", "image_urls", "image_path", "picture", "pictures")
 _MEDIA = ("video", "videos", "audio", "audios")
 _TOOLS = ("tools", "functions")
 
 _CURES: Mapping[tuple[str, ...], str] = {
     (*_CALLS, *_REASONING): "Write it into the turn's text as the model is to write it, or leave the key out.",
     _TOOLS: "Write the tools into the system turn's text, or leave the key out.",
-    _PICTURES: 'Write it as a part of the turn: [{"type": "image", "image": ...}, {"type": "text", "text": ...}].',
+    _IMAGES: 'Write it as a part of the turn: [{"type": "image", "image": ...}, {"type": "text", "text": ...}].',
     _MEDIA: "Sound and video are not read: leave the row out, or the key where the row does without it.",
     _OTHER_MARKS: 'Write "weight": 0 into each answer that is not to be trained on.',
 }

@@ -1,4 +1,4 @@
-"""The turns of a chat as drafts: roles, texts, pictures, and which answers are trained on."""
+"""The turns of a chat as drafts: roles, texts, images, and which answers are trained on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vlm_lora.errors import DataError
 _NOT_OF_TEXT = ("image", "images", "image_url", "image_urls", "bytes", "base64", "video", "audio")
 """Keys of a text part that would hold another part's content."""
 _NOT_OF_IMAGES = ("text", "content", "source", "data", "file", "file_id", "video", "audio")
-"""Keys of an image part that would hold another part's content, or a picture in a way that is not read."""
+"""Keys of an image part that would hold another part's content, or an image in a way that is not read."""
 _TYPELESS = ("text", "image", "image_url")
 """Keys that say what a part without a type is."""
 
@@ -27,7 +27,7 @@ def read_turns(turns: Sequence[Mapping[str, Any]], place: ImagePlace | None) -> 
 
     Args:
         turns: as `parse_turns` returns them.
-        place: where pictures of parts are found; None where there are none, so that marks and parts for them are left
+        place: where images of parts are found; None where there are none, so that marks and parts for them are left
             out.
 
     Raises:
@@ -108,7 +108,7 @@ def _read_content(
 
 
 def _read_part(part: Mapping[str, Any], place: ImagePlace | None) -> Iterator[Part | NextImage]:
-    """Read one part; keys that are null say nothing (Arrow fills them in). A picture is left out without a place."""
+    """Read one part; keys that are null say nothing (Arrow fills them in). An image is left out without a place."""
     given = {key: value for key, value in part.items() if value is not None}
     kind = given.get("type")
     if kind:
@@ -117,7 +117,7 @@ def _read_part(part: Mapping[str, Any], place: ImagePlace | None) -> Iterator[Pa
     # Without a type a part is what its keys hold, in their order.
     shown = [key for key in given if key in _TYPELESS and (key == "text" or not is_missing(given[key]))]
     if len(shown) > 1 and {"image", "image_url"} <= set(shown):
-        raise DataError("A part without a type has 'image' and 'image_url'. Write one part for each picture.")
+        raise DataError("A part without a type has 'image' and 'image_url'. Write one part for each image.")
     for key in shown or [key for key in given if key in _TYPELESS][:1]:
         rest = {name: value for name, value in given.items() if name == key or name not in _TYPELESS}
         yield from _read_typed(rest, "text" if key == "text" else "image", place)
@@ -154,5 +154,5 @@ def _refuse_others(given: Mapping[str, Any], kind: str, others: Sequence[str]) -
     if found:
         raise DataError(
             f"A part of type {kind!r} also has {quoted(found)}, which is not read there. Write one part for each "
-            f'text and each picture, such as {{"type": "image", "image": ...}}.'
+            f'text and each image, such as {{"type": "image", "image": ...}}.'
         )

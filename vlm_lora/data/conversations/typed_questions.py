@@ -1,4 +1,4 @@
-"""Questions that a user typed for many rows (a flag, a task file): one `<image>` in them is the place of the pictures.
+"""Questions that a user typed for many rows (a flag, a task file): one `<image>` in them is the place of the images.
 
 What a row holds is put into a task's question afterwards, so that a mark in it stays text.
 """
@@ -15,7 +15,7 @@ from vlm_lora.data.conversation import ImageRef, Part, Text
 
 @dataclass(frozen=True, kw_only=True)
 class PlacedQuestion:
-    """A question with the row's pictures in it; `str()` gives its text."""
+    """A question with the row's images in it; `str()` gives its text."""
 
     before: str
     after: str
@@ -25,7 +25,7 @@ class PlacedQuestion:
 
 
 Question: TypeAlias = str | PlacedQuestion
-"""Text alone has the pictures before it."""
+"""Text alone has the images before it."""
 
 
 def read_question(text: str, fill: Callable[[str], str] = str) -> Question:
@@ -40,7 +40,7 @@ def read_question(text: str, fill: Callable[[str], str] = str) -> Question:
 
 
 def question_parts(question: Question, images: Sequence[ImageRef]) -> tuple[Part, ...]:
-    """Return the parts of a user's turn that asks a question about all of a row's pictures."""
+    """Return the parts of a user's turn that asks a question about all of a row's images."""
     if isinstance(question, str):
         return (*images, Text(text=question))
     before, after = ([Text(text=text)] if text else [] for text in (question.before, question.after))

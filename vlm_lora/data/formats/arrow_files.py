@@ -1,6 +1,6 @@
 """Parquet and Arrow files as rows of an Arrow table that nothing ever decodes.
 
-Small Parquet files are held in memory, Arrow files are memory-mapped. Pictures stay the bytes
+Small Parquet files are held in memory, Arrow files are memory-mapped. Images stay the bytes
 or paths that the file holds.
 """
 

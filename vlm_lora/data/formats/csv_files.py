@@ -16,7 +16,7 @@ from vlm_lora.data.formats.arrow_files import ArrowTable
 from vlm_lora.errors import DataError
 
 LARGEST_FIELD = 2**30
-"""Longest field in characters; Python's own default (131072) refuses pictures written as base64."""
+"""Longest field in characters; Python's own default (131072) refuses images written as base64."""
 
 _LEFT_OUT = b"rows_before_lines_left_out"
 """Where the Arrow table keeps how many rows stand before each line that is left out."""
@@ -61,7 +61,7 @@ def _open_csv(path: Path) -> Any:
             continue
         for column, value in zip(columns, row, strict=True):
             column.append(value or None)
-    # large_string: a column of base64 pictures can pass the 2 GiB of Arrow's plain strings.
+    # large_string: a column of base64 images can pass the 2 GiB of Arrow's plain strings.
     table = pa.table([pa.array(column, type=pa.large_string()) for column in columns], names=header)
     return table.replace_schema_metadata({_LEFT_OUT: json.dumps(left_out)})
 

@@ -1,4 +1,4 @@
-"""Which internet addresses a picture may be fetched from: public ones, and none that leads inside by another name."""
+"""Which internet addresses an image may be fetched from: public ones, and none that leads inside by another name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often a JPEG goes over its picture: a few kilobytes can ask for thousands of passes, which take hours."""
+"""How often a JPEG goes over its image: a few kilobytes can ask for thousands of passes, which take hours."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BARE = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
 def count_scans(encoded: bytes) -> int:
-    """Return the number of scans of a JPEG's first picture; what lies in its metadata or behind it does not count.
+    """Return the number of scans of a JPEG's first image; what lies in its metadata or behind it does not count.
 
     A file that is cut off or broken gives the scans up to there: decoding it says what is wrong.
     """

@@ -1,11 +1,11 @@
 """The one image loader of training, evaluation and asking: only here does an image become RGB pixels.
 
 1. The file's size, then its header are checked against the limits; nothing is decoded before.
-2. Decode the first frame. A file that is cut off is an error, never a half-grey picture.
+2. Decode the first frame. A file that is cut off is an error, never a half-grey image.
 3. Bring samples to 8 bits (16-bit ones scaled, not clipped), put transparency on white, convert to RGB.
 4. Turn as the EXIF orientation says. The result carries no metadata, so nobody turns it again.
 
-Colour profiles are not applied: a picture's numbers are taken as sRGB.
+Colour profiles are not applied: an image's numbers are taken as sRGB.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _REFUSED = (
     (b"version https://git-lfs", "a Git LFS pointer in place of the file, which `git lfs pull` fetches"),
     (b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
 )
-"""First bytes of files that people take for pictures, and what to call them."""
+"""First bytes of files that people take for images, and what to call them."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -56,7 +56,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation to the turn that shows the picture upright."""
+"""EXIF orientation to the turn that shows the image upright."""
 
 _ORIENTATION = 0x0112
 _TIFF_BITS = 258
@@ -82,15 +82,15 @@ class ImageLimits:
 
 
 def load_image(source: ImageSource, *, limits: ImageLimits, fetcher: Fetcher | None = None) -> Image.Image:
-    """Load one picture as RGB, upright, without metadata.
+    """Load one image as RGB, upright, without metadata.
 
     Args:
-        source: File, encoded bytes, a picture, or a URL (whoever made it has checked that URLs are allowed).
+        source: File, encoded bytes, an image, or a URL (whoever made it has checked that URLs are allowed).
         limits: What is refused before decoding.
         fetcher: Where URLs may lead; by default to public addresses only.
 
     Returns:
-        A new picture of mode RGB, height × width × 3 bytes.
+        A new image of mode RGB, height × width × 3 bytes.
 
     Raises:
         ImageError: Refused or undecodable; says which image, why, and what to do.
@@ -98,7 +98,7 @@ def load_image(source: ImageSource, *, limits: ImageLimits, fetcher: Fetcher | N
     if isinstance(source, Url):
         return _load_url(source, limits, PUBLIC if fetcher is None else fetcher)
     if isinstance(source, Image.Image):
-        return _decode(source, f"the {source.width}x{source.height} picture of mode {source.mode}", limits)
+        return _decode(source, f"the {source.width}x{source.height} image of mode {source.mode}", limits)
     name = str(source) if isinstance(source, Path) else f"the image of {len(source)} bytes in the row"
     encoded = _read_file(source, limits) if isinstance(source, Path) else source
     if not encoded:
@@ -119,14 +119,14 @@ def load_image(source: ImageSource, *, limits: ImageLimits, fetcher: Fetcher | N
         with picture:
             if picture.format in ("JPEG", "MPO") and (scans := count_scans(encoded)) > MAX_SCANS:
                 raise ImageError(
-                    f"{name}: a JPEG of {scans} scans, each a pass over the whole picture; at most {MAX_SCANS} are "
+                    f"{name}: a JPEG of {scans} scans, each a pass over the whole image; at most {MAX_SCANS} are "
                     "decoded. Save it again."
                 )
             return _decode(picture, name, limits)
 
 
 def _load_url(url: Url, limits: ImageLimits, fetcher: Fetcher) -> Image.Image:
-    """Load a URL's picture from the cache, or fetch it; only what can be loaded is kept."""
+    """Load a URL's image from the cache, or fetch it; only what can be loaded is kept."""
     kept = kept_file(url)
     if kept.is_file():
         try:
@@ -181,7 +181,7 @@ def _decode(picture: Image.Image, name: str, limits: ImageLimits) -> Image.Image
         raise _out_of_memory(name) from error
     except Exception as error:  # decoders let all kinds of errors through on broken files
         raise ImageError(
-            f"{name}: the {picture.format or 'picture'} data is broken or cut off ({error}). Replace the file."
+            f"{name}: the {picture.format or 'image'} data is broken or cut off ({error}). Replace the file."
         ) from error
     turn = _TURNS.get(_orientation(picture, name))
     upright = pixels if turn is None else pixels.transpose(turn)
@@ -192,7 +192,7 @@ def _decode(picture: Image.Image, name: str, limits: ImageLimits) -> Image.Image
 def _check_header(picture: Image.Image, name: str, limits: ImageLimits) -> None:
     width, height = picture.size
     if width < 1 or height < 1:
-        raise ImageError(f"{name}: {width}x{height} pixels is no picture.")
+        raise ImageError(f"{name}: {width}x{height} pixels is no image.")
     if width * height > limits.max_pixels:
         raise ImageError(
             f"{name}: {width}x{height} is {width * height} pixels, more than the {limits.max_pixels} "
@@ -237,7 +237,7 @@ def _scale_gray(picture: Image.Image, top: int, inverted: bool) -> Image.Image:
 
 
 def _highest_sample(picture: Image.Image) -> int:
-    """Return the value of white in a gray picture of more than 8 bits; 0 where the format does not say."""
+    """Return the value of white in a gray image of more than 8 bits; 0 where the format does not say."""
     bits = _tiff_tag(picture, _TIFF_BITS)
     if picture.mode.startswith("I;16"):
         return (1 << bits) - 1 if bits else 65535
@@ -274,7 +274,7 @@ def _explain_unreadable(name: str, encoded: bytes) -> str:
 
 def _out_of_memory(name: str) -> ImageError:
     return ImageError(
-        f"{name}: decoding it takes more memory than there is, or its header asks for more than the picture needs. "
+        f"{name}: decoding it takes more memory than there is, or its header asks for more than the image needs. "
         "Make it smaller, or save it again."
     )
 

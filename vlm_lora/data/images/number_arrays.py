@@ -1,4 +1,4 @@
-"""Pictures that a row holds as nested lists of numbers: height × width, or height × width × 3."""
+"""Images that a row holds as nested lists of numbers: height × width, or height × width × 3."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _ACCEPTED = "Accepted are whole numbers 0-255 as height x width (gray) or height
 
 
 def is_number_array(value: Any) -> bool:
-    """Tell whether a value is one picture of nested numbers, from its first items alone.
+    """Tell whether a value is one image of nested numbers, from its first items alone.
 
-    Rows of numbers, or rows of pixels of numbers. A list of such pictures has one level more and is none.
+    Rows of numbers, or rows of pixels of numbers. A list of such images has one level more and is none.
     """
     row = _first(value)
     item = _first(row)
     return row is not None and item is not None and (_is_number(item) or _is_number(_first(item)))
 
 
-def picture_of_numbers(value: Any) -> Image.Image:
-    """Return nested numbers as a picture of mode L or RGB.
+def image_of_numbers(value: Any) -> Image.Image:
+    """Return nested numbers as an image of mode L or RGB.
 
     Args:
         value: lists (or tuples) of whole numbers 0-255, height × width or height × width × 3.

@@ -1,4 +1,4 @@
-"""A picture's width and height as the model will be shown it, from a file's header alone."""
+"""An image's width and height as the model will be shown it, from a file's header alone."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def read_size(source: ImageSource) -> tuple[int, int]:
     if isinstance(source, Image.Image):
         return _upright(source)
     if isinstance(source, Url):
-        # Fetched once: the picture is kept for the loader.
+        # Fetched once: the image is kept for the loader.
         return load_image(source, limits=ImageLimits()).size
     try:
         with warnings.catch_warnings():
-            # Pillow warns near its bomb limit and about odd metadata; loading the picture decides about both.
+            # Pillow warns near its bomb limit and about odd metadata; loading the image decides about both.
             warnings.simplefilter("ignore")
             with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as picture:
                 return _upright(picture, source)

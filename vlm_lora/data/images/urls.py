@@ -1,4 +1,4 @@
-"""Pictures behind http and https URLs, fetched only where `--allow_urls` was typed, and never from inside a network.
+"""Images behind http and https URLs, fetched only where `--allow_urls` was typed, and never from inside a network.
 
 1. Take the URL apart: http or https on its usual port, a host, no user name or password.
 2. Resolve the host once. Every address it has must be public, or nothing is sent.
@@ -45,7 +45,7 @@ Resolve = Callable[[str, int], Sequence[Address]]
 
 @dataclass(frozen=True, kw_only=True)
 class UrlLimits:
-    """What one picture may cost."""
+    """What one image may cost."""
 
     seconds: float = 30.0
     """From the first resolution to the last byte, redirects included."""
@@ -104,12 +104,12 @@ class Fetcher:
             raise ImageError(f"{_short(url.text)}: {via}{error}") from error
         except TimeoutError as error:
             raise ImageError(
-                f"{_short(url.text)}: not complete after {self.limits.seconds:g} s. Download the picture and name the "
+                f"{_short(url.text)}: not complete after {self.limits.seconds:g} s. Download the image and name the "
                 "file."
             ) from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise ImageError(
-                f"{_short(url.text)}: cannot be fetched ({_reason(error)}). Check the URL, or download the picture and "
+                f"{_short(url.text)}: cannot be fetched ({_reason(error)}). Check the URL, or download the image and "
                 "name the file."
             ) from error
         raise ImageError(f"{_short(url.text)}: more than {self.limits.max_redirects} redirects.")
@@ -125,7 +125,7 @@ class Fetcher:
         if parts.scheme not in PORTS:
             raise ImageError(f"only http and https are fetched, not {parts.scheme or 'this'}.")
         if "@" in parts.netloc:
-            raise ImageError("a URL with a user name or password is not fetched. Download the picture.")
+            raise ImageError("a URL with a user name or password is not fetched. Download the image.")
         host = _host(parts)
         port = PORTS[parts.scheme] if port is None else port
         if port not in self.ports:
@@ -165,7 +165,7 @@ class Fetcher:
             if not self.is_allowed(address):
                 raise ImageError(
                     f"{target.host} leads to {address}, which is no public address: a data file must not reach into "
-                    "this network. Download the picture and name the file."
+                    "this network. Download the image and name the file."
                 )
         if not addresses:
             raise ImageError(f"{target.host} has no address.")
@@ -195,7 +195,7 @@ class Fetcher:
     def _body(self, response: http.client.HTTPResponse) -> bytes:
         encoding = response.getheader("Content-Encoding", "identity")
         if encoding.lower() not in ("", "identity"):
-            raise ImageError(f"the server compresses the picture ({encoding[:20]}) although it was asked not to.")
+            raise ImageError(f"the server compresses the image ({encoding[:20]}) although it was asked not to.")
         # None where the server announces no length; http.client counts it down while reading.
         announced = response.length
         if announced is not None and announced > self.limits.max_bytes:
@@ -260,13 +260,13 @@ class _Deadlined:
 
 
 def kept_file(url: Url) -> Path:
-    """Return where a URL's picture is kept, whether it is there or not."""
+    """Return where a URL's image is kept, whether it is there or not."""
     name = hashlib.sha256(url.text.encode("utf-8", "surrogatepass")).hexdigest()
     return cache_place("images") / name
 
 
 def keep(url: Url, encoded: bytes) -> None:
-    """Write a picture to its place in one step: whoever reads it at the same time finds all of it or nothing.
+    """Write an image to its place in one step: whoever reads it at the same time finds all of it or nothing.
 
     Raises:
         ImageError: the cache folder cannot be written.

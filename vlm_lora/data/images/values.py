@@ -1,4 +1,4 @@
-"""What a row holds for a picture (path, bytes, base64, data URI, struct, picture) as one `ImageRef`.
+"""What a row holds for an image (path, bytes, base64, data URI, struct, image) as one `ImageRef`.
 
 Paths are checked here, where the file's folder is known: below the image root, regular files, no URLs.
 Nothing is decoded; `images.load_image` does that for training, evaluation and asking alike.
@@ -19,19 +19,19 @@ from urllib.parse import unquote, urlsplit
 from PIL import Image
 
 from vlm_lora.data.conversation import ImageRef, Url
-from vlm_lora.data.images.number_arrays import is_number_array, picture_of_numbers
+from vlm_lora.data.images.number_arrays import image_of_numbers, is_number_array
 from vlm_lora.errors import ImageError
 
 MAGICS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"BM", b"GIF8", b"II*\x00", b"MM\x00*")
 """First bytes of the formats that base64 text is recognised by."""
 
 ADDRESS_KEYS = ("url", "src")
-"""Keys of an object that hold a picture's address or path; the Hub's viewer writes `src`, `height`, `width`."""
+"""Keys of an object that hold an image's address or path; the Hub's viewer writes `src`, `height`, `width`."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _DATA_URI = re.compile(r"data:([\w.+/-]*)((?:;[\w=.+-]+)*),", re.IGNORECASE)
 _BASE64_LEAST = 44
-"""Shorter text is never taken for base64: no picture is that small."""
+"""Shorter text is never taken for base64: no image is that small."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class ImagePlace:
 
 
 def read_image_value(value: Any, place: ImagePlace) -> ImageRef:
-    """Return the reference for one picture as a row holds it.
+    """Return the reference for one image as a row holds it.
 
     Raises:
         ImageError: A URL, a path outside the root or to no regular file, broken base64, another type.
@@ -63,7 +63,7 @@ def read_image_value(value: Any, place: ImagePlace) -> ImageRef:
     if isinstance(value, Mapping):
         return _read_struct(value, place)
     if is_number_array(value):
-        return ImageRef(source=picture_of_numbers(value))
+        return ImageRef(source=image_of_numbers(value))
     kind = "a list of numbers or lists" if isinstance(value, Sequence) else f"a value of type {type(value).__name__}"
     raise ImageError(
         f"An image is given as {kind}. Accepted are a path, encoded bytes, base64, a data URI, "
@@ -72,15 +72,15 @@ def read_image_value(value: Any, place: ImagePlace) -> ImageRef:
 
 
 def is_missing(value: Any) -> bool:
-    """Tell whether an image value says that the row has no picture."""
+    """Tell whether an image value says that the row has no image."""
     if isinstance(value, Mapping):
         return all(is_missing(inner) for inner in value.values())
-    # Empty bytes are no absence: they are a picture that got lost, and an error when it is loaded.
+    # Empty bytes are no absence: they are an image that got lost, and an error when it is loaded.
     return value is None or (isinstance(value, str | list | tuple) and len(value) == 0)
 
 
 def read_image_values(value: Any, place: ImagePlace) -> tuple[ImageRef, ...]:
-    """Return the references for an image column's value: nothing, one picture or a list of pictures."""
+    """Return the references for an image column's value: nothing, one image or a list of images."""
     if is_missing(value):
         return ()
     if isinstance(value, list | tuple) and not is_number_array(value):
@@ -94,7 +94,7 @@ def read_image_values(value: Any, place: ImagePlace) -> tuple[ImageRef, ...]:
 
 
 def looks_like_image(value: Any) -> bool:
-    """Tell from a value alone whether it is surely a picture; used to find image columns."""
+    """Tell from a value alone whether it is surely an image; used to find image columns."""
     if isinstance(value, list | tuple):
         return bool(value) and all(looks_like_image(item) for item in value)
     if isinstance(value, Mapping):
@@ -198,7 +198,7 @@ def _read_text(text: str, place: ImagePlace) -> ImageRef:
 
 
 def _is_addressed(value: Mapping[str, Any]) -> bool:
-    """Tell whether an object is surely a picture's address: with its size, or by the name of the file."""
+    """Tell whether an object is surely an image's address: with its size, or by the name of the file."""
     text = next((value[key] for key in ADDRESS_KEYS if value.get(key)), None)
     if not isinstance(text, str) or not set(value) <= {*ADDRESS_KEYS, "height", "width"}:
         return False
@@ -212,7 +212,7 @@ def _is_image_text(text: str) -> bool:
 
 
 def _is_base64_image(text: str) -> bool:
-    """Tell whether text is base64 of a known picture format, from its first characters."""
+    """Tell whether text is base64 of a known image format, from its first characters."""
     if len(text) < _BASE64_LEAST or Path(text[-8:]).suffix:
         return False
     try:
@@ -231,9 +231,9 @@ def _decode_base64(text: str) -> bytes:
 def _decode_data_uri(text: str, uri: re.Match[str]) -> bytes:
     kind, options = uri.group(1).lower(), uri.group(2).lower()
     if ";base64" not in options:
-        raise ImageError(f"The data URI ({_short(text)}) is not base64; pictures are read as data:image/png;base64,...")
+        raise ImageError(f"The data URI ({_short(text)}) is not base64; images are read as data:image/png;base64,...")
     if kind and not kind.startswith("image/"):
-        raise ImageError(f"The data URI ({_short(text)}) holds {kind}, not a picture.")
+        raise ImageError(f"The data URI ({_short(text)}) holds {kind}, not an image.")
     encoded = _decode_base64(unquote(text[uri.end() :]))
     if not encoded:
         raise ImageError(f"The data URI ({_short(text)}) is empty.")

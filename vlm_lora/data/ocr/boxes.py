@@ -1,7 +1,7 @@
 """Boxes as answers: what detection data holds becomes JSON that a program can read back.
 
 An answer is `[{"bbox_2d": [x1, y1, x2, y2], "label": "..."}, ...]` in the row's order: whole pixels of the
-picture as it is shown upright, before any processor resizes it, clipped to it; x to the right, y down.
+image as it is shown upright, before any processor resizes it, clipped to it; x to the right, y down.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ BOX_FORMATS = ("xywh", "xyxy")
 _SIDES: Mapping[str, str] = {"xywh": "left, top, width, height", "xyxy": "left, top, right, bottom"}
 
 EDGE_PIXELS, EDGE_SHARE = 2, 0.01
-"""A box may stick out of its picture by so many pixels, or by this share of the side where that is more."""
+"""A box may stick out of its image by so many pixels, or by this share of the side where that is more."""
 
 QUESTION = (
-    "Find every object in the picture. Answer with a JSON list of "
+    "Find every object in the image. Answer with a JSON list of "
     '{"bbox_2d": [x1, y1, x2, y2], "label": "..."}, in pixels.'
 )
 """What is asked where the data asks nothing; `--box_prompt` replaces it."""
@@ -69,7 +69,7 @@ def answer_boxes(value: Any, reading: BoxReading, size: tuple[int, int]) -> str:
     Args:
         value: the column's value: an object of lists, or a list of objects.
         reading: format of the boxes and names of the categories.
-        size: the picture's width and height in pixels.
+        size: the image's width and height in pixels.
 
     Raises:
         DataError: what is given cannot be read as boxes with categories; the message names the box.
@@ -92,22 +92,22 @@ def as_json(items: Sequence[Mapping[str, Any]]) -> str:
 
 
 def read_box(value: Any, style: str, size: tuple[int, int] | None, *, may_be_flat: bool = False) -> Box:
-    """Return a box as left, top, right, bottom, rounded to pixels and clipped to the picture.
+    """Return a box as left, top, right, bottom, rounded to pixels and clipped to the image.
 
     A box thinner than a pixel becomes one pixel.
 
-    Annotators draw a little over a picture's edge; what sticks out by more than that was written in another format,
-    or for another picture, and clipping it would hide that.
+    Annotators draw a little over an image's edge; what sticks out by more than that was written in another format,
+    or for another image, and clipping it would hide that.
 
     Args:
         value: four numbers.
         style: `xywh` or `xyxy`.
-        size: the picture's width and height in pixels; None where it is not known, and nothing is clipped.
+        size: the image's width and height in pixels; None where it is not known, and nothing is clipped.
         may_be_flat: whether a box without width or height is taken as it is, as text recognition gives to blanks.
 
     Raises:
         DataError: not four finite numbers, numbers from 0 to 1 instead of pixels, an end before its start, a box that
-            sticks out of the picture by more than 2 pixels and 1 % of the side, or one without width or height.
+            sticks out of the image by more than 2 pixels and 1 % of the side, or one without width or height.
     """
     if not isinstance(value, list | tuple) or len(value) != 4 or not all(_is_finite(n) for n in value):
         raise DataError(f"{short(value)} is no box; a box is four numbers.")
@@ -115,7 +115,7 @@ def read_box(value: Any, style: str, size: tuple[int, int] | None, *, may_be_fla
         by = "" if size is None else f" ({size[0]}x{size[1]})"
         raise DataError(
             f"{short(value)} has only numbers from 0 to 1, so it looks normalised; wanted are pixels. Multiply x by "
-            f"the picture's width and y by its height{by}."
+            f"the image's width and y by its height{by}."
         )
     left, top, third, fourth = value
     right, bottom = (left + third, top + fourth) if style == "xywh" else (third, fourth)
@@ -142,23 +142,23 @@ def _in_pixels(start: float, end: float, side: int | None) -> tuple[int, int]:
 
 
 def _check_inside(box: tuple[float, float, float, float], size: tuple[int, int], what: str) -> None:
-    """Refuse a box outside its picture, or more than a little over its edge."""
+    """Refuse a box outside its image, or more than a little over its edge."""
     left, top, right, bottom = box
     width, height = size
     if any(
         start < 0 >= end or start >= side < end for start, end, side in ((left, right, width), (top, bottom, height))
     ):
-        raise DataError(f"{what} lies outside the picture of {width}x{height} pixels.")
+        raise DataError(f"{what} lies outside the image of {width}x{height} pixels.")
     for over, side in ((max(-left, right - width), width), (max(-top, bottom - height), height)):
         if over > max(EDGE_PIXELS, EDGE_SHARE * side):
             raise DataError(
-                f"{what} reaches from {left:g}, {top:g} to {right:g}, {bottom:g} and sticks out of the picture of "
+                f"{what} reaches from {left:g}, {top:g} to {right:g}, {bottom:g} and sticks out of the image of "
                 f"{width}x{height} pixels by {over:g}; allowed are {max(EDGE_PIXELS, EDGE_SHARE * side):g}."
             )
 
 
 def check_size(given: tuple[Any, Any], size: tuple[int, int]) -> None:
-    """Refuse boxes that were drawn on a picture of another size; None says nothing.
+    """Refuse boxes that were drawn on an image of another size; None says nothing.
 
     Raises:
         DataError: the sizes differ.
@@ -168,7 +168,7 @@ def check_size(given: tuple[Any, Any], size: tuple[int, int]) -> None:
         return
     turned = " It is turned by its EXIF orientation." if (height, width) == size else ""
     raise DataError(
-        f"The boxes are for a picture of {width}x{height} pixels (by the row's width and height), and the picture has "
+        f"The boxes are for an image of {width}x{height} pixels (by the row's width and height), and the image has "
         f"{size[0]}x{size[1]}.{turned} Correct the row: boxes of another size would teach wrong places."
     )
 

@@ -29,7 +29,7 @@ class Item:
 
     text: str
     box: Edges | None
-    """In pixels of the page's picture: as given by `read_page`, whole and within the picture by `clipped`."""
+    """In pixels of the page's image: as given by `read_page`, whole and within the image by `clipped`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ def _read_item(item: Any) -> Item:
         raise DataError(f"its text is {short(text)}; wanted is text under 'text' (or 'latex').")
     if box is None:
         return Item(text=text, box=None)
-    read_box(box, "xyxy", None, may_be_flat=True)  # only checked: rounded once, when the picture's size is known
+    read_box(box, "xyxy", None, may_be_flat=True)  # only checked: rounded once, when the image's size is known
     left, top, right, bottom = box
     return Item(text=text, box=(left, top, right, bottom))
 

@@ -19,8 +19,8 @@ from vlm_lora.data.ocr.text2d import join_lines, lay_out
 from vlm_lora.errors import DataError
 
 PHRASES = (
-    "the picture",
-    "this picture",
+    "the image",
+    "this image",
     "the image",
     "this page",
     "the page shown",
@@ -61,7 +61,7 @@ def ask_about(page: Page, reading: PageReading, draw: Draw) -> tuple[Question, s
     """Draw a task for a page and return the question and the answer.
 
     The category is drawn uniformly from those that the page can serve, then a task of it, then the item that the
-    question gives (if any), then the phrase for the picture.
+    question gives (if any), then the phrase for the image.
 
     Raises:
         DataError: the page can serve none of the tasks.
@@ -91,14 +91,14 @@ def servable(page: Page, reading: PageReading) -> Sequence[Task]:
 
 
 def asked(page: Page, task: Task, given: Item | None, phrase: str) -> tuple[Question, str]:
-    """Return a task's question, with the item that it gives and a phrase for the picture, and the answer."""
+    """Return a task's question, with the item that it gives and a phrase for the image, and the answer."""
     return _fill(task.question, given, phrase), _answer(page, task, given)
 
 
 def can_serve(page: Page, task: Task) -> bool:
     """Tell whether a page holds what a task gives and asks for.
 
-    An empty page serves every task that gives nothing beside the picture.
+    An empty page serves every task that gives nothing beside the image.
     """
     if page.is_empty:
         return task.given is None
@@ -187,10 +187,10 @@ def _holding(page: Page) -> str:
 
 
 def clipped(page: Page, size: tuple[int, int]) -> Page:
-    """Return the page with its boxes rounded to pixels and clipped to the picture's width and height.
+    """Return the page with its boxes rounded to pixels and clipped to the image's width and height.
 
     Raises:
-        DataError: a box lies outside the picture or sticks out of it; its level and number are named.
+        DataError: a box lies outside the image or sticks out of it; its level and number are named.
     """
     items = {}
     for level, found in page.items.items():

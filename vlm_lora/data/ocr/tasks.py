@@ -1,10 +1,10 @@
 """The tasks of OCR pages: a CSV that users bring, one question a row. It is data, never code.
 
 Columns `task,input_type,output_type,question`. A type is one word or several in brackets: `image`,
-`[lines, image]`, `[lines, box]`. A question may hold `{image}` (a varied phrase for the picture), `{text}`
+`[lines, image]`, `[lines, box]`. A question may hold `{image}` (a varied phrase for the image), `{text}`
 (the text of an item that is given) and `{box}` (the box of an item that is given); other braces are text.
 A question of `[lines, image]` (or another level) without `{text}` gives no item: it asks for the boxes of all of them.
-One `<image>` is the place of the picture, which else goes first.
+One `<image>` is the place of the image, which else goes first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OWN_FILE = Path(__file__).with_name("ocr_tasks.csv")
 
 COLUMNS = ("task", "input_type", "output_type", "question")
 INPUTS = ("box", *LEVELS)
-"""What a question may give beside the picture, one at a time."""
+"""What a question may give beside the image, one at a time."""
 OUTPUTS = ("text", "text2d", *LEVELS, "box")
 """What may be asked for; `box` also together with a level."""
 
@@ -38,7 +38,7 @@ class Task:
     name: str
     """Its category, such as `reading`."""
     given: str | None
-    """What the question gives beside the picture: `box`, a level, or nothing."""
+    """What the question gives beside the image: `box`, a level, or nothing."""
     output: str
     """What is asked for: `text`, `text2d`, a level, `box`, or `LEVEL,box`."""
     question: str
@@ -151,8 +151,8 @@ def _check_placeholders(question: str, given: str | None) -> None:
     """Check that a question names what it gives, and nothing else."""
     if question.count(PICTURE) > 1:
         raise DataError(
-            f"the question has {question.count(PICTURE)} {PICTURE}, and a page has one picture: {question!r}. Write "
-            "one where the picture stands, or none (it then goes first)."
+            f"the question has {question.count(PICTURE)} {PICTURE}, and a page has one image: {question!r}. Write "
+            "one where the image stands, or none (it then goes first)."
         )
     found = {match.group(1) for match in PLACEHOLDER.finditer(question)}
     wanted = {None: None, "box": "box"}.get(given, "text")

@@ -37,7 +37,7 @@ READERS: Mapping[str, Callable[[Path], Table]] = {
     ".arrow": read_arrow,
     ".feather": read_arrow,
 }
-PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 BOOKKEEPING = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
 """Files that `datasets` writes beside the data."""
 
@@ -169,7 +169,7 @@ def _choose_by_metadata(folder: Path, files: Sequence[Path], flag: str) -> Seque
     """Return the metadata files of an image folder: those with a column of file names; of other folders all data files.
 
     Raises:
-        DataError: several in one place, one for pictures of several splits, or other data files beside them.
+        DataError: several in one place, one for images of several splits, or other data files beside them.
     """
     candidates = [p for p in files if p.name.startswith("metadata.") and p.suffix.lower() in READERS]
     columns = {path: names for path in candidates if (names := _column_names(path)) is not None}
@@ -185,14 +185,14 @@ def _choose_by_metadata(folder: Path, files: Sequence[Path], flag: str) -> Seque
     others = [path for path in with_rows if path not in found]
     if others:
         raise DataError(
-            f"{folder} is an image folder by {joined(found)}, whose rows name pictures, and other data files lie in "
+            f"{folder} is an image folder by {joined(found)}, whose rows name images, and other data files lie in "
             f"it: {joined(others)}. Name the files to read, such as --{flag} {found[0]} (several as "
             "'{a,b}'), or move the others elsewhere."
         )
     names_splits = [p for p in sorted(folder.iterdir()) if p.is_dir() and split_kind(p.name)]
     if found[0].parent == folder and names_splits and len(found) == 1:
         raise DataError(
-            f"{found[0]} would make one split of pictures that lie in {joined(names_splits)}. "
+            f"{found[0]} would make one split of images that lie in {joined(names_splits)}. "
             "Put a metadata file of its own into each of these folders."
         )
     return found
@@ -215,14 +215,14 @@ def _column_names(path: Path) -> Sequence[str] | None:
 
 def _explain_empty(folder: Path) -> str:
     inside = sorted(folder.iterdir())
-    pictures = any(p.suffix.lower() in PICTURES for p in inside) or any(
-        q.suffix.lower() in PICTURES for p in inside if p.is_dir() for q in p.iterdir()
+    pictures = any(p.suffix.lower() in IMAGES for p in inside) or any(
+        q.suffix.lower() in IMAGES for p in inside if p.is_dir() for q in p.iterdir()
     )
     if pictures:
         return (
-            f"{folder} holds pictures, but nothing says what is asked and answered about them. Put a "
+            f"{folder} holds images, but nothing says what is asked and answered about them. Put a "
             "metadata.jsonl "
-            'beside them, one line for each picture: {"file_name": "0001.png", "prompt": "...", '
+            'beside them, one line for each image: {"file_name": "0001.png", "prompt": "...", '
             '"response": "..."}.'
         )
     shown = joined(p.name + ("/" if p.is_dir() else "") for p in inside[:10])

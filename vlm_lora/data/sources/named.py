@@ -1,4 +1,4 @@
-"""From what the user named (Hub id, file, folder or glob) to rows by split. No picture is decoded here.
+"""From what the user named (Hub id, file, folder or glob) to rows by split. No image is decoded here.
 
 `found_files` lists the files of a name and `file_splits` groups them. Here each is opened: JSON by byte ranges, tars by
 an index, CSV and small Parquet in memory, Arrow memory-mapped, large Parquet through the Arrow cache of `datasets`,

@@ -1,6 +1,6 @@
 """Rows of a Hub data set or of local files front to back, for data that is too large to be copied or indexed first.
 
-Values stay as they are stored: no picture is decoded, and nothing of a row is kept once it was handed on.
+Values stay as they are stored: no image is decoded, and nothing of a row is kept once it was handed on.
 """
 
 from __future__ import annotations

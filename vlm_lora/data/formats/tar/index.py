@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from vlm_lora.data.formats.tar.members import Member, TarFaultError, read_members
 from vlm_lora.data.formats.tar.samples import (
-    PICTURE_COLUMNS,
+    IMAGE_COLUMNS,
     check_member,
     check_sample,
     kind_of,
@@ -58,7 +58,7 @@ class TarIndex:
     sizes: array[int]
     crc32: array[int] | None
     columns: tuple[str, ...]
-    """Columns of the rows, the pictures' column (`image` or `images`) not among them."""
+    """Columns of the rows, the images' column (`image` or `images`) not among them."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -78,12 +78,12 @@ class TarIndex:
 
     @property
     def numbered(self) -> bool:
-        """Whether any picture has a number."""
+        """Whether any image has a number."""
         return any(kind_of(extension) == "numbered" for extension in self.extensions)
 
     @property
     def pictured(self) -> bool:
-        """Whether any sample has a picture in the pictures' column."""
+        """Whether any sample has an image in the images' column."""
         return any(kind_of(extension) in ("picture", "numbered") for extension in self.extensions)
 
 
@@ -130,7 +130,7 @@ def build_index(stream: BinaryIO, size: int, name: str) -> TarIndex:
         name: How messages call it.
 
     Raises:
-        DataError: A damaged or cut tar, members that are refused, a key twice, a sample without picture or text,
+        DataError: A damaged or cut tar, members that are refused, a key twice, a sample without image or text,
             JSON or text that cannot be read. Names the tar and the key.
     """
     scan = _Scan(name=name)
@@ -190,7 +190,7 @@ def _check_samples(scan: _Scan) -> None:
         lines = [f"{key} {fault}" for key, fault in faulty.items()]
         raise DataError(
             f"{scan.name}: {len(faulty)} of {len(scan.samples)} samples are not usable: {_listed(lines)}. A sample is "
-            "KEY.json (or KEY.txt) and KEY.png (or another picture), the key up to the first dot of the name. Add what "
+            "KEY.json (or KEY.txt) and KEY.png (or another image), the key up to the first dot of the name. Add what "
             "is missing, or leave the sample out of the tar."
         )
 
@@ -205,7 +205,7 @@ def _note_columns(scan: _Scan, stream: BinaryIO, number: int, key: str, sample: 
         row = make_row(key, payloads, plural=False)
     except DataError as error:
         raise DataError(f"{scan.name} row {number} (key {key}): {error}.") from error
-    scan.columns.update(dict.fromkeys(column for column in row if column not in PICTURE_COLUMNS))
+    scan.columns.update(dict.fromkeys(column for column in row if column not in IMAGE_COLUMNS))
 
 
 def _listed(lines: list[str]) -> str:

@@ -17,7 +17,7 @@ from vlm_lora.errors import DataError
 logger = logging.getLogger(__name__)
 
 LARGEST_RATIO = 200
-"""A packed tar may unpack to so many times its size; pictures hardly shrink, JSON to a tenth or less."""
+"""A packed tar may unpack to so many times its size; images hardly shrink, JSON to a tenth or less."""
 ALWAYS_ALLOWED = 64 * 1024 * 1024
 """Unpacked bytes that are allowed whatever the ratio."""
 
@@ -58,7 +58,7 @@ def _unpack(path: Path, plain: Path, *, most: int, mtime_ns: int) -> None:
             if written > most:
                 raise DataError(
                     f"{path} unpacks to more than {most} bytes, {LARGEST_RATIO} times its size or more: that is no "
-                    "set of pictures. If it is meant, unpack it yourself and name the .tar."
+                    "set of images. If it is meant, unpack it yourself and name the .tar."
                 )
             stream.write(chunk)
         stream.flush()  # a write after the time is set would set another one

@@ -22,16 +22,16 @@ from vlm_lora.errors import DataError
 
 Kind = Literal["picture", "numbered", "named", "json", "text", "other"]
 
-PICTURES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"})
+IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"})
 TEXTS = frozenset({"txt", "text", "cls", "caption"})
 CODE = frozenset({"pkl", "pickle", "pyd", "pth", "pt", "ckpt", "npy", "npz", "joblib", "dill", "cloudpickle"})
 """Formats whose usual decoders can run what the file says."""
 
-LARGEST_PICTURE = 1024 * 1024 * 1024
+LARGEST_IMAGE = 1024 * 1024 * 1024
 LARGEST_TEXT = 64 * 1024 * 1024
-"""Longest members in bytes; --max_image_bytes (256 MiB by default) is checked when a picture is loaded."""
+"""Longest members in bytes; --max_image_bytes (256 MiB by default) is checked when an image is loaded."""
 
-PICTURE_COLUMNS = ("image", "images")
+IMAGE_COLUMNS = ("image", "images")
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -50,7 +50,7 @@ def split_name(name: str) -> tuple[str, str] | None:
 def kind_of(extension: str) -> Kind:
     """Return what a member with this extension is."""
     front, dot, last = extension.rpartition(".")
-    if last in PICTURES:
+    if last in IMAGES:
         return "picture" if not dot else ("numbered" if front.isascii() and front.isdigit() else "named")
     if extension == "json":
         return "json"
@@ -63,14 +63,14 @@ def check_member(extension: str, size: int) -> str | None:
     if last in CODE:
         return (
             f"files ending in .{last} are refused: their usual decoders can run code that the file brings. "
-            "Write pictures as PNG or JPEG and everything else as JSON"
+            "Write images as PNG or JPEG and everything else as JSON"
         )
     if last == "json" and extension != "json":
         return (
             "a key ends at the first dot of a name, so this would be a second JSON of its sample. Use keys without dots"
         )
     kind = kind_of(extension)
-    most = LARGEST_TEXT if kind in ("json", "text") else LARGEST_PICTURE
+    most = LARGEST_TEXT if kind in ("json", "text") else LARGEST_IMAGE
     return f"{size} bytes, more than the {most} allowed" if kind != "other" and size > most else None
 
 
@@ -78,15 +78,15 @@ def check_sample(extensions: Sequence[str]) -> str | None:
     """Return what a sample lacks or has too many of, or None."""
     kinds = [kind_of(extension) for extension in extensions]
     if not {"picture", "numbered", "named"} & set(kinds):
-        return "has no picture"
+        return "has no image"
     if not {"json", "text"} & set(kinds):
-        return "has a picture and no JSON or text"
+        return "has an image and no JSON or text"
     if kinds.count("picture") > 1:
-        return "has two pictures; several are numbered, KEY.0.png and KEY.1.png"
+        return "has two images; several are numbered, KEY.0.png and KEY.1.png"
     if "picture" in kinds and "numbered" in kinds:
-        return "has a numbered picture and one without a number"
+        return "has a numbered image and one without a number"
     numbers = [int(extension.partition(".")[0]) for extension in extensions if kind_of(extension) == "numbered"]
-    return "has two pictures of one number" if len(set(numbers)) < len(numbers) else None
+    return "has two images of one number" if len(set(numbers)) < len(numbers) else None
 
 
 def read_text(encoded: bytes) -> str:
@@ -119,7 +119,7 @@ def make_row(key: str, payloads: Mapping[str, bytes], *, plural: bool) -> dict[s
     Args:
         key: The sample's key, which becomes the column `__key__`.
         payloads: Bytes by extension; extensions that are not read may be left out.
-        plural: Give pictures as the list `images`, also a single one.
+        plural: Give images as the list `images`, also a single one.
 
     Raises:
         DataError: Text or JSON that cannot be read; the message begins with the extension.
@@ -145,7 +145,7 @@ def make_row(key: str, payloads: Mapping[str, bytes], *, plural: bool) -> dict[s
         members["images" if plural else "image"] = pictures if plural else pictures[0]
     members["__key__"] = key
     fields = value if isinstance(value, dict) else {"json": value}
-    return {**_renamed(fields, {*members, *(PICTURE_COLUMNS if numbered else ())}), **members}
+    return {**_renamed(fields, {*members, *(IMAGE_COLUMNS if numbered else ())}), **members}
 
 
 def _renamed(fields: Mapping[str, Any], taken: set[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Rows of any source as samples of a tar: members of a tar as they are, other rows as JSON and pictures."""
+"""Rows of any source as samples of a tar: members of a tar as they are, other rows as JSON and images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.columns.schema import find_image_column
 from vlm_lora.data.formats.rows import Rows
 from vlm_lora.data.formats.tar.opening import tar_stem
-from vlm_lora.data.formats.tar.samples import PICTURES, check_sample, kind_of
+from vlm_lora.data.formats.tar.samples import IMAGES, check_sample, kind_of
 from vlm_lora.data.formats.tar.table import TarTable
 from vlm_lora.data.formats.tar.writing import Sample
 from vlm_lora.data.images.loader import ImageLimits, load_image
@@ -32,7 +32,7 @@ class MemberChoice:
     """Which members of a tar are taken; None takes all that are read."""
 
     pictures: frozenset[str] | None = None
-    """Extensions of pictures."""
+    """Extensions of images."""
     meta: str | None = None
     """Extension of JSON or text."""
 
@@ -44,9 +44,9 @@ class MemberChoice:
 
     def check(self) -> None:
         """Refuse extensions that are not read. Raises ConfigError."""
-        unknown = sorted((self.pictures or frozenset()) - PICTURES)
+        unknown = sorted((self.pictures or frozenset()) - IMAGES)
         if unknown:
-            raise ConfigError(f"--img_exts {unknown[0]}: read are {', '.join(sorted(PICTURES))}.")
+            raise ConfigError(f"--img_exts {unknown[0]}: read are {', '.join(sorted(IMAGES))}.")
         if self.meta is not None and kind_of(self.meta) not in ("json", "text"):
             raise ConfigError(f"--meta_ext {self.meta}: read are json, txt, text, cls and caption.")
 
@@ -64,7 +64,7 @@ def samples_of(rows: Rows, config: DataConfig, choice: MemberChoice) -> Samples:
 
     Raises:
         ConfigError: Members are chosen, and the source is no tar.
-        DataError: No picture column, or keys that cannot be made different.
+        DataError: No image column, or keys that cannot be made different.
     """
     if all(isinstance(rows.locate(origin.first)[0], TarTable) for origin in rows.origins if len(rows)):
         return _TarSamples(rows, choice)
@@ -124,7 +124,7 @@ class _TarSamples:
 
 
 class _RowSamples:
-    """Rows of another source: the picture column as files, all other columns as JSON, numbered keys."""
+    """Rows of another source: the image column as files, all other columns as JSON, numbered keys."""
 
     def __init__(self, rows: Rows, config: DataConfig) -> None:
         self._rows = rows
@@ -144,7 +144,7 @@ class _RowSamples:
         try:
             refs = read_image_values(value, place)
             if not refs:
-                raise DataError("has no picture, and a sample of a tar needs one. Leave the row out.")
+                raise DataError("has no image, and a sample of a tar needs one. Leave the row out.")
             pictures = [self._encoded(ref.source) for ref in refs]
             payloads = {"json": _encode_json(row)}
         except DataError as error:
@@ -155,14 +155,14 @@ class _RowSamples:
         return Sample(key=f"{number:0{self._width}d}", payloads=payloads)
 
     def _encoded(self, source: object) -> tuple[bytes, str]:
-        """Return a picture as it is stored, and the extension of its format."""
+        """Return an image as it is stored, and the extension of its format."""
         if isinstance(source, Path):
             encoded = _read_file(source)
         elif isinstance(source, bytes):
             encoded = source
         else:
-            raise ImageError("a picture that is decoded already cannot be copied as it is.")
-        # A picture that could not be loaded later does not get into a shard.
+            raise ImageError("an image that is decoded already cannot be copied as it is.")
+        # An image that could not be loaded later does not get into a shard.
         load_image(encoded, limits=self._limits)
         with Image.open(BytesIO(encoded)) as picture:
             return encoded, _ENDINGS.get(str(picture.format), "ppm")

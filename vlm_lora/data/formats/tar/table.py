@@ -27,7 +27,7 @@ class TarTable:
     stamp: tuple[int, int]
     """Size and modification time that the index belongs to."""
     plural: bool
-    """Whether pictures are the list `images`: where any sample of the split has numbered ones."""
+    """Whether images are the list `images`: where any sample of the split has numbered ones."""
 
     @classmethod
     def of(cls, path: Path, kept: KeptIndex, *, name: str, plural: bool) -> TarTable:

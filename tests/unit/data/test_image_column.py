@@ -1,4 +1,4 @@
-"""The column of pictures: no shape of a picture, and no odd row, turns data into text only without a word."""
+"""The column of images: no shape of an image, and no odd row, turns data into text only without a word."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ADDRESS = "https://datasets.example.org/cached/0.jpg?Expires=17"
 
 @pytest.mark.parametrize("column", ["image", "screenshot"])
 @pytest.mark.parametrize("value", [{"src": "0.png", "height": 24, "width": 32}, {"url": "0.png"}, {"src": "0.png"}])
-def test_objects_with_an_address_are_pictures(column: str, value: dict[str, Any], tmp_path: Path) -> None:
+def test_objects_with_an_address_are_images(column: str, value: dict[str, Any], tmp_path: Path) -> None:
     assert read_back([{column: value, **ASKED}], tmp_path).told == [READ]
     assert read_back([{column: [value, value], **ASKED}], tmp_path).told == [[["<0.png>", "<0.png>", "q"], ["a"]]]
 
@@ -41,7 +41,7 @@ def test_bytes_and_path_come_before_an_address(tmp_path: Path) -> None:
     assert read_back([{"image": {"path": "0.png", "url": "1.png"}, **ASKED}], tmp_path).told == [READ]
 
 
-def test_an_object_with_a_page_s_address_is_no_picture(tmp_path: Path) -> None:
+def test_an_object_with_a_page_s_address_is_no_image(tmp_path: Path) -> None:
     rows = [{"image": "0.png", "source": {"url": "https://example.org/page"}, **ASKED}]
     found = read_back(rows, tmp_path)
     assert (found.schema.image, found.told) == ("image", [READ])
@@ -49,15 +49,13 @@ def test_an_object_with_a_page_s_address_is_no_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [391895, [1, 2], {"id": 5}, True, [{"role": "user", "content": "hi"}]])
-def test_a_column_called_as_pictures_that_holds_none_is_an_error(value: Any, tmp_path: Path) -> None:
+def test_a_column_called_as_images_that_holds_none_is_an_error(value: Any, tmp_path: Path) -> None:
     rows = [{"image": None, **ASKED}, {"image": value, **ASKED}]
-    with pytest.raises(
-        DataError, match=r"'image' is called as pictures are, and holds none.*--image_column no_pictures"
-    ):
+    with pytest.raises(DataError, match=r"'image' is called as images are, and holds none.*--image_column no_pictures"):
         read_back(rows, tmp_path, prompt_column="question", response_column="answer")
 
 
-def test_the_flag_says_that_there_are_no_pictures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_flag_says_that_there_are_no_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         found = read_back([{"image": 391895, **ASKED}], tmp_path, image_column="no_pictures")
     assert found.told == [[["q"], ["a"]]]
@@ -67,7 +65,7 @@ def test_the_flag_says_that_there_are_no_pictures(tmp_path: Path, caplog: pytest
     assert named.told == [READ], "a column of that name is that column"
 
 
-def test_an_explicit_column_and_other_columns_of_pictures_win(tmp_path: Path) -> None:
+def test_an_explicit_column_and_other_columns_of_images_win(tmp_path: Path) -> None:
     assert read_back([{"image": 391895, "scan": "0.png", **ASKED}], tmp_path).told == [READ]
     (told,) = read_back([{"image": 391895, **ASKED}], tmp_path, image_column="image").told
     assert "rows.jsonl row 0: An image is given as a value of type int" in told
@@ -81,7 +79,7 @@ def test_one_odd_row_does_not_hide_a_column_of_unknown_name(tmp_path: Path) -> N
     assert "rows.jsonl row 99: The image '0.svg' cannot be opened" in found.told[99]
 
 
-def test_a_column_where_few_values_name_pictures_is_none(tmp_path: Path) -> None:
+def test_a_column_where_few_values_name_images_is_none(tmp_path: Path) -> None:
     rows = [{"note": note, **ASKED} for note in ("0.png", "x", "y", "1.png")]
     assert read_back(rows, tmp_path).schema.image is None
     assert read_back([*rows, {"note": "2.png", **ASKED}], tmp_path).schema.image == "note", "the control: three of five"

@@ -20,7 +20,7 @@ CERTIFICATE = Path(__file__).with_name("pictures_test.pem")
 
 
 @dataclass(kw_only=True)
-class PictureServer:
+class ImageServer:
     """What a server has seen, and how to answer: each path's raw HTTP answer, in pieces."""
 
     port: int = 0
@@ -77,11 +77,11 @@ def numeric_only(host: str, port: int) -> Sequence[Address]:
 
 
 @contextlib.contextmanager
-def serving(*, tls: bool = False) -> Iterator[PictureServer]:
+def serving(*, tls: bool = False) -> Iterator[ImageServer]:
     """Run a server on a free port of 127.0.0.1 until the block ends."""
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(0.05)
-    server = PictureServer(port=listener.getsockname()[1])
+    server = ImageServer(port=listener.getsockname()[1])
     context = None
     if tls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -97,7 +97,7 @@ def serving(*, tls: bool = False) -> Iterator[PictureServer]:
         listener.close()
 
 
-def _accept(listener: socket.socket, server: PictureServer, context: ssl.SSLContext | None) -> None:
+def _accept(listener: socket.socket, server: ImageServer, context: ssl.SSLContext | None) -> None:
     workers: list[threading.Thread] = []
     while not server.stop.is_set():
         try:
@@ -111,7 +111,7 @@ def _accept(listener: socket.socket, server: PictureServer, context: ssl.SSLCont
         worker.join()
 
 
-def _serve(connected: socket.socket, server: PictureServer, context: ssl.SSLContext | None) -> None:
+def _serve(connected: socket.socket, server: ImageServer, context: ssl.SSLContext | None) -> None:
     connected.settimeout(10)
     # Clients that hang up early are what some tests are about.
     with contextlib.suppress(OSError):

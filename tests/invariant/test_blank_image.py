@@ -1,4 +1,4 @@
-"""A blank picture behind a row changes no loss and gives the tower gradients of zero, in every family."""
+"""A blank image behind a row changes no loss and gives the tower gradients of zero, in every family."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from vlm_lora.model.parts import find_parts
 from vlm_lora.session import open_preprocessing
 
 NO_TEXT_ONLY = ("paligemma",)
-"""Its processor takes no row without a picture."""
+"""Its processor takes no row without an image."""
 SEES_WHAT_FOLLOWS = ("mllama",)
-"""transformers lets a token that may see no picture attend to all of them, in a batch that has one."""
+"""transformers lets a token that may see no image attend to all of them, in a batch that has one."""
 
 
 def text_rows() -> list[Conversation]:
@@ -55,7 +55,7 @@ def test_losses_stay_and_the_tower_gets_zeros(
     head = SupervisedHead(model)
     rows = text_rows()
     without = losses_of(model, head, tools.collator(rows))
-    tools.collator.require_pictures()
+    tools.collator.require_images()
     batch = tools.collator(rows)
     losses = losses_of(model, head, batch)
     exact = name not in SEES_WHAT_FOLLOWS
@@ -98,10 +98,10 @@ def in_front(row: EncodedRow, length: int) -> EncodedRow:
     )
 
 
-def test_a_batch_with_a_picture_stays_as_it_is(model_folder: Callable[[str], Path]) -> None:
+def test_a_batch_with_a_image_stays_as_it_is(model_folder: Callable[[str], Path]) -> None:
     tools = open_preprocessing(RunConfig(model=ModelConfig(model_name_or_path=str(model_folder("gemma3")))))
     rows = [*text_rows(), blank_conversation()]
     plain = tools.collator(rows)
-    tools.collator.require_pictures()
-    with_pictures = tools.collator(rows)
-    assert all(torch.equal(plain[name], with_pictures[name]) for name in plain)
+    tools.collator.require_images()
+    with_images = tools.collator(rows)
+    assert all(torch.equal(plain[name], with_images[name]) for name in plain)
