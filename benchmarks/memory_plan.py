@@ -6,7 +6,7 @@ For each setting the plan is made by `vlm_lora.pipeline.plan` from a folder with
 one `vlm_lora.pipeline.train` takes three steps with the same flags. What is measured:
 
 - on a CPU: every allocation and release that PyTorch's CPU allocator reports to its profiler, from the first step on,
-  added to the bytes of weights and buffers. It is exact and repeats to the byte; the resident set, shown beside it,
+  added to the bytes of weights and buffers. It is exact and repeats to the byte; the resident set, shown next to it,
   also holds Python, libraries and what malloc keeps.
 - on a GPU: `torch.cuda.max_memory_allocated()` of the whole training, the same counting by the CUDA allocator.
 

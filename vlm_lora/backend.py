@@ -102,7 +102,7 @@ class Backend(Protocol):
     def environment(self, run: RunConfig) -> Mapping[str, str]:
         """Return variables that must be set before torch is imported; import nothing heavy here.
 
-        Raises ConfigError where what was typed contradicts the environment.
+        Raises ConfigError where what was set contradicts the environment.
         """
 
     def arguments_class(self) -> type[TrainingArguments]:
@@ -175,7 +175,7 @@ def set_environment(run: RunConfig) -> None:
     """Set the run's variables and those of the backends it may use. Call it before torch is imported.
 
     Raises:
-        ConfigError: what was typed contradicts the environment.
+        ConfigError: what was set contradicts the environment.
     """
     os.environ.update(run.environment)
     for name, backend in installed().items():

@@ -111,8 +111,8 @@ def train(run: RunConfig) -> dict[str, Any]:
         ),
     )
     preprocessing, groups = _plan_shapes(session, preprocessing, splits)
-    needs = partial(advise, _subject(run, session.values, preprocessing, splits.train), arguments, session.backend)
-    with explain_exhaustion(session.backend, "loading the model", needs):
+    oom_advice = partial(advise, _subject(run, session.values, preprocessing, splits.train), arguments, session.backend)
+    with explain_exhaustion(session.backend, "loading the model", oom_advice):
         model = (
             _load_for_training(session, preprocessing)
             if arguments.do_train
@@ -123,7 +123,7 @@ def train(run: RunConfig) -> dict[str, Any]:
         write_resolved(folder / ("run_config.yaml" if arguments.do_train else "eval_config.yaml"), run, session.values)
     results: dict[str, Any] = {}
     if arguments.do_train:
-        with explain_exhaustion(session.backend, "training", needs):
+        with explain_exhaustion(session.backend, "training", oom_advice):
             results |= _recorded(folder, "train", _fit(session, trainer, checkpoint), trainer)
     if arguments.do_eval:
         with explain_exhaustion(session.backend, "evaluation"):
@@ -165,7 +165,7 @@ def preview(run: RunConfig, *, rows: int) -> list[tuple[EncodedRow, Any]]:
 
 def dry_run(run: RunConfig) -> list[ShownRow]:
     """Encode the first training rows as training would; with the model, add its loss and its answer on each."""
-    asked = run.rehearsal
+    asked = run.dry_run_options
     session = None
     if asked.no_model:
         run, values = resolve(run, choose_backend(run)[0].arguments_class())

@@ -68,7 +68,7 @@ def accelerate_launch(request: LaunchRequest, command: Sequence[str], *, devices
 
 
 def _settle_machines(given: dict[str, Any], file: Mapping[str, Any], request: LaunchRequest) -> int:
-    """Settle machines and meeting place: what was typed, else `accelerate_launch_args`, else the file."""
+    """Settle machines and meeting place: what was set, else `accelerate_launch_args`, else the file."""
     if request.nnodes > 1:
         _agree(given, "num_machines", request.nnodes, "--nnodes")
         given |= {"machine_rank": request.node_rank, "main_process_ip": request.master_addr}
@@ -101,7 +101,7 @@ def _settle_processes(
             raise ConfigError(
                 f"accelerate_launch_args: num_processes {given['num_processes']} with --nnodes {request.nnodes}: on "
                 "each machine, or on all together? Leave it out and type --world_size N (on each), or write "
-                "num_machines beside it (all together)."
+                "num_machines next to it (all together)."
             )
     elif of_file is None:
         given["num_processes"] = max(devices, 1) * machines

@@ -24,8 +24,8 @@ def choose_attention(asked: str, config: PretrainedConfig, dtype: torch.dtype, *
         One for the whole model, or one for each part where the parts support different ones.
 
     Raises:
-        BackendError: flash attention was typed and cannot be used, or would compute something else.
-        ModelError: what was typed is not there for a part of the model.
+        BackendError: flash attention was set and cannot be used, or would compute something else.
+        ModelError: what was set is not there for a part of the model.
     """
     if asked == "auto":
         obstacle = _flash_obstacle(config, dtype, on_gpu=on_gpu)

@@ -115,7 +115,7 @@ class CudaBackend:
             # Every trainable tensor gets a gradient in every step (the collator sees to it): no need to search.
             "ddp_find_unused_parameters": False,
             **values,
-            # Behind what was typed: a None there is no answer, and a contradiction was refused.
+            # Behind what was set: a None there is no answer, and a contradiction was refused.
             **precision,
             "use_cpu": not on_gpu,
         }

@@ -55,7 +55,7 @@ def check_precision(values: Mapping[str, Any], gpu: Gpu | None, *, launched: str
     """Refuse precision flags that contradict each other or that this device cannot honour.
 
     Args:
-        values: the training arguments that were typed.
+        values: the training arguments that were set.
         gpu: None on the CPU.
         launched: what `accelerate launch` says, from `launched_precision`; it counts as typed.
 
@@ -99,10 +99,10 @@ def _too_old(gpu: Gpu) -> str:
 def choose_precision(
     values: Mapping[str, Any], gpu: Gpu | None, *, by_deepspeed: bool = False, launched: str | None = None
 ) -> dict[str, bool]:
-    """Return what was not typed (the launcher's, or bf16 where the GPU has it), and log the whole choice in one line.
+    """Return what was not set (the launcher's, or bf16 where the GPU has it), and log the whole choice in one line.
 
     Args:
-        values: the training arguments that were typed.
+        values: the training arguments that were set.
         gpu: None on the CPU.
         by_deepspeed: DeepSpeed casts the model where others compute under autocast.
         launched: what `accelerate launch` says, from `launched_precision`.

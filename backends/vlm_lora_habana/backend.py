@@ -98,7 +98,7 @@ class HabanaBackend:
 
     def prepare(self, run: RunConfig) -> None:
         """Settle mode and configuration, and quieten tokenizers in loader workers."""
-        # The variables are set by now, and an environment that was typed wins over an untyped default.
+        # The variables are set by now, and an environment that was set wins over an untyped default.
         self._mode = choose_mode(run.raw, os.environ)
         self._configuration = read_configuration(run.raw.get("gaudi_config_name"), token=run.model.token)
         logger.info("Gaudi mode: %s.", self._mode.value)
@@ -153,7 +153,7 @@ class HabanaBackend:
         return gaudi_trainer_class()
 
     def trainer_kwargs(self, run: RunConfig) -> Mapping[str, Any]:
-        """Return the Gaudi configuration; the trainer writes it beside the weights."""
+        """Return the Gaudi configuration; the trainer writes it next to the weights."""
         from optimum.habana import GaudiConfig
 
         return {"gaudi_config": GaudiConfig(**self._configuration)}

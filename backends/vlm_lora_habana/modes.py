@@ -1,4 +1,4 @@
-"""Lazy, eager or torch.compile: decided once, before torch is imported, from what was typed and the environment.
+"""Lazy, eager or torch.compile: decided once, before torch is imported, from what was set and the environment.
 
 The Gaudi bridge reads PT_HPU_LAZY_MODE when it is loaded, which `import torch` does, and the vendor's
 libraries disagree on what an unset variable means: so it is always set here.
@@ -28,10 +28,10 @@ class Mode(Enum):
 
 
 def choose_mode(raw: Mapping[str, Any], environ: Mapping[str, str]) -> Mode:
-    """Return the mode; what was typed and the environment must agree, an untyped default never contradicts.
+    """Return the mode; what was set and the environment must agree, an untyped default never contradicts.
 
     Args:
-        raw: the keys that were typed (`use_lazy_mode`, `torch_compile`).
+        raw: the keys that were set (`use_lazy_mode`, `torch_compile`).
         environ: `PT_HPU_LAZY_MODE` and `PT_HPU_TC_MODE`, each 0, 1 or not set.
 
     Raises:

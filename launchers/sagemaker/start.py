@@ -95,7 +95,7 @@ def hyperparameters(flags: Sequence[str], instance: Instance) -> dict[str, str]:
         if not file.startswith(IN_CONTAINER) and (Path(file).exists() or not Path(file).is_absolute()):
             raise SystemExit(
                 f"error: --config {file}: the run is in a container, which does not get this machine's files. Type its "
-                "keys as flags after `--`; or put it beside the data of --train, and type "
+                "keys as flags after `--`; or put it next to the data of --train, and type "
                 "--config /opt/ml/input/data/train/FILE."
             )
     if given.get("peft_method") == ["none"] and "deepspeed" not in given:

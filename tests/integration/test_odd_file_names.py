@@ -41,7 +41,7 @@ def test_a_run_writes_the_names_so_that_they_are_read_back(
     run(model_folder("gemma3"), data, output, **flags, **policies)
     file = str(data / "train.jsonl")
     quarantined = [json.loads(line) for line in (output / "quarantine.jsonl").read_text("utf-8").splitlines()]
-    assert {(row["file"], row["row"]) for row in quarantined} == {(file, BAD)}, "the long row is listed beside"
+    assert {(row["file"], row["row"]) for row in quarantined} == {(file, BAD)}, "the long row is listed next to"
     overlong = json.loads((output / "overlong_rows.json").read_text("utf-8"))
     assert [row["row"] for row in overlong["train"]] == [f"{file} row {LONG}"]
     assert file in {row["file"] for row in json.loads((output / "data_report.json").read_text("utf-8"))["bad"]}

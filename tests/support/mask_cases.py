@@ -40,7 +40,7 @@ class FamilyCase:
     template: str | None = None
     """Another template than the processor's own, by its name with `trl`."""
     ends: tuple[str, ...] = ()
-    """Tokens that generation_config lists beside the tokenizer's eos."""
+    """Tokens that generation_config lists next to the tokenizer's eos."""
     typed: tuple[str, str]
     """What the user and the assistant type in the case `typed`."""
 

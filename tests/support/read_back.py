@@ -27,7 +27,7 @@ class ReadBack:
 
 
 def read_back(data: Path | Sequence[Mapping[str, Any]], folder: Path, **settings: Any) -> ReadBack:
-    """Read a file, or rows that are written to JSON Lines beside the images 0.png to 3.png.
+    """Read a file, or rows that are written to JSON Lines next to the images 0.png to 3.png.
 
     Raises:
         DataError: the columns cannot be told apart.

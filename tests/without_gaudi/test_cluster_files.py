@@ -66,7 +66,7 @@ def test_manifests_fit_the_schema_and_their_parts_fit_together(path: Path) -> No
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
 def test_pods_that_fail_are_started_again(path: Path) -> None:
-    """What Kubernetes asks for beside the schema: limits by index need an indexed Job, and policies new pods."""
+    """What Kubernetes asks for next to the schema: limits by index need an indexed Job, and policies new pods."""
     _, job = read(path)
     spec = job["spec"]
     assert spec["completionMode"] == "Indexed"

@@ -298,7 +298,7 @@ def _template_of(processor: Any) -> str:
         template = template.get("default")
     if not isinstance(template, str):
         raise ModelError(
-            f"{type(processor).__name__} has no chat template. Put a chat_template.jinja beside the model's "
+            f"{type(processor).__name__} has no chat template. Put a chat_template.jinja next to the model's "
             "processor files, or take the instruction-tuned version of the model."
         )
     return template
@@ -348,7 +348,7 @@ def _rewritten(layout: Layout, turns: Sequence[Turn], texts: Sequence[str], rend
             break
     role, number = _owner(turns, changed)
     return (
-        f"the chat template rewrites the text of turn {number} ({role}) or what stands beside it: it writes "
+        f"the chat template rewrites the text of turn {number} ({role}) or what stands next to it: it writes "
         f"{rendered[max(0, same - 20) : same + 40]!r} where the row would give "
         f"{expected[max(0, same - 20) : same + 40]!r}. Labels on such a row would be wrong: bring the text "
         "into the form that the template writes, for example without reasoning tags."

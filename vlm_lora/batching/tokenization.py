@@ -88,7 +88,7 @@ class ControlTokens:
 
     Args:
         tokenizer: a fast tokenizer.
-        names: tokens that count as control tokens beside all special ones (eos, media placeholders).
+        names: tokens that count as control tokens in addition to all special ones (eos, media placeholders).
 
     Raises:
         ModelError: the tokenizer has no offsets (a slow one).
@@ -98,7 +98,7 @@ class ControlTokens:
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(
                 f"{type(tokenizer).__name__} gives no character offsets, so labels cannot be placed. Save "
-                "the model with its fast tokenizer (a tokenizer.json file beside the model)."
+                "the model with its fast tokenizer (a tokenizer.json file next to the model)."
             )
         self._tokenizer = tokenizer
         self._controls = {

@@ -74,7 +74,7 @@ def help_text(
         verb: the word after `vlm-lora`.
         everything: also list every key of the backend's arguments class (`--help_all`).
         arguments_class: that class; transformers' own when not given. Only used with `everything`.
-        own: the flags that the verb has beside the run's, each with what it is for.
+        own: the flags that the verb has in addition to the run's, each with what it is for.
     """
     parts = [
         f"vlm-lora {verb} [--config FILE] [--key value ...]",

@@ -1,6 +1,6 @@
 """The command line: verbs, exit codes, and the only place that turns an error into a message.
 
-Exit codes: 0 done, 1 the user can put it right, 2 wrong usage, 75 a checkpoint was saved on SIGUSR1 and the run can go
+Exit codes: 0 done, 1 the user can fix it, 2 wrong usage, 75 a checkpoint was saved on SIGUSR1 and the run can go
 on from it, 130 interrupted, 203 an error of ours.
 Start-up imports neither torch nor transformers: `vlm-lora --help` answers at once.
 """
@@ -165,7 +165,7 @@ def _train(rest: Sequence[str], defaults: Mapping[str, Any] | None = None) -> No
         return
     if not run.raw.get("output_dir"):
         raise ConfigError("--output_dir is missing: the folder that adapter, checkpoints and results go to.")
-    if run.rehearsal.dry_run:
+    if run.dry_run_options.dry_run:
         from vlm_lora.cli.dry_run import dry_run
 
         dry_run(run)
@@ -177,7 +177,7 @@ def _train(rest: Sequence[str], defaults: Mapping[str, Any] | None = None) -> No
 
 def _eval(rest: Sequence[str]) -> None:
     run = configure(rest, {"do_eval": True}, placed=True)
-    if run.rehearsal.dry_run:
+    if run.dry_run_options.dry_run:
         raise ConfigError("--dry_run is for train: it shows the rows that would be trained on. Leave it out.")
     from vlm_lora import pipeline
     from vlm_lora.evaluation.places import with_own_folder
@@ -358,7 +358,7 @@ OWN_FLAGS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "preview": _preview_flags,
     "plan": _plan_flags,
 }
-"""The verbs that have flags beside the run's."""
+"""The verbs that have flags in addition to the run's."""
 
 
 def _verb_help(verb: str, *, everything: bool) -> str:

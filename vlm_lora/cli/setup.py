@@ -45,7 +45,7 @@ def verb_parser(verb: str) -> argparse.ArgumentParser:
 
 
 def described(parser: argparse.ArgumentParser) -> dict[str, str]:
-    """Return what each flag of a parser is for, by the flag as it is typed."""
+    """Return what each flag of a parser is for, by the flag as it is set."""
     return {
         " ".join([action.option_strings[0], *([str(action.metavar)] if action.metavar else [])]): action.help or ""
         for action in parser._actions

@@ -17,7 +17,7 @@ HELP = """\
 vlm-lora shard --input DATA --out_dir DIR (--num_shards N | --samples_per_shard N) [flags]
 
 Writes tars of KEY.json and KEY.png (or the image's own format), the same bytes for the same input, each with an
-index beside it, and index.json with the number of samples and the SHA-256 of every tar. Every sample is written
+index next to it, and index.json with the number of samples and the SHA-256 of every tar. Every sample is written
 exactly once; members of tars and images are copied byte for byte. Dashes and underscores are the same.
 
   --input DATA           what --dataset_name takes: tars, a glob, {0000..0007}, JSONL, Parquet, a Hub id, ...
@@ -112,7 +112,7 @@ def _extensions(words: Sequence[str] | None) -> frozenset[str] | None:
 
 
 def _prefix(given: str | None, split: str, splits: int) -> str:
-    """Return the tars' first part: what was typed, else the split's name."""
+    """Return the tars' first part: what was set, else the split's name."""
     if given is None:
         return re.sub(r"[^\w-]+", "_", split)
     if not _PREFIX.fullmatch(given):

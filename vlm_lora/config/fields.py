@@ -13,9 +13,9 @@ from typing import Any, get_type_hints
 from vlm_lora.config.run_config import (
     BatchingConfig,
     DataConfig,
+    DryRunConfig,
     GenerationConfig,
     ModelConfig,
-    RehearsalConfig,
     RunConfig,
     TuningConfig,
 )
@@ -27,7 +27,7 @@ SECTIONS: Mapping[str, type] = {
     "tuning": TuningConfig,
     "batching": BatchingConfig,
     "generation": GenerationConfig,
-    "rehearsal": RehearsalConfig,
+    "dry_run_options": DryRunConfig,
 }
 
 

@@ -44,7 +44,7 @@ class _Shape:
     hints: Mapping[str, Any]
 
     def typed(self, name: str, value: Any, written: str) -> Any:
-        """Return `value` as field `name` wants it; `written` is the key the user typed."""
+        """Return `value` as field `name` wants it; `written` is the key the user set."""
         choices = self.fields[name].metadata.get("choices")
         return _typed(written, value, WIDER_HINTS.get(name, self.hints[name]), choices)
 
@@ -56,7 +56,7 @@ class _Draft:
     shape: _Shape
     values: dict[str, Any]
     written: dict[str, str]
-    """The key the user typed, by the class's name for it."""
+    """The key the user set, by the class's name for it."""
     environment: dict[str, str]
 
     def put(self, name: str, value: Any, written: str) -> None:

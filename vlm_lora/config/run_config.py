@@ -319,7 +319,7 @@ class GenerationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RehearsalConfig:
+class DryRunConfig:
     """What is tried before training."""
 
     dry_run: bool = False
@@ -353,7 +353,7 @@ class RunConfig:
     tuning: TuningConfig = field(default_factory=TuningConfig)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
-    rehearsal: RehearsalConfig = field(default_factory=RehearsalConfig)
+    dry_run_options: DryRunConfig = field(default_factory=DryRunConfig)
     backend: str = "auto"
     """auto, or the name of an installed backend (cuda serves CUDA and CPU)."""
     overwrite_output_dir: bool = False

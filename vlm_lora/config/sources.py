@@ -3,7 +3,7 @@
 Stages:
     1. words     `argv` -> (key, value) pairs; dashes and underscores are the same; `--no_key` is false
     2. file      `--config FILE`, or one positional file, or the environment -> (key, value) pairs
-    3. meaning   aliases become their canonical name; our own fields are typed at once
+    3. meaning   aliases become their canonical name; our own fields are set at once
     4. merge     flags win over the file; within one source a contradiction is an error that names both
     5. assembly  our fields fill the dataclasses; other keys wait in `RunConfig.raw` for the backend's class
 """

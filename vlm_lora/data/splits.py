@@ -138,12 +138,12 @@ def pick_train(splits: Mapping[str, AnySplit], *, where: str) -> tuple[str, AnyS
 
 
 def _refuse_overlap(train: str, splits: Iterable[str], where: str) -> None:
-    """Refuse to train on a split such as `train_val` beside one such as `val`, whose rows it may hold."""
+    """Refuse to train on a split such as `train_val` next to one such as `val`, whose rows it may hold."""
     held = kinds_of(split_words(train)) - {"train"}
     others = [name for name in splits if name != train and split_kind(name) in held]
     if others:
         raise DataError(
-            f"{where}: by its name the split '{train}' may hold the rows of {quoted(others)} beside it. Name the "
+            f"{where}: by its name the split '{train}' may hold the rows of {quoted(others)} next to it. Name the "
             "files to train on with --dataset_name and those to evaluate on with --validation_name."
         )
 

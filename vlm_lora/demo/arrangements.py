@@ -1,6 +1,6 @@
 """Random scenes for pre-training: single texts, scattered ones, lists, and paired numbers.
 
-A number of a pair stands beside, above or below the word that it belongs to.
+A number of a pair stands next to, above or below the word that it belongs to.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class PretrainingOptions:
     easy_batches: int = 240
     """Batches over which plain single texts and lists give way to every layout."""
     character_weight: float = 0.4
-    """Weight of the auxiliary character loss beside the answers' loss."""
+    """Weight of the auxiliary character loss in addition to the answers' loss."""
     checkpoint_minutes: float = 4.0
 
 

@@ -25,11 +25,11 @@ def launched_precision(values: Mapping[str, Any], environ: Mapping[str, str]) ->
     Its default, `no`, says nothing.
 
     Args:
-        values: the training arguments that were typed.
+        values: the training arguments that were set.
         environ: this process's environment.
 
     Raises:
-        ConfigError: it contradicts a flag that was typed, or is neither of the two.
+        ConfigError: it contradicts a flag that was set, or is neither of the two.
     """
     word = (_launchers(environ) or "no").lower()
     if word == "no":

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One generated answer beside what would have been right."""
+    """One generated answer next to what would have been right."""
 
     source: str
     generated: str

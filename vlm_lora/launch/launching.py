@@ -177,7 +177,7 @@ def parse_launch(
 ) -> tuple[LaunchRequest, list[str]]:
     """Split a launcher's words into its own flags and the command that follows them, spaces and all.
 
-    What was not typed about machines comes from the cluster's variables.
+    What was not set about machines comes from the cluster's variables.
 
     Raises:
         ConfigError: an unknown or wrong flag, no command, or machines that do not add up.

@@ -35,7 +35,7 @@ def machines(
     rank: int | None = None,
     master_addr: str | None = None,
 ) -> Machines:
-    """Return the machines that were typed, and what was not typed from the cluster's variables.
+    """Return the machines that were set, and what was not set from the cluster's variables.
 
     Raises:
         ConfigError: something is missing or wrong, or this is not the place to start processes from.

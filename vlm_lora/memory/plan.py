@@ -42,7 +42,7 @@ def bits_of(model: ModelConfig) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What a step's peak depends on beside the step itself."""
+    """What a step's peak depends on in addition to the step itself."""
 
     optimizer: str
     """`--optim`."""
@@ -121,7 +121,7 @@ def plan_memory(trace: StepTrace, layout: Layout, device: DeviceSpec, *, hidden_
         passing[BATCH] += trace.batch_bytes * (layout.accumulation - (0 if device.is_cpu else 1))
         if layout.accumulation > 1:
             gradients = shares.gradient_bytes
-            # A new gradient lies beside the sum that it is added to.
+            # A new gradient lies next to the sum that it is added to.
             passing[BACKWARD] += shares.largest_gradient
         peaks.append({"gradients": round(gradients * shares.gradient_share), **passing})
     none = dict.fromkeys((LANGUAGE, VISION, LOGITS, BACKWARD, BATCH), 0)
@@ -149,7 +149,7 @@ def _shares(trace: StepTrace, layout: Layout, hidden_size: int, *, on_cpu: bool)
     """The formulas of ZeRO (Rajbhandari et al. 2020, section 5) on exact parameter counts.
 
     With N processes, stage 1 divides optimizer states by N, stage 2 gradients, stage 3 weights. DeepSpeed keeps a
-    float32 copy of what it trains beside the optimizer's states, shared out like them.
+    float32 copy of what it trains in addition to the optimizer's states, shared out like them.
     """
     sharding, processes = layout.sharding, layout.world_size
     trained = [weight for weight in trace.weights if weight.trained]

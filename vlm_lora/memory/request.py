@@ -37,7 +37,7 @@ class PlanRequest:
         """Return what a row is taken to be without data.
 
         Raises:
-            ConfigError: the length was not typed, or a size is none.
+            ConfigError: the length was not set, or a size is none.
         """
         if tokens is None:
             raise ConfigError(

@@ -48,7 +48,7 @@ class Subject:
         """Return a planner of this run and its variations on a backend's devices.
 
         Raises:
-            ModelError: the attention that was typed is not there for this model.
+            ModelError: the attention that was set is not there for this model.
         """
         check_attention(self.run.model.attn_implementation, self.config)
 

@@ -1,4 +1,4 @@
-"""The worst batch of a data set, from a sample of its rows, or from an assumption that was typed."""
+"""The worst batch of a data set, from a sample of its rows, or from an assumption that was set."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def by_part(config: PretrainedConfig, *kinds: str) -> str | dict[str, str]:
 
 
 def check_attention(asked: str, config: PretrainedConfig) -> None:
-    """Refuse an attention that was typed and that would compute something else, or that a part of the model lacks.
+    """Refuse an attention that was set and that would compute something else, or that a part of the model lacks.
 
     Raises:
         ModelError: says why, and what to type.

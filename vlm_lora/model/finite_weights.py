@@ -14,7 +14,7 @@ from vlm_lora.errors import ModelError
 
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
     """Return what this process holds of a tensor that FSDP or ZeRO-3 may have cut up; else the tensor."""
-    # ZeRO-3 leaves an empty tensor in place and keeps the part beside it.
+    # ZeRO-3 leaves an empty tensor in place and keeps the part next to it.
     part = getattr(tensor, "ds_tensor", tensor)
     return part.to_local() if isinstance(part, DTensor) else part
 

@@ -91,7 +91,7 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
     settings = read_settings(folder / ADAPTER_FILE)
     refuse_misspelt(folder / ADAPTER_FILE, settings, {field.name for field in fields(LoraConfig)})
     if not any((folder / name).is_file() for name in (ADAPTER_WEIGHTS, "adapter_model.bin")):
-        raise ModelError(f"{folder / ADAPTER_WEIGHTS}: missing, beside {ADAPTER_FILE}. {AGAIN}")
+        raise ModelError(f"{folder / ADAPTER_WEIGHTS}: missing, next to {ADAPTER_FILE}. {AGAIN}")
     return settings
 
 
@@ -217,12 +217,12 @@ def _check_tokenizer(folder: Path) -> None:
         if not end.endswith(b"}"):
             raise ModelError(f"{vocabulary}: {'cut off or damaged' if end else 'empty'}. {AGAIN}")
         if not settings.is_file():  # which names the special tokens
-            raise ModelError(f"{settings}: missing, beside tokenizer.json. {AGAIN}")
+            raise ModelError(f"{settings}: missing, next to tokenizer.json. {AGAIN}")
         return
     if not settings.is_file() or "auto_map" in read_settings(settings):  # a tokenizer of the model's own code
         return
     if not any(next(folder.glob(pattern), None) for pattern in VOCABULARIES):
-        raise ModelError(f"{vocabulary}: missing, beside tokenizer_config.json. {AGAIN}")
+        raise ModelError(f"{vocabulary}: missing, next to tokenizer_config.json. {AGAIN}")
 
 
 def _check_header(file: Path) -> list[str]:

@@ -47,7 +47,7 @@ def adapter_folder(config: ModelConfig) -> Path | None:
     """
     folder = Path(str(config.model_name_or_path)).expanduser()
     if not (folder / ADAPTER_FILE).is_file() and (folder / ADAPTER_WEIGHTS).is_file():
-        raise ModelError(f"{folder / ADAPTER_FILE}: missing, beside {ADAPTER_WEIGHTS}. {AGAIN}")
+        raise ModelError(f"{folder / ADAPTER_FILE}: missing, next to {ADAPTER_WEIGHTS}. {AGAIN}")
     return folder if (folder / ADAPTER_FILE).is_file() else None
 
 

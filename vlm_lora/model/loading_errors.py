@@ -79,7 +79,7 @@ def weights_name(folder: str) -> str:
     if not Path(folder).is_dir():
         return folder
     index = (Path(folder) / INDEX).is_file() and not (Path(folder) / WEIGHTS).is_file()
-    return f"{Path(folder) / (INDEX if index else WEIGHTS)} and config.json beside it"
+    return f"{Path(folder) / (INDEX if index else WEIGHTS)} and config.json next to it"
 
 
 def _known(name: str, error: Exception, config: ModelConfig) -> ModelError | None:

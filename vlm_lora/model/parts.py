@@ -139,7 +139,7 @@ def _present(paths: Iterable[str], present: set[str]) -> tuple[str, ...]:
 
 
 def _further_embeddings(modules: Mapping[str, nn.Module], inputs: str) -> list[str]:
-    """Tables of token embeddings beside the first one (Gemma3n's and Gemma4's per-layer embeddings)."""
+    """Tables of token embeddings in addition to the first one (Gemma3n's and Gemma4's per-layer embeddings)."""
     beside = re.compile(rf"{re.escape(inputs)}_[^.]*")
     return [name for name, m in modules.items() if beside.fullmatch(name) and isinstance(m, nn.Embedding)]
 

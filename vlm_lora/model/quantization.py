@@ -29,7 +29,7 @@ from vlm_lora.model.parts import find_parts
 logger = logging.getLogger(__name__)
 
 RECORD = "run_config.yaml"
-"""What a training run writes beside its adapter."""
+"""What a training run writes next to its adapter."""
 
 
 @dataclass(frozen=True, kw_only=True)

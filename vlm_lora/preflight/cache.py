@@ -3,7 +3,7 @@
 A key is made of the data files (path, size, time; or the fingerprint of `datasets`), the rows chosen of them,
 what their columns were taken as, which draws of them were looked at, the data and length settings, the
 processor's own content (tokenizer, chat template, image settings) and the versions of the packages. Image
-files beside the data are compared by the reader, row by row. Nothing here can make a run fail: what cannot be
+files next to the data are compared by the reader, row by row. Nothing here can make a run fail: what cannot be
 read or written is said and done without.
 """
 

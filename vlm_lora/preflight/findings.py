@@ -22,7 +22,7 @@ TOO_LONG = "too long"
 """The kind that `--on_overflow` is about."""
 
 CURES: Mapping[str, str] = {
-    "picture": "Repair or replace the image, put the path right, or take the row out.",
+    "picture": "Repair or replace the image, fix the path, or take the row out.",
     TOO_LONG: "Raise --max_length, shorten or split the row, use smaller images, or see --on_overflow.",
     "labels": "Put the turns and images right so that the model's chat template can write them, or take the row out.",
     "row": "Put the row's values right, or take the row out.",

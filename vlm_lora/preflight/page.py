@@ -1,4 +1,4 @@
-"""The data report as one HTML page that needs nothing beside itself: no script, no font, no network."""
+"""The data report as one HTML page that needs nothing outside itself: no script, no font, no network."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def judge(
         config: what is done about bad rows.
         where: the file or command that lists all of them.
         shown: how many the message names.
-        dropped: the rows that `--on_overflow drop` leaves out beside them.
+        dropped: the rows that `--on_overflow drop` leaves out in addition to them.
 
     Raises:
         DataError: a row is bad and none may be, or too many are, or no row of a split is left.

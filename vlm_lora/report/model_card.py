@@ -1,4 +1,4 @@
-"""The README.md beside the weights: what was trained on what, how to load it, what it scored."""
+"""The README.md next to the weights: what was trained on what, how to load it, what it scored."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def print_row(row: EncodedRow, tokenizer: Any, console: Console) -> None:
 
 
 def print_figures(shown: ShownRow, console: Console) -> None:
-    """Print what a model says of a row: its loss, and its answer beside the expected one."""
+    """Print what a model says of a row: its loss, and its answer next to the expected one."""
     if shown.loss is not None:
         console.print(f"  loss: {shown.loss:.4f}", markup=False)
     if shown.generated is not None:

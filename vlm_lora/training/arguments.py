@@ -28,7 +28,7 @@ FORCED_ARGUMENTS = {
     "label_names": ["labels"],
     "average_tokens_across_devices": True,
 }
-"""What the project's collator and loss stand on, whatever was typed."""
+"""What the project's collator and loss stand on, whatever was set."""
 
 CHECKPOINTING = ("gradient_checkpointing", "gradient_checkpointing_kwargs")
 """Not passed on: the core checkpoints the language model alone, the trainer's own switch everything."""
@@ -73,7 +73,7 @@ def default_arguments(arguments_class: type, values: Mapping[str, Any], *, lora:
 
     Args:
         arguments_class: the backend's.
-        values: the arguments that were typed.
+        values: the arguments that were set.
         lora: whether LoRA is tuned.
     """
     folder = os.environ.get("TENSORBOARD_LOGGING_DIR")

@@ -56,7 +56,7 @@ def note_images(family: Family) -> None:
     if family.media_only_layers is not None:
         logger.warning(
             "This family lets a token that may see no image attend to all of them: the losses of rows without a "
-            "image change by it, as they do beside a row with one."
+            "image change by it, as they do next to a row with one."
         )
 
 

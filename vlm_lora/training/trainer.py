@@ -118,7 +118,7 @@ class VlmTrainerMixin:
             super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """Build the optimizer, with each part's own rate; what the user typed for it can be wrong."""
+        """Build the optimizer, with each part's own rate; what the user set for it can be wrong."""
         optimizer = self._create_optimizer(*args, **kwargs)
         if self.carried is not None:
             self.carried.note_optimizer(optimizer)
@@ -139,7 +139,7 @@ class VlmTrainerMixin:
             raise ConfigError(f"--optim {kind} cannot be built: {error}") from error
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
-        """Build the schedule; what the user typed for it can be wrong."""
+        """Build the schedule; what the user set for it can be wrong."""
         if self.carried is not None:
             self.carried.note_steps(args[0] if args else kwargs["num_training_steps"])
         try:
@@ -184,7 +184,7 @@ class VlmTrainerMixin:
             super()._load_rng_state(checkpoint)  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log each part's own rate beside the first one, which the base class logs; a bad step ends the run first."""
+        """Log each part's own rate after the first one, which the base class logs; a bad step ends the run first."""
         self.finite.read()
         if self.part_rates is not None and "learning_rate" in logs:
             logs.update(self.part_rates.current(self.optimizer))  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ SIDE = 32
 PINPOINTS = [[32, 64], [64, 32], [64, 64]]
 _SQUARE = {"height": SIDE, "width": SIDE}
 
-# Where a template lies: with `trl` (published ones), or beside this file (published ones that it lacks).
+# Where a template lies: with `trl` (published ones), or next to this file (published ones that it lacks).
 TEMPLATES: Mapping[str, str] = {
     "gemma3": "trl:gemma3",
     "gemma3n": "gemma3n",

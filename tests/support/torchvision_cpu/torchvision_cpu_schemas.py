@@ -1,6 +1,6 @@
 """Define the two operator schemas that torchvision's Python code expects its C++ library to have registered.
 
-The registries carry torchvision built for CUDA torch. Beside a CPU torch its C++ library does not
+The registries carry torchvision built for CUDA torch. Next to a CPU torch its C++ library does not
 load, and `import torchvision` dies with "operator torchvision::nms does not exist", because it
 registers fake kernels for operators nobody defined. Image processors use none of these operators, so
 their schemas are enough. Kernels stay undefined on purpose: calling one is still an error.

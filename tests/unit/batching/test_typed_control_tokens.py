@@ -39,7 +39,7 @@ def rows(family: str, typed: str) -> dict[str, Conversation]:
     """Return conversations with `typed` in each place that text comes from."""
     schema = Schema(layout="question_answer", image="image", prompt="prompt", context="input", response="answers")
     row = {"image": picture(), "prompt": f"q {typed}", "input": f"{typed} c", "answers": [f"a {typed}", f"{typed} b"]}
-    if PLACEHOLDER in typed:  # in a prompt column it is an image's place, and beside a part for the image it is text
+    if PLACEHOLDER in typed:  # in a prompt column it is an image's place, and next to a part for the image it is text
         schema = Schema(layout="prompt_completion", image="image", prompt="prompt", response="answers")
         parts = [{"type": "image"}, {"type": "text", "text": f"q {typed}\n{typed} c"}]
         row["prompt"] = [{"role": "user", "content": parts}]

@@ -1,4 +1,4 @@
-"""A question of the data's own beside boxes or OCR pages is asked, or refused, and never left out without a word."""
+"""A question of the data's own next to boxes or OCR pages is asked, or refused, and never left out without a word."""
 
 from __future__ import annotations
 

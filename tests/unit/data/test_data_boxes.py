@@ -175,7 +175,7 @@ def test_numbers_are_those_that_the_names_were_declared_for(tmp_path: Path) -> N
         return found
 
     assert label() == "glove"
-    # The control: names that are typed are for the first key.
+    # The control: names that are set are for the first key.
     assert label(box_labels=("a", "b")) == "a"
 
 

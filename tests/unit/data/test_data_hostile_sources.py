@@ -119,7 +119,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ImageSer
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An image root with a good image and three ways out; beside it an image that must not be read."""
+    """An image root with a good image and three ways out; next to it an image that must not be read."""
     folder = tmp_path / "root"
     write_image(folder / "pictures" / "a.png", seed=1)
     write_image(tmp_path / "outside.png", seed=2)

@@ -84,7 +84,7 @@ def test_train_is_the_split_so_named_or_the_only_nameless_one() -> None:
 def test_a_train_split_that_may_hold_another_split_is_refused_beside_it() -> None:
     alone = {"train_val": rows(1), "test": rows(2)}
     assert pick_train(alone, where="x") == ("train_val", alone["train_val"])
-    with pytest.raises(DataError, match=r"x: by its name the split 'train_val' may hold the rows of 'val' beside it"):
+    with pytest.raises(DataError, match=r"x: by its name the split 'train_val' may hold the rows of 'val' next to it"):
         pick_train({"train_val": rows(1), "val": rows(1)}, where="x")
 
 

@@ -1,7 +1,7 @@
 """Two hundred variants of what rows look like: the right rows, or an error with file and row. Nothing else.
 
 Each variant is a good file with one seeded change: a column missing, renamed, null, of another type or there
-twice. What must come of it is written beside the change.
+twice. What must come of it is written next to the change.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def test_folders_that_the_user_names_say_nothing(tmp_path: Path) -> None:
 def test_words_inside_other_words_say_nothing(tmp_path: Path, name: str) -> None:
     write(tmp_path, f"{name}-0.jsonl", f"{name}-1.jsonl", "more.jsonl")
     assert list(found(tmp_path, tmp_path)) == ["train"]
-    write(tmp_path, "val.jsonl")  # the control: beside a name that speaks they are refused
+    write(tmp_path, "val.jsonl")  # the control: next to a name that speaks they are refused
     with pytest.raises(DataError, match=f"Nothing says to which split .*{name}-0.jsonl"):
         find_source(str(tmp_path))
 

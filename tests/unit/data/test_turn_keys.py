@@ -1,4 +1,4 @@
-"""Keys of turns and parts beside their text: marks of what is trained on are read, what else says something is not."""
+"""Keys of turns and parts next to their text: marks of what is trained on are read, what else says something is not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`<image>` in a question that is typed for all rows is the place of the images; in what rows hold it stays text."""
+"""`<image>` in a question that is set for all rows is the place of the images; in what rows hold it stays text."""
 
 from __future__ import annotations
 

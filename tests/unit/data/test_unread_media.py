@@ -1,4 +1,4 @@
-"""Sound and video beside a row's text make a bad row; names, numbers and flags under such columns do not."""
+"""Sound and video next to a row's text make a bad row; names, numbers and flags under such columns do not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lazy, eager or compile: what was typed and the environment agree, or the message says how to choose."""
+"""Lazy, eager or compile: what was set and the environment agree, or the message says how to choose."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Numbers in a DeepSpeed file: the run's where nobody typed them, refused where another was typed."""
+"""Numbers in a DeepSpeed file: the run's where nobody typed them, refused where another was set."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def test_one_device_holds_everything_at_the_highest_moment() -> None:
 def test_accumulated_gradients_are_there_before_the_forward_pass() -> None:
     found = plan(accumulation=2)
     assert (found.items["gradients"], found.items["activations"]) == (40_000, 30_000)
-    assert found.items["backward"] == 40_000  # the new gradient beside the sum
+    assert found.items["backward"] == 40_000  # the new gradient next to the sum
     assert found.items["batch"] == 20
 
 

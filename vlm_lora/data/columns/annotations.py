@@ -37,9 +37,9 @@ class Marked:
 def refuse_two_answers(
     where: str, marked: Marked, chats: Sequence[str], prompts: Sequence[str], responses: Sequence[str]
 ) -> None:
-    """Refuse marks beside a chat, or beside a question with an answer: either could be meant.
+    """Refuse marks next to a chat, or next to a question with an answer: either could be meant.
 
-    A question alone beside boxes asks for them; beside a page it would be left out, since tasks bring their own.
+    A question alone next to boxes asks for them; next to a page it would be left out, since tasks bring their own.
 
     Raises:
         DataError: names both, and the flags that decide.

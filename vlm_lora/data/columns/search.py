@@ -1,4 +1,4 @@
-"""The columns and first rows of a split, questions about them, and the mapping that a user typed."""
+"""The columns and first rows of a split, questions about them, and the mapping that a user set."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ _Read: TypeAlias = "tuple[Role, list[Part | NextImage]]"
 
 
 def split_marks(text: str) -> Iterator[Text | NextImage]:
-    """Cut a text at `<image>`; nothing else is changed, line breaks beside a mark included."""
+    """Cut a text at `<image>`; nothing else is changed, line breaks next to a mark included."""
     for position, stretch in enumerate(text.split(PLACEHOLDER)):
         if position:
             yield NextImage()

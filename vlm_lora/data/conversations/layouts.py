@@ -214,7 +214,7 @@ def _check_turns(turns: Sequence[Turn]) -> None:
 
 
 def _check_meant(row: Row, schema: Schema, turns: Sequence[Turn]) -> None:
-    """Refuse texts that say something only with what the row holds beside them: marks for boxes, letters of choices."""
+    """Refuse texts that mean nothing without the rest of the row: marks for boxes, letters of choices."""
     if schema.layout == "page":
         return
     refuse_box_marks(row, turns)

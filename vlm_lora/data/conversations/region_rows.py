@@ -18,7 +18,7 @@ from vlm_lora.data.ocr.task_sampling import Ask
 from vlm_lora.errors import DataError
 
 SIZE_COLUMNS = ("image", "image_info")
-"""Columns that may hold `{"width", "height"}` of the image, beside columns of these two names."""
+"""Columns that may hold `{"width", "height"}` of the image, in addition to columns of these two names."""
 
 _WHOLE = re.compile(r"[0-9]{1,9}(\.0*)?")
 

@@ -50,7 +50,7 @@ class Told:
         return (*self.system, *self.history)
 
     def explain(self, system_prompt: str | None) -> tuple[str, ...]:
-        """Say in lines of text how the columns are read, beside what --system_prompt says."""
+        """Say in lines of text how the columns are read, in addition to what --system_prompt says."""
         lines = []
         if self.system:
             flag = "" if system_prompt is None else "; --system_prompt is for rows without one"
@@ -158,7 +158,7 @@ def refuse_history(row: Row, told: Told) -> None:
     for column in told.history:
         if not says_nothing(row.get(column)):
             raise DataError(
-                f"The column '{column}' holds turns before the question, and the question here is one that is typed or "
+                f"The column '{column}' holds turns before the question, and the question here is one that is set or "
                 "made for every row. Leave the column out, or write the question and its answer into columns."
             )
 

@@ -1,4 +1,4 @@
-"""Keys of a turn beside its role and text: which of them are read, and which make a bad row because nothing reads them.
+"""Keys of a turn in addition to role and text: which are read, and which make a bad row because nothing reads them.
 
 A mark of whether an answer is trained on is read. What belongs to an answer and that no template is given here, such as
 the call of a tool or a reasoning text, is never passed over: the model would be taught an answer without it.
@@ -114,8 +114,8 @@ def refuse_unread_columns(row: Mapping[str, Any], read: Iterable[str], *, chat: 
     Args:
         row: values by column.
         read: the columns that are read.
-        chat: whether the row is a chat: beside a question and an answer `tools` may be anything that names no
-            functions, and beside an answer a column of reasons says nothing about what the model is to write.
+        chat: whether the row is a chat: in addition to a question and an answer `tools` may be anything that names no
+            functions, and in addition to an answer a column of reasons says nothing about what the model is to write.
 
     Raises:
         DataError: names the column and what to do.
@@ -149,4 +149,4 @@ def _defines_functions(value: Any) -> bool:
 
 
 _OF_FUNCTIONS = ("parameters", "input_schema", "arguments", "description")
-"""Keys beside a function's name."""
+"""Keys in addition to a function's name."""

@@ -1,4 +1,4 @@
-"""Questions that a user typed for many rows (a flag, a task file): one `<image>` in them is the place of the images.
+"""Questions that a user gave for many rows (a flag, a task file): one `<image>` in them is the place of the images.
 
 What a row holds is put into a task's question afterwards, so that a mark in it stays text.
 """
@@ -32,7 +32,7 @@ def read_question(text: str, fill: Callable[[str], str] = str) -> Question:
     """Read a typed question, which has one mark at most.
 
     Args:
-        text: as it was typed.
+        text: as it was set.
         fill: changes the text on either side of the mark.
     """
     before, mark, after = text.partition(PLACEHOLDER)

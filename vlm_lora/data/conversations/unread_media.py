@@ -1,4 +1,4 @@
-"""Sound and video beside a row's text, which no model here is shown: such a row is refused, a mere name is not."""
+"""Sound and video next to a row's text, which no model here is shown: such a row is refused, a mere name is not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images behind http and https URLs, fetched only where `--allow_urls` was typed, and never from inside a network.
+"""Images behind http and https URLs, fetched only where `--allow_urls` was set, and never from inside a network.
 
 1. Take the URL apart: http or https on its usual port, a host, no user name or password.
 2. Resolve the host once. Every address it has must be public, or nothing is sent.

@@ -35,7 +35,7 @@ PHRASES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """What a random choice for a row depends on, beside the seed of the run."""
+    """What a random choice for a row depends on, in addition to the seed of the run."""
 
     epoch: int = 0
     row: int = 0
@@ -98,7 +98,7 @@ def asked(page: Page, task: Task, given: Item | None, phrase: str) -> tuple[Ques
 def can_serve(page: Page, task: Task) -> bool:
     """Tell whether a page holds what a task gives and asks for.
 
-    An empty page serves every task that gives nothing beside the image.
+    An empty page serves every task that gives nothing in addition to the image.
     """
     if page.is_empty:
         return task.given is None

@@ -24,7 +24,7 @@ OWN_FILE = Path(__file__).with_name("ocr_tasks.csv")
 
 COLUMNS = ("task", "input_type", "output_type", "question")
 INPUTS = ("box", *LEVELS)
-"""What a question may give beside the image, one at a time."""
+"""What a question may give in addition to the image, one at a time."""
 OUTPUTS = ("text", "text2d", *LEVELS, "box")
 """What may be asked for; `box` also together with a level."""
 
@@ -38,7 +38,7 @@ class Task:
     name: str
     """Its category, such as `reading`."""
     given: str | None
-    """What the question gives beside the image: `box`, a level, or nothing."""
+    """What the question gives in addition to the image: `box`, a level, or nothing."""
     output: str
     """What is asked for: `text`, `text2d`, a level, `box`, or `LEVEL,box`."""
     question: str

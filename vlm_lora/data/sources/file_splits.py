@@ -36,7 +36,7 @@ def group_by_split(files: Sequence[Path], *, root: Path, flag: str = "dataset_na
         if any(other != words for other in said.values()):
             others = [path for path in files if path != doubtful[0]]
             raise DataError(
-                f"{doubtful[0]} is called {' and '.join(words)}, so nothing says to which split it belongs, beside "
+                f"{doubtful[0]} is called {' and '.join(words)}, so nothing says to which split it belongs, next to "
                 f"{_shortened(others)}. Rename it, or {_each_alone(files, flag)}"
             )
         return {"train" if "train" in kinds_of(words) else words[0]: list(files)}

@@ -39,7 +39,7 @@ READERS: Mapping[str, Callable[[Path], Table]] = {
 }
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 BOOKKEEPING = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
-"""Files that `datasets` writes beside the data."""
+"""Files that `datasets` writes next to the data."""
 
 _FILE_NAMES = re.compile(r"(?:.*_)?file_names?")
 """Columns that make a metadata file that of an image folder, as in Hugging Face `datasets`."""
@@ -169,7 +169,7 @@ def _choose_by_metadata(folder: Path, files: Sequence[Path], flag: str) -> Seque
     """Return the metadata files of an image folder: those with a column of file names; of other folders all data files.
 
     Raises:
-        DataError: several in one place, one for images of several splits, or other data files beside them.
+        DataError: several in one place, one for images of several splits, or other data files next to them.
     """
     candidates = [p for p in files if p.name.startswith("metadata.") and p.suffix.lower() in READERS]
     columns = {path: names for path in candidates if (names := _column_names(path)) is not None}
@@ -222,7 +222,7 @@ def _explain_empty(folder: Path) -> str:
         return (
             f"{folder} holds images, but nothing says what is asked and answered about them. Put a "
             "metadata.jsonl "
-            'beside them, one line for each image: {"file_name": "0001.png", "prompt": "...", '
+            'next to them, one line for each image: {"file_name": "0001.png", "prompt": "...", '
             '"response": "..."}.'
         )
     shown = joined(p.name + ("/" if p.is_dir() else "") for p in inside[:10])

@@ -35,9 +35,9 @@ def open_source(name: str, *, config_name: str | None = None, flag: str = "datas
     """Open a Hub id, file, folder or glob, or several files: `{0000..0007}`, `{a,b}`, commas.
 
     Args:
-        name: What the user typed.
+        name: What the user set.
         config_name: Configuration of a Hub data set, or sub-folder of a local one.
-        flag: The flag it was typed for, for messages.
+        flag: The flag it was set for, for messages.
 
     Raises:
         DataError: Nothing there, nothing readable there, or malformed content (with file and line).

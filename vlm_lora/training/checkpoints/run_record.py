@@ -72,7 +72,7 @@ TRAINING_FILES = (
     "vocab.json",
     "vocab.txt",
 )
-"""What a run that trains may write beside its checkpoints; TensorBoard's `runs` and a model's own code never go."""
+"""What a run that trains may write next to its checkpoints; TensorBoard's `runs` and a model's own code never go."""
 
 _CHECKPOINT = re.compile(r"checkpoint-(0|[1-9]\d*)")
 

@@ -84,5 +84,5 @@ def saved_shapes(folder: Path, pattern: str) -> Mapping[str, tuple[int, ...]]:
 
 def whole_size(parameter: Any) -> int:
     """Return a parameter's number of elements, its parts on other processes included."""
-    # ZeRO-3 leaves an empty tensor in place and keeps the true size beside it.
+    # ZeRO-3 leaves an empty tensor in place and keeps the true size next to it.
     return int(getattr(parameter, "ds_numel", parameter.numel()))

@@ -1,4 +1,4 @@
-"""An index kept between runs: `<tar>.index.json` beside the tar, else in the cache folder.
+"""An index kept between runs: `<tar>.index.json` next to the tar, else in the cache folder.
 
 It counts only for the very file that it was made of: the same size, modification time, first and last bytes. An
 index that was written together with its tar (by `vlm-lora shard`) also has a hash of the whole file and one of each
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 SUFFIX = ".index.json"
 FOLDER_INDEX = "index.json"
-"""Written by `vlm-lora shard` beside its tars: the list of them with sizes, samples and hashes."""
+"""Written by `vlm-lora shard` next to its tars: the list of them with sizes, samples and hashes."""
 VERSION = 1
 
 _END = 64 * 1024

@@ -52,7 +52,7 @@ def open_tars(paths: Sequence[Path]) -> Rows:
 
 
 def check_all_there(paths: Sequence[Path], pattern: str) -> None:
-    """Check that no tar is missing that the `index.json` beside the others lists.
+    """Check that no tar is missing that the `index.json` next to the others lists.
 
     Args:
         paths: The tars that were found.

@@ -35,7 +35,7 @@ class Shard:
 
 
 def write_shard(path: Path, samples: Iterable[Sample]) -> Shard:
-    """Write a tar and, beside it, its index with hashes.
+    """Write a tar and, next to it, its index with hashes.
 
     Raises:
         DataError: A key twice, or the file reads back other than it was written.
