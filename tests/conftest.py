@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from support.grouping import pytest_collection_modifyitems as pytest_collection_modifyitems
 from support.one_stack import MAIN_STACK_ONLY
 
 # The same examples in every run: a property that fails fails for everybody.

@@ -12,9 +12,6 @@ import pytest
 from support.rows import write_uneven_rows
 from support.stacks import GAUDI, MAIN, SPAWN, losses_of, on_cpu, on_hpu, recorded
 
-# One worker, so that the runs that they look at are made once.
-pytestmark = pytest.mark.xdist_group("same numbers")
-
 SHAPES = ("gemma3", "qwen2_5_vl", "llava", "llava_next")
 ACCUMULATIONS = (1, 2)
 SETTINGS = {

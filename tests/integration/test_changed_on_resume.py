@@ -17,9 +17,6 @@ from support.rows import write_uneven_rows
 from support.runs import logged, run, script_flags
 from vlm_lora.cli.main import run_script
 
-# One worker, so that the runs that they look at are made once.
-pytestmark = pytest.mark.xdist_group("changed on resume")
-
 ADAPTER = "adapter_model.safetensors"
 FLAGS: dict[str, Any] = {
     "do_train": True,

@@ -21,9 +21,6 @@ from vlm_lora.batching.style import style_for
 from vlm_lora.cli.main import main
 from vlm_lora.errors import RenderingError
 
-# One worker, so that the runs that they look at are made once.
-pytestmark = pytest.mark.xdist_group("damaged folders")
-
 ADAPTER, BASE = "adapter", "base"
 FILES = {
     ADAPTER: (

@@ -21,9 +21,6 @@ from vlm_lora.config.whole_files import write_json
 from vlm_lora.training.checkpoints import valid_state
 from vlm_lora.training.trainer import VlmTrainerMixin
 
-# One worker, so that the run that they look at is made once.
-pytestmark = pytest.mark.xdist_group("outputs")
-
 FLAGS = {
     "do_train": True,
     "do_eval": True,
