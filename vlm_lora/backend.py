@@ -1,4 +1,4 @@
-"""What the core asks of hardware: one protocol, found by entry point.
+"""What the core asks of hardware: three small protocols, found by entry point.
 
 The core imports no adapter. An adapter is any installed distribution with an entry point in the
 group `vlm_lora.backends`; `docs/backends.md` shows one on a page.
@@ -10,9 +10,9 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from vlm_lora.config.declaration import Declaration, adapters
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.errors import BackendError, nearest
 from vlm_lora.launch.launching import Launch, LaunchRequest
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 
-GROUP = "vlm_lora.backends"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
@@ -30,10 +28,10 @@ class Traits:
 
     static_shapes: bool
     """True where every new tensor shape costs a compilation."""
-    serves_cpu: bool = False
-    """True for the backend that runs on the CPU, with `--use_cpu` or where there is nothing else."""
     quantization: tuple[str, ...] = ()
-    """Kinds of 4-bit weights (`nf4`, `fp4`) that `model_kwargs` knows to load with `--load_in_4bit`."""
+    """Kinds of 4-bit weights (`nf4`, `fp4`) that `model_keywords` knows to load with `--load_in_4bit`."""
+    block_diagonal_masks: tuple[str, ...] = ()
+    """Attention implementations that read a mask of blocks, one for each of several rows packed into one."""
     optimizer: str = ""
     """What its arguments class takes without `--optim`, for plans where the class is not; empty: as transformers'."""
 
@@ -44,7 +42,7 @@ class Probe:
 
     usable: bool
     device: str
-    """What would be used, in words: `NVIDIA H200 (139 GiB)`, `CPU (2 cores)`."""
+    """What would be used, in words: `MyCard 2 (139 GiB)`, `CPU (2 cores)`."""
     reason: str = ""
     """Why it is not usable and what to do about it; empty when it is."""
     priority: int = 0
@@ -87,11 +85,43 @@ class Precision:
     """Functions that the device's autocast runs in float32, beyond those of the CPU's."""
 
 
+class Planner(Protocol):
+    """What the memory plan asks of hardware, which need not be here."""
+
+    def devices(self) -> Sequence[DeviceSpec]:
+        """Return the kinds of devices that the memory plan knows, those of this machine first. Never raises."""
+
+    def precision(self, run: RunConfig, values: Mapping[str, Any], device: DeviceSpec) -> Precision:
+        """Return the dtypes that a run would have on `device`, which need not be here.
+
+        Args:
+            run: what was asked for.
+            values: the checked keys of the arguments class that were given.
+            device: one of `devices()`.
+        """
+
+
+class Launcher(Protocol):
+    """How several processes are started."""
+
+    def launch(self, request: LaunchRequest, command: Sequence[str]) -> Launch:
+        """Return the command line that starts `command` as asked. Raises ConfigError on what cannot be done."""
+
+
 class Backend(Protocol):
     """One kind of hardware. Heavy imports belong inside the methods."""
 
     name: ClassVar[str]
     traits: ClassVar[Traits]
+    declaration: ClassVar[Declaration]
+
+    @property
+    def planner(self) -> Planner:
+        """What the memory plan asks."""
+
+    @property
+    def launcher(self) -> Launcher:
+        """How several processes are started."""
 
     def probe(self) -> Probe:
         """Say whether this backend is usable. Never raises."""
@@ -111,23 +141,31 @@ class Backend(Protocol):
     def prepare(self, run: RunConfig) -> None:
         """Set the environment and patches that must precede any model or process group."""
 
-    def build_arguments(self, run: RunConfig, values: Mapping[str, Any]) -> TrainingArguments:
+    def arguments(self, run: RunConfig, values: Mapping[str, Any]) -> TrainingArguments:
         """Build the training arguments from checked values. Raises ConfigError on what hardware refuses."""
 
     def device(self) -> torch.device:
         """Return the device of this process."""
 
-    def model_kwargs(self, run: RunConfig, config: PretrainedConfig, arguments: TrainingArguments) -> Mapping[str, Any]:
+    def model_keywords(
+        self, run: RunConfig, config: PretrainedConfig, arguments: TrainingArguments
+    ) -> Mapping[str, Any]:
         """Return `from_pretrained` keywords: `torch_dtype` and `attn_implementation`, each logged with its reason."""
 
     def trainer_class(self) -> type[Trainer]:
         """Return the trainer that the project's mixin is composed with."""
 
-    def trainer_kwargs(self, run: RunConfig) -> Mapping[str, Any]:
+    def trainer_keywords(self, run: RunConfig) -> Mapping[str, Any]:
         """Return further keyword arguments of that trainer."""
 
     def adapt_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """Patch or replace what a vendor's class gets wrong; return the model to use."""
+
+    def keeps_frozen_weights(self) -> bool:
+        """Say whether an engine that partitions weights still has frozen ones where a layer is computed again."""
+
+    def whole_gradient(self, parameter: torch.nn.Parameter) -> torch.Tensor | None:
+        """Return a parameter's whole gradient where an engine partitions it. All ranks ask in the same order."""
 
     def capture(self, module: torch.nn.Module) -> torch.nn.Module:
         """Return `module` with its graph captured and replayed, where that was asked for; else as it is.
@@ -135,40 +173,26 @@ class Backend(Protocol):
         Everything its output depends on is an argument of its `forward`. It is used without gradients.
         """
 
-    def generation_kwargs(self) -> Mapping[str, Any]:
+    def generation_keywords(self) -> Mapping[str, Any]:
         """Return further keyword arguments of `generate`."""
 
     def memory(self) -> Mapping[str, int]:
         """Return memory figures in bytes, by name; empty where the hardware reports none."""
 
-    def devices(self) -> Sequence[DeviceSpec]:
-        """Return the kinds of devices that the memory plan knows, those of this machine first. Never raises."""
+    def reset_peak_memory(self) -> None:
+        """Let the highest figure of `memory` begin anew, where the hardware can."""
 
-    def precision(self, run: RunConfig, values: Mapping[str, Any], device: DeviceSpec) -> Precision:
-        """Return the dtypes that a run would have on `device`, which need not be here.
-
-        Args:
-            run: what was asked for.
-            values: the checked keys of the arguments class that were given.
-            device: one of `devices()`.
-        """
+    def synchronize(self) -> None:
+        """Wait until the device has done all that it was given."""
 
     def out_of_memory(self, error: BaseException) -> bool:
         """Say whether an error means that the device's memory was not enough."""
 
-    def launch(self, request: LaunchRequest, command: Sequence[str]) -> Launch:
-        """Return the command line that starts `command` as asked. Raises ConfigError on what cannot be done."""
-
-
-def installed() -> dict[str, Backend]:
-    """Return the installed backends by name."""
-    return {point.name: point.load()() for point in _points()}
-
 
 @cache
-def _points() -> tuple[EntryPoint, ...]:
-    """Return the backends' entry points, looked up once: the metadata of every distribution is read for it."""
-    return tuple(entry_points(group=GROUP))
+def installed() -> Mapping[str, Backend]:
+    """Return the installed backends by name, one object each for the whole process."""
+    return {name: adapter() for name, adapter in adapters().items()}
 
 
 def set_environment(run: RunConfig) -> None:
@@ -183,30 +207,31 @@ def set_environment(run: RunConfig) -> None:
             os.environ.update(backend.environment(run))
 
 
-def select(name: str, *, on_cpu: bool = False) -> tuple[Backend, Probe]:
+def select(name: str) -> tuple[Backend, Probe]:
     """Return the backend called `name`, or for `auto` the usable one of highest priority.
-
-    Args:
-        name: `auto` or a backend's name.
-        on_cpu: `auto` takes only a backend that serves the CPU (`--use_cpu`).
 
     Raises:
         BackendError: no such backend, or it is not usable here. Another device is never taken instead.
     """
-    backends = installed()
     if name != "auto":
-        if name not in backends:
-            known = ", ".join(sorted(backends)) or "none"
-            raise BackendError(f"--backend {name}: installed backends are {known}.{nearest(name, backends)}")
-        probe = backends[name].probe()
+        backend = named(name)
+        probe = backend.probe()
         if not probe.usable:
             raise BackendError(f"Backend '{name}' is not usable on this machine: {probe.reason}")
-        return backends[name], probe
-    allowed = [backend for backend in backends.values() if backend.traits.serves_cpu or not on_cpu]
-    probes = [(backend.probe(), backend) for backend in allowed]
+        return backend, probe
+    probes = [(backend.probe(), backend) for backend in installed().values()]
     usable = [(probe, backend) for probe, backend in probes if probe.usable]
     if not usable:
         reasons = "; ".join(f"{backend.name}: {probe.reason}" for probe, backend in probes) or "none is installed"
         raise BackendError(f"No usable backend: {reasons}. Reinstall with: pip install vlm-lora")
     probe, backend = max(usable, key=lambda pair: pair[0].priority)
     return backend, probe
+
+
+def named(name: str) -> Backend:
+    """Return the backend of that name, be it usable here or not. Raises BackendError where there is none."""
+    backends = installed()
+    if name not in backends:
+        known = ", ".join(sorted(backends)) or "none"
+        raise BackendError(f"--backend {name}: installed backends are {known}.{nearest(name, backends)}")
+    return backends[name]

@@ -18,7 +18,7 @@ from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.encoded import EncodedRow
 from vlm_lora.batching.order import FillableRows
 from vlm_lora.batching.shape_survey import survey_rows
-from vlm_lora.config.resolution import resolve, write_resolved
+from vlm_lora.config.resolution import write_resolved
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.values import is_true
 from vlm_lora.data.conversation import Conversation, ImageRef, ImageSource, Part, RowSource, Text, Turn
@@ -44,7 +44,6 @@ from vlm_lora.report.preview import ShownRow
 from vlm_lora.session import (
     Preprocessing,
     Session,
-    choose_backend,
     open_preprocessing,
     open_session,
     resolve_anywhere,
@@ -154,7 +153,7 @@ def ask(run: RunConfig, *, images: Sequence[ImageSource], prompt: str) -> str:
 
 def preview(run: RunConfig, *, rows: int) -> list[tuple[EncodedRow, Any]]:
     """Encode the first rows of the data as training would; return each with the tokenizer that decodes it."""
-    run, _ = resolve(run, choose_backend(run)[0].arguments_class())
+    run, _, _ = resolve_anywhere(run)
     everything = replace(run.data, validation_fraction=0.0)
     data = load_splits(everything, need_train=True, need_validation=False).train
     preprocessing = open_preprocessing(run)
@@ -168,7 +167,7 @@ def dry_run(run: RunConfig) -> list[ShownRow]:
     asked = run.dry_run_options
     session = None
     if asked.no_model:
-        run, values = resolve(run, choose_backend(run)[0].arguments_class())
+        run, values, _ = resolve_anywhere(run)
         check_arguments(values)
     else:
         # One process and a few rows: what shards a model over several has nothing to do here.
@@ -287,7 +286,7 @@ def _load_for_training(session: Session, preprocessing: Preprocessing) -> Any:
         learning_rate=session.arguments.learning_rate,
     )
     if session.run.raw.get("gradient_checkpointing"):
-        refuse_lost_weights(session.arguments, model, preprocessing.family)
+        refuse_lost_weights(session.arguments, model, preprocessing.family, session.backend)
         enable_checkpointing(model, preprocessing.family)
     return model
 
@@ -331,7 +330,7 @@ def _build(
         "eval_dataset": None if splits.validation is None else FillableRows(splits.validation),
         "processing_class": preprocessing.processor,
         "callbacks": [GradientAudit(model, preprocessing.family)] if session.arguments.do_train else [],
-        **session.backend.trainer_kwargs(session.run),
+        **session.backend.trainer_keywords(session.run),
     }
     trainer = build_trainer(session.backend, model=model, kwargs=kwargs, row_groups=groups)
     trainer.carried = carried
@@ -403,7 +402,7 @@ def _answerer(
         collator=preprocessing.collator,
         tokenizer=preprocessing.tokenizer,
         max_new_tokens=max_new_tokens or session.run.generation.max_new_tokens,
-        generation_kwargs=session.backend.generation_kwargs(),
+        generation_kwargs=session.backend.generation_keywords(),
     )
 
 

@@ -12,10 +12,9 @@ from typing import Any
 from vlm_lora.backend import Backend, Probe, installed, select, set_environment
 from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.encoding import RowEncoder
-from vlm_lora.config.aliases import HABANA_KEYS, canonical_name
+from vlm_lora.config.aliases import canonical_name
 from vlm_lora.config.resolution import resolve
 from vlm_lora.config.run_config import RunConfig
-from vlm_lora.config.values import is_true
 from vlm_lora.data.images.loader import ImageLimits
 from vlm_lora.engines.zero_numbers import check_numbers, with_file_numbers
 from vlm_lora.errors import ConfigError, ModelError, RenderingError
@@ -45,7 +44,7 @@ class Session:
     @cached_property
     def model_keywords(self) -> Mapping[str, Any]:
         """Keywords that the backend loads the model with, asked for once: it logs the reason of each."""
-        return self.backend.model_kwargs(self.run, load_config(self.run.model), self.arguments)
+        return self.backend.model_keywords(self.run, load_config(self.run.model), self.arguments)
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
@@ -90,13 +89,13 @@ class Preprocessing:
 
 def open_session(run: RunConfig) -> Session:
     """Choose the backend, check every key against it, and let it prepare the process."""
-    # Before the arguments class, whose import reads the environment on some hardware, and again once resolved.
-    # The command line has done so already, before torch was imported.
+    # Before the arguments class, whose import reads the environment on some hardware. The command line has done so
+    # already, before torch was imported.
     set_environment(run)
     backend, probe = choose_backend(run)
     logger.info("Backend: %s on %s.", backend.name, probe.device)
     run, values = resolve(run, backend.arguments_class())
-    set_environment(run)
+    os.environ.update(run.environment)  # completed by keys that stand for variables
     backend.prepare(run)
     values = with_file_numbers(values)
     check_arguments(values)
@@ -112,7 +111,7 @@ def open_session(run: RunConfig) -> Session:
         defaults["dataloader_num_workers"] = 1  # one reader keeps a stream's order
     given = {"ddp_timeout": 1800, **{key: value for key, value in values.items() if value is not None}}
     limit_waiting(given["ddp_timeout"])
-    arguments = backend.build_arguments(run, {**defaults, **passed, **FORCED_ARGUMENTS})
+    arguments = backend.arguments(run, {**defaults, **passed, **FORCED_ARGUMENTS})
     introduce()
     check_numbers(arguments)
     check_request(run, backend, arguments)
@@ -134,7 +133,7 @@ def resolve_anywhere(run: RunConfig) -> tuple[RunConfig, dict[str, Any], type]:
         return *resolve(run, arguments_class), arguments_class
     from transformers import TrainingArguments
 
-    own = HABANA_KEYS if run.backend == "habana" else frozenset()
+    own = named.declaration.flags
     run, values = resolve(
         replace(run, raw={key: value for key, value in run.raw.items() if key not in own}), TrainingArguments
     )
@@ -152,7 +151,7 @@ def wants_static_shapes(run: RunConfig, backend: Backend | None = None) -> bool:
 
 def choose_backend(run: RunConfig) -> tuple[Backend, Probe]:
     """Return the backend that a run asks for, and what it found of its hardware."""
-    return select(run.backend, on_cpu=is_true(run.raw.get("use_cpu")))
+    return select(run.backend)
 
 
 def open_preprocessing(run: RunConfig) -> Preprocessing:

@@ -1,4 +1,4 @@
-"""The adapter for NVIDIA GPUs; it serves the CPU too, where no accelerator is installed."""
+"""The adapter for NVIDIA GPUs."""
 
 from vlm_lora_cuda.backend import CudaBackend
 

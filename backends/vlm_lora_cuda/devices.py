@@ -1,13 +1,14 @@
-"""The devices that the memory plan knows, and how running out of their memory reads."""
+"""The GPUs that the memory plan knows."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from vlm_lora.backend import DeviceSpec
+from vlm_lora_torch import TorchPlanner
 
-GIB, MIB = 2**30, 2**20
+MIB = 2**20
 
 CONTEXT_BYTES = 1343 * MIB
 """What a process takes before its first tensor: driver, context and kernels. "GPU memory occupied: 1343 MB" by NVML
@@ -53,13 +54,19 @@ WIDENED = frozenset(
 )
 """CUDA's autocast runs these in float32 (torch.amp, "CUDA Ops that can autocast to float32")."""
 
-HOST_BYTES = 600 * MIB
-"""Python with torch and transformers imported, before the model (resident set of this project's own runs)."""
+
+class CudaPlanner(TorchPlanner):
+    """Plans for the GPUs of the table and for this machine's."""
+
+    widened: ClassVar[frozenset[str]] = WIDENED
+
+    def devices(self) -> Sequence[DeviceSpec]:
+        """Return this machine's GPU, if there is one, and the GPUs of the table."""
+        return [*_gpu(), *_table()]
 
 
-def cuda_devices() -> list[DeviceSpec]:
-    """Return this machine's GPU, if there is one, its host, and the table."""
-    table = [
+def _table() -> list[DeviceSpec]:
+    return [
         DeviceSpec(
             name=name,
             total_bytes=total * MIB,
@@ -69,7 +76,6 @@ def cuda_devices() -> list[DeviceSpec]:
         )
         for name, total in _TOTALS_MIB.items()
     ]
-    return [*_gpu(), host(), *table]
 
 
 def _gpu() -> list[DeviceSpec]:
@@ -87,27 +93,3 @@ def _gpu() -> list[DeviceSpec]:
         computes_bf16=torch.cuda.is_bf16_supported(including_emulation=False),
     )
     return [here]
-
-
-def host() -> DeviceSpec:
-    """Return this machine's memory as a device."""
-    return DeviceSpec(
-        name="CPU",
-        total_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        fixed_bytes=HOST_BYTES,
-        source="sysconf(3); other processes' share is not known",
-        is_here=True,
-        computes_bf16=False,
-        is_cpu=True,
-    )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether a GPU's or the host's allocator refused."""
-    import torch
-
-    text = str(error)
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError)
-        and any(words in text for words in ("DefaultCPUAllocator: can't allocate memory", "CUDA out of memory"))
-    )

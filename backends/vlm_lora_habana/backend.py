@@ -5,26 +5,28 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vlm_lora.backend import DeviceSpec, Precision, Probe, Traits
+from vlm_lora.backend import Launcher, Planner, Probe, Traits
+from vlm_lora.config.declaration import Declaration
 from vlm_lora.config.run_config import RunConfig
-from vlm_lora.config.values import is_true
 from vlm_lora.engines.precision import launched_precision, launchers_own, spoken
 from vlm_lora.errors import BackendError, ConfigError
-from vlm_lora.launch.launching import Launch, LaunchRequest, loader_workers
+from vlm_lora.launch.launching import loader_workers
 from vlm_lora.launch.placement import found
 from vlm_lora_habana.configuration import autocast_variables, read_configuration
-from vlm_lora_habana.devices import gaudi_devices, is_out_of_memory
+from vlm_lora_habana.declared import DECLARATION
+from vlm_lora_habana.devices import GaudiPlanner, is_out_of_memory, weights_dtype
 from vlm_lora_habana.host_reads import ON_HOST, explicit_masks, keep_reads_on_host
 from vlm_lora_habana.models import FUSED, check_plain, plain_models
 from vlm_lora_habana.modes import LAZY, Mode, choose_mode, mode_variables
-from vlm_lora_habana.probe import card_count, driver_version, is_installed, probe_gaudi
-from vlm_lora_habana.spawn import NO_MPIRUN, find_mpirun, launch_on_gaudi
+from vlm_lora_habana.probe import driver_version, is_installed, probe_gaudi
+from vlm_lora_habana.spawn import NO_MPIRUN, GaudiLauncher, find_mpirun
 from vlm_lora_habana.trainer import gaudi_trainer_class
 from vlm_lora_habana.zero import zero_settings
+from vlm_lora_torch import TorchBackend
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +37,6 @@ logger = logging.getLogger(__name__)
 ATTENTION = ("sdpa", "eager", FUSED)
 
 REFUSED: Mapping[str, tuple[Any, str]] = {
-    "use_cpu": (False, "it asks for the CPU: leave --use_habana out (--backend cuda serves the CPU)"),
     "fp16": (False, "Gaudi trains in bf16: type --bf16 instead of --fp16"),
     "fp16_full_eval": (False, "Gaudi computes in bf16: type --bf16_full_eval"),
     "tf32": (False, "tf32 is a mode of NVIDIA GPUs: leave --tf32 out"),
@@ -50,16 +51,23 @@ HPU_GRAPH_OPTIONS = {"disable_tensor_cache_hpu_graphs": "disable_tensor_cache", 
 """What the vendor's flags are called by `wrap_in_hpu_graph`."""
 
 
-class HabanaBackend:
+class HabanaBackend(TorchBackend):
     """Gaudi, alone or many cards; never anything else."""
 
     name: ClassVar[str] = "habana"
-    traits: ClassVar[Traits] = Traits(static_shapes=True, optimizer="adamw_torch")
+    traits: ClassVar[Traits] = Traits(
+        static_shapes=True, block_diagonal_masks=("sdpa", "eager"), optimizer="adamw_torch"
+    )
+    declaration: ClassVar[Declaration] = DECLARATION
+    planner: Planner = GaudiPlanner()
+    launcher: Launcher = GaudiLauncher()
 
     def __init__(self) -> None:
-        self._arguments: TrainingArguments | None = None
+        super().__init__()
         self._mode: Mode | None = None
         self._configuration: dict[str, Any] = {}
+        self._read: dict[tuple[str | None, str | None], Mapping[str, Any]] = {}
+        """Configurations that were read, by name and token: a file on the Hub is fetched once."""
         self._hpu_graphs = False
         self._hpu_graph_options: dict[str, Any] = {}
 
@@ -79,11 +87,11 @@ class HabanaBackend:
 
     def environment(self, run: RunConfig) -> Mapping[str, str]:
         """Return the mode's and the autocast lists' variables, which the bridge reads when torch is imported."""
-        if not is_installed("habana_frameworks") or (run.backend != self.name and is_true(run.raw.get("use_cpu"))):
+        if not is_installed("habana_frameworks"):
             return {}
         typed = {**os.environ, **run.environment}
         mode = choose_mode(run.raw, typed)
-        configuration = read_configuration(run.raw.get("gaudi_config_name"), token=run.model.token)
+        configuration = self._read_configuration(run)
         # optimum-habana runs `pip list` at import and needs this environment's.
         programs, path = str(Path(sys.executable).parent), typed.get("PATH", os.defpath)
         if path.split(os.pathsep)[0] != programs:
@@ -100,11 +108,12 @@ class HabanaBackend:
         """Settle mode and configuration, and quieten tokenizers in loader workers."""
         # The variables are set by now, and an environment that was set wins over an untyped default.
         self._mode = choose_mode(run.raw, os.environ)
-        self._configuration = read_configuration(run.raw.get("gaudi_config_name"), token=run.model.token)
+        self._configuration = dict(self._read_configuration(run))
+        self._read.clear()  # the next run of this process may find another file
         logger.info("Gaudi mode: %s.", self._mode.value)
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        super().prepare(run)
 
-    def build_arguments(self, run: RunConfig, values: Mapping[str, Any]) -> TrainingArguments:
+    def arguments(self, run: RunConfig, values: Mapping[str, Any]) -> TrainingArguments:
         """Fill in what the hardware decides and refuse what it cannot do; no model may exist yet."""
         for flag, (only, cure) in REFUSED.items():
             if values.get(flag) not in (None, only):
@@ -133,26 +142,37 @@ class HabanaBackend:
             raise ConfigError(f"The training arguments do not go together: {error}") from error
         return self._arguments
 
-    def device(self) -> torch.device:
-        """Return this process's card."""
-        if self._arguments is None:
-            raise RuntimeError("device() before build_arguments()")
-        return self._arguments.device
-
-    def model_kwargs(self, run: RunConfig, config: PretrainedConfig, arguments: TrainingArguments) -> Mapping[str, Any]:
+    def model_keywords(
+        self, run: RunConfig, config: PretrainedConfig, arguments: TrainingArguments
+    ) -> Mapping[str, Any]:
         """Return dtype and attention implementation, each logged with its reason."""
         if self._hpu_graphs and config.model_type in ON_HOST:
             raise ConfigError(
                 f"--use_hpu_graphs_for_inference cannot be used with {config.model_type}: its images' sizes are part "
                 "of the captured graph and would be replayed for other images. Leave it out."
             )
-        return {"torch_dtype": self._dtype(run, arguments), "attn_implementation": self._attention(run)}
+        return super().model_keywords(run, config, arguments)
+
+    def dtype(self, run: RunConfig, config: PretrainedConfig, arguments: TrainingArguments) -> torch.dtype:
+        """Return bfloat16 for a frozen base in a bf16 run, else float32, unless --dtype says otherwise."""
+        import torch
+
+        # GaudiTrainer takes --bf16 out of the arguments later, so this reads them before it exists.
+        name = weights_dtype(run, bf16=bool(arguments.bf16))
+        reason = "--dtype says so" if run.model.dtype != "auto" else "the run's method and --bf16 ask for it"
+        logger.info("Weights: %s, because %s.", name, reason)
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+
+    def attention(self, run: RunConfig, config: PretrainedConfig, dtype: torch.dtype) -> str | dict[str, str]:
+        """Return what was asked for of what is there; sdpa by itself."""
+        return self._attention(run)
 
     def trainer_class(self) -> type[Trainer]:
         """Return optimum-habana's trainer."""
         return gaudi_trainer_class()
 
-    def trainer_kwargs(self, run: RunConfig) -> Mapping[str, Any]:
+    def trainer_keywords(self, run: RunConfig) -> Mapping[str, Any]:
         """Return the Gaudi configuration; the trainer writes it next to the weights."""
         from optimum.habana import GaudiConfig
 
@@ -173,7 +193,7 @@ class HabanaBackend:
         captured: torch.nn.Module = wrap_in_hpu_graph(module, **self._hpu_graph_options)
         return captured
 
-    def generation_kwargs(self) -> Mapping[str, Any]:
+    def generation_keywords(self) -> Mapping[str, Any]:
         """Return a cache of fixed size: one that grows would compile anew at every token."""
         return {"cache_implementation": "static"}
 
@@ -184,26 +204,27 @@ class HabanaBackend:
         figures = hpu.memory_stats()
         return {"memory_allocated_bytes": figures["InUse"], "memory_peak_bytes": figures["MaxInUse"]}
 
-    def devices(self) -> Sequence[DeviceSpec]:
-        """Return this machine's card and those of the table."""
-        return gaudi_devices()
+    def reset_peak_memory(self) -> None:
+        """Let the card's peak begin anew."""
+        import habana_frameworks.torch.hpu as hpu
 
-    def precision(self, run: RunConfig, values: Mapping[str, Any], device: DeviceSpec) -> Precision:
-        """Return the dtypes by the rules of `model_kwargs`; layer norms stay in bf16, as with the CPU's autocast."""
-        bf16 = values.get("bf16") is not False
-        weights = weights_dtype(run, bf16=bf16)
-        if values.get("deepspeed"):
-            # DeepSpeed casts the whole model and leaves autocast off.
-            return Precision(weights="bfloat16" if bf16 else weights, adapter="bfloat16" if bf16 else None)
-        return Precision(weights=weights, autocast="bfloat16" if bf16 else None)
+        hpu.reset_peak_memory_stats()
+
+    def synchronize(self) -> None:
+        """Wait for the card."""
+        import habana_frameworks.torch.hpu as hpu
+
+        hpu.synchronize()
 
     def out_of_memory(self, error: BaseException) -> bool:
         """Say whether the card's allocator refused."""
         return is_out_of_memory(error)
 
-    def launch(self, request: LaunchRequest, command: Sequence[str]) -> Launch:
-        """Start by mpirun or DeepSpeed's launcher where asked, else by torch's."""
-        return launch_on_gaudi(request, command, cards=card_count())
+    def _read_configuration(self, run: RunConfig) -> Mapping[str, Any]:
+        key = (run.raw.get("gaudi_config_name"), run.model.token)
+        if key not in self._read:
+            self._read[key] = read_configuration(key[0], token=key[1])
+        return self._read[key]
 
     def _take_hpu_graphs(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Keep the flags of captured evaluation here and return the others: the trainer would capture less."""
@@ -251,20 +272,3 @@ class HabanaBackend:
                 f"--attn_implementation {asked} is not there on Gaudi; allowed are auto, {', '.join(ATTENTION)}."
             )
         return asked
-
-    def _dtype(self, run: RunConfig, arguments: TrainingArguments) -> torch.dtype:
-        import torch
-
-        # GaudiTrainer takes --bf16 out of the arguments later, so this reads them before it exists.
-        name = weights_dtype(run, bf16=bool(arguments.bf16))
-        reason = "--dtype says so" if run.model.dtype != "auto" else "the run's method and --bf16 ask for it"
-        logger.info("Weights: %s, because %s.", name, reason)
-        dtype: torch.dtype = getattr(torch, name)
-        return dtype
-
-
-def weights_dtype(run: RunConfig, *, bf16: bool) -> str:
-    """Return the dtype of the base: bfloat16 where it is frozen and bf16 is on; LoRA matrices stay float32."""
-    if run.model.dtype != "auto":
-        return run.model.dtype
-    return "bfloat16" if bf16 and run.tuning.peft_method == "lora" else "float32"

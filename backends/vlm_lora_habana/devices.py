@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from vlm_lora.backend import DeviceSpec
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vlm_lora.backend import DeviceSpec, Precision
+from vlm_lora.config.run_config import RunConfig
 from vlm_lora_habana.probe import probe_gaudi
 
 _TOTALS_GIB = {"Gaudi2": 96, "Gaudi3": 128}
@@ -12,6 +16,30 @@ _SOURCE = "Intel's data sheet; what the driver keeps of it is not published and 
 
 TEXTS = ("MODULE:PT_DEVMEM", "Allocation failed for size", "out of memory")
 """How the bridge says that memory ran out (huggingface/optimum-habana#289 and #1469)."""
+
+
+class GaudiPlanner:
+    """Plans for Gaudi cards."""
+
+    def devices(self) -> Sequence[DeviceSpec]:
+        """Return this machine's card and those of the table."""
+        return gaudi_devices()
+
+    def precision(self, run: RunConfig, values: Mapping[str, Any], device: DeviceSpec) -> Precision:
+        """Return the dtypes by the rules of the backend; layer norms stay in bf16, as with the CPU's autocast."""
+        bf16 = values.get("bf16") is not False
+        weights = weights_dtype(run, bf16=bf16)
+        if values.get("deepspeed"):
+            # DeepSpeed casts the whole model and leaves autocast off.
+            return Precision(weights="bfloat16" if bf16 else weights, adapter="bfloat16" if bf16 else None)
+        return Precision(weights=weights, autocast="bfloat16" if bf16 else None)
+
+
+def weights_dtype(run: RunConfig, *, bf16: bool) -> str:
+    """Return the dtype of the base: bfloat16 where it is frozen and bf16 is on; LoRA matrices stay float32."""
+    if run.model.dtype != "auto":
+        return run.model.dtype
+    return "bfloat16" if bf16 and run.tuning.peft_method == "lora" else "float32"
 
 
 def gaudi_devices() -> list[DeviceSpec]:

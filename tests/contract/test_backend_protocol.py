@@ -1,32 +1,39 @@
-"""Every usable backend offers the whole protocol; the page on adding hardware tells the truth."""
+"""Every installed backend offers the whole protocol; the page on adding hardware tells the truth."""
 
 import inspect
 import re
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
-from vlm_lora import backend as backends
-from vlm_lora.backend import Backend, installed, select
+from vlm_lora.backend import Backend, Launcher, Planner, installed
 from vlm_lora.config.run_config import RunConfig, TuningConfig
-from vlm_lora.errors import BackendError
-from vlm_lora.memory.request import choose_devices
 from vlm_lora_cuda.backend import keep_to_one_gpu
 
 PAGE = Path(__file__).parents[2] / "docs" / "backends.md"
-METHODS = [name for name, _ in inspect.getmembers(Backend, inspect.isfunction) if not name.startswith("_")]
-USABLE = sorted(name for name, backend in installed().items() if backend.probe().usable)
 
 
-@pytest.mark.parametrize("name", USABLE)
-@pytest.mark.parametrize("method", METHODS)
-def test_usable_backend_has_the_method_as_the_protocol_has_it(name: str, method: str) -> None:
+def methods(protocol: type) -> list[str]:
+    return [name for name, _ in inspect.getmembers(protocol, inspect.isfunction) if not name.startswith("_")]
+
+
+@pytest.mark.parametrize("name", sorted(installed()))
+@pytest.mark.parametrize("method", methods(Backend))
+def test_a_backend_has_the_method_as_the_protocol_has_it(name: str, method: str) -> None:
     expected = inspect.signature(getattr(Backend, method)).parameters
     found = inspect.signature(getattr(type(installed()[name]), method)).parameters
     assert list(found) == list(expected)
+
+
+@pytest.mark.parametrize("name", sorted(installed()))
+def test_its_planner_and_launcher_too(name: str) -> None:
+    backend = installed()[name]
+    for part, protocol in ((backend.planner, Planner), (backend.launcher, Launcher)):
+        for method in methods(protocol):
+            expected = inspect.signature(getattr(protocol, method)).parameters
+            assert list(inspect.signature(getattr(type(part), method)).parameters) == list(expected)
 
 
 @pytest.mark.parametrize("name", sorted(installed()))
@@ -35,26 +42,27 @@ def test_probe_never_raises_and_gives_a_reason_when_unusable(name: str) -> None:
     assert probe.usable != bool(probe.reason)
 
 
+@pytest.mark.parametrize("name", sorted(installed()))
+def test_what_is_free_or_a_path_is_a_flag(name: str) -> None:
+    declared = installed()[name].declaration
+    assert (declared.free_flags | declared.path_flags | declared.early_flags) <= declared.flags
+    assert declared.logger == type(installed()[name]).__module__.split(".")[0]
+
+
 def test_the_page_names_every_method() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    assert [method for method in METHODS if f"`{method}(" not in text and method != "probe"] == []
+    every = [*methods(Backend), *methods(Planner), *methods(Launcher)]
+    assert [method for method in every if not re.search(rf"`{method}\b|def {method}\(", text)] == []
 
 
-def test_the_pages_example_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    code = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)[0]
-    namespace: dict[str, Any] = {}
-    exec(code, namespace)
-    monkeypatch.setattr(backends, "installed", lambda: {"mycard": namespace["MyCardBackend"]()})
-    with pytest.raises(BackendError, match="install the driver"):
-        select("mycard")
-    [(backend, device)] = choose_devices(backends.installed(), "mycard")
-    assert (backend.name, device.total_bytes) == ("mycard", 48 * 2**30)
+def test_one_object_serves_the_whole_process() -> None:
+    assert installed()["cpu"] is installed()["cpu"]
 
 
 @pytest.mark.parametrize("name", sorted(installed()))
 def test_devices_are_named_once_and_have_room(name: str) -> None:
     """Also where the hardware is not there: the plan is made before anybody rents it."""
-    devices = installed()[name].devices()
+    devices = installed()[name].planner.devices()
     assert devices
     assert len({device.name for device in devices}) == len(devices)
     for device in devices:
@@ -62,17 +70,21 @@ def test_devices_are_named_once_and_have_room(name: str) -> None:
         assert device.source
 
 
+CPU_TEXT = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+OUT_OF_MEMORY = {
+    "cpu": CPU_TEXT,
+    "cuda": CPU_TEXT,
+    "habana": "[Rank:0] FATAL ERROR :: MODULE:PT_DEVMEM Allocation failed for size::234881024 (224)MB",
+}
+
+
 @pytest.mark.parametrize("name", sorted(installed()))
 def test_only_memory_that_ran_out_is_called_so(name: str) -> None:
     backend = installed()[name]
-    texts = {
-        "cuda": "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.",
-        "habana": "[Rank:0] FATAL ERROR :: MODULE:PT_DEVMEM Allocation failed for size::234881024 (224)MB",
-    }
-    assert backend.out_of_memory(RuntimeError(texts[name]))
+    assert backend.out_of_memory(RuntimeError(OUT_OF_MEMORY[name]))
     assert backend.out_of_memory(MemoryError())
     assert not backend.out_of_memory(RuntimeError("shape mismatch"))
-    assert not backend.out_of_memory(ValueError(texts[name]))
+    assert not backend.out_of_memory(ValueError(OUT_OF_MEMORY[name]))
 
 
 def test_a_gpus_allocator_is_understood() -> None:
@@ -81,11 +93,11 @@ def test_a_gpus_allocator_is_understood() -> None:
 
 def test_planned_dtypes_are_those_of_the_run() -> None:
     """LoRA on a GPU keeps its base in bf16; full weights stay in float32; the host computes in float32."""
-    backend = installed()["cuda"]
-    devices = {device.name: device for device in backend.devices()}
+    planners = {name: backend.planner for name, backend in installed().items()}
+    devices = {device.name: (planner, device) for planner in planners.values() for device in planner.devices()}
     lora, full = RunConfig(), RunConfig(tuning=TuningConfig(peft_method="none"))
     found = {
-        (run.tuning.peft_method, name): backend.precision(run, {}, devices[name])
+        (run.tuning.peft_method, name): devices[name][0].precision(run, {}, devices[name][1])
         for run in (lora, full)
         for name in ("H100-80", "T4", "CPU")
     }
@@ -97,15 +109,14 @@ def test_planned_dtypes_are_those_of_the_run() -> None:
         ("none", "T4"): ("float32", None),
         ("none", "CPU"): ("float32", None),
     }
-    engine = backend.precision(full, {"deepspeed": "zero3"}, devices["H100-80"])
+    planner, h100 = devices["H100-80"]
+    engine = planner.precision(full, {"deepspeed": "zero3"}, h100)
     assert (engine.weights, engine.adapter, engine.autocast) == ("bfloat16", "bfloat16", None)
 
 
 def test_cpu_arguments_say_what_was_chosen(tmp_path: Path) -> None:
-    backend = installed()["cuda"]
-    arguments = backend.build_arguments(
-        RunConfig(), {"output_dir": str(tmp_path), "use_cpu": True, "dataloader_num_workers": 0}
-    )
+    backend = installed()["cpu"]
+    arguments = backend.arguments(RunConfig(), {"output_dir": str(tmp_path), "dataloader_num_workers": 0})
     assert backend.device().type == "cpu"
     assert not arguments.bf16
     assert not arguments.dataloader_pin_memory

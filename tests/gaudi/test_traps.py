@@ -176,7 +176,7 @@ def test_refused_flags(flags: dict[str, bool], named: str, tmp_path: Path) -> No
     backend = BACKEND()
     backend.prepare(RunConfig())
     with pytest.raises(ConfigError, match=named):
-        backend.build_arguments(RunConfig(), {"output_dir": str(tmp_path), **flags})
+        backend.arguments(RunConfig(), {"output_dir": str(tmp_path), **flags})
 
 
 def test_attention_that_gaudi_has_not(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_attention_that_gaudi_has_not(tmp_path: Path) -> None:
     run = RunConfig(model=ModelConfig(attn_implementation="flash_attention_2"))
     backend.prepare(run)
     with pytest.raises(BackendError, match="gaudi_fused_sdpa"):
-        backend.build_arguments(run, {"output_dir": str(tmp_path)})
+        backend.arguments(run, {"output_dir": str(tmp_path)})
 
 
 def test_the_vendors_attention_gets_a_mask(trained: Callable[..., Any]) -> None:

@@ -89,7 +89,7 @@ def start(launcher: str, model: Path, data: Path, output: Path, **flags: object)
     words = script_flags(model, data, output, **{"log_level": "info", "do_eval": False, "ddp_backend": "gloo", **flags})
     own = [launcher] if launcher else []
     return subprocess.Popen(
-        warmed([VLM_LORA, "launch", "--backend", "cuda", *own, "--world_size", "2", "train", *words]),
+        warmed([VLM_LORA, "launch", "--backend", "cpu", *own, "--world_size", "2", "train", *words]),
         env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

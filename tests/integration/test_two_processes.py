@@ -15,7 +15,7 @@ from vlm_lora.compat import IS_5
 
 LAUNCH = [
     str(Path(sys.executable).with_name("vlm-lora")),
-    *["launch", "--backend", "cuda", "--world_size", "2", "train"],
+    *["launch", "--backend", "cpu", "--world_size", "2", "train"],
 ]
 
 

@@ -89,7 +89,7 @@ WRONG_FLAGS: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
     "fp16 on the CPU": ({"fp16": True}, ("--fp16", "CUDA")),
     "bf16 and fp16": ({"fp16": True, "bf16": True}, ("--fp16", "--bf16")),
     "targets that match nothing": ({"lora_targets": "no_such_proj"}, ("no_such_proj",)),
-    "unknown backend": ({"backend": "tpu"}, ("tpu", "cuda")),
+    "unknown backend": ({"backend": "tpu"}, ("tpu", "cpu")),
     "not a boolean": ({"do_eval": "perhaps"}, ("do_eval", "perhaps")),
     "unknown method": ({"peft_method": "prefix"}, ("prefix", "lora")),
     "missing configuration file": ({"config": "no.yaml"}, ("no.yaml",)),

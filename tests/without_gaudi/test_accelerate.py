@@ -19,8 +19,9 @@ from support.rows import write_uneven_rows
 from support.warm import warmed
 from vlm_lora.errors import ConfigError
 from vlm_lora.launch.launching import LaunchRequest, free_port
-from vlm_lora_cuda.accelerate_flags import accelerate_launch
-from vlm_lora_cuda.backend import check_own_gpu, visible_devices
+from vlm_lora_cuda.backend import check_own_gpu
+from vlm_lora_cuda.launcher import visible_devices
+from vlm_lora_torch.accelerate_flags import accelerate_launch
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "launchers" / "accelerate").glob("*.yaml"))
@@ -279,7 +280,7 @@ def test_a_run_by_its_configuration_file(model_folder: Callable[[str], Path], tm
     }
     file = tmp_path / "run.json"
     file.write_text(json.dumps(content))
-    done = run([PROGRAMS / "vlm-lora", "launch", "--backend", "cuda", "train", "--config", file])
+    done = run([PROGRAMS / "vlm-lora", "launch", "--backend", "cpu", "train", "--config", file])
     assert done.returncode == 0, done.stderr
     assert "Started by accelerate launch: process 0 of 2, process 0 of 2 on machine 0 of 1" in done.stderr
     assert "have no effect" not in done.stderr
@@ -289,7 +290,7 @@ def test_a_run_by_its_configuration_file(model_folder: Callable[[str], Path], tm
     assert "Started by you: one process." in alone.stderr
     assert "vlm-lora launch train --config FILE" in alone.stderr
     file.write_text(json.dumps({**content, "accelerate_launch_args": {"num_proceses": 2}}))
-    wrong = run([PROGRAMS / "vlm-lora", "launch", "--backend", "cuda", "train", "--config", file])
+    wrong = run([PROGRAMS / "vlm-lora", "launch", "--backend", "cpu", "train", "--config", file])
     assert wrong.returncode == 1
     assert wrong.stderr.count("error: ") == 1
     assert "Did you mean 'num_processes'" in wrong.stderr

@@ -10,7 +10,7 @@ from torch.nn import Linear, ModuleList
 from transformers import TrainingArguments
 
 from vlm_lora.errors import ConfigError
-from vlm_lora_cuda.engines import shard_layers
+from vlm_lora_torch.engines import shard_layers
 
 
 def plugin_for(**config: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def test_nothing_outlives_a_launcher_that_is_killed(launcher: str, tmp_path: Pat
         VLM_LORA,
         "launch",
         "--backend",
-        "cuda",
+        "cpu",
         *([launcher] if launcher else []),
         "--world_size",
         "2",

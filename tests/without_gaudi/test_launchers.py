@@ -22,7 +22,7 @@ from vlm_lora.launch.launching import free_port
 ROOT = Path(__file__).parents[2]
 MEET = ROOT / "tests" / "support" / "launched" / "meet.py"
 VLM_LORA = Path(sys.executable).with_name("vlm-lora")
-LAUNCH: list[str | Path] = [VLM_LORA, "launch", "--backend", "cuda"]
+LAUNCH: list[str | Path] = [VLM_LORA, "launch", "--backend", "cpu"]
 LAUNCHERS = ["", "--use_accelerate", "--use_deepspeed"]
 ZERO3 = f"--config_file={ROOT / 'launchers' / 'accelerate' / 'zero3.yaml'}"
 

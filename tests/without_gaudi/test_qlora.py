@@ -226,7 +226,7 @@ def test_without_bitsandbytes(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("vlm_lora_cuda.quantization.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("vlm_lora_torch.quantization.importlib.util.find_spec", lambda name: None)
     command = script_flags(model_folder("llava"), data, tmp_path / "out", **TRAIN, load_in_4bit=True)
     assert run_script(command) == 1
     assert "pip install bitsandbytes" in capsys.readouterr().err

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora import __version__
-from vlm_lora.backend import select
+from vlm_lora.backend import installed, named, select
 from vlm_lora.cli.setup import configure, described, rank, set_up_logging, verb_parser, wants_debug
 from vlm_lora.config.sources import parse
 from vlm_lora.config.surrogate_text import let_stdout_escape
@@ -57,8 +57,8 @@ vlm-lora VERB --help lists the flags; --help_all adds the backend's own. --debug
 LAUNCH_USAGE = """\
 {program} [flags] SCRIPT [its flags]
 
-  --backend NAME     auto, habana or cuda
-  --world_size N     processes on this machine, one per device (CUDA: all GPUs; else 1)
+  --backend NAME     auto, {backends}
+  --world_size N     processes on this machine, one per device (where torch counts them, all; else 1)
   --nnodes N         machines; start this command on each (from Slurm, SageMaker or Kubeflow where they run it)
   --node_rank K      this machine's number, 0 to N-1 (from the same)
   --master_addr HOST machine 0 (from the same)
@@ -66,7 +66,7 @@ LAUNCH_USAGE = """\
   --use_deepspeed    start by DeepSpeed's launcher (needed for --hostfile)
   --use_accelerate   start by accelerate's launcher, as accelerate_launch_args in the run's --config FILE do
   --config_file FILE accelerate's configuration file, such as launchers/accelerate/fsdp2.yaml
-  --use_mpi          start by mpirun (Gaudi)
+  --use_mpi          start by mpirun, where the backend does{mpi}
   --hostfile FILE    machines of a multi-node run, one `ADDRESS slots=N` a line; with --use_deepspeed
   --map_by UNIT      mpirun's mapping: socket, or slot on virtual machines (socket)
 """
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"vlm-lora: no verb '{verb}'; there are {', '.join(VERBS)}.{nearest(verb, VERBS)}", file=sys.stderr)
         return EXIT_USAGE
     if verb == "launch" and rest[:1] in (["-h"], ["--help"]):
-        print(LAUNCH_USAGE.format(program="vlm-lora launch"))
+        print(_launch_usage("vlm-lora launch"))
         return EXIT_DONE
     if {"-h", "--help", "--help_all", "--help-all"} & set(rest):
         verb = next((word for word in rest if word in VERBS), verb)  # `launch train --help`
@@ -105,10 +105,10 @@ def run_script(argv: Sequence[str] | None = None) -> int:
 
 
 def run_launcher(program: str, *, backend: str = "auto", argv: Sequence[str] | None = None) -> int:
-    """Run `launchers/gaudi_spawn.py`: start a script on several devices and pass its exit code on."""
+    """Run a launcher such as `launchers/gaudi_spawn.py`: start a script on several devices, pass its exit code on."""
     rest = list(sys.argv[1:] if argv is None else argv)
     if not rest or {"-h", "--help"} & set(rest[:1]):
-        print(LAUNCH_USAGE.format(program=program))
+        print(_launch_usage(program))
         return EXIT_DONE if rest else EXIT_USAGE
     return guard(lambda: _start(program, backend, rest), debug=False)
 
@@ -315,12 +315,20 @@ def _start(program: str, backend: str, words: Sequence[str]) -> int:
             f"{program}: {command[0]} is no script here and no verb ({verbs}).{nearest(command[0], VERBS)}"
         )
     set_up_logging("info")
-    chosen, probe = select(request.backend)
-    launch = chosen.launch(request, bound(command))
+    # A named backend need not be usable here: a login node starts what runs on other machines.
+    chosen = select(request.backend)[0] if request.backend == "auto" else named(request.backend)
+    launch = chosen.launcher.launch(request, bound(command))
     if request.nnodes > 1:
         logger.info("Machine %d of %d, meeting at %s.", request.node_rank, request.nnodes, request.master_addr)
-    logger.info("Starting on %s (%s): %s", chosen.name, probe.device, shlex.join(launch.argv))
+    logger.info("Starting on %s (%s): %s", chosen.name, chosen.probe().device or "none here", shlex.join(launch.argv))
     return run_launch(launch)
+
+
+def _launch_usage(program: str) -> str:
+    mpi = [name for name, backend in installed().items() if "use_mpi" in backend.declaration.launchers]
+    return LAUNCH_USAGE.format(
+        program=program, backends=", ".join(sorted(installed())), mpi=f" ({', '.join(mpi)})" if mpi else ""
+    )
 
 
 def _with_accelerate(request: LaunchRequest, command: Sequence[str]) -> LaunchRequest:

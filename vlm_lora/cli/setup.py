@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora.backend import set_environment
+from vlm_lora.config.declaration import declarations
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.sources import parse
 from vlm_lora.errors import ConfigError, UserError
@@ -105,7 +106,7 @@ def set_up_logging(level: str) -> None:
     warnings.filterwarnings("ignore", message=".torch.distributed.* is deprecated", category=FutureWarning)
     # It speaks of a faster kernel for the CPU whenever it is imported, wanted or not.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    for root in ("vlm_lora", "vlm_lora_cuda", "vlm_lora_habana"):
+    for root in ("vlm_lora", *(declared.logger for declared in declarations().values())):
         logging.getLogger(root).setLevel(shown)
 
 

@@ -1,16 +1,19 @@
 """Names that users of other tools and of older transformers already type, as data.
 
-Names with a counterpart here (`ALIASES`), names that transformers 5 dropped (`DROPPED`) or says differently
-(`RESTATED`), and names that belong elsewhere (`HABANA_KEYS`, `LAUNCHER_KEYS`). A new name is a new row.
+Names with a counterpart here (`aliases`), names that transformers 5 dropped (`DROPPED`) or says differently
+(`RESTATED`), and names that belong to launchers (`LAUNCHER_KEYS`). A new name is a new row. Names of an adapter's
+users are declared by the adapter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from vlm_lora.config.values import convert, spell
+from vlm_lora.config.declaration import Alias, declarations, renamed, switch
+from vlm_lora.config.values import spell
 
 CONFIG_VARIABLES = ("VLM_LORA_CONFIG", "SFT_TRAINER_CONFIG_JSON_PATH")
 """Environment variables that may name the configuration file, the first that is set wins."""
@@ -21,61 +24,12 @@ SECRETS = frozenset({"token", "hub_token"})
 _OCR = "OCR tuning over tar shards"
 _CONFIG_DRIVEN = "config-driven tuning"
 _TABULAR = "tabular workflow"
-_GAUDI = "LoRA on Gaudi"
 _TRANSFORMERS = "transformers"
 _TRL = "TRL"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Alias:
-    """Another name of a setting."""
-
-    name: str
-    canonical: str
-    """The name here; `environment.NAME` is an environment variable."""
-    users: str
-    """Whose name it is."""
-    values: Mapping[bool, Any] | None = None
-    """For a switch: what true and false stand for. None as a value means that nothing is set."""
-    empty_means_none: bool = False
-    """An empty value is allowed and means that nothing is set."""
-    preferred: bool = False
-    """Where a backend's class has both names, it wants this one (the other warns)."""
-
-    def translate(self, value: Any) -> Any:
-        """Return the canonical setting's value, or None for nothing to set.
-
-        Raises:
-            MismatchError: a switch was given something other than true or false.
-        """
-        if self.empty_means_none and (value is None or value == ""):
-            return None
-        return value if self.values is None else self.values[convert(value, bool)]
-
-    def restore(self, value: Any) -> Any:
-        """Return this name's value for a canonical one, for a class that has only this name.
-
-        Raises:
-            LookupError: this name cannot say that.
-        """
-        if self.values is None:
-            return value
-        for switch, meaning in self.values.items():
-            if meaning == value:
-                return switch
-        raise LookupError(self.name)
-
-
-def _rename(users: str, **names: str) -> tuple[Alias, ...]:
-    return tuple(Alias(name=name, canonical=canonical, users=users) for name, canonical in names.items())
-
-
-def _switch(users: str, name: str, canonical: str, *, true: Any, false: Any) -> Alias:
-    return Alias(name=name, canonical=canonical, users=users, values={True: true, False: false})
-
-
 _ROWS: tuple[Alias, ...] = (
-    *_rename(
+    *renamed(
         _OCR,
         model_name="model_name_or_path",
         epochs="num_train_epochs",
@@ -87,9 +41,9 @@ _ROWS: tuple[Alias, ...] = (
         eval_tar_pattern="validation_name",
         val_samples_per_epoch="max_eval_samples",
     ),
-    _switch(_OCR, "train_vision", "freeze_vision", true=False, false=True),
-    _switch(_OCR, "no_eval", "do_eval", true=False, false=True),
-    *_rename(
+    switch(_OCR, "train_vision", "freeze_vision", true=False, false=True),
+    switch(_OCR, "no_eval", "do_eval", true=False, false=True),
+    *renamed(
         _CONFIG_DRIVEN,
         training_data_path="dataset_name",
         validation_data_path="validation_name",
@@ -99,8 +53,8 @@ _ROWS: tuple[Alias, ...] = (
         r="lora_rank",
         target_modules="lora_targets",
     ),
-    _switch(_CONFIG_DRIVEN, "use_flash_attn", "attn_implementation", true="flash_attention_2", false="sdpa"),
-    *_rename(
+    switch(_CONFIG_DRIVEN, "use_flash_attn", "attn_implementation", true="flash_attention_2", false="sdpa"),
+    *renamed(
         _TABULAR,
         base_model="model_name_or_path",
         num_epochs="num_train_epochs",
@@ -108,25 +62,24 @@ _ROWS: tuple[Alias, ...] = (
         max_seq_length="max_length",
         lora_r="lora_rank",
     ),
-    _switch(_TABULAR, "use_flash_attention", "attn_implementation", true="flash_attention_2", false="sdpa"),
+    switch(_TABULAR, "use_flash_attention", "attn_implementation", true="flash_attention_2", false="sdpa"),
     Alias(name="deepspeed_config", canonical="deepspeed", users=_TABULAR, empty_means_none=True),
     Alias(name="wandb_project", canonical="environment.WANDB_PROJECT", users=_TABULAR, empty_means_none=True),
-    _switch(_GAUDI, "use_habana", "backend", true="habana", false=None),
-    *_rename(_GAUDI, lora_target_modules="lora_targets"),
-    *_rename(_TRL, use_bnb_nested_quant="bnb_4bit_use_double_quant"),
-    *_rename(
+    *renamed(_TRL, use_bnb_nested_quant="bnb_4bit_use_double_quant"),
+    *renamed(
         _TRANSFORMERS,
         evaluation_strategy="eval_strategy",
-        no_cuda="use_cpu",
         per_gpu_train_batch_size="per_device_train_batch_size",
         per_gpu_eval_batch_size="per_device_eval_batch_size",
         torchdynamo="torch_compile_backend",
         push_to_hub_model_id="hub_model_id",
         push_to_hub_token="hub_token",
     ),
-    _switch(_TRANSFORMERS, "adafactor", "optim", true="adafactor", false=None),
-    _switch(_TRANSFORMERS, "group_by_length", "train_sampling_strategy", true="group_by_length", false="random"),
-    _switch(_TRANSFORMERS, "include_inputs_for_metrics", "include_for_metrics", true=["inputs"], false=None),
+    switch(_TRANSFORMERS, "use_cpu", "backend", true="cpu", false=None),
+    switch(_TRANSFORMERS, "no_cuda", "backend", true="cpu", false=None),
+    switch(_TRANSFORMERS, "adafactor", "optim", true="adafactor", false=None),
+    switch(_TRANSFORMERS, "group_by_length", "train_sampling_strategy", true="group_by_length", false="random"),
+    switch(_TRANSFORMERS, "include_inputs_for_metrics", "include_for_metrics", true=["inputs"], false=None),
     *(
         Alias(
             name=f"activation_checkpointing{end}",
@@ -138,7 +91,13 @@ _ROWS: tuple[Alias, ...] = (
     ),
 )
 
-ALIASES: Mapping[str, Alias] = {row.name: row for row in _ROWS}
+
+@cache
+def aliases() -> Mapping[str, Alias]:
+    """Return every other name of a setting: the rows above, then those of the installed adapters."""
+    declared = (alias for found in declarations().values() for alias in found.aliases)
+    return {row.name: row for row in (*_ROWS, *declared)}
+
 
 IMPLIED: tuple[tuple[str, str, str], ...] = (
     ("environment.WANDB_PROJECT", "report_to", "wandb"),
@@ -222,54 +181,13 @@ RESTATED: Mapping[str, tuple[str, str]] = {
 }
 """Keys that transformers 5 says differently: what they become, and how that reads."""
 
-HABANA_KEYS = frozenset(
-    {
-        "gaudi_config_name",
-        "use_lazy_mode",
-        "use_hpu_graphs",
-        "use_hpu_graphs_for_inference",
-        "use_hpu_graphs_for_training",
-        "use_compiled_autograd",
-        "compile_from_sec_iteration",
-        "compile_dynamic",
-        "use_zero3_leaf_promotion",
-        "cache_size_limit",
-        "use_regional_compilation",
-        "inline_inbuilt_nn_modules",
-        "allow_unspec_int_on_nn_module",
-        "disable_tensor_cache_hpu_graphs",
-        "max_hpu_graphs",
-        "distribution_strategy",
-        "context_parallel_size",
-        "minimize_memory",
-        "throughput_warmup_steps",
-        "adjust_throughput",
-        "pipelining_fwd_bwd",
-        "ignore_eos",
-        "non_blocking_data_copy",
-        "profiling_warmup_steps",
-        "profiling_steps",
-        "profiling_warmup_steps_eval",
-        "profiling_steps_eval",
-        "profiling_record_shapes",
-        "profiling_with_stack",
-        "flash_attention_recompute",
-        "flash_attention_fast_softmax",
-        "flash_attention_causal_mask",
-        "flash_attention_fp8",
-        "sdp_on_bf16",
-        "fp8",
-    }
-)
-"""Keys of optimum-habana's GaudiTrainingArguments (1.21) that transformers' own class does not have."""
-
 LAUNCHER_KEYS = frozenset({"world_size", "use_mpi", "use_deepspeed", "hostfile", "master_port", "use_env", "map_by"})
-"""Flags of gaudi_spawn.py, which stand before the script's name."""
+"""Flags of launchers, which stand before the name of the verb or script."""
 
 
 def canonical_name(name: str) -> str:
     """Return the name here for any name that is accepted, and an unknown name as it is."""
-    return ALIASES[name].canonical if name in ALIASES else name
+    return aliases()[name].canonical if name in aliases() else name
 
 
 def shown(name: str, value: Any) -> str:
@@ -279,7 +197,7 @@ def shown(name: str, value: Any) -> str:
 
 def describe_aliases() -> list[tuple[str, str, str]]:
     """Return (alias, what it means here, whose name it is) for every name in the tables, in table order."""
-    described = [(row.name, _meaning(row), row.users) for row in ALIASES.values()]
+    described = [(row.name, _meaning(row), row.users) for row in aliases().values()]
     described += [(name, text, f"{_TRANSFORMERS} 4") for name, (_, text) in RESTATED.items()]
     described += [
         (name, f"accepted without effect: {', '.join(sorted(keys))}", _CONFIG_DRIVEN) for name, keys in IGNORED.items()

@@ -1,7 +1,7 @@
 """The backend's keys: checked and typed against its arguments class, and the record of a resolved run.
 
 Which names a class has decides how a key is passed on, so one configuration works with transformers 4.55,
-5.x and optimum-habana. What each name becomes is data in `config_aliases`.
+5.x and optimum-habana. What each name becomes is data in `aliases`.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any, Literal, get_type_hints
 
 from vlm_lora import __version__
 from vlm_lora.config.aliases import (
-    ALIASES,
     DROPPED,
-    HABANA_KEYS,
     LAUNCHER_KEYS,
     RESTATED,
     SECRETS,
+    aliases,
     canonical_name,
     shown,
 )
+from vlm_lora.config.declaration import asking_for, declarations
 from vlm_lora.config.fields import flatten, own_fields
 from vlm_lora.config.files import write_mapping
 from vlm_lora.config.run_config import RunConfig
@@ -134,7 +134,7 @@ def write_resolved(path: Path, run: RunConfig, values: Mapping[str, Any]) -> Non
 
 def _place(key: str, value: Any, shape: _Shape) -> tuple[str, Any] | None:
     """Return the class's name and value for a key, or None where it has none."""
-    older = [alias for alias in ALIASES.values() if alias.canonical == key and alias.name in shape.fields]
+    older = [alias for alias in aliases().values() if alias.canonical == key and alias.name in shape.fields]
     for alias in older:
         if alias.preferred:
             return alias.name, value
@@ -143,12 +143,12 @@ def _place(key: str, value: Any, shape: _Shape) -> tuple[str, Any] | None:
         if key == "warmup_steps" and "warmup_ratio" in shape.fields and 0 < _typed(key, value, float) < 1:
             return "warmup_ratio", value
         return key, value
-    if key in ALIASES and ALIASES[key].canonical in shape.fields:
+    if key in aliases() and aliases()[key].canonical in shape.fields:
         try:
-            meaning = ALIASES[key].translate(value)
+            meaning = aliases()[key].translate(value)
         except MismatchError as error:
             raise ConfigError(f"--{key} {shown(key, value)}: must be {error}.") from error
-        return ALIASES[key].canonical, meaning
+        return aliases()[key].canonical, meaning
     for alias in older:
         try:
             return alias.name, alias.restore(value)
@@ -160,7 +160,7 @@ def _place(key: str, value: Any, shape: _Shape) -> tuple[str, Any] | None:
 
 
 def _canonical_value(name: str, value: Any) -> Any:
-    return ALIASES[name].translate(value) if name in ALIASES else value
+    return aliases()[name].translate(value) if name in aliases() else value
 
 
 def _typed(key: str, value: Any, hint: Any, choices: Any = None) -> Any:
@@ -242,7 +242,7 @@ _RESTATE: Mapping[str, Callable[[_Draft, str, Any], None]] = {
 
 def _unknown_message(keys: list[str], run: RunConfig, shape: _Shape) -> str:
     """Explain every key that the class does not have: whose it is, or the nearest name."""
-    known = [*own_fields(), *shape.fields, *ALIASES, *RESTATED, *DROPPED]
+    known = [*own_fields(), *shape.fields, *aliases(), *RESTATED, *DROPPED]
     lines = [_explain(key, run, known) for key in keys]
     if len(lines) == 1:
         return lines[0]
@@ -250,14 +250,15 @@ def _unknown_message(keys: list[str], run: RunConfig, shape: _Shape) -> str:
 
 
 def _explain(key: str, run: RunConfig, known: list[str]) -> str:
-    if key in HABANA_KEYS and run.backend == "habana":
-        return f"--{key} is not known to the installed optimum-habana; leave it out."
-    if key in HABANA_KEYS:
-        return f"--{key} is for the habana backend: add --use_habana, or leave it out."
+    for name, declaration in declarations().items():
+        if key in declaration.flags and run.backend == name:
+            return f"--{key} is not known to the installed version of the {name} backend's packages; leave it out."
+        if key in declaration.flags:
+            return f"--{key} is for the {name} backend: add {asking_for(name)}, or leave it out."
     if key in LAUNCHER_KEYS:
         return (
-            f"--{key} belongs to gaudi_spawn.py and stands before the script's name: "
-            "python gaudi_spawn.py --world_size 8 --use_mpi run_lora_vlm.py ..."
+            f"--{key} belongs to the launcher and stands before the name of the verb or script: "
+            "vlm-lora launch --world_size 8 train ..."
         )
     suggestion = nearest(key, known) or " `vlm-lora train --help_all` lists every key."
     return f"--{key} is not a known key.{suggestion}"

@@ -355,7 +355,7 @@ class RunConfig:
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     dry_run_options: DryRunConfig = field(default_factory=DryRunConfig)
     backend: str = "auto"
-    """auto, or the name of an installed backend (cuda serves CUDA and CPU)."""
+    """auto (the best that this machine has), or the name of an installed backend; cpu is what --use_cpu means."""
     overwrite_output_dir: bool = False
     """Train into an output folder that holds a run already: what run_files.json lists there is removed, no more."""
     allow_changed: tuple[str, ...] = ()

@@ -16,12 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm_lora.config.aliases import ALIASES, CONFIG_VARIABLES, IGNORED, IMPLIED, shown
+from vlm_lora.config.aliases import CONFIG_VARIABLES, IGNORED, IMPLIED, aliases, shown
 from vlm_lora.config.fields import SECTIONS, assemble, own_fields
 from vlm_lora.config.files import SUFFIXES, read_mapping
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.values import SWITCHES, MismatchError, convert, expected, spell
 from vlm_lora.errors import ConfigError
+
+AUTO = "auto"
+"""What `--backend` is without it: no answer, so any other name for a backend wins over it."""
+
+CPU_VARIABLE = "ACCELERATE_USE_CPU"
+"""Set by `accelerate launch --cpu`; the training arguments read it too."""
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z0-9_]+)?")
 _ENVIRONMENT = "environment."
@@ -69,7 +75,20 @@ def parse(argv: Sequence[str], *, environ: Mapping[str, str]) -> RunConfig:
         if source in merged and merged[source].value and target not in merged:
             value = template.format(value=merged[source].value)
             merged[target] = _Given(value=value, written=merged[source].written)
+    _take_cpu(merged, environ)
     return _assemble(merged)
+
+
+def _take_cpu(merged: dict[str, _Given], environ: Mapping[str, str]) -> None:
+    """Read accelerate's variable for the CPU, which its launcher sets, as `--use_cpu`."""
+    text = environ.get(CPU_VARIABLE, "")
+    if text.lower() not in ("1", "true", "yes", "on", "y", "t"):
+        return
+    written = f"{CPU_VARIABLE}={text}"
+    asked = merged.get("backend")
+    if asked is not None and asked.value not in (AUTO, "cpu"):
+        raise ConfigError(f"{asked.written} and {written} contradict each other. Leave one of them out.")
+    merged["backend"] = _Given(value="cpu", written=written)
 
 
 def _read_words(argv: Sequence[str]) -> tuple[list[str], list[_Pair]]:
@@ -102,10 +121,10 @@ def _read_words(argv: Sequence[str]) -> tuple[list[str], list[_Pair]]:
 def _pair(name: str, texts: list[str]) -> _Pair:
     """Make a pair of a flag and its words: none is true (false for `--no_key`), several are a list."""
     name = name.replace("-", "_")
-    known = name in own_fields() or name in ALIASES
+    known = name in own_fields() or name in aliases()
     base = name.removeprefix("no_")
     if base != name and not known:
-        alias = ALIASES.get(base)
+        alias = aliases().get(base)
         own = own_fields().get(base if alias is None else alias.canonical)
         is_switch = (alias is not None and alias.values is not None) or own is None or own.hint in SWITCHES
         if not is_switch:
@@ -157,6 +176,9 @@ def _settle(pairs: Iterable[_Pair]) -> dict[str, _Given]:
     for pair in pairs:
         for name, given in _interpret(pair):
             before = settled.get(name)
+            if before is not None and name == "backend" and AUTO in (before.value, given.value):
+                settled[name] = given if before.value == AUTO else before
+                continue
             if before is not None and not _same(before.value, given.value):
                 raise ConfigError(f"{before.written} and {given.written} contradict each other. Leave one of them out.")
             settled[name] = given
@@ -173,8 +195,8 @@ def _interpret(pair: _Pair) -> Iterator[tuple[str, _Given]]:
         for variable, text in _typed(pair, value, Mapping[str, Any]).items():
             yield from _variable(pair, f"{_ENVIRONMENT}{variable}", text)
         return
-    if name in ALIASES:
-        alias = ALIASES[name]
+    if name in aliases():
+        alias = aliases()[name]
         try:
             value = alias.translate(value)
         except MismatchError as error:

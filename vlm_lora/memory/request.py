@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Any
 
 from vlm_lora.backend import Backend, DeviceSpec
+from vlm_lora.config.declaration import asking_for
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.engines.sharding import read_sharding
 from vlm_lora.errors import ConfigError, nearest
@@ -94,7 +95,7 @@ def choose_devices(
     Raises:
         ConfigError: no such device; the message lists those there are.
     """
-    known = [(backend, device) for backend in backends.values() for device in backend.devices()]
+    known = [(backend, device) for backend in backends.values() for device in backend.planner.devices()]
     if words == ALL:
         return known
     if words == HERE:
@@ -103,7 +104,7 @@ def choose_devices(
         here = sorted((pair for pair in own if pair[1].is_here), key=lambda pair: pair[1].is_cpu)
         if not here:
             raise ConfigError(
-                f"--backend {named}{' (--use_habana)' if named == 'habana' else ''}: this machine has none of its "
+                f"{asking_for(named)}: this machine has none of its "
                 f"devices. Type which to plan for: {' or '.join(f'--device {device.name}' for _, device in own)}."
             )
         return here[:1]

@@ -55,7 +55,7 @@ class Subject:
         def precision(choice: Choice, device: DeviceSpec) -> Precision:
             run = replace(self.run, tuning=choice.tuning)
             engine = choice.sharding.engine == "deepspeed"
-            return backend.precision(run, {**self.values, "deepspeed": engine or None}, device)
+            return backend.planner.precision(run, {**self.values, "deepspeed": engine or None}, device)
 
         return Planner(
             config=self.config,
@@ -117,7 +117,7 @@ def plan_run(
 def advise(subject: Subject, arguments: Any, backend: Backend) -> Verdict:
     """Plan a run that is under way, on the device that it runs on, with everything that would need less."""
     on_cpu = backend.device().type == "cpu"
-    device = next(each for each in backend.devices() if each.is_here and each.is_cpu == on_cpu)
+    device = next(each for each in backend.planner.devices() if each.is_here and each.is_cpu == on_cpu)
     choice = read_choice(subject.run, subject.values, type(arguments), world_size=arguments.world_size)
     planner = subject.planner(
         backend,

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from vlm_lora import __version__
 from vlm_lora.backend import installed, select
+from vlm_lora.config.declaration import declarations
 from vlm_lora.errors import BackendError
 
 PACKAGES = (
@@ -17,17 +18,15 @@ PACKAGES = (
     "accelerate",
     "datasets",
     "deepspeed",
-    "flash-attn",
     "bitsandbytes",
-    "optimum-habana",
-    "habana-torch-plugin",
 )
 
 
 def diagnose() -> str:
     """Return the report as text, one line a fact."""
+    packages = (*PACKAGES, *(name for one in declarations().values() for name in one.packages))
     lines = [f"vlm-lora {__version__} on Python {platform.python_version()}, {platform.platform()}", ""]
-    lines += [f"  {name:<20}{_version(name)}" for name in PACKAGES]
+    lines += [f"  {name:<20}{_version(name)}" for name in packages]
     chosen = _chosen()
     for name, backend in sorted(installed().items()):
         probe = backend.probe()

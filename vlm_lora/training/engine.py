@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback
 
+from vlm_lora.backend import Backend
 from vlm_lora.errors import ConfigError
 from vlm_lora.launch.placement import launcher_asks_for
 from vlm_lora.model.families import Family
@@ -74,7 +74,7 @@ def refuse_other_engine(arguments: Any, trainer: Any) -> None:
             )
 
 
-def refuse_lost_weights(arguments: Any, model: nn.Module, family: Family) -> None:
+def refuse_lost_weights(arguments: Any, model: nn.Module, family: Family, backend: Backend) -> None:
     """Stop where ZeRO-3 would have let go of frozen weights by the time that checkpointing computes with them again.
 
     DeepSpeed before 0.19.3 lets go of them while a layer is recomputed; weights that train it keeps. Torch then ends
@@ -84,7 +84,7 @@ def refuse_lost_weights(arguments: Any, model: nn.Module, family: Family) -> Non
         ConfigError: says what to type.
     """
     plugin = getattr(arguments, "deepspeed_plugin", None)
-    if plugin is None or int(plugin.zero_stage) != 3 or _keeps_frozen_weights():
+    if plugin is None or int(plugin.zero_stage) != 3 or backend.keeps_frozen_weights():
         return
     layers = [base_of(model).get_submodule(name) for name in decoder_layers(model, find_parts(model, family))]
     if any(not parameter.requires_grad for layer in layers for parameter in layer.parameters()):
@@ -93,11 +93,6 @@ def refuse_lost_weights(arguments: Any, model: nn.Module, family: Family) -> Non
             "them before they are used again. Type --deepspeed zero2, leave --gradient_checkpointing out, or update "
             "DeepSpeed to 0.19.3 or later, unless it is a vendor's own build."
         )
-
-
-def _keeps_frozen_weights() -> bool:
-    # The feature and not a version: vendors' builds number theirs otherwise.
-    return hasattr(import_module("deepspeed.runtime.zero.partitioned_param_coordinator"), "update_recompute_parameters")
 
 
 class EngineCheck(TrainerCallback):

@@ -21,7 +21,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -53,16 +52,24 @@ class FiniteGuard(TrainerCallback):
     Args:
         trainer: the project's, which hands over its losses by `note` and asks before it saves and logs.
         reads_each_step: False where a read in a step cuts a graph.
+        whole_gradient: the backend's: a parameter's gradient where an engine partitions it.
     """
 
-    def __init__(self, trainer: Any, *, reads_each_step: bool) -> None:
+    def __init__(
+        self,
+        trainer: Any,
+        *,
+        reads_each_step: bool,
+        whole_gradient: Callable[[torch.nn.Parameter], torch.Tensor | None],
+    ) -> None:
         self._trainer = trainer
+        self._whole_gradient = whole_gradient
         self._reads = reads_each_step
         self._windows: dict[int, list[_MicroBatch]] = {}
         """By step, since the last read."""
         self._measured = True
         self._engine: Any = None
-        self._trained: list[tuple[str, torch.Tensor]] = []
+        self._trained: list[tuple[str, torch.nn.Parameter]] = []
         self._judged = 0
         self._first = 0
         self._unwrap: list[Callable[[], None]] = []
@@ -196,7 +203,7 @@ class FiniteGuard(TrainerCallback):
         """The step under way, from 1."""
         return int(self._trainer.state.global_step) + 1
 
-    def _trainable(self) -> list[tuple[str, torch.Tensor]]:
+    def _trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
         return [(name, tensor) for name, tensor in self._trainer.model.named_parameters() if tensor.requires_grad]
 
     def _gradient(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -242,9 +249,8 @@ class FiniteGuard(TrainerCallback):
             return [name for name, tensor in self._trained if not bool(self._gradient(tensor).isfinite().all())]
         if self._engine.fp16_enabled():
             return []
-        # Where the gradients are is DeepSpeed's own business; all ranks ask in the same order.
-        gradient_of = import_module("deepspeed.utils").safe_get_full_grad
-        found = [(name, gradient_of(tensor)) for name, tensor in self._trained]
+        # Where the gradients are is the engine's own business; all ranks ask in the same order.
+        found = [(name, self._whole_gradient(tensor)) for name, tensor in self._trained]
         return [name for name, gradient in found if gradient is not None and not bool(gradient.isfinite().all())]
 
     def _engine_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -15,13 +15,13 @@ from vlm_lora.training.checkpoints.contents import STATE_FILE, missing_parts
 from vlm_lora.training.checkpoints.run_record import (
     EVALUATION_FILES,
     RECORD,
-    TRAINING_FILES,
     WEIGHT_FILES,
     files_named,
     note_start,
     numbered_checkpoints,
     read_record,
     remove_recorded,
+    training_files,
 )
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def claim_output_dir(path: Path, *, overwrite: bool, checkpoint: str | None, wri
     Raises:
         ConfigError: the path is a file, cannot be created, or holds another run's results or somebody's weights.
     """
-    _refuse_names_of_folders(path, TRAINING_FILES)
+    _refuse_names_of_folders(path, training_files())
     resumed = None
     if checkpoint is not None and Path(checkpoint).resolve().parent == path.resolve():
         resumed = Path(checkpoint).resolve().name
@@ -92,7 +92,7 @@ def claim_output_dir(path: Path, *, overwrite: bool, checkpoint: str | None, wri
         if overwrite and writes:
             _remove_earlier_run(path)
     if writes:
-        _start(path, TRAINING_FILES, trains=True, resumed=resumed)
+        _start(path, training_files(), trains=True, resumed=resumed)
 
 
 def prepare_for_results(path: Path, *, writes: bool = True) -> None:

@@ -322,7 +322,9 @@ def build_trainer(
     trainer.capture = backend.capture
     trainer.total_limit, trainer.args.save_total_limit = trainer.args.save_total_limit, None
     trainer.add_callback(NothingInTheWay())
-    trainer.finite = FiniteGuard(trainer, reads_each_step=not backend.traits.static_shapes)
+    trainer.finite = FiniteGuard(
+        trainer, reads_each_step=not backend.traits.static_shapes, whole_gradient=backend.whole_gradient
+    )
     trainer.add_callback(trainer.finite)
     trainer.add_callback(ValidState())
     return trainer

@@ -239,6 +239,23 @@ def test_contradictions_in_one_source_name_both(tmp_path: Path) -> None:
     assert f"r: 8 ({file}) and lora_rank: 16 ({file})" in refused(str(file))
 
 
+def test_the_cpu_contradicts_any_other_backend_and_not_auto() -> None:
+    for words in (["--use_cpu"], ["--no_cuda"], ["--use_cpu", "--backend", "auto"], ["--use_cpu", "--backend", "cpu"]):
+        assert flags(*words).backend == "cpu"
+    assert "--use_cpu true and --backend cuda contradict" in refused("--use_cpu", "--backend", "cuda")
+    assert "--use_habana true and --use_cpu true contradict" in refused("--use_habana", "--use_cpu")
+
+
+@pytest.mark.parametrize(("text", "backend"), [("true", "cpu"), ("True", "cpu"), ("1", "cpu"), ("False", "auto")])
+def test_accelerates_variable_for_the_cpu(text: str, backend: str) -> None:
+    environ = {"ACCELERATE_USE_CPU": text}
+    assert parse([], environ=environ).backend == backend
+    if backend == "cpu":
+        assert parse(["--backend", "cpu"], environ=environ).backend == "cpu"
+        with pytest.raises(ConfigError, match=f"--use_habana true and ACCELERATE_USE_CPU={text} contradict"):
+            parse(["--use_habana"], environ=environ)
+
+
 def test_saying_the_same_twice_is_no_contradiction() -> None:
     run = flags("--num_epochs", "3", "--num_train_epochs", "3.0", "--lora_r", "8", "--r", "8", "--bf16", "--bf16=true")
     assert run.tuning.lora_rank == 8

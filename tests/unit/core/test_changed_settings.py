@@ -17,7 +17,7 @@ from vlm_lora.training.checkpoints.changed_settings import compare, differences
 from vlm_lora.training.checkpoints.run_settings import FILE, absolute, effective_settings, plain, write_settings
 from vlm_lora.training.checkpoints.setting_kinds import Kind
 
-SETTLED = {"backend": "cuda", "dtype": "float32", "attn_implementation": "sdpa", "max_length": 128}
+SETTLED = {"backend": "cpu", "dtype": "float32", "attn_implementation": "sdpa", "max_length": 128}
 RUN = RunConfig(model=ModelConfig(model_name_or_path="org/model", token="hf_secret"))
 
 

@@ -11,11 +11,11 @@ import pytest
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.engines.precision import VARIABLE, launched_precision, launchers_own
 from vlm_lora.errors import ConfigError
-from vlm_lora_cuda.backend import CudaBackend
-from vlm_lora_cuda.precision import Gpu, check_precision, choose_precision
+from vlm_lora_torch import TorchBackend
+from vlm_lora_torch.precision import Card, check_precision, choose_precision
 
-A100 = Gpu(name="A100", capability=(8, 0), bf16=True)
-T4 = Gpu(name="Tesla T4", capability=(7, 5), bf16=False)
+A100 = Card(name="A100", capability=(8, 0), bf16=True)
+T4 = Card(name="Tesla T4", capability=(7, 5), bf16=False)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_a_contradiction_names_both(word: str, values: dict[str, Any], message: 
 
 
 @pytest.mark.parametrize(("gpu", "word"), [(A100, "fp16"), (T4, "fp16"), (A100, "bf16"), (None, "bf16")])
-def test_it_is_chosen_and_said(gpu: Gpu | None, word: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_it_is_chosen_and_said(gpu: Card | None, word: str, caplog: pytest.LogCaptureFixture) -> None:
     check_precision({}, gpu, launched=word)
     with caplog.at_level(logging.INFO):
         assert choose_precision({}, gpu, launched=word) == {word: True}
@@ -61,7 +61,7 @@ def test_it_is_chosen_and_said(gpu: Gpu | None, word: str, caplog: pytest.LogCap
 @pytest.mark.parametrize(
     ("gpu", "word", "cure"), [(T4, "bf16", "mixed_precision fp16"), (None, "fp16", "mixed_precision no")]
 )
-def test_what_the_device_cannot_do_names_the_launcher(gpu: Gpu | None, word: str, cure: str) -> None:
+def test_what_the_device_cannot_do_names_the_launcher(gpu: Card | None, word: str, cure: str) -> None:
     with pytest.raises(ConfigError, match=f"accelerate launch's mixed_precision {word} .*Start with {cure}"):
         check_precision({}, gpu, launched=word)
 
@@ -69,22 +69,22 @@ def test_what_the_device_cannot_do_names_the_launcher(gpu: Gpu | None, word: str
 def test_the_arguments_of_a_run_on_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     values = {"output_dir": str(tmp_path), "use_cpu": True}
     monkeypatch.setenv(VARIABLE, "bf16")
-    assert CudaBackend().build_arguments(RunConfig(), values).bf16
+    assert TorchBackend().arguments(RunConfig(), values).bf16
     with pytest.raises(ConfigError, match="--bf16 false contradict"):
-        CudaBackend().build_arguments(RunConfig(), {**values, "bf16": False})
+        TorchBackend().arguments(RunConfig(), {**values, "bf16": False})
     monkeypatch.setenv(VARIABLE, "fp16")
     with pytest.raises(ConfigError, match=r"mixed_precision fp16 .* needs a CUDA GPU"):
-        CudaBackend().build_arguments(RunConfig(), values)
+        TorchBackend().arguments(RunConfig(), values)
     monkeypatch.setenv(VARIABLE, "no")
-    assert not CudaBackend().build_arguments(RunConfig(), values).bf16
+    assert not TorchBackend().arguments(RunConfig(), values).bf16
 
 
 def test_one_runs_choice_is_not_the_launchers_for_the_next(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     """transformers 4.55 writes its choice into the variable."""
     monkeypatch.delenv(VARIABLE, raising=False)
     values = {"output_dir": str(tmp_path), "use_cpu": True}
-    assert CudaBackend().build_arguments(RunConfig(), {**values, "bf16": True}).bf16
-    assert not CudaBackend().build_arguments(RunConfig(), {**values, "bf16": False}).bf16
+    assert TorchBackend().arguments(RunConfig(), {**values, "bf16": True}).bf16
+    assert not TorchBackend().arguments(RunConfig(), {**values, "bf16": False}).bf16
     assert os.environ.get(VARIABLE, "no") == "no"
     written: dict[str, str] = {}
     with launchers_own(written):

@@ -7,26 +7,28 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from vlm_lora.errors import ConfigError
-from vlm_lora_cuda.engines import asked, engine_arguments, shard_layers, switched
+from vlm_lora_torch.engines import asked, engine_arguments, shard_layers, switched
 
 
 def test_deepspeed_on_a_machine_without_gpu_runs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # with it accelerate silently runs DDP
-    arguments = engine_arguments({"deepspeed": "zero2"}, on_gpu=False, has_gpu=False)
+    arguments = engine_arguments({"deepspeed": "zero2"}, on_card=False)
     assert arguments["deepspeed"]["zero_optimization"]["stage"] == 2
     assert os.environ["DS_ACCELERATOR"] == "cpu"
     assert "ACCELERATE_USE_CPU" not in os.environ
 
 
-def test_deepspeed_and_use_cpu_on_a_machine_with_gpus_contradict_each_other() -> None:
+def test_deepspeed_and_the_cpu_on_a_machine_with_gpus_contradict_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(ConfigError, match="--use_cpu and --deepspeed"):
-        engine_arguments({"deepspeed": "zero2", "use_cpu": True}, on_gpu=False, has_gpu=True)
+        engine_arguments({"deepspeed": "zero2", "use_cpu": True}, on_card=False)
 
 
 def test_without_deepspeed_nothing_is_set() -> None:
-    assert engine_arguments({"deepspeed": None}, on_gpu=True, has_gpu=True) == {}
+    assert engine_arguments({"deepspeed": None}, on_card=True) == {}
 
 
 def test_a_launchers_wish_counts_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +43,7 @@ def test_a_launchers_wish_counts_as_asked(monkeypatch: pytest.MonkeyPatch) -> No
 )
 def test_the_switch_of_fsdp(typed: Any, meant: Any) -> None:
     assert switched(typed) == meant
-    assert engine_arguments({"fsdp": typed}, on_gpu=True, has_gpu=True) == {"fsdp": meant}
+    assert engine_arguments({"fsdp": typed}, on_card=True) == {"fsdp": meant}
 
 
 def test_layers_are_named_to_a_launchers_fsdp(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,10 +16,11 @@ from vlm_lora.config.run_config import ModelConfig, RunConfig, TuningConfig
 from vlm_lora.errors import ConfigError
 from vlm_lora.model.families import family_of
 from vlm_lora.model.tuning import apply_tuning
-from vlm_lora_cuda.precision import Gpu, check_precision, choose_dtype, choose_precision, gpu_facts
+from vlm_lora_cuda import CudaBackend
+from vlm_lora_torch.precision import Card, check_precision, choose_dtype, choose_precision
 
-H200 = Gpu(name="NVIDIA H200", capability=(9, 0), bf16=True)
-T4 = Gpu(name="Tesla T4", capability=(7, 5), bf16=False)
+H200 = Card(name="NVIDIA H200", capability=(9, 0), bf16=True)
+T4 = Card(name="Tesla T4", capability=(7, 5), bf16=False)
 CPU = None
 
 
@@ -64,7 +65,7 @@ CPU = None
     ],
 )
 def test_one_line_says_what_will_be_done(
-    values: dict[str, bool], gpu: Gpu | None, chosen: dict[str, bool], said: str, caplog: pytest.LogCaptureFixture
+    values: dict[str, bool], gpu: Card | None, chosen: dict[str, bool], said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     check_precision(values, gpu)
     with caplog.at_level(logging.INFO):
@@ -95,7 +96,7 @@ def test_deepspeed_casts_weights_instead(caplog: pytest.LogCaptureFixture) -> No
         ({"bf16_full_eval": True}, T4, "--bf16_full_eval: Tesla T4.*--fp16_full_eval"),
     ],
 )
-def test_refusals(values: dict[str, bool], gpu: Gpu | None, message: str) -> None:
+def test_refusals(values: dict[str, bool], gpu: Card | None, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_precision(values, gpu)
 
@@ -105,7 +106,7 @@ def test_the_facts_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     # torch calls emulated bf16 supported; it is many times slower than fp32.
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
-    assert gpu_facts() == T4
+    assert CudaBackend().card() == T4
 
 
 LORA, FULL = TuningConfig(), TuningConfig(peft_method="none")
@@ -114,7 +115,7 @@ PUBLISHED_BF = SimpleNamespace(torch_dtype="bfloat16")
 
 
 @pytest.mark.parametrize(
-    ("tuning", "flags", "config", "on_gpu", "dtype"),
+    ("tuning", "flags", "config", "on_card", "dtype"),
     [
         (LORA, {"bf16": True}, PUBLISHED_BF, True, torch.bfloat16),
         (LORA, {"fp16": True}, PUBLISHED_16, True, torch.float16),
@@ -127,22 +128,22 @@ PUBLISHED_BF = SimpleNamespace(torch_dtype="bfloat16")
     ],
 )
 def test_dtype_of_the_weights(
-    tuning: TuningConfig, flags: dict[str, bool], config: Any, on_gpu: bool, dtype: torch.dtype
+    tuning: TuningConfig, flags: dict[str, bool], config: Any, on_card: bool, dtype: torch.dtype
 ) -> None:
     arguments: Any = SimpleNamespace(**{"bf16": False, "fp16": False, "do_train": True, **flags})
-    assert choose_dtype(RunConfig(tuning=tuning), config, arguments, on_gpu=on_gpu) == dtype
+    assert choose_dtype(RunConfig(tuning=tuning), config, arguments, on_card=on_card) == dtype
 
 
 def test_float16_weights_are_never_trained(caplog: pytest.LogCaptureFixture) -> None:
     arguments: Any = SimpleNamespace(bf16=False, fp16=True, do_train=True)
     asked = RunConfig(model=ModelConfig(dtype="float16"), tuning=FULL)
     with pytest.raises(ConfigError, match=r"--dtype float16 with --peft_method none.*--dtype float32, with --fp16"):
-        choose_dtype(asked, PUBLISHED_16, arguments, on_gpu=True)
+        choose_dtype(asked, PUBLISHED_16, arguments, on_card=True)
     arguments.do_train = False
-    assert choose_dtype(asked, PUBLISHED_16, arguments, on_gpu=True) == torch.float16
+    assert choose_dtype(asked, PUBLISHED_16, arguments, on_card=True) == torch.float16
     arguments.do_train = True
     rough = RunConfig(model=ModelConfig(dtype="bfloat16"), tuning=FULL)
-    assert choose_dtype(rough, PUBLISHED_BF, arguments, on_gpu=True) == torch.bfloat16
+    assert choose_dtype(rough, PUBLISHED_BF, arguments, on_card=True) == torch.bfloat16
     assert "changes below 1/256 of a weight are lost" in caplog.text
 
 

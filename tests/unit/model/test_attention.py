@@ -26,11 +26,13 @@ from vlm_lora.model.attention import FLASH, by_part, check_attention, spoken
 from vlm_lora.model.families import BOTH_DIRECTIONS, FAMILIES, family_of
 from vlm_lora.model.loading import load_config, load_model
 from vlm_lora.model.parts import decoder_layers, find_parts
-from vlm_lora_cuda.attention import choose_attention
+from vlm_lora_torch import TorchBackend
+from vlm_lora_torch.attention import choose_attention
 
 NAMES = available()
 BOTH = {"gemma3", "gemma4", "paligemma"}
 BFLOAT = torch.bfloat16
+ON_THE_CPU = TorchBackend().flash_obstacle()
 
 
 def config_of(folder: Path) -> Any:
@@ -41,7 +43,7 @@ def config_of(folder: Path) -> Any:
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand for a machine that has the flash_attn package."""
-    monkeypatch.setattr("vlm_lora_cuda.attention.find_spec", lambda name: SimpleNamespace(name=name))
+    monkeypatch.setattr("vlm_lora_torch.attention.find_spec", lambda name: SimpleNamespace(name=name))
 
 
 def looks_ahead(folder: Path) -> bool:
@@ -106,8 +108,8 @@ def test_auto_takes_sdpa_where_flash_would_be_causal(
     model_folder: Callable[[str], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        assert choose_attention("auto", config_of(model_folder("gemma3")), BFLOAT, on_gpu=True) == "sdpa"
-        assert choose_attention("auto", config_of(model_folder("llava")), BFLOAT, on_gpu=True) == FLASH
+        assert choose_attention("auto", config_of(model_folder("gemma3")), BFLOAT, None) == "sdpa"
+        assert choose_attention("auto", config_of(model_folder("llava")), BFLOAT, None) == FLASH
     assert "Attention: sdpa (no flash attention: the language model of gemma3 reads images" in caplog.messages[0]
     assert caplog.messages[1].startswith("Attention: flash_attention_2, because it is installed")
 
@@ -117,11 +119,11 @@ def test_auto_takes_sdpa_where_flash_would_be_causal(
 def test_flash_typed_for_it_is_refused(asked: str, model_folder: Callable[[str], Path]) -> None:
     config = config_of(model_folder("paligemma"))
     with pytest.raises((BackendError, ModelError), match=r"paligemma reads .* in both directions.*Type --attn_impl"):
-        choose_attention(asked, config, BFLOAT, on_gpu=True)
+        choose_attention(asked, config, BFLOAT, None)
     with pytest.raises(ModelError, match="in both directions"):
         check_attention(asked, config)  # as `plan` does, without a device
     check_attention(asked, config_of(model_folder("llava")))
-    assert choose_attention(asked, config_of(model_folder("llava")), BFLOAT, on_gpu=True) == asked
+    assert choose_attention(asked, config_of(model_folder("llava")), BFLOAT, None) == asked
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if IS_5 or name != "gemma3n"])
@@ -143,15 +145,15 @@ def test_each_part_gets_what_it_supports(model_folder: Callable[[str], Path], ca
     folder = model_folder("gemma3")
     config = config_of(folder)
     with caplog.at_level(logging.INFO):
-        chosen = choose_attention("auto", config, torch.float32, on_gpu=False)
+        chosen = choose_attention("auto", config, torch.float32, ON_THE_CPU)
     assert caplog.messages[0].startswith("Attention: sdpa (vision_config: eager) (no flash attention")
     load_as_chosen(folder, chosen, {"text_config": "sdpa", "vision_config": "eager"})
-    assert choose_attention("eager", config, torch.float32, on_gpu=False) == "eager"
+    assert choose_attention("eager", config, torch.float32, ON_THE_CPU) == "eager"
     if not IS_5:  # transformers takes eager there for parts without sdpa
-        assert choose_attention("sdpa", config, torch.float32, on_gpu=False) == "sdpa"
+        assert choose_attention("sdpa", config, torch.float32, ON_THE_CPU) == "sdpa"
         return load_as_chosen(folder, "sdpa", {"text_config": "sdpa", "vision_config": "eager"})
     with pytest.raises(ModelError, match=r"sdpa: transformers has none for vision_config of gemma3.*auto"):
-        choose_attention("sdpa", config, torch.float32, on_gpu=False)
+        choose_attention("sdpa", config, torch.float32, ON_THE_CPU)
     with pytest.raises(ModelError, match="gemma3"):
         load_as_chosen(folder, "sdpa", {})  # what transformers makes of one word for all
     return None
@@ -160,11 +162,11 @@ def test_each_part_gets_what_it_supports(model_folder: Callable[[str], Path], ca
 @pytest.mark.usefixtures("lacking", "installed")
 def test_flash_for_the_parts_that_have_it(model_folder: Callable[[str], Path]) -> None:
     config = config_of(model_folder("llava_onevision"))
-    chosen = choose_attention("auto", config, BFLOAT, on_gpu=True)
+    chosen = choose_attention("auto", config, BFLOAT, None)
     assert chosen == {"": FLASH, "text_config": FLASH, "vision_config": "eager"}
     assert spoken(chosen) == "flash_attention_2 (vision_config: eager)"
     with pytest.raises(ModelError, match=r"flash_attention_2: transformers has none for vision_config"):
-        choose_attention(FLASH, config, BFLOAT, on_gpu=True)
+        choose_attention(FLASH, config, BFLOAT, None)
 
 
 def load_as_chosen(folder: Path, chosen: Any, parts: dict[str, str]) -> None:
@@ -188,7 +190,7 @@ PUBLISHED = {
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name in NAMES])
 def test_published_towers_without_flash(name: str, model_folder: Callable[[str], Path]) -> None:
-    chosen = choose_attention("auto", config_of(model_folder(name)), BFLOAT, on_gpu=True)
+    chosen = choose_attention("auto", config_of(model_folder(name)), BFLOAT, None)
     assert isinstance(chosen, dict)
     assert {part: chosen[part] for part in PUBLISHED[name]} == PUBLISHED[name]
 
@@ -201,7 +203,7 @@ def test_a_model_with_an_audio_tower_loads(name: str, model_folder: Callable[[st
         sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "output_proj_dims": 16}
         config.audio_config = transformers.Gemma4AudioConfig(**sizes, subsampling_conv_channels=[4, 4])
         transformers.AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
-    chosen = choose_attention("auto", config_of(folder), torch.float32, on_gpu=False)
+    chosen = choose_attention("auto", config_of(folder), torch.float32, ON_THE_CPU)
     heard = "sdpa" if name == "gemma3n" and IS_5 else "eager"
     assert spoken(chosen).endswith("sdpa" if heard == "sdpa" else "audio_config: eager)")
     load_as_chosen(folder, chosen, {"text_config": "sdpa", "audio_config": heard})

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm_lora.config.aliases import ALIASES, DROPPED, RESTATED
+from vlm_lora.config.aliases import DROPPED, RESTATED, aliases
 from vlm_lora.config.values import spell
 from vlm_lora.errors import ConfigError, nearest
 from vlm_lora.training.checkpoints.run_settings import default_settings, read_settings, versions
 from vlm_lora.training.checkpoints.setting_kinds import (
     GLOBAL_BATCH,
-    KINDS,
     MATTERS,
     PART_RATES,
     SPLIT,
     WORLD_SIZE,
     Kind,
     kind_of,
+    kinds,
     setting_of,
 )
 
@@ -79,7 +79,7 @@ def check_allowed(names: Iterable[str], arguments_class: type) -> frozenset[str]
     Raises:
         ConfigError: a name is no setting, or of one that no run may change.
     """
-    known = {*KINDS, *default_settings(arguments_class), *ALIASES, *RESTATED}
+    known = {*kinds(), *default_settings(arguments_class), *aliases(), *RESTATED}
     found = set()
     for name in (part.strip() for text in names for part in text.split(",")):
         setting = setting_of(name)

@@ -14,8 +14,10 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 
+from vlm_lora.config.declaration import declarations
 from vlm_lora.config.whole_files import read_json, write_json
 from vlm_lora.training.checkpoints.contents import STATE_FILE
 
@@ -53,7 +55,6 @@ TRAINING_FILES = (
     "run_config.yaml",
     "README.md",
     "training_args.bin",
-    "gaudi_config.json",
     "generation_config.json",
     # What the processors of all families save, with transformers 4.55 or 5.x.
     "added_tokens.json",
@@ -73,6 +74,13 @@ TRAINING_FILES = (
     "vocab.txt",
 )
 """What a run that trains may write next to its checkpoints; TensorBoard's `runs` and a model's own code never go."""
+
+
+@cache
+def training_files() -> tuple[str, ...]:
+    """Return these, and what the trainers of the installed adapters write."""
+    return (*TRAINING_FILES, *(name for declared in declarations().values() for name in declared.files))
+
 
 _CHECKPOINT = re.compile(r"checkpoint-(0|[1-9]\d*)")
 
@@ -107,7 +115,7 @@ def read_record(folder: Path) -> RunRecord:
         files=tuple(
             name
             for name in files
-            if isinstance(name, str) and any(fnmatchcase(name, pattern) for pattern in TRAINING_FILES)
+            if isinstance(name, str) and any(fnmatchcase(name, pattern) for pattern in training_files())
         )
         if isinstance(files, list)
         else (),

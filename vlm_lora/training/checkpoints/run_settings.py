@@ -19,6 +19,7 @@ from typing import Any
 import torch.distributed
 
 from vlm_lora import __version__
+from vlm_lora.config.declaration import declarations
 from vlm_lora.config.fields import flatten, own_fields
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.whole_files import write_json
@@ -27,16 +28,14 @@ from vlm_lora.data.sources.name_patterns import split_commas
 from vlm_lora.engines.zero_numbers import without_numbers
 from vlm_lora.errors import ConfigError, DataError
 from vlm_lora.training.arguments import CHECKPOINTING
-from vlm_lora.training.checkpoints.setting_kinds import GLOBAL_BATCH, PATHS, WORLD_SIZE, Kind, kind_of
+from vlm_lora.training.checkpoints.setting_kinds import GLOBAL_BATCH, WORLD_SIZE, Kind, kind_of, path_settings
 
 FILE = "run_settings.json"
 FORMAT = 1
 """Of the file; another one is refused."""
 
-_KEPT_BY_THE_CORE = (*CHECKPOINTING, "gaudi_config_name")
-"""Keys that are acted on elsewhere and of which the training arguments hold the class's default."""
-
-_PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "optimum-habana")
+_PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed")
+"""Whose versions a checkpoint keeps, in addition to those that adapters declare."""
 
 
 def effective_settings(
@@ -53,7 +52,9 @@ def effective_settings(
     """
     given = run.raw if values is None else {**run.raw, **values}
     found = {field.name: getattr(arguments, field.name, None) for field in fields(arguments)}
-    found |= {name: given[name] for name in _KEPT_BY_THE_CORE if name in given}
+    # Acted on elsewhere: of these the training arguments hold the class's default.
+    early = frozenset(CHECKPOINTING).union(*(declared.early_flags for declared in declarations().values()))
+    found |= {name: given[name] for name in early if name in given}
     found["warmup_steps"] = found.get("warmup_steps") or found.get("warmup_ratio") or 0
     found["fsdp"] = found.get("fsdp") or None  # `--fsdp false` is what it is without the flag
     if found.get("ddp_backend") is None and torch.distributed.is_initialized():
@@ -67,7 +68,7 @@ def effective_settings(
     found[WORLD_SIZE] = arguments.world_size
     found[GLOBAL_BATCH] = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     kept = {name: value for name, value in found.items() if kind_of(name) is not Kind.NOT_RECORDED}
-    return {name: plain(absolute(value) if name in PATHS else value) for name, value in kept.items()}
+    return {name: plain(absolute(value) if name in path_settings() else value) for name, value in kept.items()}
 
 
 def default_settings(arguments_class: type) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def read_settings(checkpoint: Path) -> tuple[dict[str, Any], dict[str, str]] | N
 def versions() -> dict[str, str]:
     """Return the versions of what computes, those that are installed."""
     found = {"vlm_lora": __version__, "python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *(name for one in declarations().values() for name in one.packages)):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

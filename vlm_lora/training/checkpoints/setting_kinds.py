@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from enum import Enum
+from functools import cache
 from typing import Any
 
-from vlm_lora.config.aliases import RESTATED, SECRETS, canonical_name
+from vlm_lora.config.aliases import RESTATED, SECRETS, aliases, canonical_name
+from vlm_lora.config.declaration import declarations
 
 
 class Kind(Enum):
@@ -37,12 +39,11 @@ SPLIT = ("per_device_train_batch_size", "gradient_accumulation_steps", WORLD_SIZ
 PART_RATES = tuple(f"{part}_learning_rate" for part in ("language", "vision", "projector", "embeddings", "head"))
 
 PATHS = frozenset({"dataset_name", "validation_name", "image_root", "task_file", "model_name_or_path"}) | {
-    "gaudi_config_name",
     "output_dir",
     "logging_dir",
     "cache_dir",
 }
-"""Settings that may name places: compared as absolute paths."""
+"""The core's own settings that may name places."""
 
 _ROWS: Mapping[Kind, str] = {
     Kind.NOT_RECORDED: """
@@ -50,10 +51,9 @@ _ROWS: Mapping[Kind, str] = {
         local_rank _n_gpu
         do_train do_predict overwrite_output_dir resume_from_checkpoint allow_changed list_checkpoints
         dry_run dry_run_samples no_model dry_run_generate dry_run_max_new_tokens
-        no_cuda per_gpu_train_batch_size per_gpu_eval_batch_size torchdynamo adafactor warmup_ratio
+        per_gpu_train_batch_size per_gpu_eval_batch_size torchdynamo adafactor warmup_ratio
         activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing_kwargs
         push_to_hub_model_id push_to_hub_organization
-        use_habana
     """,
     Kind.FREE: """
         max_steps num_train_epochs
@@ -70,12 +70,8 @@ _ROWS: Mapping[Kind, str] = {
         include_for_metrics include_inputs_for_metrics include_num_input_tokens_seen include_tokens_per_second
         bf16_full_eval fp16_full_eval max_eval_samples predict_with_generate max_new_tokens skip_memory_metrics
         dataloader_num_workers dataloader_timeout dataloader_persistent_workers dataloader_pin_memory
-        dataloader_prefetch_factor dataloader_multiprocessing_context non_blocking_data_copy
+        dataloader_prefetch_factor dataloader_multiprocessing_context
         ddp_timeout length_column_name torch_empty_cache_steps
-        use_hpu_graphs use_hpu_graphs_for_inference use_hpu_graphs_for_training disable_tensor_cache_hpu_graphs
-        max_hpu_graphs cache_size_limit ignore_eos throughput_warmup_steps adjust_throughput
-        profiling_warmup_steps profiling_steps profiling_warmup_steps_eval profiling_steps_eval
-        profiling_record_shapes profiling_with_stack
     """,
     Kind.NEVER: """
         dataset_name dataset_config_name
@@ -109,15 +105,27 @@ _ROWS: Mapping[Kind, str] = {
         liger_kernel_config use_liger_kernel use_cache
         fp16_backend fp16_opt_level half_precision_backend jit_mode_eval mp_parameters past_index ray_scope
         tpu_metrics_debug tpu_num_cores use_ipex use_legacy_prediction_loop use_mps_device
-        gaudi_config_name use_lazy_mode use_compiled_autograd compile_from_sec_iteration compile_dynamic
-        use_zero3_leaf_promotion use_regional_compilation inline_inbuilt_nn_modules allow_unspec_int_on_nn_module
-        distribution_strategy context_parallel_size minimize_memory pipelining_fwd_bwd
-        flash_attention_recompute flash_attention_fast_softmax flash_attention_causal_mask flash_attention_fp8
-        sdp_on_bf16 fp8
     """,
 }
 
-KINDS: Mapping[str, Kind] = {name: kind for kind, names in _ROWS.items() for name in names.split()}
+
+@cache
+def kinds() -> Mapping[str, Kind]:
+    """Return the kind of every setting that is known: the rows above, and the flags of the installed adapters."""
+    found = {name: kind for kind, names in _ROWS.items() for name in names.split()}
+    for declaration in declarations().values():
+        found |= {
+            flag: Kind.FREE if flag in declaration.free_flags else Kind.CHANGES_RESULT for flag in declaration.flags
+        }
+    # Another name of a setting that is recorded under its own.
+    return {**dict.fromkeys(aliases(), Kind.NOT_RECORDED), **found}
+
+
+@cache
+def path_settings() -> frozenset[str]:
+    """Return the settings that may name places: compared as absolute paths."""
+    return PATHS.union(*(declaration.path_flags for declaration in declarations().values()))
+
 
 _STANDS_FOR: Mapping[str, str] = dict.fromkeys(SPLIT, GLOBAL_BATCH)
 
@@ -152,7 +160,7 @@ MATTERS: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
 
 def kind_of(name: str) -> Kind:
     """Return what a change of a setting means; of one that the table does not know, that it changes the result."""
-    return KINDS.get(name, Kind.NOT_RECORDED if name in SECRETS else Kind.CHANGES_RESULT)
+    return kinds().get(name, Kind.NOT_RECORDED if name in SECRETS else Kind.CHANGES_RESULT)
 
 
 def setting_of(name: str) -> str:

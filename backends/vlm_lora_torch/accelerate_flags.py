@@ -14,7 +14,7 @@ from vlm_lora.errors import ConfigError, nearest
 from vlm_lora.launch.launching import Launch, LaunchRequest, free_port
 from vlm_lora.launch.machines import LOOPBACK, PORT
 
-ENTRY = "-m", "vlm_lora_cuda.accelerated"
+ENTRY = "-m", "vlm_lora_torch.accelerated"
 
 ENGINES = ("multi_gpu", "use_fsdp", "use_deepspeed", "use_megatron_lm", "tpu", "cpu", "config_file", "mpirun_hostfile")
 """Keys that say how the processes work together; without any, they are plain data parallel."""

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vlm_lora.backend import DeviceSpec, Precision
 from vlm_lora.config.run_config import RunConfig
-from vlm_lora.engines.precision import launched_precision, spoken
+from vlm_lora.engines.precision import spoken
 from vlm_lora.errors import ConfigError
-from vlm_lora_cuda.devices import WIDENED
 
 if TYPE_CHECKING:
     import torch
@@ -22,24 +19,13 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gpu:
-    """What decides on a GPU's precision."""
+class Card:
+    """What decides on a device's precision."""
 
     name: str
-    capability: tuple[int, int]
-    """CUDA's compute capability: (8, 0) and newer have tf32."""
     bf16: bool
-
-
-def gpu_facts() -> Gpu:
-    """Return the facts of the GPU that torch would use."""
-    import torch
-
-    return Gpu(
-        name=torch.cuda.get_device_name(),
-        capability=torch.cuda.get_device_capability(),
-        bf16=torch.cuda.is_bf16_supported(including_emulation=False),
-    )
+    capability: tuple[int, int] = (8, 0)
+    """CUDA's compute capability: (8, 0) and newer have tf32. Another device leaves it."""
 
 
 _AMPERE = (8, 0)
@@ -51,12 +37,12 @@ _CONTRADICTIONS = (
 )
 
 
-def check_precision(values: Mapping[str, Any], gpu: Gpu | None, *, launched: str | None = None) -> None:
+def check_precision(values: Mapping[str, Any], card: Card | None, *, launched: str | None = None) -> None:
     """Refuse precision flags that contradict each other or that this device cannot honour.
 
     Args:
         values: the training arguments that were set.
-        gpu: None on the CPU.
+        card: None on the CPU.
         launched: what `accelerate launch` says, from `launched_precision`; it counts as typed.
 
     Raises:
@@ -72,38 +58,38 @@ def check_precision(values: Mapping[str, Any], gpu: Gpu | None, *, launched: str
     asked = [flag for flag in ("fp16", "tf32", "fp16_full_eval", "bf16", "bf16_full_eval") if values.get(flag)]
     for flag in asked:
         source = _source(flag, launched)
-        if gpu is None:
+        if card is None:
             if not flag.startswith("bf16"):
                 cure = "Start with mixed_precision no" if flag == launched else "Leave it out"
                 raise ConfigError(
                     f"{source} needs a CUDA GPU and this run is on the CPU. {cure} (fp32), or type --bf16."
                 )
-        elif flag == "tf32" and gpu.capability < _AMPERE:
-            raise ConfigError(f"--tf32: {_too_old(gpu)} and has no tf32. Leave it out.")
-        elif flag.startswith("bf16") and not gpu.bf16:
+        elif flag == "tf32" and card.capability < _AMPERE:
+            raise ConfigError(f"--tf32: {_too_old(card)} and has no tf32. Leave it out.")
+        elif flag.startswith("bf16") and not card.bf16:
             instead = flag.replace("bf16", "fp16")
             cure = f"Type --{instead}, or --bf16 false for fp32"
             if flag == launched:
                 cure = "Start with mixed_precision fp16, or no for fp32"
-            raise ConfigError(f"{source}: {_too_old(gpu)} and has no bf16. {cure}.")
+            raise ConfigError(f"{source}: {_too_old(card)} and has no bf16. {cure}.")
 
 
 def _source(flag: str, launched: str | None) -> str:
     return spoken(flag) if flag == launched else f"--{flag}"
 
 
-def _too_old(gpu: Gpu) -> str:
-    return f"{gpu.name} has compute capability {gpu.capability[0]}.{gpu.capability[1]}, older than 8.0,"
+def _too_old(card: Card) -> str:
+    return f"{card.name} has compute capability {card.capability[0]}.{card.capability[1]}, older than 8.0,"
 
 
 def choose_precision(
-    values: Mapping[str, Any], gpu: Gpu | None, *, by_deepspeed: bool = False, launched: str | None = None
+    values: Mapping[str, Any], card: Card | None, *, by_deepspeed: bool = False, launched: str | None = None
 ) -> dict[str, bool]:
     """Return what was not set (the launcher's, or bf16 where the GPU has it), and log the whole choice in one line.
 
     Args:
         values: the training arguments that were set.
-        gpu: None on the CPU.
+        card: None on the CPU.
         by_deepspeed: DeepSpeed casts the model where others compute under autocast.
         launched: what `accelerate launch` says, from `launched_precision`.
     """
@@ -119,9 +105,9 @@ def choose_precision(
         summary = f"fp16 {how}, with a loss scaler, because {source} says so"
     elif off is not None:
         summary = f"fp32, because --{off} false says so"
-    elif gpu is None:
+    elif card is None:
         summary = "fp32, because the CPU is exact and fastest in it"
-    elif gpu.bf16:
+    elif card.bf16:
         chosen = {"bf16": True}
         summary = f"bf16 {how}, because this GPU computes in bf16 (--bf16 false for fp32)"
     else:
@@ -136,7 +122,7 @@ def choose_precision(
 
 
 def choose_dtype(
-    run: RunConfig, config: PretrainedConfig, arguments: TrainingArguments, *, on_gpu: bool
+    run: RunConfig, config: PretrainedConfig, arguments: TrainingArguments, *, on_card: bool
 ) -> torch.dtype:
     """Return the dtype that the base weights are loaded in; LoRA matrices are made in float32.
 
@@ -158,18 +144,18 @@ def choose_dtype(
             )
             return torch.bfloat16
     name, reason = weights_dtype(
-        run, bf16=bool(arguments.bf16), fp16=bool(arguments.fp16), published=_published_dtype(config), on_gpu=on_gpu
+        run, bf16=bool(arguments.bf16), fp16=bool(arguments.fp16), published=_published_dtype(config), on_card=on_card
     )
     logger.info("Weights: %s, because %s.", name, reason)
     dtype: torch.dtype = getattr(torch, name)
     return dtype
 
 
-def weights_dtype(run: RunConfig, *, bf16: bool, fp16: bool, published: str, on_gpu: bool) -> tuple[str, str]:
+def weights_dtype(run: RunConfig, *, bf16: bool, fp16: bool, published: str, on_card: bool) -> tuple[str, str]:
     """Return the name of that dtype in torch, and the reason; `published` is the dtype that config.json names."""
     if run.model.dtype != "auto":
         return run.model.dtype, "--dtype says so"
-    if not on_gpu:
+    if not on_card:
         return "float32", "the CPU is fastest and exact in it"
     if run.tuning.peft_method == "none":
         return "float32", "full-weight updates are lost in 16-bit weights"
@@ -182,23 +168,6 @@ def weights_dtype(run: RunConfig, *, bf16: bool, fp16: bool, published: str, on_
             "they were not published in float16, whose range is smaller (--dtype float16 halves their memory)"
         )
     return "float32", "bf16 is off"
-
-
-def planned_precision(run: RunConfig, values: Mapping[str, Any], device: DeviceSpec) -> Precision:
-    """Return the dtypes of a run on a device that need not be here, by the same rules."""
-    launched = launched_precision(values, os.environ)
-    values = {**values, **({launched: True} if launched else {})}
-    typed = any(values.get(flag) is not None for flag in ("bf16", "fp16"))
-    bf16 = bool(values.get("bf16")) if typed else device.computes_bf16 and not device.is_cpu
-    fp16 = bool(values.get("fp16"))
-    # What config.json says is not known here: fp16 is planned with the larger weights.
-    weights, _ = weights_dtype(run, bf16=bf16, fp16=fp16, published="", on_gpu=not device.is_cpu)
-    if values.get("deepspeed"):
-        # DeepSpeed casts the whole model and leaves autocast off.
-        engine = "bfloat16" if bf16 else "float16" if fp16 else None
-        return Precision(weights=engine or weights, adapter=engine)
-    autocast = "bfloat16" if bf16 else "float16" if fp16 else None
-    return Precision(weights=weights, autocast=autocast, widened=frozenset() if device.is_cpu else WIDENED)
 
 
 def _published_dtype(config: PretrainedConfig) -> str:

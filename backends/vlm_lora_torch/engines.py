@@ -36,24 +36,23 @@ def switched(fsdp: Any) -> Any:
     return True if text in ("true", "1", "on", "yes") else "" if text in ("false", "0", "off", "no") else fsdp
 
 
-def engine_arguments(values: Mapping[str, Any], *, on_gpu: bool, has_gpu: bool) -> dict[str, Any]:
+def engine_arguments(values: Mapping[str, Any], *, on_card: bool) -> dict[str, Any]:
     """Return the arguments that an engine needs, and tell DeepSpeed where there is no GPU.
 
     Args:
         values: the arguments, precision settled.
-        on_gpu: whether this run is on a GPU.
-        has_gpu: whether the machine has one.
+        on_card: whether this run is on an accelerator.
 
     Raises:
         ConfigError: a configuration that cannot be honoured.
     """
-    if not on_gpu:
+    if not on_card:
         # accelerate imports DeepSpeed wherever it is installed; untold, it warns that it found no GPU.
         os.environ["DS_ACCELERATOR"] = "cpu"
     fsdp = {"fsdp": switched(values["fsdp"])} if values.get("fsdp") is not None else {}
     if not asked("deepspeed", values):
         return fsdp
-    if has_gpu and not on_gpu:
+    if not on_card and _sees_gpus():
         raise ConfigError("--use_cpu and --deepspeed: DeepSpeed takes the GPUs of this machine. Leave one of them out.")
     if "RANK" not in os.environ:
         # One process that nobody launched: DeepSpeed would look for MPI.
@@ -61,13 +60,19 @@ def engine_arguments(values: Mapping[str, Any], *, on_gpu: bool, has_gpu: bool) 
         os.environ.update({name: str(number) for name, number in alone.items()}, MASTER_ADDR="127.0.0.1")
     given = values.get("deepspeed")
     settings = zero_settings(given, bf16=bool(values.get("bf16")), fp16=bool(values.get("fp16"))) if given else None
-    if not on_gpu:
+    if not on_card:
         # With it accelerate would silently run plain data parallelism.
         os.environ.pop("ACCELERATE_USE_CPU", None)
     return {**fsdp, "deepspeed": settings} if settings else fsdp
 
 
-def start_process_group(arguments: TrainingArguments, *, on_gpu: bool) -> None:
+def _sees_gpus() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def start_process_group(arguments: TrainingArguments, *, on_card: bool) -> None:
     """Let DeepSpeed know of all processes before any weights exist: ZeRO-3 splits them while they are loaded."""
     plugin = arguments.deepspeed_plugin
     if plugin is None:
@@ -76,7 +81,7 @@ def start_process_group(arguments: TrainingArguments, *, on_gpu: bool) -> None:
         # accelerate's own flags and files leave it off, and the saved weights would be empty.
         plugin.deepspeed_config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
     arguments.device  # noqa: B018 - sets up the process group
-    if not on_gpu:
+    if not on_card:
         import deepspeed
 
         deepspeed.init_distributed(dist_backend="gloo", verbose=False)

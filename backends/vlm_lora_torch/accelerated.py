@@ -1,4 +1,4 @@
-"""`python -m vlm_lora_cuda.accelerated`: accelerate's launcher, ending with the exit code of what failed first."""
+"""`python -m vlm_lora_torch.accelerated`: accelerate's launcher, ending with the exit code of what failed first."""
 
 from __future__ import annotations
 

@@ -17,8 +17,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def choose_attention(asked: str, config: PretrainedConfig, dtype: torch.dtype, *, on_gpu: bool) -> str | dict[str, str]:
+def choose_attention(
+    asked: str, config: PretrainedConfig, dtype: torch.dtype, device_obstacle: str | None
+) -> str | dict[str, str]:
     """Return the attention implementation, checked against model, package, dtype and device.
+
+    Args:
+        asked: `auto`, or what the user set.
+        config: the model's.
+        dtype: of the weights.
+        device_obstacle: why flash attention cannot run on this device; None where it can.
 
     Returns:
         One for the whole model, or one for each part where the parts support different ones.
@@ -28,7 +36,7 @@ def choose_attention(asked: str, config: PretrainedConfig, dtype: torch.dtype, *
         ModelError: what was set is not there for a part of the model.
     """
     if asked == "auto":
-        obstacle = _flash_obstacle(config, dtype, on_gpu=on_gpu)
+        obstacle = _flash_obstacle(config, dtype, device_obstacle)
         if obstacle is None:
             chosen = by_part(config, FLASH, "sdpa")
             logger.info("Attention: %s, because it is installed and the model supports it.", spoken(chosen))
@@ -37,7 +45,7 @@ def choose_attention(asked: str, config: PretrainedConfig, dtype: torch.dtype, *
         logger.info("Attention: %s (no flash attention: %s).", spoken(chosen), obstacle)
         return chosen
     if asked == FLASH:
-        obstacle = _flash_obstacle(config, dtype, on_gpu=on_gpu)
+        obstacle = _flash_obstacle(config, dtype, device_obstacle)
         if obstacle is not None and not supports_flash(config) and not family_of(config).both_directions:
             chosen = by_part(config, "sdpa")
             logger.warning("Attention: %s instead of flash_attention_2: %s.", spoken(chosen), obstacle)
@@ -51,11 +59,11 @@ def choose_attention(asked: str, config: PretrainedConfig, dtype: torch.dtype, *
     return asked
 
 
-def _flash_obstacle(config: PretrainedConfig, dtype: torch.dtype, *, on_gpu: bool) -> str | None:
+def _flash_obstacle(config: PretrainedConfig, dtype: torch.dtype, device_obstacle: str | None) -> str | None:
     import torch
 
-    if not on_gpu:
-        return "it runs on CUDA GPUs only and this run is on the CPU"
+    if device_obstacle is not None:
+        return device_obstacle
     if family_of(config).both_directions:
         return causal_only(config)
     if not supports_flash(config):

@@ -1,0 +1,109 @@
+"""What an adapter declares about itself: names that must be known before its hardware, or torch, is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from vlm_lora.config.values import convert
+
+GROUP = "vlm_lora.backends"
+"""The entry points by which adapters are found. Loading one imports no torch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alias:
+    """Another name of a setting."""
+
+    name: str
+    canonical: str
+    """The name here; `environment.NAME` is an environment variable."""
+    users: str
+    """Whose name it is."""
+    values: Mapping[bool, Any] | None = None
+    """For a switch: what true and false stand for. None as a value means that nothing is set."""
+    empty_means_none: bool = False
+    """An empty value is allowed and means that nothing is set."""
+    preferred: bool = False
+    """Where a backend's class has both names, it wants this one (the other warns)."""
+
+    def translate(self, value: Any) -> Any:
+        """Return the canonical setting's value, or None for nothing to set.
+
+        Raises:
+            MismatchError: a switch was given something other than true or false.
+        """
+        if self.empty_means_none and (value is None or value == ""):
+            return None
+        return value if self.values is None else self.values[convert(value, bool)]
+
+    def restore(self, value: Any) -> Any:
+        """Return this name's value for a canonical one, for a class that has only this name.
+
+        Raises:
+            LookupError: this name cannot say that.
+        """
+        if self.values is None:
+            return value
+        for switch, meaning in self.values.items():
+            if meaning == value:
+                return switch
+        raise LookupError(self.name)
+
+
+def switch(users: str, name: str, canonical: str, *, true: Any, false: Any) -> Alias:
+    """Return a name that is true or false and stands for a value of another setting."""
+    return Alias(name=name, canonical=canonical, users=users, values={True: true, False: false})
+
+
+def renamed(users: str, **names: str) -> tuple[Alias, ...]:
+    """Return names that mean the same as the settings they are given for."""
+    return tuple(Alias(name=name, canonical=canonical, users=users) for name, canonical in names.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declaration:
+    """What the core's tables take from one adapter."""
+
+    logger: str
+    """Root of its loggers, whose lines are shown like the core's: the name of its package."""
+    flags: frozenset[str] = frozenset()
+    """Keys of its arguments class that transformers' own class does not have. A change of one of them on resuming
+    changes the result, unless the next two say otherwise."""
+    free_flags: frozenset[str] = frozenset()
+    """Those of them that change no result, and may differ in a run that goes on from a checkpoint."""
+    path_flags: frozenset[str] = frozenset()
+    """Those of them that may name a place: compared as absolute paths."""
+    early_flags: frozenset[str] = frozenset()
+    """Those of them that the training arguments do not keep, because the adapter acts on them itself."""
+    aliases: tuple[Alias, ...] = ()
+    """Other names, among them the switch that asks for this adapter."""
+    packages: tuple[str, ...] = ()
+    """Distributions whose versions `vlm-lora doctor` shows and a checkpoint keeps."""
+    files: tuple[str, ...] = ()
+    """What its trainer writes into output_dir next to the checkpoints."""
+    launchers: tuple[str, ...] = ()
+    """Launch flags that it understands in addition to torch's launcher, without dashes: `use_mpi`."""
+
+
+@cache
+def adapters() -> Mapping[str, Any]:
+    """Return the classes of the installed adapters by name; the metadata of every distribution is read for it."""
+    return {point.name: point.load() for point in entry_points(group=GROUP)}
+
+
+def declarations() -> Mapping[str, Declaration]:
+    """Return what the installed adapters declare, by their names."""
+    return {name: adapter.declaration for name, adapter in adapters().items()}
+
+
+def asking_for(name: str) -> str:
+    """Return how a user asks for an adapter: by its own switch where it has one, else by `--backend`."""
+    found = declarations().get(name)
+    for alias in found.aliases if found else ():
+        if alias.canonical == "backend" and alias.values is not None and alias.values[True] == name:
+            return f"--{alias.name}"
+    return f"--backend {name}"
