@@ -22,14 +22,12 @@ def record_run(flags: list[str]) -> dict[str, Any]:
     """Run `run_lora_vlm.py` with these flags and return what happened, step by step."""
     from transformers import TrainerCallback
 
-    from vlm_lora import pipeline as _pipeline
     from vlm_lora.batching.collator import Collator
     from vlm_lora.cli import main as cli
     from vlm_lora.training import planning as _planning
     from vlm_lora.training import trainer as _trainer
 
     # Their functions are replaced for the length of the run.
-    pipeline: Any = _pipeline
     planning: Any = _planning
     trainer: Any = _trainer
 
@@ -37,7 +35,7 @@ def record_run(flags: list[str]) -> dict[str, Any]:
     steps: list[dict[str, Any]] = []
     batches: list[tuple[dict[str, str], list[int]]] = []
     found: dict[str, Any] = {}
-    originals = (trainer.supervised_loss, pipeline.build_trainer, Collator.collate, planning.compile_budget)
+    originals = (trainer.supervised_loss, trainer.build_trainer, Collator.collate, planning.compile_budget)
 
     class Steps(TrainerCallback):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
@@ -65,13 +63,13 @@ def record_run(flags: list[str]) -> dict[str, Any]:
         found["budget"] = originals[3](*args)
         return int(found["budget"])
 
-    trainer.supervised_loss, pipeline.build_trainer = loss, build
+    trainer.supervised_loss, trainer.build_trainer = loss, build
     planning.compile_budget = budget
     Collator.collate = collate  # type: ignore[method-assign]
     try:
         code = cli.run_script(flags)
     finally:
-        trainer.supervised_loss, pipeline.build_trainer = originals[0], originals[1]
+        trainer.supervised_loss, trainer.build_trainer = originals[0], originals[1]
         planning.compile_budget = originals[3]
         Collator.collate = originals[2]  # type: ignore[method-assign]
     if code:
@@ -156,10 +154,10 @@ def obey_variables() -> None:
 
         fsdp_on_cpu.install()
     if os.environ.get("RECORDER_WITHOUT_BLANKS"):
-        from vlm_lora import pipeline as _pipeline
+        from vlm_lora.training import engine as _engine
 
-        pipeline: Any = _pipeline
-        pipeline.needs_images = lambda *args: False
+        engine: Any = _engine
+        engine.needs_images = lambda *args: False
 
 
 def main() -> int:

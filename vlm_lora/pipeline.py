@@ -2,6 +2,9 @@
 
 Each function is one verb of the command line. Order matters: the backend is prepared before any model
 exists, and everything that can be wrong without weights is found before they are loaded.
+
+What only some verbs need of models and trainers is imported where it is used: it brings peft with it, and with peft
+whatever is installed of bitsandbytes and compilers, which reading data should not wait for.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlm_lora.backend import installed
 from vlm_lora.batching.collator import Collator
@@ -25,20 +28,9 @@ from vlm_lora.data.conversation import Conversation, ImageRef, ImageSource, Part
 from vlm_lora.data.dataset import Splits, load_splits
 from vlm_lora.engines.zero_numbers import agreeing_schedule, with_file_numbers
 from vlm_lora.errors import ConfigError
-from vlm_lora.evaluation.generation import Answerer, accepted_answers, exact_match, write_answers
-from vlm_lora.evaluation.losses import RowScorer
 from vlm_lora.evaluation.places import refuse_other_results
-from vlm_lora.memory.request import PlanReport, PlanRequest, choose_devices, read_choice
-from vlm_lora.memory.run import Subject, advise, plan_run
-from vlm_lora.model.audit import GradientAudit
-from vlm_lora.model.checkpointing import enable_checkpointing
-from vlm_lora.model.loading import load_model
-from vlm_lora.model.parts import find_parts
-from vlm_lora.model.quantization import check_quantized, find_layers, note_training_precision
-from vlm_lora.model.tuning import apply_tuning
 from vlm_lora.preflight.check import check_before_training, check_rows
 from vlm_lora.preflight.figures import DataReport
-from vlm_lora.report.memory import explain_exhaustion
 from vlm_lora.report.model_card import write_model_card
 from vlm_lora.report.preview import ShownRow
 from vlm_lora.session import (
@@ -50,18 +42,8 @@ from vlm_lora.session import (
     wants_static_shapes,
 )
 from vlm_lora.training.arguments import check_arguments
-from vlm_lora.training.checkpoints.carried_over import CarriedOver
-from vlm_lora.training.checkpoints.resumption import Resumption, look_for_checkpoint
 from vlm_lora.training.checkpoints.run_record import note_end
 from vlm_lora.training.drawing import drawn_epochs
-from vlm_lora.training.engine import (
-    EngineCheck,
-    needs_images,
-    note_images,
-    refuse_lost_weights,
-    refuse_other_engine,
-)
-from vlm_lora.training.finished import fit
 from vlm_lora.training.inference_only import without_engine
 from vlm_lora.training.outputs import (
     check_adapter_settings,
@@ -69,17 +51,23 @@ from vlm_lora.training.outputs import (
     save_processor,
     write_results,
 )
-from vlm_lora.training.planning import announce, shared_survey
-from vlm_lora.training.rates import PartRates
-from vlm_lora.training.signals import ending_on_signal
 from vlm_lora.training.streaming import check_streaming, training_rows
-from vlm_lora.training.trainer import build_trainer
+
+if TYPE_CHECKING:
+    from vlm_lora.evaluation.generation import Answerer
+    from vlm_lora.memory.request import PlanReport, PlanRequest
+    from vlm_lora.memory.run import Subject
+    from vlm_lora.training.checkpoints.resumption import Resumption
 
 logger = logging.getLogger(__name__)
 
 
 def train(run: RunConfig) -> dict[str, Any]:
     """Train, evaluate and write everything to `output_dir`; return the figures of `all_results.json`."""
+    from vlm_lora.memory.run import advise
+    from vlm_lora.report.memory import explain_exhaustion
+    from vlm_lora.training.checkpoints.resumption import look_for_checkpoint
+
     session = open_session(run if is_true(run.raw.get("do_train")) else without_engine(run, shared=True))
     run, arguments = session.run, session.arguments
     if not (arguments.do_train or arguments.do_eval):
@@ -92,8 +80,9 @@ def train(run: RunConfig) -> dict[str, Any]:
     else:
         refuse_other_results(folder, run)
     claim_folder(run, arguments, checkpoint)
-    measured = arguments.do_eval or arguments.eval_on_start
-    splits = load_splits(run.data, need_train=arguments.do_train, need_validation=measured)
+    splits = load_splits(
+        run.data, need_train=arguments.do_train, need_validation=arguments.do_eval or arguments.eval_on_start
+    )
     if splits.stream is not None:
         check_streaming(run, arguments, static_shapes=wants_static_shapes(session.run, session.backend))
     preprocessing = open_preprocessing(run)
@@ -164,6 +153,9 @@ def preview(run: RunConfig, *, rows: int) -> list[tuple[EncodedRow, Any]]:
 
 def dry_run(run: RunConfig) -> list[ShownRow]:
     """Encode the first training rows as training would; with the model, add its loss and its answer on each."""
+    from vlm_lora.evaluation.generation import accepted_answers
+    from vlm_lora.evaluation.losses import RowScorer
+
     asked = run.dry_run_options
     session = None
     if asked.no_model:
@@ -211,6 +203,10 @@ def check(run: RunConfig, *, workers: int | None, show_progress: bool) -> DataRe
 
 def plan(run: RunConfig, request: PlanRequest, announce: Callable[[str], object] = logger.debug) -> PlanReport:
     """Predict what a training run needs on each device, from the model's configuration and a sample of the data."""
+    from vlm_lora.memory.request import choose_devices, read_choice
+    from vlm_lora.memory.run import plan_run
+    from vlm_lora.training.planning import announce
+
     request.check()
     devices = choose_devices(installed(), request.devices, named=run.backend)
     run, values, arguments_class = resolve_anywhere(run)
@@ -226,6 +222,8 @@ def plan(run: RunConfig, request: PlanRequest, announce: Callable[[str], object]
 
 
 def _subject(run: RunConfig, values: Mapping[str, Any], preprocessing: Preprocessing, data: Any) -> Subject:
+    from vlm_lora.memory.run import Subject
+
     return Subject(
         run=run,
         values=values,
@@ -241,6 +239,8 @@ def _plan_shapes(
     session: Session, preprocessing: Preprocessing, splits: Splits
 ) -> tuple[Preprocessing, Mapping[str, Any]]:
     """Where shapes are to be static, plan them; return preprocessing that keeps to them, and the rows of each shape."""
+    from vlm_lora.training.planning import announce, shared_survey
+
     if not wants_static_shapes(session.run, session.backend):
         return preprocessing, {}
     if splits.train is not None and splits.train.varies:
@@ -274,6 +274,10 @@ def _load_for_training(session: Session, preprocessing: Preprocessing) -> Any:
     """Load the base, let the backend adapt it, and attach LoRA or freeze parts."""
     from transformers import set_seed
 
+    from vlm_lora.model.checkpointing import enable_checkpointing
+    from vlm_lora.model.tuning import apply_tuning
+    from vlm_lora.training.engine import refuse_lost_weights
+
     base = _load_base(session, preprocessing)
     # The trainer seeds itself, but LoRA's A matrices are drawn before it exists; and after the base is loaded,
     # which draws as many numbers as the installed transformers likes.
@@ -293,11 +297,15 @@ def _load_for_training(session: Session, preprocessing: Preprocessing) -> Any:
 
 def _load_for_answers(session: Session, preprocessing: Preprocessing) -> Any:
     """Load a model, with its adapter where the folder is one, for evaluation and questions."""
+    from vlm_lora.model.quantization import note_training_precision
+
     note_training_precision(session.run.model)
     return _load_base(session, preprocessing).eval()
 
 
 def _load_base(session: Session, preprocessing: Preprocessing) -> Any:
+    from vlm_lora.model.loading import load_model
+
     return load_model(
         session.run.model, model_kwargs=session.model_keywords, adapt=partial(_adapt, session, preprocessing)
     )
@@ -305,6 +313,8 @@ def _load_base(session: Session, preprocessing: Preprocessing) -> Any:
 
 def _adapt(session: Session, preprocessing: Preprocessing, base: Any) -> Any:
     """Check what was loaded, before an adapter is put on it, and let the backend adapt it."""
+    from vlm_lora.model.quantization import check_quantized, find_layers
+
     model = session.run.model
     if model.load_in_4bit:
         check_quantized(
@@ -321,6 +331,13 @@ def _build(
     groups: Mapping[str, Any],
     resumption: Resumption,
 ) -> Any:
+    from vlm_lora.model.audit import GradientAudit
+    from vlm_lora.model.parts import find_parts
+    from vlm_lora.training.checkpoints.carried_over import CarriedOver
+    from vlm_lora.training.engine import EngineCheck, needs_images, note_images, refuse_other_engine
+    from vlm_lora.training.rates import PartRates
+    from vlm_lora.training.trainer import build_trainer
+
     rows = training_rows(session.run, session.arguments, splits)
     carried = CarriedOver(session.settings, resumption.changes) if session.arguments.do_train else None
     kwargs = {
@@ -352,6 +369,9 @@ def _build(
 
 def _fit(session: Session, trainer: Any, checkpoint: str | None) -> dict[str, Any]:
     """Train, save the weights and the trainer's state, and return the figures."""
+    from vlm_lora.training.finished import fit
+    from vlm_lora.training.signals import ending_on_signal
+
     if checkpoint is not None:
         check_adapter_settings(checkpoint, trainer.model)
     with ending_on_signal(trainer), agreeing_schedule():
@@ -365,6 +385,8 @@ def _fit(session: Session, trainer: Any, checkpoint: str | None) -> dict[str, An
 
 def _evaluate(session: Session, preprocessing: Preprocessing, splits: Splits, trainer: Any) -> dict[str, Any]:
     """Measure perplexity on the validation rows, and exact match where that was asked for."""
+    from vlm_lora.evaluation.generation import exact_match, write_answers
+
     with agreeing_schedule():
         metrics: dict[str, Any] = dict(trainer.evaluate())
     if splits.validation is None:
@@ -397,6 +419,8 @@ def _recorded(folder: Path, split: str, figures: dict[str, Any], trainer: Any) -
 def _answerer(
     session: Session, preprocessing: Preprocessing, model: Any, max_new_tokens: int | None = None
 ) -> Answerer:
+    from vlm_lora.evaluation.generation import Answerer
+
     return Answerer(
         model=model,
         collator=preprocessing.collator,

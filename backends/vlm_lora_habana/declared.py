@@ -25,6 +25,10 @@ _OTHERS = """
 
 DECLARATION = Declaration(
     logger="vlm_lora_habana",
+    arguments=(
+        "transformers.training_args:TrainingArguments",
+        "optimum.habana.transformers.training_args:GaudiTrainingArguments",
+    ),
     flags=frozenset((_FREE + _OTHERS).split()),
     free_flags=frozenset(_FREE.split()),
     path_flags=frozenset({"gaudi_config_name"}),

@@ -15,10 +15,10 @@ from support.poison import poison_gradient, poison_losses
 from support.rows import write_uneven_rows
 from support.runs import capture_trainer
 from support.stacks import on_hpu
-from vlm_lora import pipeline as _pipeline
 from vlm_lora.cli.main import run_script
+from vlm_lora.training import trainer as _trainer
 
-pipeline: Any = _pipeline
+trainer: Any = _trainer
 
 
 @pytest.fixture
@@ -41,14 +41,14 @@ def failing(
             reads.append(figures.items + figures.copies_to_host + figures.dynamic_shapes)
 
     def run(**flags: object) -> tuple[str, Any, list[int]]:
-        build = pipeline.build_trainer
+        build = trainer.build_trainer
 
         def with_count(*args: Any, **kwargs: Any) -> Any:
             built = build(*args, **kwargs)
             built.add_callback(Count())
             return built
 
-        monkeypatch.setattr(pipeline, "build_trainer", with_count)
+        monkeypatch.setattr("vlm_lora.training.trainer.build_trainer", with_count)
         settings = {"do_train": True, "max_steps": 6, "bf16": False, "per_device_train_batch_size": 2, **flags}
         assert run_script(on_hpu(model_folder("gemma3"), data, tmp_path / "out", **settings)) == 1
         said = capsys.readouterr().err

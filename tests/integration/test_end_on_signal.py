@@ -22,7 +22,6 @@ from support.process import find_rank
 from support.rows import write_uneven_rows
 from support.runs import run, script_flags
 from support.warm import warmed
-from vlm_lora import pipeline
 from vlm_lora.cli.main import run_script
 from vlm_lora.training import trainer
 from vlm_lora.training.signals import Agreement
@@ -51,7 +50,7 @@ def told_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
         built.add_callback(Tell())
         return built
 
-    monkeypatch.setattr(pipeline, "build_trainer", with_signal)
+    monkeypatch.setattr("vlm_lora.training.trainer.build_trainer", with_signal)
 
 
 @pytest.mark.parametrize("step", [2, 4])

@@ -17,7 +17,6 @@ from torch._subclasses.fake_tensor import FakeTensor
 from support.peaks import watch_training
 from support.rows import write_uneven_rows
 from support.runs import script_flags
-from vlm_lora import pipeline
 from vlm_lora.cli.main import main, run_script
 from vlm_lora.compat import IS_5
 from vlm_lora.errors import ConfigError
@@ -70,7 +69,7 @@ def test_plan_is_what_training_allocates(
     common = ("--per_device_train_batch_size", "8", *words)
     plan = predicted(planned(bare, rows, capsys, *common, "--device", "CPU"))
     found: dict[str, Any] = {}
-    monkeypatch.setattr(pipeline, "build_trainer", watch_training(trainer.build_trainer, found))
+    monkeypatch.setattr("vlm_lora.training.trainer.build_trainer", watch_training(trainer.build_trainer, found))
     flags = script_flags(model_folder(name), rows, tmp_path / "out", do_train=True, max_steps=2, validation_fraction=0)
     assert run_script([*flags, *common]) == 0
     assert plan == pytest.approx(found["measured"], rel=TOLERANCE)
@@ -217,7 +216,7 @@ def test_the_hosts_allocator_is_understood_and_advice_need_not_be_possible(
         raise ConfigError("its optimizer is not known.")
 
     failing_with(CPU_ERROR, monkeypatch)
-    monkeypatch.setattr(pipeline, "advise", nothing)
+    monkeypatch.setattr("vlm_lora.memory.run.advise", nothing)
     flags = script_flags(model_folder("llava"), rows, tmp_path / "out", do_train=True, max_steps=1)
     assert run_script(flags) == 1
     said = capsys.readouterr().err

@@ -43,7 +43,6 @@ class Recorder(TrainerCallback):
 @pytest.fixture
 def recorders(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
     """A list that the next runs put their recorder into."""
-    from vlm_lora import pipeline
     from vlm_lora.training import trainer
 
     found: list[Recorder] = []
@@ -54,7 +53,7 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
         made.add_callback(found[-1])
         return made
 
-    monkeypatch.setattr(pipeline, "build_trainer", build)
+    monkeypatch.setattr("vlm_lora.training.trainer.build_trainer", build)
     return found
 
 

@@ -9,11 +9,9 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from vlm_lora import pipeline as _pipeline
 from vlm_lora.training import trainer as _trainer
 
 # Their functions are replaced for the length of a test.
-pipeline: Any = _pipeline
 trainer: Any = _trainer
 
 
@@ -75,11 +73,11 @@ def _at_step(
             if after is not None and state.global_step + 1 == step:
                 after(kwargs["model"])
 
-    build = pipeline.build_trainer
+    build = trainer.build_trainer
 
     def with_poison(*args: Any, **kwargs: Any) -> Any:
         built = build(*args, **kwargs)
         built.add_callback(Poison())
         return built
 
-    monkeypatch.setattr(pipeline, "build_trainer", with_poison)
+    monkeypatch.setattr("vlm_lora.training.trainer.build_trainer", with_poison)

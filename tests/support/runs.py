@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from support.warm import warmed
-from vlm_lora import pipeline
 from vlm_lora.cli.main import run_script
 from vlm_lora.training import trainer
 
@@ -82,5 +81,5 @@ def capture_trainer(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         trainers.append(build(*args, **kwargs))
         return trainers[-1]
 
-    monkeypatch.setattr(pipeline, "build_trainer", remember)
+    monkeypatch.setattr("vlm_lora.training.trainer.build_trainer", remember)
     return trainers

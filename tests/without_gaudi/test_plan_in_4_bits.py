@@ -13,7 +13,6 @@ import pytest
 from support.peaks import watch_training
 from support.rows import write_uneven_rows
 from support.runs import script_flags
-from vlm_lora import pipeline
 from vlm_lora.cli.main import main, run_script
 from vlm_lora.memory.plan import NF4_BITS, NF4_DOUBLE_BITS
 from vlm_lora.model.quantization import find_layers
@@ -84,7 +83,7 @@ def test_plan_is_what_training_allocates(
     common = ("--per_device_train_batch_size", "4", "--load_in_4bit", *words)
     device = planned(model_folder("llava"), rows, capsys, *common, "--device", "CPU")
     found: dict[str, Any] = {}
-    monkeypatch.setattr(pipeline, "build_trainer", watch_training(trainer.build_trainer, found))
+    monkeypatch.setattr("vlm_lora.training.trainer.build_trainer", watch_training(trainer.build_trainer, found))
     flags = script_flags(model_folder("llava"), rows, tmp_path / "out", do_train=True, max_steps=2)
     assert run_script([*flags, "--validation_fraction", "0", *common]) == 0
     predicted = device["total_bytes"] - device["items"]["overhead"]

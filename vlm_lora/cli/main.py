@@ -22,6 +22,7 @@ from typing import Any
 from vlm_lora import __version__
 from vlm_lora.backend import installed, named, select
 from vlm_lora.cli.setup import configure, described, rank, set_up_logging, verb_parser, wants_debug
+from vlm_lora.config.early import DATA, MODEL, OUTPUT
 from vlm_lora.config.sources import parse
 from vlm_lora.config.surrogate_text import let_stdout_escape
 from vlm_lora.config.values import is_true
@@ -157,14 +158,18 @@ def _tell(message: str) -> None:
 
 
 def _train(rest: Sequence[str], defaults: Mapping[str, Any] | None = None) -> None:
-    run = configure(rest, {"do_train": True, "do_eval": True} if defaults is None else defaults, placed=True)
+    run = configure(
+        rest,
+        {"do_train": True, "do_eval": True} if defaults is None else defaults,
+        verb="train",
+        needed=(MODEL, DATA, OUTPUT),
+        placed=True,
+    )
     if run.list_checkpoints is not None:
         from vlm_lora.cli.list_checkpoints import list_checkpoints
 
         list_checkpoints(run.list_checkpoints)
         return
-    if not run.raw.get("output_dir"):
-        raise ConfigError("--output_dir is missing: the folder that adapter, checkpoints and results go to.")
     if run.dry_run_options.dry_run:
         from vlm_lora.cli.dry_run import dry_run
 
@@ -176,7 +181,7 @@ def _train(rest: Sequence[str], defaults: Mapping[str, Any] | None = None) -> No
 
 
 def _eval(rest: Sequence[str]) -> None:
-    run = configure(rest, {"do_eval": True}, placed=True)
+    run = configure(rest, {"do_eval": True}, verb="eval", needed=(MODEL, DATA), placed=True)
     if run.dry_run_options.dry_run:
         raise ConfigError("--dry_run is for train: it shows the rows that would be trained on. Leave it out.")
     from vlm_lora import pipeline
@@ -200,7 +205,7 @@ def _ask_flags() -> argparse.ArgumentParser:
 
 def _ask(rest: Sequence[str]) -> None:
     own, others = _ask_flags().parse_known_args(rest)
-    run = configure(others, {"output_dir": "unused"}, log_level="warning")
+    run = configure(others, {"output_dir": "unused"}, log_level="warning", verb="ask", needed=(MODEL,))
     from vlm_lora import pipeline
     from vlm_lora.data.images.values import read_url
 
@@ -253,7 +258,7 @@ def _plan_flags() -> argparse.ArgumentParser:
 
 def _plan(rest: Sequence[str]) -> None:
     own, others = _plan_flags().parse_known_args(rest)
-    run = configure(others, {}, log_level="error")
+    run = configure(others, {}, log_level="error", verb="plan", needed=(MODEL,))
     from rich.console import Console
 
     from vlm_lora import pipeline

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlm_lora.cli.setup import check_page, configure, verb_parser
+from vlm_lora.config.early import DATA, MODEL
 from vlm_lora.errors import ConfigError
 
 
@@ -27,7 +28,7 @@ def preview(rest: Sequence[str]) -> None:
         raise ConfigError(f"--rows {own.rows}: must be 1 or more.")
     if own.html is not None:
         check_page(own.html)
-    run = configure(others, {}, log_level="warning")
+    run = configure(others, {}, log_level="warning", verb="preview", needed=(MODEL, DATA))
     from rich.console import Console
 
     from vlm_lora import pipeline

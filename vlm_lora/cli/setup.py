@@ -14,6 +14,7 @@ from typing import Any
 
 from vlm_lora.backend import set_environment
 from vlm_lora.config.declaration import declarations
+from vlm_lora.config.early import check_early
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.sources import parse
 from vlm_lora.errors import ConfigError, UserError
@@ -54,13 +55,26 @@ def described(parser: argparse.ArgumentParser) -> dict[str, str]:
 
 
 def configure(
-    rest: Sequence[str], defaults: Mapping[str, Any], log_level: str = "info", *, placed: bool = False
+    rest: Sequence[str],
+    defaults: Mapping[str, Any],
+    log_level: str = "info",
+    *,
+    verb: str,
+    needed: Sequence[str] = (),
+    placed: bool = False,
 ) -> RunConfig:
-    """Parse the configuration, add the verb's defaults below it, and set up logging.
+    """Parse the configuration, refuse what can be refused by now, add the verb's defaults, and set up logging.
 
-    `placed` is for verbs that may be one process of several: it finds which, and tells torch.
+    Args:
+        rest: the words after the verb.
+        defaults: keys below those that are given.
+        log_level: where none is given.
+        verb: for the example in messages.
+        needed: flags without which the verb does nothing.
+        placed: for verbs that may be one process of several: it finds which, and tells torch.
     """
     run = parse(rest, environ=os.environ)
+    check_early(run, verb, () if run.list_checkpoints is not None else needed)
     placement = found({**os.environ, **run.environment}) if placed else None
     # Before the pipeline, and with it torch, is imported: some hardware reads its variables then.
     os.environ.update(placement.variables if placement else {})

@@ -70,6 +70,8 @@ class Declaration:
 
     logger: str
     """Root of its loggers, whose lines are shown like the core's: the name of its package."""
+    arguments: tuple[str, ...] = ("transformers.training_args:TrainingArguments",)
+    """Where its arguments class is defined, its bases first: the fields are read from these files before any import."""
     flags: frozenset[str] = frozenset()
     """Keys of its arguments class that transformers' own class does not have. A change of one of them on resuming
     changes the result, unless the next two say otherwise."""

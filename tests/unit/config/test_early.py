@@ -1,0 +1,89 @@
+"""What is refused before torch is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vlm_lora.config.early import DATA, MODEL, OUTPUT, check_early
+from vlm_lora.config.sources import parse
+from vlm_lora.errors import UserError
+
+NEEDED = (MODEL, DATA, OUTPUT)
+
+
+def refused(*words: str, needed: tuple[str, ...] = ()) -> str:
+    with pytest.raises(UserError) as caught:
+        check_early(parse(words, environ={}), "train", needed)
+    return str(caught.value)
+
+
+def accepted(*words: str, needed: tuple[str, ...] = ()) -> None:
+    check_early(parse(words, environ={}), "train", needed)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--lerning_rate 1", "--lerning_rate is not a known key. Did you mean 'learning_rate'?"),
+        ("--lerning_rate 1 --bacth_size 2", "'batch_size'"),
+        ("--eval_strategy sometimes", "--eval_strategy sometimes: must be one of no, steps, epoch"),
+        ("--learning_rate fast", "--learning_rate fast: must be a number"),
+        ("--per_device_train_batch_size 1.5", "must be a whole number"),
+        ("--bf16 maybe", "--bf16 maybe: must be true or false"),
+        ("--use_lazy_mode", "--use_lazy_mode is for the habana backend: add --use_habana"),
+        ("--model_name_or_path ./nowhere", "./nowhere: no such folder"),
+        ("--model_name_or_path a/b/c", "a/b/c: no such folder"),
+        ("--dataset_name nowhere.jsonl", "--dataset_name nowhere.jsonl: no such file or folder"),
+        ("--validation_name /nowhere/v", "--validation_name /nowhere/v: no such file or folder"),
+        ("--report_to dagshub", "--report_to dagshub: the package is not installed. Type: pip install dagshub"),
+        ("--report_to none dagshub", "pip install dagshub"),
+    ],
+)
+def test_a_refusal_says_what_to_do(words: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = refused(*words.split())
+    assert said in text
+
+
+def test_all_missing_flags_are_named_at_once_with_a_line_to_type(tmp_path: Path) -> None:
+    text = refused(needed=NEEDED)
+    assert [name for name in NEEDED if f"  --{name}: " not in text] == []
+    assert "For example: vlm-lora train --model_name_or_path google/gemma-3-4b-it --dataset_name data/train" in text
+    one = refused("--model_name_or_path", str(tmp_path), "--dataset_name", str(tmp_path), needed=NEEDED)
+    assert one.startswith("--output_dir is missing: ")
+    assert f"--model_name_or_path {tmp_path} --dataset_name {tmp_path} --output_dir runs/first" in one
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--model_name_or_path google/gemma-3-4b-it --dataset_name HuggingFaceM4/ChartQA",
+        "--dataset_name data/{000..007}.tar",
+        "--dataset_name a.jsonl,b.jsonl",
+        "--dataset_name a.jsonl + b.jsonl",
+        "--dataset_name data/*.parquet",
+        "--report_to none",
+        "--report_to all",
+        "--parallelism_config x",
+        "--lr_scheduler_type cosine --warmup_ratio 0.1 --group_by_length",
+        "--use_habana --use_lazy_mode --gaudi_config_name Habana/gpt2",
+    ],
+)
+def test_what_can_only_be_known_later_passes(words: str) -> None:
+    accepted(*words.split())
+
+
+def test_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys\n"
+        "from vlm_lora.config.early import check_early\n"
+        "from vlm_lora.config.sources import parse\n"
+        "check_early(parse(['--learning_rate', '1e-4', '--report_to', 'none'], environ={}), 'train')\n"
+        "print([name for name in ('torch', 'transformers', 'accelerate', 'numpy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
