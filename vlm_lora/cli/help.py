@@ -1,6 +1,7 @@
-"""The text of `vlm-lora VERB --help`: every setting with its docstring, default and other names.
+"""The text of `vlm-lora VERB --help`: what the verb uses, the settings that people change first.
 
-The help of a field is the docstring under it in `config.py`, read from the source, so it is written once.
+The help of one of our settings is the docstring under it in `run_config.py`, that of the trainer's the one in its
+class, both read from the source, so each is written once.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import fields
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Any
 
 from vlm_lora.config import run_config as config
 from vlm_lora.config.aliases import CONFIG_VARIABLES, describe_aliases
+from vlm_lora.config.argument_fields import arguments_like
 from vlm_lora.config.fields import SECTIONS, OwnField, own_fields
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.values import expected, spell
+from vlm_lora.training.arguments import DEFAULT_ARGUMENTS, LORA_ARGUMENTS
 
 WIDTH = 100
 
@@ -28,79 +31,107 @@ INTRODUCTION = (
     "a mapping is written as JSON."
 )
 
-COMMON_KEYS = (
+PURPOSES: Mapping[str, str] = {
+    "train": "train on your data, then evaluate: --model_name_or_path MODEL --dataset_name DATA --output_dir DIR",
+    "eval": "perplexity (and answers) on held-out rows: --model_name_or_path MODEL_OR_ADAPTER --dataset_name DATA",
+    "ask": 'one question about images: --model_name_or_path MODEL_OR_ADAPTER --image FILE --prompt "QUESTION"',
+    "check": "read every row before training: --model_name_or_path MODEL --dataset_name DATA",
+    "preview": "rows as the model will see them: --model_name_or_path MODEL --dataset_name DATA",
+    "plan": "predict the memory of a training run: --model_name_or_path MODEL [--dataset_name DATA]",
+    "demo": "train a tiny model on drawn charts, on a CPU, without a download",
+    "doctor": "what this machine has, what would be used, and what is missing",
+}
+"""What each verb does, and its shortest line."""
+
+FIRST = (
+    "model_name_or_path",
+    "dataset_name",
     "output_dir",
-    "do_train",
-    "do_eval",
+    "validation_fraction",
     "num_train_epochs",
     "max_steps",
     "per_device_train_batch_size",
-    "per_device_eval_batch_size",
     "gradient_accumulation_steps",
     "learning_rate",
-    "lr_scheduler_type",
-    "warmup_ratio",
-    "weight_decay",
-    "max_grad_norm",
-    "optim",
-    "bf16",
+    "lora_rank",
+    "lora_targets",
+    "peft_method",
+    "max_length",
+    "on_overflow",
     "gradient_checkpointing",
-    "logging_steps",
+    "load_in_4bit",
     "eval_strategy",
-    "eval_steps",
-    "save_strategy",
     "save_steps",
-    "save_total_limit",
-    "report_to",
     "seed",
-    "dataloader_num_workers",
-    "deepspeed",
-    "fsdp",
     "resume_from_checkpoint",
 )
-"""The backend's keys that most runs set."""
+"""The twenty settings that people change, in the order in which they do."""
+
+_READING = ("data", "model", "batching")
+USES: Mapping[str, tuple[str, ...]] = {
+    "train": (*SECTIONS, "", "trainer"),
+    "plan": (*SECTIONS, "", "trainer"),
+    "eval": (*_READING, "generation", "", "trainer"),
+    "ask": ("model", "generation", ""),
+    "check": (*_READING, ""),
+    "preview": (*_READING, ""),
+    "demo": (),
+    "doctor": (),
+}
+"""The sections of settings that each verb reads; the empty name is the run's own, `trainer` the arguments class."""
+
+SINGLE: Mapping[str, tuple[str, ...]] = {
+    "ask": ("system_prompt", "allow_urls", "max_image_pixels", "max_image_bytes", "max_length"),
+}
+"""Settings of other sections that a verb reads."""
+
+SAID: Mapping[str, str] = {
+    "output_dir": "Folder that adapter, checkpoints and results go to.",
+    "num_train_epochs": "How often the training rows are gone through.",
+    "max_steps": "End after so many optimizer steps, whatever --num_train_epochs says; -1 for no such end.",
+    "per_device_train_batch_size": "Rows of one step on each device.",
+    "gradient_accumulation_steps": "Batches whose gradients are summed before a step.",
+    "learning_rate": "Size of the steps at their largest.",
+    "gradient_checkpointing": "Compute the language model's activations again instead of keeping them.",
+    "eval_strategy": "When to evaluate during training: no, steps or epoch.",
+    "save_steps": "Save a checkpoint every so many steps (below 1: share of all steps).",
+    "seed": "Of everything that is drawn: LoRA's start, the order of rows.",
+    "resume_from_checkpoint": "Go on from a checkpoint: its folder, or true for the newest in output_dir.",
+}
+"""The trainer's keys among the first, in a line each."""
 
 
-def help_text(
-    verb: str = "train",
-    *,
-    everything: bool = False,
-    arguments_class: type | None = None,
-    own: Mapping[str, str] | None = None,
-) -> str:
+def help_text(verb: str = "train", *, everything: bool = False, own: Mapping[str, str] | None = None) -> str:
     """Return the help of a verb.
 
     Args:
         verb: the word after `vlm-lora`.
-        everything: also list every key of the backend's arguments class (`--help_all`).
-        arguments_class: that class; transformers' own when not given. Only used with `everything`.
+        everything: every setting that the verb reads, explained, and all other tools' names (`--help_all`).
         own: the flags that the verb has in addition to the run's, each with what it is for.
     """
-    parts = [
-        f"vlm-lora {verb} [--config FILE] [--key value ...]",
-        _wrapped(INTRODUCTION, ""),
-    ]
+    parts = [f"vlm-lora {verb}: {PURPOSES[verb]}"]
     if own:
         width = max(map(len, own)) + 2
         lines = [f"  {flag:<{width}}{meaning}" for flag, meaning in own.items()]
         parts.append("\n".join([f"Of {verb} alone (no keys of a configuration file)", *lines]))
-    for section, owner in (*SECTIONS.items(), ("", RunConfig)):
-        settings = [field for field in own_fields().values() if field.section == section]
-        parts.append("\n".join([_heading(owner, section), *(_own_entry(setting) for setting in settings)]))
-    names = " ".join(f"--{key}" for key in COMMON_KEYS)
-    parts.append(
-        "The backend's keys\n"
-        + _wrapped(f"The most used: {names}. vlm-lora {verb} --help_all lists and explains all of them.", "  ")
-    )
+    used = USES[verb]
+    if not used:
+        return "\n\n".join(parts)
+    first = [name for name in FIRST if _section_of(name) in used]
+    parts.append("\n".join(["Changed most", *(_short(name) for name in first)]))
+    if not everything:
+        others = [*_others(used, set(first)), *_singles(verb, everything=False)]
+        parts.append("\n".join(["Other settings (explained by --help_all)", *others]))
+    parts.append(_wrapped(INTRODUCTION, ""))
     if everything:
-        parts.append(_backend_help(arguments_class))
-    parts.append(_alias_help())
+        parts += [*(_section(section) for section in used), *_singles(verb, everything=True)]
+        parts.append(_alias_help())
     return "\n\n".join(parts)
 
 
 @cache
 def field_docs() -> Mapping[tuple[str, str], str]:
-    """Return the docstring under each field of `config.py` by (class name, field name)."""
+    """Return the docstring under each field of `run_config.py` by (class name, field name)."""
     found: dict[tuple[str, str], str] = {}
     for node in ast.parse(inspect.getsource(config)).body:
         if not isinstance(node, ast.ClassDef):
@@ -116,47 +147,101 @@ def field_docs() -> Mapping[tuple[str, str], str]:
     return found
 
 
-def _heading(owner: type, section: str) -> str:
+@cache
+def trainer_fields() -> Mapping[str, tuple[Any, Any, str]]:
+    """Return type, default and help of each key of the arguments class that is not ours, by name."""
+    known = arguments_like("auto")
+    found = fields(known) if known is not None else ()
+    return {
+        field.name: (
+            field.type,
+            DEFAULT_ARGUMENTS.get(field.name, field.metadata["default"]),
+            " ".join(field.metadata["help"].split()),
+        )
+        for field in found
+        if field.name not in own_fields()
+    }
+
+
+def _section_of(name: str) -> str:
+    setting = own_fields().get(name)
+    return "trainer" if setting is None else setting.section
+
+
+def _short(name: str) -> str:
+    """Return one setting as its flag, its first sentence, and its default."""
+    setting = own_fields().get(name)
+    if setting is not None:
+        text, default = _doc(setting).split(". ")[0].split("; ")[0].rstrip("."), setting.default
+    else:
+        text, default = SAID[name].rstrip("."), trainer_fields()[name][1]
+    shown = "" if default is None or default in ("", {}) else f" ({spell(default)})"
+    if name in LORA_ARGUMENTS:
+        shown = f" ({spell(LORA_ARGUMENTS[name])} with LoRA, else {spell(default)})"
+    column = max(map(len, FIRST)) + 6
+    return textwrap.fill(
+        f"  --{name}".ljust(column) + text + shown,
+        width=WIDTH,
+        subsequent_indent=" " * column,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+
+
+def _others(used: Iterable[str], first: set[str]) -> list[str]:
+    """Return the names of the other settings, by section."""
+    lines = []
+    for section in used:
+        names = _names(section)
+        rest = " ".join(f"--{name}" for name in names if name not in first)
+        lines.append(_wrapped(f"{_heading(section)}: {rest}", "  ", hanging=4))
+    return lines
+
+
+def _singles(verb: str, *, everything: bool) -> list[str]:
+    """Return the settings of other sections that a verb reads."""
+    settings = [own_fields()[name] for name in SINGLE.get(verb, ())]
+    if not settings:
+        return []
+    if everything:
+        entries = [_entry(field.name, field.hint, field.default, _doc(field)) for field in settings]
+        return ["\n".join(["Of images and rows", *entries])]
+    return [_wrapped("Of images and rows: " + " ".join(f"--{field.name}" for field in settings), "  ", hanging=4)]
+
+
+def _names(section: str) -> list[str]:
+    if section == "trainer":
+        return list(trainer_fields())
+    return [field.name for field in own_fields().values() if field.section == section]
+
+
+def _heading(section: str) -> str:
+    if section == "trainer":
+        return "The trainer"
     if not section:
         return "The run"
+    owner = SECTIONS[section]
     return (inspect.getdoc(owner) or owner.__name__).splitlines()[0].rstrip(".")
 
 
-def _own_entry(setting: OwnField) -> str:
+def _section(section: str) -> str:
+    if section == "trainer":
+        entries = [_entry(name, *found) for name, found in trainer_fields().items()]
+    else:
+        own = [field for field in own_fields().values() if field.section == section]
+        entries = [_entry(field.name, field.hint, field.default, _doc(field)) for field in own]
+    return "\n".join([_heading(section), *entries])
+
+
+def _doc(setting: OwnField) -> str:
     owner = SECTIONS[setting.section] if setting.section else RunConfig
-    text = field_docs()[owner.__name__, setting.name]
-    return _entry(setting.name, setting.hint, setting.default, text)
+    return field_docs()[owner.__name__, setting.name]
 
 
 def _entry(name: str, hint: Any, default: Any, text: str) -> str:
     kind = expected(hint).split(" (")[0].replace(", or its JSON text", "")
     shown = "none" if default is None or default == {} else spell(default)
     return f"  --{name} ({kind}; default {shown})\n{_wrapped(text, '      ')}"
-
-
-def _backend_help(arguments_class: type | None) -> str:
-    if arguments_class is None:
-        from transformers import TrainingArguments
-
-        arguments_class = TrainingArguments
-    hints = get_type_hints(arguments_class)
-    entries = [
-        _entry(
-            field.name,
-            hints[field.name],
-            _default(field),
-            " ".join(str(field.metadata.get("help", "")).split()),
-        )
-        for field in fields(arguments_class)
-        if field.init and field.name not in own_fields()
-    ]
-    return "\n".join([f"All keys of {arguments_class.__name__}", *entries])
-
-
-def _default(field: Field[Any]) -> Any:
-    if field.default_factory is not MISSING:
-        return field.default_factory()
-    return None if field.default is MISSING else field.default
 
 
 def _alias_help() -> str:
@@ -175,12 +260,12 @@ def _alias_help() -> str:
     return "\n".join(["Names of other tools that are understood", *lines])
 
 
-def _wrapped(text: str, indent: str) -> str:
+def _wrapped(text: str, indent: str, *, hanging: int = 0) -> str:
     return textwrap.fill(
         text,
         width=WIDTH,
         initial_indent=indent,
-        subsequent_indent=indent,
+        subsequent_indent=indent + " " * hanging,
         break_on_hyphens=False,
         break_long_words=False,
     )

@@ -51,7 +51,7 @@ vlm-lora {__version__}: fine-tune vision-language models, LoRA first
   vlm-lora doctor
 
 Every flag is also a key of a YAML or JSON file: --config FILE, flags win.
-vlm-lora VERB --help lists the flags; --help_all adds the backend's own. --debug shows tracebacks.
+vlm-lora VERB --help lists what the verb uses; --help_all explains all of it. --debug shows tracebacks.
 """
 
 
@@ -287,10 +287,16 @@ def _shard(rest: Sequence[str]) -> None:
     shard.run(rest)
 
 
-def _demo(rest: Sequence[str]) -> None:
+def _demo_flags() -> argparse.ArgumentParser:
     parser = verb_parser("demo")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"))
-    own = parser.parse_args(rest)
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("runs/demo"), metavar="DIR", help="where all of it goes (runs/demo)"
+    )
+    return parser
+
+
+def _demo(rest: Sequence[str]) -> None:
+    own = _demo_flags().parse_args(rest)
     set_up_logging("warning")
     from vlm_lora.demo.run import run_demo
 
@@ -370,6 +376,7 @@ OWN_FLAGS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "check": _check_flags,
     "preview": _preview_flags,
     "plan": _plan_flags,
+    "demo": _demo_flags,
 }
 """The verbs that have flags in addition to the run's."""
 

@@ -28,7 +28,7 @@ class Unjudged(metaclass=_AnyInstance):
 
 
 def arguments_like(name: str) -> type | None:
-    """Return a dataclass with the fields that a backend's arguments class has.
+    """Return a dataclass with the fields that a backend's arguments class has; metadata: help, default, choices.
 
     Args:
         name: of an installed backend; `auto` stands for the fields of all of them together.
@@ -87,9 +87,10 @@ class _Source:
             keywords = self._keywords(node.value)
             if keywords.get("init") is False:
                 continue
-            metadata = keywords.get("metadata")
-            choices = metadata.get("choices") if isinstance(metadata, Mapping) else None
-            declared = dataclasses.field(default=None, metadata={"choices": list(choices)} if choices else {})
+            metadata = {"help": keywords.get("help") or "", "default": keywords.get("default")}
+            if keywords.get("choices"):
+                metadata["choices"] = list(keywords["choices"])
+            declared = dataclasses.field(default=None, metadata=metadata)
             yield node.target.id, (self._evaluated(node.annotation, Unjudged), declared)
 
     def enumeration(self, name: str) -> Any:
@@ -124,15 +125,22 @@ class _Source:
         found = {}
         for keyword in value.keywords:
             if keyword.arg == "metadata" and isinstance(keyword.value, ast.Dict):
-                parts = zip(keyword.value.keys, keyword.value.values, strict=True)
-                found["metadata"] = {
-                    key.value: self._evaluated(part, None)
-                    for key, part in parts
-                    if isinstance(key, ast.Constant) and key.value == "choices"
-                }
+                for key, part in zip(keyword.value.keys, keyword.value.values, strict=True):
+                    if isinstance(key, ast.Constant) and key.value in ("choices", "help"):
+                        found[str(key.value)] = self._evaluated(part, None)
             elif keyword.arg == "init":
                 found["init"] = self._evaluated(keyword.value, None)
+            elif keyword.arg == "default":
+                found["default"] = self._default(keyword.value)
         return found
+
+    def _default(self, node: ast.expr) -> Any:
+        """Return a default: a literal, or the value of an enumeration's member."""
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            member = getattr(self._names[node.value.id], node.attr, None)
+            return member.value if isinstance(member, Enum) else None
+        found = self._evaluated(node, None)
+        return None if found is Unjudged else found
 
     def _evaluated(self, node: ast.expr, otherwise: Any) -> Any:
         """Return an annotation's or a literal's value; only names and what joins them are ever looked at."""
