@@ -1,3 +1,184 @@
-"""Fine-tune vision-language models, LoRA first, on NVIDIA GPUs, Intel Gaudi and CPUs."""
+"""Fine-tune vision-language models, LoRA first, on NVIDIA GPUs, Intel Gaudi and CPUs.
+
+The verbs of the command line as functions, for programs and notebooks:
+
+    from vlm_lora import RunConfig, train
+    figures = train(RunConfig.of(model_name_or_path="google/gemma-3-4b-it", dataset_name="data/train.jsonl",
+                                 output_dir="runs/first", num_train_epochs=1))
+
+Settings have the names of the flags. What a user can fix is raised as `UserError`. Nothing here ends the process,
+sets up logging, or leaves signals and environment otherwise than it found them; importing this imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlm_lora.config.run_config import RunConfig
+    from vlm_lora.data.conversation import ImageSource
+    from vlm_lora.errors import UserError
+    from vlm_lora.memory.request import PlanReport, PlanRequest
+    from vlm_lora.preflight.figures import DataReport
+    from vlm_lora.report.preview import ShownRow
 
 __version__ = "0.1.0"
+
+__all__ = ["RunConfig", "UserError", "ask", "check", "evaluate", "plan", "preview", "train"]
+
+
+def train(run: RunConfig) -> dict[str, Any]:
+    """Train, evaluate on held-out rows, and write adapter and results to `output_dir`.
+
+    Args:
+        run: needs `model_name_or_path`, `dataset_name` and `output_dir`. `do_eval=False` leaves out the evaluation.
+
+    Returns:
+        The figures of `all_results.json`: `train_loss`, `eval_perplexity`, ... (seconds, bytes and rows by their
+        names there).
+
+    Raises:
+        UserError: what was given, what is allowed, what to write instead.
+    """
+    from vlm_lora.backend import called
+    from vlm_lora.config.early import check_early
+
+    check_early(run, "train", needed=("model_name_or_path", "dataset_name", "output_dir"))
+    with called(run):
+        from vlm_lora import pipeline
+
+        return pipeline.train(_with_defaults(run, do_train=True, do_eval=True))
+
+
+def evaluate(run: RunConfig) -> dict[str, Any]:
+    """Measure perplexity on held-out rows, and exact match with `predict_with_generate=True`.
+
+    Args:
+        run: needs `model_name_or_path` (a model or an adapter's folder) and `dataset_name`. Without `output_dir` the
+            results go to `eval_results/MODEL-DATA`.
+
+    Returns:
+        The figures of `eval_results.json`.
+
+    Raises:
+        UserError: as `train`.
+    """
+    from vlm_lora.backend import called
+    from vlm_lora.config.early import check_early
+
+    check_early(run, "eval", needed=("model_name_or_path", "dataset_name"))
+    with called(run):
+        from vlm_lora import pipeline
+        from vlm_lora.evaluation.places import with_own_folder
+
+        run = _with_defaults(run, do_eval=True)
+        run = run if run.raw.get("output_dir") else with_own_folder(run)
+        return pipeline.train(run.replaced(do_train=False))
+
+
+def ask(run: RunConfig, prompt: str, images: Sequence[ImageSource] = ()) -> str:
+    """Return a model's answer to one question.
+
+    Args:
+        run: needs `model_name_or_path`, a model or an adapter's folder.
+        prompt: the question.
+        images: paths, encoded bytes, or PIL images, in the order in which the model sees them.
+
+    Raises:
+        UserError: as `train`.
+    """
+    from vlm_lora.backend import called
+    from vlm_lora.config.early import check_early
+
+    check_early(run, "ask", needed=("model_name_or_path",))
+    with called(run):
+        from vlm_lora import pipeline
+
+        return pipeline.ask(_with_defaults(run, output_dir="unused"), images=images, prompt=prompt)
+
+
+def check(run: RunConfig, *, workers: int | None = None) -> DataReport:
+    """Read every row once, as `train` would, and report what the rows are and which are bad; no weights are loaded.
+
+    Args:
+        run: needs `model_name_or_path` and `dataset_name`.
+        workers: processes that read; by rows and cores if None.
+
+    Raises:
+        UserError: nothing can be read at all. Bad rows are in the report.
+    """
+    from vlm_lora.backend import called
+    from vlm_lora.config.early import check_early
+
+    check_early(run, "check", needed=("model_name_or_path", "dataset_name"))
+    with called(run):
+        from vlm_lora import pipeline
+
+        return pipeline.check(run, workers=workers, show_progress=False)
+
+
+def preview(run: RunConfig, *, rows: int = 3) -> list[ShownRow]:
+    """Return the first rows as the model will see them: tokens, labels, images.
+
+    Args:
+        run: needs `model_name_or_path` and `dataset_name`.
+        rows: how many.
+
+    Raises:
+        UserError: as `train`.
+    """
+    from vlm_lora.backend import called
+    from vlm_lora.config.early import check_early
+
+    check_early(run, "preview", needed=("model_name_or_path", "dataset_name"))
+    with called(run):
+        from vlm_lora import pipeline
+        from vlm_lora.report.preview import ShownRow
+
+        return [ShownRow(row=row, tokenizer=tokenizer) for row, tokenizer in pipeline.preview(run, rows=rows)]
+
+
+def plan(
+    run: RunConfig, request: PlanRequest | None = None, *, announce: Callable[[str], object] | None = None
+) -> PlanReport:
+    """Predict the memory of a training run on each device, from the model's configuration and a sample of the data.
+
+    Args:
+        run: needs `model_name_or_path`; with `dataset_name` the longest of a sample of rows is planned for.
+        request: devices, processes and what to assume without data; this machine's device if None.
+        announce: called with one line before each simulated step.
+
+    Returns:
+        Per device the bytes by what they are for, and what to change where they do not fit.
+
+    Raises:
+        UserError: as `train`.
+    """
+    from vlm_lora.backend import called
+    from vlm_lora.config.early import check_early
+
+    check_early(run, "plan", needed=("model_name_or_path",))
+    with called(run):
+        from vlm_lora import pipeline
+        from vlm_lora.memory.request import PlanRequest
+
+        return pipeline.plan(run, request or PlanRequest(), announce or (lambda line: None))
+
+
+def __getattr__(name: str) -> Any:
+    """Return the two classes, whose modules are imported when they are asked for."""
+    if name == "RunConfig":
+        from vlm_lora.config.run_config import RunConfig
+
+        return RunConfig
+    if name == "UserError":
+        from vlm_lora.errors import UserError
+
+        return UserError
+    raise AttributeError(f"module 'vlm_lora' has no attribute {name!r}")
+
+
+def _with_defaults(run: RunConfig, **defaults: Any) -> RunConfig:
+    raw: Mapping[str, Any] = {**defaults, **run.raw}
+    return run.replaced(**raw)

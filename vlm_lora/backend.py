@@ -6,15 +6,20 @@ group `vlm_lora.backends`; `docs/backends.md` shows one on a page.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from vlm_lora.config.declaration import Declaration, adapters
 from vlm_lora.config.run_config import RunConfig
-from vlm_lora.errors import BackendError, nearest
+from vlm_lora.errors import BackendError, ConfigError, nearest
 from vlm_lora.launch.launching import Launch, LaunchRequest
 
 if TYPE_CHECKING:
@@ -205,6 +210,52 @@ def set_environment(run: RunConfig) -> None:
     for name, backend in installed().items():
         if run.backend in ("auto", name):
             os.environ.update(backend.environment(run))
+
+
+@contextmanager
+def called(run: RunConfig) -> Iterator[None]:
+    """Set a run's variables for the length of a call; leave environment, signals and logging as they were found.
+
+    Raises:
+        ConfigError: a variable that is read when torch is imported is not set as the run needs it, and torch is
+            imported already.
+    """
+    environment, handlers = dict(os.environ), list(logging.root.handlers)
+    levels = {logger: logger.level for logger in (logging.root, logging.getLogger("vlm_lora"))}
+    main = threading.current_thread() is threading.main_thread()
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    if "torch" in sys.modules:
+        _refuse_late_variables(run)
+    try:
+        set_environment(run)
+        yield
+    finally:
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)
+        logging.root.handlers[:] = handlers
+        for logger, level in levels.items():
+            logger.setLevel(level)
+        for number, handler in signals.items() if main else ():
+            signal.signal(number, handler)
+
+
+def _refuse_late_variables(run: RunConfig) -> None:
+    for name, backend in installed().items():
+        if run.backend not in ("auto", name):
+            continue
+        wanted = backend.environment(run)
+        late = {
+            variable: value
+            for variable, value in wanted.items()
+            if variable in backend.declaration.before_torch and os.environ.get(variable) != value
+        }
+        if late:
+            lines = ", ".join(f"{variable}={value}" for variable, value in late.items())
+            raise ConfigError(
+                f"{lines} must be set before torch is imported, and it is imported already. Set it in the environment "
+                "that starts Python, or make this call before anything imports torch."
+            )
 
 
 def select(name: str) -> tuple[Backend, Probe]:

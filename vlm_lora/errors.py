@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
-    """Something the user can fixed: the message says what was given, what is allowed, what to type.
+    """Something the user can fix: the message says what was given, what is allowed, what to type.
 
     The command line prints the message alone and exits with code 1; `--debug` adds the traceback.
     """

@@ -205,7 +205,6 @@ def plan(run: RunConfig, request: PlanRequest, announce: Callable[[str], object]
     """Predict what a training run needs on each device, from the model's configuration and a sample of the data."""
     from vlm_lora.memory.request import choose_devices, read_choice
     from vlm_lora.memory.run import plan_run
-    from vlm_lora.training.planning import announce
 
     request.check()
     devices = choose_devices(installed(), request.devices, named=run.backend)

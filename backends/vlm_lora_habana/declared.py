@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from vlm_lora.config.declaration import Declaration, renamed, switch
+from vlm_lora_habana.configuration import LISTS
+from vlm_lora_habana.modes import LAZY
 
 _USERS = "LoRA on Gaudi"
 
@@ -33,6 +35,7 @@ DECLARATION = Declaration(
     free_flags=frozenset(_FREE.split()),
     path_flags=frozenset({"gaudi_config_name"}),
     early_flags=frozenset({"gaudi_config_name"}),
+    before_torch=frozenset({LAZY, *LISTS.values()}),
     aliases=(
         switch(_USERS, "use_habana", "backend", true="habana", false=None),
         *renamed(_USERS, lora_target_modules="lora_targets"),

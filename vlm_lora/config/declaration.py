@@ -81,6 +81,8 @@ class Declaration:
     """Those of them that may name a place: compared as absolute paths."""
     early_flags: frozenset[str] = frozenset()
     """Those of them that the training arguments do not keep, because the adapter acts on them itself."""
+    before_torch: frozenset[str] = frozenset()
+    """Variables of its `environment` that are read when torch is imported, and never again."""
     aliases: tuple[Alias, ...] = ()
     """Other names, among them the switch that asks for this adapter."""
     packages: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vlm_lora.errors import ConfigError
@@ -372,3 +372,18 @@ class RunConfig:
     accelerate_launch_args: Mapping[str, Any] = field(default_factory=dict)
     """Arguments for `accelerate launch`; a run that is already started keeps them only for the record."""
     raw: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, **settings: Any) -> RunConfig:
+        """Return the run with these settings, which have the names of the flags; other tools' names are understood.
+
+        Raises:
+            ConfigError: a setting of ours that cannot be used. The trainer's are judged when the run is opened.
+        """
+        from vlm_lora.config.sources import from_settings
+
+        return from_settings(settings)
+
+    def replaced(self, **raw: Any) -> RunConfig:
+        """Return this run with other values for keys of the trainer."""
+        return replace(self, raw={**self.raw, **raw})

@@ -71,11 +71,31 @@ def parse(argv: Sequence[str], *, environ: Mapping[str, str]) -> RunConfig:
     flags = _settle(pair for pair in pairs if pair.name != "config")
     path = _config_path(positional, named, environ)
     merged = {**(_settle(_read_file(path)) if path else {}), **flags}
+    _imply(merged)
+    _take_cpu(merged, environ)
+    return _assemble(merged)
+
+
+def _imply(merged: dict[str, _Given]) -> None:
+    """Add what a given setting stands for in addition to itself."""
     for source, target, template in IMPLIED:
         if source in merged and merged[source].value and target not in merged:
             value = template.format(value=merged[source].value)
             merged[target] = _Given(value=value, written=merged[source].written)
-    _take_cpu(merged, environ)
+
+
+def from_settings(settings: Mapping[str, Any]) -> RunConfig:
+    """Return what a program asks for, by the names of the flags.
+
+    Raises:
+        ConfigError: as `parse`.
+    """
+    pairs = (
+        _Pair(name=name, value=str(value) if isinstance(value, Path) else value, file=None)
+        for name, value in settings.items()
+    )
+    merged = _settle(pairs)
+    _imply(merged)
     return _assemble(merged)
 
 

@@ -269,9 +269,8 @@ def _take_validation(config: DataConfig, source: Source | None, need_train: bool
             picked = pick_split(named.splits, "validation", where=named.name)
             if picked is None:
                 raise DataError(
-                    f"--validation_name {named.name} has the splits {quoted(named.splits)} and none is a "
-                    "validation split. "
-                    "Name the one to use as a file or folder."
+                    f"--validation_name {named.name} has the splits {quoted(named.splits)} and none is a validation "
+                    "split. Name the one to use as a file or folder."
                 )
             name, rows = picked
         notes.append(f"validation: '{name}' of {named.name}, named by --validation_name")
@@ -293,9 +292,8 @@ def _take_train(
     picked = pick_train(source.splits, where=source.name)
     if picked is None:
         raise DataError(
-            f"--dataset_name {source.name} has no split to train on; it has {quoted(source.splits)}. Validation "
-            "and test "
-            "splits are never trained on: name other data, or rename the file if its name misleads."
+            f"--dataset_name {source.name} has no split to train on; it has {quoted(source.splits)}. Validation and "
+            "test splits are never trained on: name other data, or rename the file if its name misleads."
         )
     name, rows = picked
     if pick_split(source.splits, "test", where=source.name) is not None:
@@ -344,8 +342,7 @@ def _hold_out_for_evaluation(config: DataConfig, source: Source, notes: list[str
     _, held = hold_out(name, rows, fraction=config.validation_fraction, seed=config.split_seed)
     notes.append(
         f"validation: the {len(held.indices)} of {len(rows)} rows that training on {source.name} holds out "
-        f"({config.validation_fraction:g}, seed {config.split_seed}), because the data names no "
-        "validation split. "
+        f"({config.validation_fraction:g}, seed {config.split_seed}), because the data names no validation split. "
         "Name the file with --validation_name to evaluate on all of it"
     )
     return held

@@ -107,9 +107,8 @@ class GradientAudit(TrainerCallback):
         stray = [n for n, p in self._model.named_parameters() if not p.requires_grad and p.grad is not None]
         if stray:
             raise ModelError(
-                f"{len(stray)} frozen tensors got a gradient, {stray[0]} first: something unfroze and "
-                "froze them again "
-                "between the backward pass and the step. Please report the model and the versions."
+                f"{len(stray)} frozen tensors got a gradient, {stray[0]} first: something unfroze and froze them "
+                "again between the backward pass and the step. Please report the model and the versions."
             )
         # FSDP puts gradients onto its shards without running hooks.
         self._reached |= {n for n, p in self._model.named_parameters() if p.requires_grad and p.grad is not None}
@@ -143,9 +142,7 @@ class GradientAudit(TrainerCallback):
         parts = sorted({self._parts.part_of(name) for name in missed})
         shown = ", ".join(missed[:3]) + (", ..." if len(missed) > 3 else "")
         return (
-            f"{len(missed)} trainable tensors of the {' and '.join(parts)} part got no gradient in the "
-            "first step: "
+            f"{len(missed)} trainable tensors of the {' and '.join(parts)} part got no gradient in the first step: "
             f"{shown}. They would stay as they are. Leave them out of --lora_targets"
-            f"{' (for example --lora_targets language)' if parts != ['language'] else ''}, or freeze that "
-            "part."
+            f"{' (for example --lora_targets language)' if parts != ['language'] else ''}, or freeze that part."
         )

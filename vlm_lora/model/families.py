@@ -221,8 +221,7 @@ def infer_family(model: nn.Module, family: Family | None = None) -> Family:
     vision = _vision_paths(model, (*language, embeddings))
     if not vision:
         raise ModelError(
-            f"No vision tower was found in {type(model).__name__} (model_type {family.model_type!r}): none "
-            "of its "
+            f"No vision tower was found in {type(model).__name__} (model_type {family.model_type!r}): none of its "
             "modules speaks of vision. Use a vision-language model, for example Qwen/Qwen2.5-VL-3B-Instruct."
         )
     merged = [
@@ -235,8 +234,7 @@ def infer_family(model: nn.Module, family: Family | None = None) -> Family:
     projector = [*rest, *(name for name in merged if not _inside(name.rpartition(".")[0], merged))]
     found = replace(family, language=tuple(language), vision=tuple(vision), projector=tuple(projector))
     logger.warning(
-        "model_type %r is not in the table of families; parts found by looking at the modules: language "
-        "model %s, "
+        "model_type %r is not in the table of families; parts found by looking at the modules: language model %s, "
         "vision tower %s, projector %s. Check them in the table of trainable parameters.",
         family.model_type,
         ", ".join(found.language),

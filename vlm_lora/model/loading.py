@@ -64,8 +64,7 @@ def base_config(config: ModelConfig) -> ModelConfig:
     base = settings.get("base_model_name_or_path")
     if not base:
         raise ModelError(
-            f"{folder}: its {ADAPTER_FILE} names no base model. Set base_model_name_or_path there to the "
-            "Hub id or "
+            f"{folder}: its {ADAPTER_FILE} names no base model. Set base_model_name_or_path there to the Hub id or "
             "folder of the model that the adapter was trained on."
         )
     revision = settings.get("revision") or config.model_revision
@@ -130,11 +129,9 @@ def load_processor(config: ModelConfig) -> Any:
         processor.chat_template = processor.tokenizer.chat_template
     if not processor.chat_template and family.rendering.kind == "chat":
         raise ModelError(
-            f"{place}: it has no chat template, so conversations cannot be rendered as the model expects "
-            "them. Use the "
-            "instruction-tuned model (names ending in -it, -Instruct, -Chat, -hf), or put its "
-            "chat_template.jinja "
-            "into the folder."
+            f"{place}: it has no chat template, so conversations cannot be rendered as the model expects them. Use "
+            "the instruction-tuned model (names ending in -it, -Instruct, -Chat, -hf), or put its "
+            "chat_template.jinja into the folder."
         )
     return processor
 
@@ -201,9 +198,8 @@ def load_adapter(model: Any, folder: Path) -> Any:
         ) from error
     except (ValueError, RuntimeError, OSError) as error:
         raise ModelError(
-            f"{folder}: the adapter does not fit {type(model).__name__} ({first_line(error)}). Give the "
-            "model that it "
-            f"was trained on as base_model_name_or_path in {folder / ADAPTER_FILE}, or copy that file and "
+            f"{folder}: the adapter does not fit {type(model).__name__} ({first_line(error)}). Give the model that "
+            f"it was trained on as base_model_name_or_path in {folder / ADAPTER_FILE}, or copy that file and "
             f"{ADAPTER_WEIGHTS} again."
         ) from error
     except (LookupError, TypeError, AttributeError, NotImplementedError) as error:
@@ -218,12 +214,10 @@ def load_adapter(model: Any, folder: Path) -> Any:
     if saved != expected:
         missing, strange = sorted(expected - saved), sorted(saved - expected)
         raise ModelError(
-            f"{folder}: {len(missing)} adapter tensors of this model are not in the file ({few(missing)}) "
-            "and "
+            f"{folder}: {len(missing)} adapter tensors of this model are not in the file ({few(missing)}) and "
             f"{len(strange)} in the file have no place ({few(strange)}): {ADAPTER_WEIGHTS} and {ADAPTER_FILE} do not "
-            "belong together, or one is damaged. Vision towers are laid out "
-            "differently by "
-            "transformers 4.55 and 5.x: load the adapter with the version that trained it."
+            "belong together, or one is damaged. Vision towers are laid out differently by transformers 4.55 and "
+            "5.x: load the adapter with the version that trained it."
         )
     return tuned
 
@@ -241,8 +235,7 @@ def _checked(config: ModelConfig) -> ModelConfig:
         if not (folder / "config.json").is_file():
             inside = sorted(entry.name for entry in folder.iterdir())
             raise ModelError(
-                f"{name}{whose}: not a model folder, it has no config.json. It holds: {few(inside, 10)}. "
-                "Give the "
+                f"{name}{whose}: not a model folder, it has no config.json. It holds: {few(inside, 10)}. Give the "
                 "folder that holds config.json and the weights, or a Hub id."
             )
         if RUNS_LOCAL_GENERATE and not base.trust_remote_code and (folder / CUSTOM_GENERATE).is_file():
@@ -274,9 +267,8 @@ def _refuse_text_only(base: ModelConfig, loaded: Any) -> None:
     keys = loaded.to_dict()
     if not any(word in key.lower() for key in keys for word in _VISION_KEYS):
         raise ModelError(
-            f"{base.model_name_or_path}: model_type {loaded.model_type!r} is a text-only model, its "
-            "configuration says "
-            f"nothing about images. Use a vision-language model, for example {_EXAMPLE}."
+            f"{base.model_name_or_path}: model_type {loaded.model_type!r} is a text-only model, its configuration "
+            f"says nothing about images. Use a vision-language model, for example {_EXAMPLE}."
         )
 
 
@@ -303,10 +295,8 @@ def check_weights(name: str, model: Any, report: Mapping[str, Any]) -> None:
     if lost or mismatched:
         raise ModelError(
             f"{weights_name(name)}: {len(lost)} weights are missing ({few(lost)}) and {len(mismatched)} have another "
-            "shape "
-            f"({few(mismatched)}), so they would start at random. Copy the whole model folder again, or "
-            "use the "
-            "transformers version that the model was saved with."
+            f"shape ({few(mismatched)}), so they would start at random. Copy the whole model folder again, or use "
+            "the transformers version that the model was saved with."
         )
     unexpected = sorted(report.get("unexpected_keys", ()))
     if unexpected:

@@ -94,11 +94,9 @@ def _known(name: str, error: Exception, config: ModelConfig) -> ModelError | Non
         return ModelError(f"{name}: {_unknown_architecture(name)}")
     if isinstance(error, OSError) and not Path(name).is_dir():
         return ModelError(
-            f"{name}: not a folder here, and it could not be fetched from the Hub ({first_line(error)}). "
-            "Check the "
-            f"name; for a gated model type `hf auth login`; without a network type `hf download {name}` "
-            "where there is "
-            "one and give the folder."
+            f"{name}: not a folder here, and it could not be fetched from the Hub ({first_line(error)}). Check the "
+            f"name; for a gated model type `hf auth login`; without a network type `hf download {name}` where there "
+            "is one and give the folder."
         )
     return None
 
@@ -151,6 +149,5 @@ def _unknown_architecture(name: str) -> str:
         return f"config.json has no model_type, so it is damaged or no model's. {AGAIN}"
     return (
         f"the installed transformers {installed} does not know model_type {kind!r} of its config.json. Update "
-        "transformers, or type "
-        "--trust_remote_code true if the model brings its own code and you have read it."
+        "transformers, or type --trust_remote_code true if the model brings its own code and you have read it."
     )

@@ -95,8 +95,7 @@ def find_parts(model: nn.Module, family: Family | None = None) -> Parts:
     if not language or not vision:
         raise ModelError(
             f"{type(base).__name__} (model_type {family.model_type!r}) has no module "
-            f"{' or '.join(family.vision if language else family.language)}: this version of transformers "
-            "lays the "
+            f"{' or '.join(family.vision if language else family.language)}: this version of transformers lays the "
             "model out differently. Please report the versions that `vlm-lora doctor` shows."
         )
     names = {module: name for name, module in modules.items()}

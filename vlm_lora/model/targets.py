@@ -160,8 +160,7 @@ def _by_name(model: nn.Module, parts: Parts, supported: Mapping[str, nn.Module],
             raise ConfigError(cannot_be_trained(word, experts))
         if "." not in word and language and language != hits:
             logger.info(
-                "--lora_targets %s: taken in the language model only; %d modules of that name elsewhere, "
-                "such as %s, "
+                "--lora_targets %s: taken in the language model only; %d modules of that name elsewhere, such as %s, "
                 "are left out. Give a longer name to tune those.",
                 word,
                 len(hits - language),
@@ -179,8 +178,7 @@ def _by_pattern(supported: Mapping[str, nn.Module], pattern: str) -> set[str]:
         compiled = re.compile(pattern)
     except re.error as error:
         raise ConfigError(
-            f"--lora_targets {pattern}: not a regular expression ({error}). Allowed are language, "
-            "projector, vision, "
+            f"--lora_targets {pattern}: not a regular expression ({error}). Allowed are language, projector, vision, "
             "all, a regular expression, or module names joined by commas."
         ) from None
     return {name for name in supported if compiled.fullmatch(name)}
@@ -199,9 +197,8 @@ def _missing_name(supported: Mapping[str, nn.Module], word: str) -> str:
     near = difflib.get_close_matches(word, [*ends, *supported], n=4, cutoff=0.5)
     hint = f" Nearest: {', '.join(near)}." if near else ""
     return (
-        f"--lora_targets: no module is called {word!r}.{hint} Allowed are language, projector, vision, "
-        "all, a regular "
-        f"expression, or names such as {', '.join(ends[:12])}. Embeddings and head carry no LoRA."
+        f"--lora_targets: no module is called {word!r}.{hint} Allowed are language, projector, vision, all, a "
+        f"regular expression, or names such as {', '.join(ends[:12])}. Embeddings and head carry no LoRA."
     )
 
 
@@ -210,15 +207,13 @@ def _nothing(
 ) -> str:
     if words and all(word in GROUPS for word in words):
         return (
-            f"--lora_targets {wanted}: that part of this model has no linear layers. Use a regular "
-            "expression for its "
-            f"convolutions; module names look like {_examples(supported)}."
+            f"--lora_targets {wanted}: that part of this model has no linear layers. Use a regular expression for "
+            f"its convolutions; module names look like {_examples(supported)}."
         )
     everything = [name for name, _ in model.named_modules() if name]
     near = difflib.get_close_matches(wanted.replace("\\", "").replace(".*", "."), everything, n=3, cutoff=0.4)
     hint = f" Nearest: {', '.join(near)}." if near else ""
     return (
-        f"--lora_targets {wanted}: matches no module that can carry LoRA. A regular expression must match "
-        "the whole "
+        f"--lora_targets {wanted}: matches no module that can carry LoRA. A regular expression must match the whole "
         f"name, for example .*language_model.*q_proj.{hint} Module names look like {_examples(supported)}."
     )

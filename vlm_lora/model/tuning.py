@@ -85,10 +85,9 @@ def _attach_lora(model: Any, parts: Parts, tuning: TuningConfig, revision: str |
     if adapted != set(names):
         stray = sorted(adapted ^ set(names))
         raise ModelError(
-            f"PEFT attached LoRA to {len(adapted)} modules instead of the {len(names)} chosen; they differ "
-            "in "
-            f"{', '.join(stray[:3])}. Give --lora_targets as a list of full module names, and please "
-            "report the model."
+            f"PEFT attached LoRA to {len(adapted)} modules instead of the {len(names)} chosen; they differ in "
+            f"{', '.join(stray[:3])}. Give --lora_targets as a list of full module names, and please report the "
+            "model."
         )
     logger.info("LoRA of rank %d on %d modules: %s", tuning.lora_rank, len(names), config.target_modules)
     return tuned

@@ -91,8 +91,7 @@ def place_images(drafts: Sequence[Draft], images: Sequence[ImageRef], *, typed: 
         return _finish(turns, {}, drafts)
     if len(places) != len(images):
         raise DataError(
-            f"{len(places)} places for images in the turns ({PLACEHOLDER} or image parts without a "
-            "image of their "
+            f"{len(places)} places for images in the turns ({PLACEHOLDER} or image parts without a image of their "
             f"own), and {len(images)} images in the image column. They must be equally many."
         )
     order = [number if place.index is None else place.index for number, place in enumerate(places)]

@@ -164,8 +164,7 @@ def _read_document(path: Path, text: str, skipped: int, stamp: tuple[int, int]) 
         if data_list is not None:
             return _read_list(path, text, data_list, skipped, stamp, inner=True)
         raise DataError(
-            f"{path}: an object with the keys {', '.join(map(repr, document)) or '(none)'}. Rows are read "
-            "from a "
+            f"{path}: an object with the keys {', '.join(map(repr, document)) or '(none)'}. Rows are read from a "
             "list of objects, from an object with a `data` list, or from one object a line (.jsonl)."
         )
     if not opening:

@@ -163,9 +163,8 @@ def _decode(picture: Image.Image, name: str, limits: ImageLimits) -> Image.Image
     _check_header(picture, name, limits)
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise ImageError(
-            f"{name}: ImageFile.LOAD_TRUNCATED_IMAGES was switched on by other code, so images that are "
-            "cut off could "
-            "not be told from whole ones. Set it to False."
+            f"{name}: ImageFile.LOAD_TRUNCATED_IMAGES was switched on by other code, so images that are cut off "
+            "could not be told from whole ones. Set it to False."
         )
     try:
         # Photometric and bit tags are read first: loading a TIFF may turn it and drop its tags.
@@ -195,9 +194,8 @@ def _check_header(picture: Image.Image, name: str, limits: ImageLimits) -> None:
         raise ImageError(f"{name}: {width}x{height} pixels is no image.")
     if width * height > limits.max_pixels:
         raise ImageError(
-            f"{name}: {width}x{height} is {width * height} pixels, more than the {limits.max_pixels} "
-            "allowed. "
-            "Make it smaller, or raise --max_image_pixels."
+            f"{name}: {width}x{height} is {width * height} pixels, more than the {limits.max_pixels} allowed. Make "
+            "it smaller, or raise --max_image_pixels."
         )
     ratio = max(width, height) / min(width, height)
     if ratio > limits.max_aspect_ratio:
@@ -218,8 +216,7 @@ def _to_rgb(picture: Image.Image, name: str, top: int, inverted: bool) -> Image.
     if picture.mode in _PLAIN:
         return picture.convert("RGB")
     raise ImageError(
-        f"{name}: samples of mode {picture.mode} (floating point, 32-bit or Lab) have no agreed "
-        "brightness range. "
+        f"{name}: samples of mode {picture.mode} (floating point, 32-bit or Lab) have no agreed brightness range. "
         "Convert it to 8 or 16 bits a sample."
     )
 

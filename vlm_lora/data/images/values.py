@@ -131,8 +131,7 @@ def resolve_path(text: str, place: ImagePlace) -> Path:
         reason = getattr(error, "strerror", None) or str(error)
         raise ImageError(
             f"The image '{_short(text)}' cannot be opened ({joined}: {reason}). Relative paths start from "
-            f"{place.folder}; "
-            "--image_root FOLDER makes them start elsewhere."
+            f"{place.folder}; --image_root FOLDER makes them start elsewhere."
         ) from error
     if not inside:
         allowed = " or ".join(str(root) for root in roots) or "any folder"

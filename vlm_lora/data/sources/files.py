@@ -220,15 +220,12 @@ def _explain_empty(folder: Path) -> str:
     )
     if pictures:
         return (
-            f"{folder} holds images, but nothing says what is asked and answered about them. Put a "
-            "metadata.jsonl "
-            'next to them, one line for each image: {"file_name": "0001.png", "prompt": "...", '
-            '"response": "..."}.'
+            f"{folder} holds images, but nothing says what is asked and answered about them. Put a metadata.jsonl "
+            'next to them, one line for each image: {"file_name": "0001.png", "prompt": "...", "response": "..."}.'
         )
     shown = joined(p.name + ("/" if p.is_dir() else "") for p in inside[:10])
     return (
-        f"{folder} holds no data files. Looked for {', '.join(READERS)}, .tar, .tar.gz in it, in its data folder "
-        "and in folders "
-        f"named as splits, and for a save_to_disk folder; it holds {shown}. "
-        "A sub-folder is chosen with --dataset_config_name or by naming it."
+        f"{folder} holds no data files. Looked for {', '.join(READERS)}, .tar, .tar.gz in it, in its data folder and "
+        f"in folders named as splits, and for a save_to_disk folder; it holds {shown}. A sub-folder is chosen with "
+        "--dataset_config_name or by naming it."
     )

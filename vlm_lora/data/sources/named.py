@@ -64,8 +64,7 @@ def load_from_hub(name: str, config_name: str | None, flag: str, *, streaming: b
         loaded: Mapping[str, Any] = datasets.load_dataset(name, config_name, streaming=streaming)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
-            f"--{flag} {name}: there is no such file or folder at {Path(name).absolute()}, and the Hub "
-            "data set "
+            f"--{flag} {name}: there is no such file or folder at {Path(name).absolute()}, and the Hub data set "
             f"'{name}' could not be loaded: {error} Check the spelling and the network, or name a local copy."
         ) from error
     return loaded
@@ -103,9 +102,8 @@ def _open_files(groups: Mapping[str, Sequence[Path]]) -> dict[str, Rows]:
             raise DataError(_explain_suffix(odd))
         if len(suffixes) > 1:
             raise DataError(
-                f"The {split} split has files of several formats, perhaps the same rows twice: "
-                f"{joined(paths)}. "
-                "Keep one format, or name the file to use."
+                f"The {split} split has files of several formats, perhaps the same rows twice: {joined(paths)}. Keep "
+                "one format, or name the file to use."
             )
         if suffixes == {".tar"}:
             splits[split] = open_tars(paths)
