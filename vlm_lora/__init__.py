@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vlm_lora.config.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from vlm_lora.config.run_config import RunConfig
     from vlm_lora.data.conversation import ImageSource
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from vlm_lora.preflight.figures import DataReport
     from vlm_lora.report.preview import ShownRow
 
-__version__ = "0.1.0"
 
 __all__ = ["RunConfig", "UserError", "ask", "check", "evaluate", "plan", "preview", "train"]
 

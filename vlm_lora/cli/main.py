@@ -19,13 +19,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vlm_lora import __version__
 from vlm_lora.backend import installed, named, select
 from vlm_lora.cli.setup import configure, described, rank, set_up_logging, verb_parser, wants_debug
 from vlm_lora.config.early import DATA, MODEL, OUTPUT
 from vlm_lora.config.sources import parse
 from vlm_lora.config.surrogate_text import let_stdout_escape
 from vlm_lora.config.values import is_true
+from vlm_lora.config.version import __version__
 from vlm_lora.config.whole_files import valid_json
 from vlm_lora.errors import ConfigError, EndedEarlyError, NotFiniteError, UserError, nearest, plain_message
 from vlm_lora.launch.launching import LaunchRequest, bound, parse_launch, run_launch

@@ -13,7 +13,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from vlm_lora import __version__
 from vlm_lora.config.aliases import (
     DROPPED,
     LAUNCHER_KEYS,
@@ -28,6 +27,7 @@ from vlm_lora.config.fields import flatten, own_fields
 from vlm_lora.config.files import write_mapping
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.values import MismatchError, convert, spell
+from vlm_lora.config.version import __version__
 from vlm_lora.errors import ConfigError, nearest
 
 WIDER_HINTS: Mapping[str, Any] = {"resume_from_checkpoint": Literal[True, False] | str | None}

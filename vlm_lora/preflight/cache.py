@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from vlm_lora import __version__
 from vlm_lora.config.run_config import RunConfig
+from vlm_lora.config.version import __version__
 from vlm_lora.config.whole_files import replacing
 from vlm_lora.data.dataset import ConversationDataset
 from vlm_lora.data.formats.arrow_files import HeldOpen

@@ -5,9 +5,9 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-from vlm_lora import __version__
 from vlm_lora.backend import installed, select
 from vlm_lora.config.declaration import declarations
+from vlm_lora.config.version import __version__
 from vlm_lora.errors import BackendError
 
 PACKAGES = (

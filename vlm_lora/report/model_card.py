@@ -8,8 +8,8 @@ from typing import Any
 
 from jinja2 import Environment
 
-from vlm_lora import __version__
 from vlm_lora.config.run_config import RunConfig
+from vlm_lora.config.version import __version__
 from vlm_lora.config.whole_files import write_whole
 from vlm_lora.model.families import Family
 

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from vlm_lora import __version__
 from vlm_lora.cli.main import guard, main
+from vlm_lora.config.version import __version__
 from vlm_lora.errors import ConfigError, EndedEarlyError, RenderingError, plain_message
 
 

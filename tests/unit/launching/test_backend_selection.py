@@ -4,8 +4,7 @@ from typing import ClassVar
 
 import pytest
 
-from vlm_lora import backend as backends
-from vlm_lora.backend import Probe, Traits, select
+from vlm_lora.backend import Probe, Traits, installed, select
 from vlm_lora.errors import BackendError
 
 
@@ -21,11 +20,11 @@ class Fake:
 
 
 def offer(monkeypatch: pytest.MonkeyPatch, **probes: Probe) -> None:
-    monkeypatch.setattr(backends, "installed", lambda: {name: Fake(probe) for name, probe in probes.items()})
+    monkeypatch.setattr("vlm_lora.backend.installed", lambda: {name: Fake(probe) for name, probe in probes.items()})
 
 
-def test_both_adapters_are_installed() -> None:
-    assert {"cuda", "habana"} <= set(backends.installed())
+def test_our_adapters_are_installed() -> None:
+    assert {"cpu", "cuda", "habana"} <= set(installed())
 
 
 def test_auto_takes_the_usable_one_of_highest_priority(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch.distributed
 
-from vlm_lora import __version__
 from vlm_lora.config.declaration import declarations
 from vlm_lora.config.fields import flatten, own_fields
 from vlm_lora.config.run_config import RunConfig
+from vlm_lora.config.version import __version__
 from vlm_lora.config.whole_files import write_json
 from vlm_lora.data.mixture import JOINT, split_names
 from vlm_lora.data.sources.name_patterns import split_commas

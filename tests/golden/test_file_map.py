@@ -1,4 +1,4 @@
-"""README's map has one line per product file: the first sentence of its own docstring.
+"""The map in CONTRIBUTING.md has one line per product file: the first sentence of its own docstring.
 
 `make docs` writes it again.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 from support.made_pages import check_made
 
 ROOT = Path(__file__).parents[2]
-README = ROOT / "README.md"
+PAGE = ROOT / "CONTRIBUTING.md"
 BEGIN, END = "<!-- file map: begin -->", "<!-- file map: end -->"
 
 
@@ -29,4 +29,4 @@ def file_map() -> str:
 
 
 def test_map_is_current() -> None:
-    check_made(README, BEGIN, END, file_map())
+    check_made(PAGE, BEGIN, END, file_map())
