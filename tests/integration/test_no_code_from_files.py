@@ -317,8 +317,12 @@ def test_a_script_beside_the_data_is_not_run(tmp_path: Path) -> None:
     assert len(rows(tmp_path / "on_disk")) == 3
 
 
-@pytest.mark.parametrize("encoded", [pickle.dumps(Program()), array_file(), saved(), saved(legacy=True)])
-def test_a_pickle_in_the_place_of_a_image_is_refused(encoded: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "encoded",
+    [pickle.dumps(Program()), array_file(), saved(), saved(legacy=True)],
+    ids=["pickle", "numpy", "torch", "old torch"],
+)
+def test_a_pickle_in_the_place_of_an_image_is_refused(encoded: bytes, tmp_path: Path) -> None:
     from vlm_lora.data.images.loader import ImageLimits, load_image
 
     (tmp_path / "a.png").write_bytes(encoded)

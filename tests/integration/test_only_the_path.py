@@ -98,7 +98,7 @@ def test_the_path_is_enough(
     assert report["bad"] == []
 
 
-def test_a_place_without_a_image_is_not_passed_over(
+def test_a_place_without_an_image_is_not_passed_over(
     model_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = from_and_value(tmp_path / "data", ["<image> and <image>"], lambda name: {"image": name})

@@ -98,7 +98,7 @@ def in_front(row: EncodedRow, length: int) -> EncodedRow:
     )
 
 
-def test_a_batch_with_a_image_stays_as_it_is(model_folder: Callable[[str], Path]) -> None:
+def test_a_batch_with_an_image_stays_as_it_is(model_folder: Callable[[str], Path]) -> None:
     tools = open_preprocessing(RunConfig(model=ModelConfig(model_name_or_path=str(model_folder("gemma3")))))
     rows = [*text_rows(), blank_conversation()]
     plain = tools.collator(rows)

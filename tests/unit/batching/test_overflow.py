@@ -101,7 +101,7 @@ def test_shrinking_where_every_image_takes_the_same_tokens_is_an_error_that_says
         new_encoder(family, max_length=limit, on_overflow="shrink_images").encode(row)
 
 
-def test_shrinking_without_a_image_is_an_error_that_says_so() -> None:
+def test_shrinking_without_an_image_is_an_error_that_says_so() -> None:
     row = conversation((("user", ("What?",)), ("assistant", ("a bus",))))
     with pytest.raises(TooLongError, match="the row has no image"):
         new_encoder("qwen2_5_vl", max_length=3, on_overflow="shrink_images").encode(row)
@@ -128,7 +128,7 @@ def test_prompts_are_made_to_fit_too() -> None:
     assert same(encoder.encode_prompt(row), expected)
 
 
-def test_a_image_is_decoded_once_however_often_a_row_is_tried() -> None:
+def test_an_image_is_decoded_once_however_often_a_row_is_tried() -> None:
     row = conversation(TALK, image=picture(size=(64, 64)))
     opened: list[object] = []
 

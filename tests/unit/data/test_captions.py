@@ -39,7 +39,7 @@ def test_the_flag_asks_another_question(tmp_path: Path) -> None:
     assert alone.told == [[["Tell a story."], ["A red bar."]]]
 
 
-def test_a_caption_without_a_image_is_a_bad_row(tmp_path: Path) -> None:
+def test_a_caption_without_an_image_is_a_bad_row(tmp_path: Path) -> None:
     fine, bad = read_back([CAPTION, {**CAPTION, "image": None}], tmp_path).told
     assert fine == DESCRIBED
     assert "rows.jsonl row 1: The row has no image, and 'Describe the image.' asks about one" in bad

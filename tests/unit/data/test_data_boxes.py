@@ -194,7 +194,7 @@ def test_columns_of_boxes_are_told_from_others() -> None:
         assert not holds_boxes(value)
 
 
-def test_a_image_of_another_size_is_refused() -> None:
+def test_an_image_of_another_size_is_refused() -> None:
     check_size((100, 50), SIZE)
     check_size((None, None), SIZE)
     with pytest.raises(DataError, match=r"for an image of 200x100 pixels .* the image has 100x50"):

@@ -184,7 +184,7 @@ def test_the_comparison_sees_a_swapped_image_and_a_changed_word(tmp_path: Path) 
     assert read(tmp_path, case({**row, "messages": chat("How many?", "15")}, turns=[])) != good.turns
 
 
-def test_nested_numbers_are_a_image(tmp_path: Path) -> None:
+def test_nested_numbers_are_an_image(tmp_path: Path) -> None:
     for name, pixels, wanted in (
         ("colour", PIXELS, bytes(n for row in PIXELS for pixel in row for n in pixel)),
         ("gray", [[0, 128], [255, 7]], bytes(n for n in (0, 128, 255, 7) for _ in range(3))),
@@ -255,7 +255,7 @@ def test_pages_survive_arrow_filling_in_nulls(tmp_path: Path) -> None:
     assert read(tmp_path, case(*rows, turns=[], parquet=True))[1] == ("assistant", ("whole",))
 
 
-def test_a_image_kept_as_reference_stays_undecoded(tmp_path: Path) -> None:
+def test_an_image_kept_as_reference_stays_undecoded(tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(ONE)
     path = write_jsonl(tmp_path / "rows.jsonl", [{"image": "1.png", "objects": BOXES}])
     data = load_splits(

@@ -70,7 +70,7 @@ def test_every_form_of_encoded_bytes_gives_the_bytes(place: ImagePlace) -> None:
         assert read_image_value(form, place) == ImageRef(source=PNG), str(form)[:40]
 
 
-def test_a_image_stays_itself(place: ImagePlace) -> None:
+def test_an_image_stays_itself(place: ImagePlace) -> None:
     picture = Image.new("RGB", (2, 2))
     assert read_image_value(picture, place).source is picture
 

@@ -57,7 +57,7 @@ def test_lossless_formats_give_back_every_pixel(kind: str) -> None:
     assert np.array_equal(pixels(encode(astronaut, kind, **options)), pictures.astronaut()[:40, :50])
 
 
-def test_a_path_bytes_and_a_image_load_the_same(tmp_path: Path) -> None:
+def test_a_path_bytes_and_an_image_load_the_same(tmp_path: Path) -> None:
     picture, _, _ = draw_chart(5)
     file = tmp_path / "chart.png"
     file.write_bytes(encode_png(picture))

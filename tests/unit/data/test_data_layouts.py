@@ -73,7 +73,7 @@ def test_several_images_go_before_the_question_in_order() -> None:
 
 
 @pytest.mark.parametrize("row", [{"image": None}, {}, {"image": []}, {"image": ""}])
-def test_rows_without_a_image_are_text_only(row: dict[str, Any]) -> None:
+def test_rows_without_an_image_are_text_only(row: dict[str, Any]) -> None:
     assert build({**row, "query": "q", "label": "a"}, QA).turns == (turn("user", "q"), turn("assistant", "a"))
 
 
@@ -151,7 +151,7 @@ def test_image_parts_that_bring_their_own_image(part: dict[str, Any]) -> None:
         {"type": "image", "text": ""},
     ],
 )
-def test_image_parts_without_a_image_take_the_next_of_the_column(part: dict[str, Any]) -> None:
+def test_image_parts_without_an_image_take_the_next_of_the_column(part: dict[str, Any]) -> None:
     chat = openai(
         ("user", [part, {"type": "text", "text": "first"}]),
         ("assistant", "a"),

@@ -37,7 +37,7 @@ def server() -> Iterator[ImageServer]:
         yield running
 
 
-def test_a_image_is_fetched_once_and_kept(server: ImageServer) -> None:
+def test_an_image_is_fetched_once_and_kept(server: ImageServer) -> None:
     url = Url(text=server.url())
     first = load_image(url, limits=LIMITS, fetcher=server.fetcher())
     again = load_image(url, limits=LIMITS, fetcher=server.fetcher())

@@ -35,7 +35,7 @@ def _step(model: Any, batch: dict[str, torch.Tensor]) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("settings", [{"lora_targets": "all"}, {"peft_method": "none", "freeze_vision": False}])
-def test_a_step_with_a_image_passes(
+def test_a_step_with_an_image_passes(
     name: str, settings: dict[str, Any], model_folder: Callable[[str], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     processor, model = _tuned(model_folder(name), **settings)
@@ -49,7 +49,7 @@ def test_a_step_with_a_image_passes(
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "paligemma"])
-def test_a_text_only_first_step_waits_for_a_image(name: str, model_folder: Callable[[str], Path]) -> None:
+def test_a_text_only_first_step_waits_for_an_image(name: str, model_folder: Callable[[str], Path]) -> None:
     processor, model = _tuned(model_folder(name), lora_targets="all")
     audit = GradientAudit(model)
     audit.start()
