@@ -9,18 +9,31 @@ GAUDI := .venv/gaudi
 GAUDI_STAMP := $(GAUDI)/.installed
 SIMULATOR := $(shell find tests/support/hpu_simulator -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test test-main test-gaudi check docs fix clean
+.PHONY: demo test tools test-main test-gaudi check canary docs fix clean
 
 demo: $(STAMP)
 	$(BIN)/vlm-lora demo --output_dir runs/demo
 
-test: test-main test-gaudi
+test: tools test-main test-gaudi
+
+# In the first second: says what is not there, or installs it where it may.
+tools:
+	@tests/tools.sh
 
 test-main: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-gaudi: $(STAMP) $(GAUDI_STAMP)
 	PATH="$(CURDIR)/$(GAUDI)/bin:$$PATH" $(GAUDI)/bin/python -m pytest -n 2 --dist loadgroup
+
+# The newest releases of what the project stands on, in an environment of its own: for people, not for CI.
+CANARY := .venv/canary
+canary: tools
+	rm -rf $(CANARY)
+	$(MAKE) VENV=$(CANARY) $(CANARY)/.installed
+	$(CANARY)/bin/pip install $(PIP_FLAGS) -U --upgrade-strategy only-if-needed transformers peft accelerate trl
+	$(CANARY)/bin/pip list | grep -E "^(torch|transformers|peft|accelerate|trl) "
+	$(CANARY)/bin/python -m pytest -n 2 --dist loadgroup tests/contract tests/integration
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
