@@ -34,7 +34,9 @@ def test_use_habana_says_what_is_missing(model_folder: Callable[[str], Path], tm
 def test_in_process_too(
     model_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = script_flags(model_folder("gemma3"), tmp_path, tmp_path / "out", do_train=True, use_habana=True)
+    flags = script_flags(
+        model_folder("gemma3"), tmp_path, tmp_path / "out", do_train=True, use_habana=True, use_cpu=False
+    )
     assert run_script(flags) == 1
     message = capsys.readouterr().err
     for missing in MISSING:

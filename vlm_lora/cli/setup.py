@@ -61,6 +61,7 @@ def configure(
     *,
     verb: str,
     needed: Sequence[str] = (),
+    trains: bool = True,
     placed: bool = False,
 ) -> RunConfig:
     """Parse the configuration, refuse what can be refused by now, add the verb's defaults, and set up logging.
@@ -71,10 +72,11 @@ def configure(
         log_level: where none is given.
         verb: for the example in messages.
         needed: flags without which the verb does nothing.
+        trains: whether the trainer's keys mean something to it.
         placed: for verbs that may be one process of several: it finds which, and tells torch.
     """
     run = parse(rest, environ=os.environ)
-    check_early(run, verb, () if run.list_checkpoints is not None else needed)
+    check_early(run, verb, () if run.list_checkpoints is not None else needed, trains=trains)
     placement = found({**os.environ, **run.environment}) if placed else None
     # Before the pipeline, and with it torch, is imported: some hardware reads its variables then.
     os.environ.update(placement.variables if placement else {})

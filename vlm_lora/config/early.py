@@ -44,18 +44,20 @@ TRACKERS: Mapping[str, tuple[str, ...]] = {
 """Modules of which one must be there for a value of --report_to."""
 
 
-def check_early(run: RunConfig, verb: str, needed: Sequence[str] = ()) -> None:
+def check_early(run: RunConfig, verb: str, needed: Sequence[str] = (), *, trains: bool = True) -> None:
     """Refuse what can be refused by now.
 
     Args:
         run: as parsed.
         verb: for the example in messages.
         needed: flags without which the verb does nothing.
+        trains: whether the trainer's keys mean something to it.
 
     Raises:
         ConfigError, DataError, ModelError: as the places where the setting is used would, only sooner.
     """
-    check_keys(run)
+    if trains:
+        check_keys(run)
     _check_needed(run, verb, needed)
     _check_model(run.model.model_name_or_path)
     for flag, name in ((DATA, run.data.dataset_name), ("validation_name", run.data.validation_name)):

@@ -111,7 +111,7 @@ CHATS: dict[str, tuple[list[Any] | str | None, str, str]] = {
     "no answer": ([{"role": "user", "content": "x"}], "row", "No assistant turn"),
     "sound": ([{"role": "user", "content": [{"type": "audio", "audio": "a"}]}, ANSWER], "row", "'audio'"),
     "too many places": ([{"role": "user", "content": [PICTURE, PICTURE]}, ANSWER], "row", "2 places for images"),
-    "drawn answer": ([{"role": "user", "content": "x"}, {"role": "assistant", "content": [PICTURE]}], "row", "picture"),
+    "drawn answer": ([{"role": "user", "content": "x"}, {"role": "assistant", "content": [PICTURE]}], "row", "image"),
     "no chat": ("What?", "row", "no list of turns"),
     "empty chat": ([], "row", "is empty"),
     "two users": ([{"role": "user", "content": "x"}] * 2 + [ANSWER], "labels", "alternate"),
