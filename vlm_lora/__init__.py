@@ -68,7 +68,7 @@ def evaluate(run: RunConfig) -> dict[str, Any]:
     from vlm_lora.backend import called
     from vlm_lora.config.early import check_early
 
-    check_early(run, "eval", needed=("model_name_or_path", "dataset_name"))
+    check_early(run, "eval", engines=False, needed=("model_name_or_path", "dataset_name"))
     with called(run):
         from vlm_lora import pipeline
         from vlm_lora.evaluation.places import with_own_folder
@@ -92,7 +92,7 @@ def ask(run: RunConfig, prompt: str, images: Sequence[ImageSource] = ()) -> str:
     from vlm_lora.backend import called
     from vlm_lora.config.early import check_early
 
-    check_early(run, "ask", needed=("model_name_or_path",))
+    check_early(run, "ask", engines=False, needed=("model_name_or_path",))
     with called(run):
         from vlm_lora import pipeline
 

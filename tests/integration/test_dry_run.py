@@ -79,7 +79,7 @@ def test_rows_that_drop_leaves_out_are_said_and_a_broken_row_stops_it(
 
 
 def test_evaluation_does_not_take_it(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["eval", "--dry_run"]) == 1
+    assert main(["eval", "--model_name_or_path", "m", "--dataset_name", "d", "--dry_run"]) == 1
     assert "--dry_run is for train" in capsys.readouterr().err
 
 
@@ -90,7 +90,7 @@ def test_evaluation_does_not_take_it(capsys: pytest.CaptureFixture[str]) -> None
         (["--dry_run_generate"], "--dry_run_generate is for --dry_run"),
         (["--dry_run", "--no_model", "--dry_run_generate"], "Leave one of them out"),
         (["--dry_run", "--dry_run_samples", "0"], "--dry_run_samples 0: must be"),
-        (["--dry_run"], "--output_dir is missing"),
+        (["--dry_run"], "--output_dir: the folder"),
     ],
 )
 def test_flags_that_contradict_each_other(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

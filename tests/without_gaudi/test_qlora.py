@@ -66,7 +66,9 @@ def test_trains_saves_and_reloads(
 ) -> None:
     trainers = capture_trainer(monkeypatch)
     before: dict[str, torch.Tensor] = {}
-    monkeypatch.setattr("vlm_lora.pipeline.check_quantized", lambda model, layers: remember(model, layers, before))
+    monkeypatch.setattr(
+        "vlm_lora.model.quantization.check_quantized", lambda model, layers: remember(model, layers, before)
+    )
     output = tmp_path / "out"
     flags = {**TRAIN, "do_eval": True, "load_in_4bit": True, "gradient_checkpointing": checkpointing}
     results = run(model_folder(name), data, output, **flags, log_level="info")

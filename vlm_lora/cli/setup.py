@@ -17,6 +17,7 @@ from vlm_lora.config.declaration import declarations
 from vlm_lora.config.early import check_early
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.sources import parse
+from vlm_lora.config.values import is_true
 from vlm_lora.errors import ConfigError, UserError
 from vlm_lora.launch.placement import found
 from vlm_lora.launch.process_group import part_at_exit
@@ -61,7 +62,7 @@ def configure(
     *,
     verb: str,
     needed: Sequence[str] = (),
-    trains: bool = True,
+    keys: bool = True,
     placed: bool = False,
 ) -> RunConfig:
     """Parse the configuration, refuse what can be refused by now, add the verb's defaults, and set up logging.
@@ -72,11 +73,12 @@ def configure(
         log_level: where none is given.
         verb: for the example in messages.
         needed: flags without which the verb does nothing.
-        trains: whether the trainer's keys mean something to it.
+        keys: whether the trainer's keys mean something to the verb.
         placed: for verbs that may be one process of several: it finds which, and tells torch.
     """
     run = parse(rest, environ=os.environ)
-    check_early(run, verb, () if run.list_checkpoints is not None else needed, trains=trains)
+    trains = is_true({**defaults, **run.raw}.get("do_train")) if verb == "train" else verb not in ("eval", "ask")
+    check_early(run, verb, () if run.list_checkpoints is not None else needed, keys=keys, engines=trains)
     placement = found({**os.environ, **run.environment}) if placed else None
     # Before the pipeline, and with it torch, is imported: some hardware reads its variables then.
     os.environ.update(placement.variables if placement else {})

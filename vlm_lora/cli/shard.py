@@ -44,7 +44,7 @@ def run(rest: Sequence[str]) -> None:
         DataError: Data that cannot be read or written.
     """
     own, others = _parse(rest)
-    given = configure(others, {}, verb="shard", trains=False)
+    given = configure(others, {}, verb="shard", keys=False)
     unknown = next((key for key in given.raw if key != "log_level"), None)
     if unknown is not None:
         flags = [*vars(own), *vars(given.data)]

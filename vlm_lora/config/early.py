@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from vlm_lora.config.aliases import RESTATED, canonical_name
 from vlm_lora.config.argument_fields import arguments_like
 from vlm_lora.config.declaration import declarations
 from vlm_lora.config.resolution import resolve
@@ -44,20 +45,23 @@ TRACKERS: Mapping[str, tuple[str, ...]] = {
 """Modules of which one must be there for a value of --report_to."""
 
 
-def check_early(run: RunConfig, verb: str, needed: Sequence[str] = (), *, trains: bool = True) -> None:
+def check_early(
+    run: RunConfig, verb: str, needed: Sequence[str] = (), *, keys: bool = True, engines: bool = True
+) -> None:
     """Refuse what can be refused by now.
 
     Args:
         run: as parsed.
         verb: for the example in messages.
         needed: flags without which the verb does nothing.
-        trains: whether the trainer's keys mean something to it.
+        keys: whether the trainer's keys mean something to the verb.
+        engines: whether those of DeepSpeed and FSDP do, which a run that trains nothing leaves out.
 
     Raises:
         ConfigError, DataError, ModelError: as the places where the setting is used would, only sooner.
     """
-    if trains:
-        check_keys(run)
+    if keys:
+        check_keys(run if engines else _without_engines(run))
     _check_needed(run, verb, needed)
     _check_model(run.model.model_name_or_path)
     for flag, name in ((DATA, run.data.dataset_name), ("validation_name", run.data.validation_name)):
@@ -78,6 +82,16 @@ def check_keys(run: RunConfig) -> None:
         raw = {key: value for key, value in raw.items() if own is None or key not in own.flags}
     if known is not None:
         resolve(replace(run, raw=raw), known)
+
+
+def _without_engines(run: RunConfig) -> RunConfig:
+    names = {
+        "deepspeed",
+        "fsdp",
+        "fsdp_config",
+        *(key for key, (target, _) in RESTATED.items() if target == "fsdp_config"),
+    }
+    return replace(run, raw={key: value for key, value in run.raw.items() if canonical_name(key) not in names})
 
 
 def _check_needed(run: RunConfig, verb: str, needed: Sequence[str]) -> None:
