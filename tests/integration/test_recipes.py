@@ -1,4 +1,4 @@
-"""The recipes of examples/recipes, as users start them, with a tiny model and rows of their kind instead of the Hub's."""
+"""The recipes of examples/recipes, as users start them, with a tiny model and rows of their kind."""
 
 from __future__ import annotations
 
