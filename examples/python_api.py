@@ -2,17 +2,17 @@
 
 import sys
 
-from vlm_lora import RunConfig, UserError, ask, check, evaluate, train
+from vlm_lora import UserError, ask, check, configure, evaluate, train
 
 model, data, output = sys.argv[1:4]
 
 try:
     # 1. What is in the data? No weights are loaded.
-    report = check(RunConfig.of(model_name_or_path=model, dataset_name=data))
+    report = check(configure(model_name_or_path=model, dataset_name=data))
     print({name: split.rows for name, split in report.splits.items()}, "bad rows:", len(report.bad))
 
     # 2. Train a LoRA adapter. Settings have the names of the flags.
-    run = RunConfig.of(
+    run = configure(
         model_name_or_path=model,
         dataset_name=data,
         output_dir=output,
@@ -25,8 +25,8 @@ try:
     print("loss", figures["train_loss"], "perplexity", figures["eval_perplexity"])
 
     # 3. Measure the adapter again, and ask it something.
-    again = evaluate(RunConfig.of(model_name_or_path=output, dataset_name=data, output_dir=f"{output}-eval"))
+    again = evaluate(configure(model_name_or_path=output, dataset_name=data, output_dir=f"{output}-eval"))
     print("perplexity", again["eval_perplexity"])
-    print(ask(RunConfig.of(model_name_or_path=output, max_new_tokens=8), "What is it?"))
+    print(ask(configure(model_name_or_path=output, max_new_tokens=8), "What is it?"))
 except UserError as error:
     sys.exit(f"error: {error}")

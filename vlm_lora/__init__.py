@@ -2,9 +2,9 @@
 
 The verbs of the command line as functions, for programs and notebooks:
 
-    from vlm_lora import RunConfig, train
-    figures = train(RunConfig.of(model_name_or_path="google/gemma-3-4b-it", dataset_name="data/train.jsonl",
-                                 output_dir="runs/first", num_train_epochs=1))
+    from vlm_lora import configure, train
+    figures = train(configure(model_name_or_path="google/gemma-3-4b-it", dataset_name="data/train.jsonl",
+                              output_dir="runs/first", num_train_epochs=1))
 
 Settings have the names of the flags. What a user can fix is raised as `UserError`. Nothing here ends the process,
 sets up logging, or leaves signals and environment otherwise than it found them; importing this imports no torch.
@@ -26,7 +26,18 @@ if TYPE_CHECKING:
     from vlm_lora.report.preview import ShownRow
 
 
-__all__ = ["RunConfig", "UserError", "ask", "check", "evaluate", "plan", "preview", "train"]
+__all__ = ["RunConfig", "UserError", "ask", "check", "configure", "evaluate", "plan", "preview", "train"]
+
+
+def configure(**settings: Any) -> RunConfig:
+    """Return the run with these settings, which have the names of the flags; other tools' names are understood.
+
+    Raises:
+        UserError: a setting of ours that cannot be used. The trainer's are judged when the run is opened.
+    """
+    from vlm_lora.config.sources import from_settings
+
+    return from_settings(settings)
 
 
 def train(run: RunConfig) -> dict[str, Any]:

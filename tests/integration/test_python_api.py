@@ -16,7 +16,7 @@ import pytest
 import vlm_lora
 from support.rows import write_uneven_rows
 from support.warm import warmed
-from vlm_lora import RunConfig, UserError
+from vlm_lora import UserError, configure
 from vlm_lora.backend import called, installed
 from vlm_lora.config.declaration import Declaration
 
@@ -45,18 +45,18 @@ def test_every_verb_in_one_process_which_stays_as_it_was(
     model, output = model_folder("gemma3"), tmp_path / "out"
     before = state()
     common = {"model_name_or_path": model, "dataset_name": data, **QUIET}
-    report = vlm_lora.check(RunConfig.of(**common), workers=0)
+    report = vlm_lora.check(configure(**common), workers=0)
     assert {name: split.rows for name, split in report.splits.items()} == {"train": 6, "validation": 2}
-    assert len(vlm_lora.preview(RunConfig.of(**common), rows=2)) == 2
-    assert vlm_lora.plan(RunConfig.of(**common)).verdicts[0].plan.total > 0
-    run = RunConfig.of(**common, output_dir=output, max_steps=2, save_strategy="no", lora_r=4)
+    assert len(vlm_lora.preview(configure(**common), rows=2)) == 2
+    assert vlm_lora.plan(configure(**common)).verdicts[0].plan.total > 0
+    run = configure(**common, output_dir=output, max_steps=2, save_strategy="no", lora_r=4)
     assert run.tuning.lora_rank == 4
     figures = vlm_lora.train(run)
     again = vlm_lora.evaluate(
-        RunConfig.of(model_name_or_path=output, dataset_name=data, output_dir=tmp_path / "eval", **QUIET)
+        configure(model_name_or_path=output, dataset_name=data, output_dir=tmp_path / "eval", **QUIET)
     )
     assert again["eval_perplexity"] == pytest.approx(figures["eval_perplexity"], rel=1e-6)
-    answer = vlm_lora.ask(RunConfig.of(model_name_or_path=output, max_new_tokens=2, **QUIET), "What is it?")
+    answer = vlm_lora.ask(configure(model_name_or_path=output, max_new_tokens=2, **QUIET), "What is it?")
     assert isinstance(answer, str)
     after = state()
     assert after["environment"].items() ^ before["environment"].items() == set()
@@ -66,13 +66,13 @@ def test_every_verb_in_one_process_which_stays_as_it_was(
 def test_what_a_user_can_fix_is_raised(tmp_path: Path) -> None:
     before = state()
     with pytest.raises(UserError, match="These flags are missing"):
-        vlm_lora.train(RunConfig.of())
+        vlm_lora.train(configure())
     with pytest.raises(UserError, match="--lerning_rate is not a known key"):
-        vlm_lora.evaluate(RunConfig.of(lerning_rate=1, model_name_or_path=tmp_path, dataset_name=tmp_path))
+        vlm_lora.evaluate(configure(lerning_rate=1, model_name_or_path=tmp_path, dataset_name=tmp_path))
     with pytest.raises(UserError, match="it has no config"):
-        vlm_lora.ask(RunConfig.of(model_name_or_path=tmp_path, use_cpu=True), "What?")
+        vlm_lora.ask(configure(model_name_or_path=tmp_path, use_cpu=True), "What?")
     with pytest.raises(UserError, match="--lora_rank 0"):
-        RunConfig.of(lora_rank=0)
+        configure(lora_rank=0)
     assert state() == before
 
 
@@ -81,18 +81,18 @@ def test_a_variable_that_comes_too_late_is_an_error(monkeypatch: pytest.MonkeyPa
     early = Declaration(logger="x", before_torch=frozenset({"CARD_MODE"}))
     monkeypatch.setattr(type(backend), "declaration", early)
     monkeypatch.setattr(type(backend), "environment", lambda self, run: {"CARD_MODE": "1"})
-    with pytest.raises(UserError, match="CARD_MODE=1 must be set before torch is imported"), called(RunConfig.of()):
+    with pytest.raises(UserError, match="CARD_MODE=1 must be set before torch is imported"), called(configure()):
         pass
     monkeypatch.setenv("CARD_MODE", "1")
-    with called(RunConfig.of()):
+    with called(configure()):
         assert os.environ["CARD_MODE"] == "1"
 
 
 def test_importing_it_imports_no_torch() -> None:
     code = (
         "import sys, vlm_lora\n"
-        "from vlm_lora import RunConfig, ask, check, evaluate, plan, preview, train\n"
-        "RunConfig.of(learning_rate=1e-4)\n"
+        "from vlm_lora import RunConfig, ask, check, configure, evaluate, plan, preview, train\n"
+        "configure(learning_rate=1e-4)\n"
         "print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,9 +1,11 @@
-"""Rows of different lengths to one batch."""
+"""Rows of different lengths to one batch, and the names of its rows, which travel with it on the host."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch.nn.functional import pad
@@ -205,3 +207,34 @@ def _token_tensor(name: str, rows: Sequence[EncodedRow], length: int, *, left: b
             tensor = present[0].new_zeros(len(row.input_ids), *sizes)
         filled.append(_grown(tensor, sizes, MediaBatching()))
     return _stacked(filled, length, 0, left=left)
+
+
+ROWS = "row_names"
+"""The batch's key for the names of its rows: a tuple of texts, which no loader moves to a device."""
+
+
+class NamesRows:
+    """A collator that adds the rows' names to the batch of another.
+
+    Args:
+        collator: makes the batch.
+    """
+
+    def __init__(self, collator: Callable[[Any], Mapping[str, Any]]) -> None:
+        self._collator = collator
+
+    def __call__(self, rows: Sequence[Conversation | Filler]) -> dict[str, Any]:
+        """Return the batch with `ROWS`, in order: `train.jsonl row 17`, fillers too."""
+        names = tuple(str((row.row if isinstance(row, Filler) else row).source) for row in rows)
+        return {**self._collator(rows), ROWS: names}
+
+
+@contextmanager
+def naming_rows(trainer: Any) -> Iterator[None]:
+    """Within this context, loaders that the trainer makes give batches with `ROWS`."""
+    collator = trainer.data_collator
+    trainer.data_collator = NamesRows(collator)
+    try:
+        yield
+    finally:
+        trainer.data_collator = collator

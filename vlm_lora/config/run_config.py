@@ -373,17 +373,6 @@ class RunConfig:
     """Arguments for `accelerate launch`; a run that is already started keeps them only for the record."""
     raw: Mapping[str, Any] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, **settings: Any) -> RunConfig:
-        """Return the run with these settings, which have the names of the flags; other tools' names are understood.
-
-        Raises:
-            ConfigError: a setting of ours that cannot be used. The trainer's are judged when the run is opened.
-        """
-        from vlm_lora.config.sources import from_settings
-
-        return from_settings(settings)
-
     def replaced(self, **raw: Any) -> RunConfig:
         """Return this run with other values for keys of the trainer."""
         return replace(self, raw={**self.raw, **raw})

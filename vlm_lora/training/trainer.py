@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from vlm_lora.backend import Backend
+from vlm_lora.batching.collator import ROWS, naming_rows
 from vlm_lora.batching.loading import explained, limit
 from vlm_lora.batching.order import BatchOrder, FillableRows
-from vlm_lora.batching.row_names import ROWS, naming_rows
 from vlm_lora.compat import let_cpu_have_numbers
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.objective import ScoredModel, SupervisedHead, gather_targets, token_losses
