@@ -2,8 +2,8 @@
 
 Every optimizer of torch's kind hands its groups to `Optimizer.add_param_group` while it is constructed. There each
 group is split by part, so the split keeps the trainer's groups with and without weight decay, works for whatever
-class `--optim` or the backend chooses, and is done before an optimizer makes state for its groups. Schedulers scale
-each group from its own rate.
+class `--optim` or the backend chooses, and is done before an optimizer makes state for its groups (one
+that keeps lists of its own would not see groups that are split later). Schedulers scale each group from its own rate.
 """
 
 from __future__ import annotations
