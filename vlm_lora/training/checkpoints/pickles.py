@@ -4,8 +4,8 @@ A file that `torch.save` wrote is a pickle, and a pickle is a program. torch and
 `weights_only=True`, which runs none; DeepSpeed, and PyTorch's sharded checkpoints, load theirs as they are. So all of a
 checkpoint's files are read here first, with something inert in the place of every name.
 
-`torch.serialization.get_unsafe_globals_in_checkpoint` only disassembles: by its own documentation it does not see a name
-that is put together while the pickle runs, and it stops at instructions that numpy's arrays bring. Hence this scan.
+`torch.serialization.get_unsafe_globals_in_checkpoint` only disassembles: by its own documentation it does not see a
+name that is put together while the pickle runs. Hence this scan.
 """
 
 from __future__ import annotations
