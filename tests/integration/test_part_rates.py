@@ -46,9 +46,10 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
     from vlm_lora.training import trainer
 
     found: list[Recorder] = []
+    make = trainer.build_trainer
 
     def build(*args: Any, **kwargs: Any) -> Any:
-        made = trainer.build_trainer(*args, **kwargs)
+        made = make(*args, **kwargs)
         found.append(Recorder(made.model))
         made.add_callback(found[-1])
         return made

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-LOGGERS = ("vlm_lora", "vlm_lora_cuda", "vlm_lora_habana")
+LOGGERS = ("vlm_lora", "vlm_lora_torch", "vlm_lora_cuda", "vlm_lora_habana")
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def write_split(folder: Path, split: str, rows: int, *, seed: int) -> None:
         name = f"{split}-{row}.png"
         Image.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / name)
         answer = " ".join(generator.choice(WORDS, size=1 + (row * row) % 9))
-        lines.append({"image": name, "question": f"What is in image {row}?", "answer": answer})
+        lines.append({"image": name, "question": f"What is in picture {row}?", "answer": answer})
     text = "\n".join(json.dumps(line) for line in lines)
     (folder / f"{split}.jsonl").write_text(text + "\n", encoding="utf-8")
 

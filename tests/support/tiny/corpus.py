@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 SENTENCES = (
-    "What is shown in this image?",
+    "What is shown in this picture?",
     "What is the value of the highest bar in the chart?",
     "How many circles are there in the image? There are 12 circles.",
     "The total is 47 percent, up from 39 percent in 2015.",

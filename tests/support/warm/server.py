@@ -45,6 +45,7 @@ MODULES = (
     "vlm_lora.cli.main",
     "vlm_lora.launch.elastic",
     "vlm_lora.pipeline",
+    "vlm_lora_torch.backend",
     "vlm_lora_cuda.backend",
     "vlm_lora_habana.backend",
 )

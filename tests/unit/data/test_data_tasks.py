@@ -227,7 +227,7 @@ def test_tasks_and_output_types_choose(tmp_path: Path) -> None:
     [
         (("", "image", "text", "Q"), "its task is empty"),
         (("reading", "image", "text", " "), "its question is empty"),
-        (("reading", "pictures", "text", "Q"), "input_type 'images' is not known: allowed are image, "),
+        (("reading", "pictures", "text", "Q"), "input_type 'pictures' is not known: allowed are image, "),
         (("reading", "[lines]", "text", "Q"), "input_type"),
         (("reading", "[lines, words, image]", "box", "Q {text}"), "input_type"),
         (("reading", "image", "tables", "Q"), "output_type 'tables' is not known: allowed are text, "),

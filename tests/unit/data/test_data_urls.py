@@ -66,7 +66,7 @@ def test_what_the_server_is_told(server: ImageServer) -> None:
     server.fetcher().fetch(Url(text=server.url("/grün%20a.png?x=1&y=%2F#part")))
     lines = server.heads[0].split("\r\n")
     assert lines[0] == "GET /gr%C3%BCn%20a.png?x=1&y=%2F HTTP/1.1"
-    assert [line for line in lines if line.lower().startswith("host:")] == [f"Host: images.test:{server.port}"]
+    assert [line for line in lines if line.lower().startswith("host:")] == [f"Host: pictures.test:{server.port}"]
     assert not [line for line in lines if line.lower().startswith(("cookie", "authorization", "referer"))]
 
 
@@ -83,7 +83,7 @@ def test_what_cannot_be_loaded_is_not_kept(server: ImageServer) -> None:
     server.answers["/page"] = [answer(b"<!DOCTYPE html><html>log in</html>")]
     url = Url(text=server.url("/page"))
     for requests in (1, 2):
-        with pytest.raises(ImageError, match=r"^http://images\.test:\d+/page: .*a web page"):
+        with pytest.raises(ImageError, match=r"^http://pictures\.test:\d+/page: .*a web page"):
             load_image(url, limits=LIMITS, fetcher=server.fetcher())
         assert len(server.requests) == requests
     assert not kept_file(url).exists()
@@ -196,7 +196,7 @@ def test_one_address_inside_refuses_the_host(server: ImageServer) -> None:
 )
 def test_answers_that_are_refused(pieces: list[bytes], said: str, server: ImageServer) -> None:
     server.answers["/a.png"] = pieces
-    with pytest.raises(ImageError, match=rf"^http://images\.test:\d+/a\.png: .*{said}"):
+    with pytest.raises(ImageError, match=rf"^http://pictures\.test:\d+/a\.png: .*{said}"):
         server.fetcher(limits=UrlLimits(max_bytes=1000, seconds=20.0)).fetch(Url(text=server.url()))
 
 
@@ -261,7 +261,7 @@ def test_tls_checks_the_hosts_certificate_and_tells_its_name() -> None:
         server.answers["/a.png"] = [answer(PNG)]
         assert server.fetcher().fetch(Url(text=server.url(scheme="https"))) == PNG
         assert server.names == ["pictures.test"]
-        assert f"Host: images.test:{server.port}" in server.heads[0]
+        assert f"Host: pictures.test:{server.port}" in server.heads[0]
         with pytest.raises(ImageError, match="certificate"):
             server.fetcher().fetch(Url(text=server.url(scheme="https", host="other.test")))
         # What runs use trusts the system's authorities, and this certificate is signed by none.

@@ -55,7 +55,7 @@ def test_a_history_becomes_turns_before_the_question(history: Any, tmp_path: Pat
     [
         ({"question": "q", "answer": "a"}, [["q"], ["a"]]),
         ({"instruction": "q", "input": "r", "output": "a"}, [["q\nr"], ["a"]]),
-        ({"image": "0.png", "caption": "a"}, [["<0.png>", "Describe the image."], ["a"]]),
+        ({"image": "0.png", "caption": "a"}, [["<0.png>", "Describe the picture."], ["a"]]),
         ({"messages": openai("q", "a")}, [["q"], ["a"]]),
         ({"messages": json.dumps(openai("q", "a"))}, [["q"], ["a"]]),
         ({**CHAT, "images": ["0.png"]}, [["<0.png>", "Tall?"], ["3 m."]]),

@@ -51,7 +51,7 @@ COLUMN_NAMES: Mapping[ColumnRole, ColumnNames] = {
 CAPTIONS = ("caption", "captions")
 """Answers that need no question of their own."""
 
-CAPTION_QUESTION = "Describe the image."
+CAPTION_QUESTION = "Describe the picture."
 """What is asked for a caption."""
 
 CONTEXT_OF_PROMPT: Mapping[str, str] = {"instruction": "input"}

@@ -28,7 +28,7 @@ EDGE_PIXELS, EDGE_SHARE = 2, 0.01
 """A box may stick out of its image by so many pixels, or by this share of the side where that is more."""
 
 QUESTION = (
-    "Find every object in the image. Answer with a JSON list of "
+    "Find every object in the picture. Answer with a JSON list of "
     '{"bbox_2d": [x1, y1, x2, y2], "label": "..."}, in pixels.'
 )
 """What is asked where the data asks nothing; `--box_prompt` replaces it."""
