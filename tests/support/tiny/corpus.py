@@ -10,7 +10,7 @@ SENTENCES = (
     "Which colour does the line for France have? It is red.",
     "Describe the scan of this document, please.",
     "The invoice is dated 3 March 2021 and amounts to 1,250.75 euros.",
-    "A black cat is sitting on the wooden table next to a green cup.",
+    "A black cat is sitting on the wooden table beside a green cup.",
     "Two children are playing with a yellow ball in the park.",
     "Read all the words on the page and give the lines in order.",
     "The answer is yes. The answer is no. The answer is unknown.",
