@@ -20,13 +20,13 @@ from transformers import AutoModelForImageTextToText
 from vlm_lora.batching.collator import Collator
 from vlm_lora.config.sources import parse
 from vlm_lora.data.dataset import load_splits
-from vlm_lora.session import open_tools
+from vlm_lora.session import open_preprocessing
 base, adapter, data, out = sys.argv[1:]
 torch.set_num_threads(1)
 run = parse(["--model_name_or_path", base, "--dataset_name", data], environ={})
-tools = open_tools(run)
+preprocessing = open_preprocessing(run)
 rows = load_splits(run.data, need_train=True, need_validation=False).train
-batch = tools.collator([rows[i] for i in range(3)])
+batch = preprocessing.collator([rows[i] for i in range(3)])
 inputs = {name: value for name, value in batch.items() if name not in ("labels", "supervised_positions")}
 model = AutoModelForImageTextToText.from_pretrained(base, torch_dtype=torch.float32)
 with torch.no_grad():
