@@ -165,7 +165,6 @@ def test_windowed_tower_gives_the_models_own_numbers(
     [
         ({"fp16": True}, "--bf16"),
         ({"tf32": True}, "NVIDIA"),
-        ({"use_cpu": True}, "--use_habana"),
         ({"use_hpu_graphs_for_training": True}, "--use_hpu_graphs_for_training"),
         ({"fp8": True}, "--fp8"),
         ({"context_parallel_size": 2}, "--context_parallel_size 2"),

@@ -244,7 +244,7 @@ def test_preview_shows_what_is_supervised(
     answers = [json.loads(line)["answer"] for line in (data / "train.jsonl").read_text().splitlines()]
     assert [row["supervised"][0]["text"] for row in rows] == [f"{answer}<end_of_turn>" for answer in answers[:2]]
     assert main([*command, "--rows", "1"]) == 0
-    assert "What is in image 0?" in capsys.readouterr().out
+    assert "What is in picture 0?" in capsys.readouterr().out
 
 
 def test_a_dropped_last_batch_is_evaluated_all_the_same(

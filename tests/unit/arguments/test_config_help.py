@@ -3,8 +3,8 @@
 from dataclasses import fields
 
 import pytest
-from transformers import TrainingArguments
 
+from vlm_lora.backend import installed
 from vlm_lora.cli.help import FIRST, PURPOSES, USES, WIDTH, field_docs, help_text, trainer_fields
 from vlm_lora.cli.main import OWN_FLAGS, VERBS, main
 from vlm_lora.config.aliases import describe_aliases
@@ -58,7 +58,8 @@ def test_a_verb_shows_what_it_uses() -> None:
 
 
 def test_defaults_of_the_trainer_are_those_of_its_class() -> None:
-    declared = {item.name: item for item in fields(TrainingArguments) if item.init}
+    usable = [backend for backend in installed().values() if backend.probe().usable]
+    declared = {item.name: item for backend in usable for item in fields(backend.arguments_class()) if item.init}
     for name, (_, default, _) in trainer_fields().items():
         if default is not None and name in declared and name not in DEFAULT_ARGUMENTS:
             expected = declared[name].default
