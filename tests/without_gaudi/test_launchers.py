@@ -190,7 +190,7 @@ def test_wrong_launches(words: list[str | Path], variables: Mapping[str, str], n
 
 
 def test_half_set_variables_stop_training(tmp_path: Path) -> None:
-    words = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", tmp_path / "out"]
+    words: list[str | Path] = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", tmp_path / "out"]
     done = run([VLM_LORA, "train", *words], WORLD_SIZE="2", RANK="0", LOCAL_RANK="0")
     assert done.returncode == 1
     assert "lacks MASTER_ADDR and MASTER_PORT" in done.stderr
