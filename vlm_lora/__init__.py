@@ -12,6 +12,7 @@ sets up logging, or leaves signals and environment otherwise than it found them;
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ def configure(**settings: Any) -> RunConfig:
     """
     from vlm_lora.config.sources import from_settings
 
-    return from_settings(settings)
+    return from_settings(settings, environ=os.environ)
 
 
 def train(run: RunConfig) -> dict[str, Any]:

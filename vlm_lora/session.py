@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from vlm_lora.backend import Backend, Probe, installed, select, set_environment
+from vlm_lora.backend import Backend, installed, select, set_environment
 from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.encoding import RowEncoder
 from vlm_lora.config.aliases import canonical_name
@@ -92,7 +92,7 @@ def open_session(run: RunConfig) -> Session:
     # Before the arguments class, whose import reads the environment on some hardware. The command line has done so
     # already, before torch was imported.
     set_environment(run)
-    backend, probe = choose_backend(run)
+    backend, probe = select(run.backend)
     logger.info("Backend: %s on %s.", backend.name, probe.device)
     run, values = resolve(run, backend.arguments_class())
     os.environ.update(run.environment)  # completed by keys that stand for variables
@@ -129,7 +129,7 @@ def resolve_anywhere(run: RunConfig) -> tuple[RunConfig, dict[str, Any], type]:
     """
     named = installed().get(run.backend)
     if named is None or named.probe().usable:
-        arguments_class: type = choose_backend(run)[0].arguments_class()
+        arguments_class: type = select(run.backend)[0].arguments_class()
         return *resolve(run, arguments_class), arguments_class
     from transformers import TrainingArguments
 
@@ -145,13 +145,8 @@ def wants_static_shapes(run: RunConfig, backend: Backend | None = None) -> bool:
     """Say whether batch shapes are planned; without a backend, by the one that the run names or would choose."""
     if run.batching.static_shapes is not None:
         return run.batching.static_shapes
-    chosen = backend or installed().get(run.backend) or choose_backend(run)[0]
+    chosen = backend or installed().get(run.backend) or select(run.backend)[0]
     return chosen.traits.static_shapes
-
-
-def choose_backend(run: RunConfig) -> tuple[Backend, Probe]:
-    """Return the backend that a run asks for, and what it found of its hardware."""
-    return select(run.backend)
 
 
 def open_preprocessing(run: RunConfig) -> Preprocessing:

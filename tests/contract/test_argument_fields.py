@@ -75,6 +75,12 @@ def test_a_package_that_is_not_there_has_no_class(monkeypatch: pytest.MonkeyPatc
         argument_fields._shape.cache_clear()
 
 
+def test_a_class_that_is_no_longer_there_has_no_fields() -> None:
+    """A new transformers that moves it is left to the class itself, and no start fails for it."""
+    assert argument_fields._shape(("transformers.training_args:Gone",)) is None
+    assert argument_fields._shape(("transformers.training_args:TrainingArguments",))
+
+
 def test_the_comparison_sees_another_type_and_another_choice() -> None:
     """The control."""
 

@@ -88,6 +88,14 @@ def test_a_variable_that_comes_too_late_is_an_error(monkeypatch: pytest.MonkeyPa
         assert os.environ["CARD_MODE"] == "1"
 
 
+def test_a_launcher_may_ask_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert configure().backend == "auto"
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert configure().backend == "cpu"
+    with pytest.raises(UserError, match="ACCELERATE_USE_CPU=true contradict"):
+        configure(backend="cuda")
+
+
 def test_importing_it_imports_no_torch() -> None:
     code = (
         "import sys, vlm_lora\n"

@@ -47,7 +47,7 @@ def arguments_like(name: str) -> type | None:
 
 @cache
 def _shape(places: tuple[str, ...]) -> Mapping[str, tuple[Any, Any]] | None:
-    """Return annotation and default of each field, the base class's first; None where a file is not there."""
+    """Return annotation and default of each field, the base class's first; None where file or class is not there."""
     fields: dict[str, tuple[Any, Any]] = {}
     for place in places:
         module, _, name = place.partition(":")
@@ -55,6 +55,8 @@ def _shape(places: tuple[str, ...]) -> Mapping[str, tuple[Any, Any]] | None:
         if path is None:
             return None
         source = _source(path)
+        if not source.has(name):
+            return None
         fields |= dict(source.fields_of(name))
     return fields
 
@@ -78,6 +80,10 @@ class _Source:
         self._tree = ast.parse(path.read_text(encoding="utf-8"))
         self._classes = {node.name: node for node in self._tree.body if isinstance(node, ast.ClassDef)}
         self._names = _Names(self)
+
+    def has(self, name: str) -> bool:
+        """Say whether the file defines a class of this name."""
+        return name in self._classes
 
     def fields_of(self, name: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
         """Yield each field that can be given, as (name, (type, field))."""

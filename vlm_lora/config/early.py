@@ -27,7 +27,11 @@ MEANINGS: Mapping[str, tuple[str, str]] = {
 }
 """What each needed flag is, and a value for an example."""
 
-DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".tar", ".tgz")
+DATA_SUFFIXES = (
+    *(".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".feather"),
+    *(".tar", ".tar.gz", ".tgz"),
+)
+"""Of files that data is read from; a name that ends so is no Hub id. A test holds them equal to the readers'."""
 
 TRACKERS: Mapping[str, tuple[str, ...]] = {
     "clearml": ("clearml",),
@@ -123,7 +127,7 @@ def _check_data(flag: str, name: str | None) -> None:
     if name is None or any(mark in name for mark in "*?[{,+"):
         return  # several names, or a pattern: whoever opens them knows how to read it
     path = Path(name).expanduser()
-    if not path.exists() and (name.startswith((".", "/", "~")) or path.suffix.lower() in DATA_SUFFIXES):
+    if not path.exists() and (name.startswith((".", "/", "~")) or name.lower().endswith(DATA_SUFFIXES)):
         raise DataError(f"--{flag} {name}: no such file or folder (looked at {path.absolute()}).")
 
 

@@ -84,8 +84,8 @@ def _imply(merged: dict[str, _Given]) -> None:
             merged[target] = _Given(value=value, written=merged[source].written)
 
 
-def from_settings(settings: Mapping[str, Any]) -> RunConfig:
-    """Return what a program asks for, by the names of the flags.
+def from_settings(settings: Mapping[str, Any], *, environ: Mapping[str, str]) -> RunConfig:
+    """Return what a program asks for, by the names of the flags; its launcher may ask for the CPU.
 
     Raises:
         ConfigError: as `parse`.
@@ -96,6 +96,7 @@ def from_settings(settings: Mapping[str, Any]) -> RunConfig:
     )
     merged = _settle(pairs)
     _imply(merged)
+    _take_cpu(merged, environ)
     return _assemble(merged)
 
 

@@ -17,6 +17,7 @@ from vlm_lora.compat import (
     keep_checkpoint_names,
     load_image_processor,
 )
+from vlm_lora.config.early import is_path_of_model
 from vlm_lora.config.run_config import ModelConfig
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.families import FAMILIES, Family, family_of
@@ -244,8 +245,7 @@ def _checked(config: ModelConfig) -> ModelConfig:
                 "Read it, and if you trust it type --trust_remote_code true; else remove it."
             )
         return replace(base, model_name_or_path=str(folder))
-    looks_like_path = name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name or folder.is_file()
-    if looks_like_path:
+    if is_path_of_model(name) or folder.is_file():
         raise ModelError(f"{name}{whose}: no such folder. Give an existing folder, or a Hub id such as {_EXAMPLE}.")
     return base
 
