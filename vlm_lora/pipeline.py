@@ -20,7 +20,7 @@ from vlm_lora.backend import installed
 from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.encoded import EncodedRow
 from vlm_lora.batching.order import FillableRows
-from vlm_lora.batching.shape_survey import survey_rows
+from vlm_lora.batching.shape_survey import survey_shapes
 from vlm_lora.config.resolution import write_resolved
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.values import is_true
@@ -29,8 +29,10 @@ from vlm_lora.data.dataset import Splits, load_splits
 from vlm_lora.engines.zero_numbers import agreeing_schedule, with_file_numbers
 from vlm_lora.errors import ConfigError
 from vlm_lora.evaluation.places import refuse_other_results
-from vlm_lora.preflight.check import check_before_training, check_rows
+from vlm_lora.preflight.check import Prepared, prepare_rows, read_rows, report_on, shapes_of
 from vlm_lora.preflight.figures import DataReport
+from vlm_lora.preflight.parallel_map import ParallelMap
+from vlm_lora.preflight.sampled_epochs import sampled_epochs
 from vlm_lora.report.model_card import write_model_card
 from vlm_lora.report.preview import ShownRow
 from vlm_lora.session import (
@@ -43,7 +45,6 @@ from vlm_lora.session import (
 )
 from vlm_lora.training.arguments import check_arguments
 from vlm_lora.training.checkpoints.run_record import note_end
-from vlm_lora.training.drawing import drawn_epochs
 from vlm_lora.training.inference_only import without_engine
 from vlm_lora.training.outputs import (
     check_adapter_settings,
@@ -86,19 +87,7 @@ def train(run: RunConfig) -> dict[str, Any]:
     if splits.stream is not None:
         check_streaming(run, arguments, static_shapes=wants_static_shapes(session.run, session.backend))
     preprocessing = open_preprocessing(run)
-    splits = check_before_training(
-        run,
-        arguments,
-        splits,
-        preprocessing,
-        workers=session.values.get("dataloader_num_workers"),
-        epochs=drawn_epochs(
-            num_train_epochs=arguments.num_train_epochs,
-            max_steps=arguments.max_steps,
-            static_shapes=wants_static_shapes(run, session.backend),
-        ),
-    )
-    preprocessing, groups = _plan_shapes(session, preprocessing, splits)
+    splits, preprocessing, groups = _read_rows(session, splits, preprocessing)
     oom_advice = partial(advise, _subject(run, session.values, preprocessing, splits.train), arguments, session.backend)
     with explain_exhaustion(session.backend, "loading the model", oom_advice):
         model = (
@@ -192,13 +181,14 @@ def check(run: RunConfig, *, workers: int | None, show_progress: bool) -> DataRe
     measured = is_true(values.get("do_eval", True))
     splits = load_splits(run.data, need_train=is_true(values.get("do_train", True)), need_validation=measured)
     given = {field.name: values.get(field.name, field.default) for field in fields(arguments_class)}
-    epochs = drawn_epochs(
-        num_train_epochs=given["num_train_epochs"],
-        max_steps=given["max_steps"],
-        static_shapes=wants_static_shapes(run),
+    static_shapes = wants_static_shapes(run)
+    epochs = sampled_epochs(
+        num_train_epochs=given["num_train_epochs"], max_steps=given["max_steps"], static_shapes=static_shapes
     )
     preprocessing = open_preprocessing(run)
-    return check_rows(run, splits, preprocessing, workers=workers, show_progress=show_progress, epochs=epochs)
+    parallel = ParallelMap(workers=workers, show_progress=show_progress, timeout=run.batching.dataloader_timeout)
+    read = read_rows(run, splits, preprocessing, parallel=parallel, epochs=epochs, static_shapes=static_shapes)
+    return report_on(run, splits, preprocessing, read)
 
 
 def plan(run: RunConfig, request: PlanRequest, announce: Callable[[str], object] = logger.debug) -> PlanReport:
@@ -234,31 +224,54 @@ def _subject(run: RunConfig, values: Mapping[str, Any], preprocessing: Preproces
     )
 
 
+def _read_rows(
+    session: Session, splits: Splits, preprocessing: Preprocessing
+) -> tuple[Splits, Preprocessing, Mapping[str, Any]]:
+    """Read every row once before training.
+
+    Returns:
+        The splits without the rows that policies leave out; preprocessing that keeps to planned shapes, where shapes
+        are to be static; and the rows of each shape.
+    """
+    run, arguments = session.run, session.arguments
+    static_shapes = wants_static_shapes(run, session.backend)
+    prepared = prepare_rows(
+        run,
+        arguments,
+        splits,
+        preprocessing,
+        workers=session.values.get("dataloader_num_workers"),
+        epochs=sampled_epochs(
+            num_train_epochs=arguments.num_train_epochs, max_steps=arguments.max_steps, static_shapes=static_shapes
+        ),
+        static_shapes=static_shapes,
+    )
+    if not static_shapes:
+        return prepared.splits, preprocessing, {}
+    return prepared.splits, *_plan_shapes(session, preprocessing, prepared)
+
+
 def _plan_shapes(
-    session: Session, preprocessing: Preprocessing, splits: Splits
+    session: Session, preprocessing: Preprocessing, prepared: Prepared
 ) -> tuple[Preprocessing, Mapping[str, Any]]:
-    """Where shapes are to be static, plan them; return preprocessing that keeps to them, and the rows of each shape."""
+    """Plan the shapes of all batches; return preprocessing that keeps to them, and the rows of each shape."""
     from vlm_lora.training.planning import announce, shared_survey
 
-    if not wants_static_shapes(session.run, session.backend):
-        return preprocessing, {}
+    splits = prepared.splits
     if splits.train is not None and splits.train.varies:
         logger.warning(
             "Batch shapes are planned from the rows of the first epoch, so every epoch repeats what it drew (OCR "
             "tasks, the rows of a weight's fraction). --static_shapes false draws anew each epoch."
         )
-    given = {"train": splits.train, "validation": splits.validation}
     survey = shared_survey(
         Path(session.arguments.output_dir),
         session.arguments,
-        lambda: survey_rows(
+        lambda: survey_shapes(
             preprocessing.encoder,
-            {name: rows for name, rows in given.items() if rows is not None},
+            shapes_of(splits, prepared.tables),
+            canvases=prepared.canvases,
             max_shapes=session.run.batching.max_shapes,
             longest=preprocessing.longest,
-            workers=session.arguments.dataloader_num_workers,
-            show_progress=not session.arguments.disable_tqdm,
-            timeout=session.run.batching.dataloader_timeout,
         ),
     )
     announce(survey, session.arguments, compiles=session.backend.traits.static_shapes)

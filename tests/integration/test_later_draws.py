@@ -119,7 +119,7 @@ def test_without_this_the_run_ends_in_its_third_epoch(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The control of all the above: the third epoch does ask for the long text."""
-    monkeypatch.setattr(pipeline, "drawn_epochs", lambda **settings: 1)
+    monkeypatch.setattr(pipeline, "sampled_epochs", lambda **settings: 1)
     given = {**flags(folder), "do_train": True, "on_overflow": "drop", "num_train_epochs": 3}
     words = script_flags(model_folder("gemma3"), folder / "data", tmp_path / "out", **given)
     assert run_script(words) == 1

@@ -15,10 +15,10 @@ import torch
 from torch.utils.data import DataLoader, get_worker_info
 
 from vlm_lora.batching.loading import each_batch, limit, name_of
-from vlm_lora.batching.parallel_map import Measured
 from vlm_lora.config.run_config import BatchingConfig
 from vlm_lora.data.conversation import RowSource
 from vlm_lora.errors import ConfigError, StalledError
+from vlm_lora.preflight.parallel_map import ParallelMap
 
 
 class Rows:
@@ -34,19 +34,16 @@ class Rows:
         if index == 5 and self._signal:
             assert get_worker_info() is not None
             os.kill(os.getpid(), self._signal)
-        return index
+        return 2 * index
 
     def source(self, index: int) -> RowSource:
         return RowSource(file="data/train.jsonl", row=index)
 
 
-def double(number: int) -> int:
-    return 2 * number
-
-
 def read(number: int, *, workers: int, timeout: float) -> list[int]:
     rows: Any = Rows(number)
-    return Measured(workers=workers, show_progress=False, timeout=timeout).each(rows, double, "Doubling")
+    mapped = ParallelMap(workers=workers, timeout=timeout)
+    return list(mapped.each(rows.__getitem__, len(rows), "Reading", name_of(rows)))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

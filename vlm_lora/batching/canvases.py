@@ -40,16 +40,16 @@ def choose_canvases(sizes: Sequence[Size], count: int) -> tuple[Size, ...]:
     return tuple(sorted({(int(width), int(height)) for width, height in np.exp(centres).round()}))
 
 
-def fit(pictures: Sequence[Image.Image], canvases: Sequence[Size]) -> list[Image.Image]:
-    """Resize a row's images to the one canvas that changes them least (bicubic)."""
-    if not pictures:
-        return []
-    points = np.log(np.array([picture.size for picture in pictures], dtype=np.float64))
+def nearest(sizes: Sequence[Size], canvases: Sequence[Size]) -> Size:
+    """Return the one canvas that changes images of these sizes least: a row's images share it."""
+    points = np.log(np.array(sizes, dtype=np.float64))
     distances = _distances(points, np.log(np.array(canvases, dtype=np.float64)))
-    canvas = canvases[int(distances.sum(axis=0).argmin())]
-    return [
-        picture if picture.size == canvas else picture.resize(canvas, Image.Resampling.BICUBIC) for picture in pictures
-    ]
+    return canvases[int(distances.sum(axis=0).argmin())]
+
+
+def resized(picture: Image.Image, size: Size) -> Image.Image:
+    """Return an image at a size in pixels (bicubic)."""
+    return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
 
 
 def stretch(sizes: Sequence[Size], canvases: Sequence[Size]) -> float:

@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from transformers import BatchFeature
 
-from vlm_lora.batching.canvases import Size, fit
+from vlm_lora.batching.canvases import Size, nearest, resized
 from vlm_lora.batching.encoded import IGNORE_INDEX, EncodedRow
+from vlm_lora.batching.image_counts import tokens_by_image
 from vlm_lora.batching.masks import Span, check_mask, supervise
-from vlm_lora.batching.overflow import encode_within_limit, scaled
+from vlm_lora.batching.overflow import COARSE_SIDES, SIDES, encode_within_limit, scaled
 from vlm_lora.batching.prefix_suffix import PrefixSuffix
 from vlm_lora.batching.rendering import ChatTemplate, Rendering
 from vlm_lora.batching.sentinels import prompt_turns
@@ -99,6 +100,11 @@ class RowEncoder:
         """Longest row in tokens; None for no limit."""
         return self._max_length
 
+    @property
+    def _sides(self) -> Sequence[float]:
+        """Shares of images' sides that `shrink_images` tries."""
+        return COARSE_SIDES if self._canvases else SIDES
+
     def text_tokens(self, text: str) -> int:
         """Return how many tokens a text is by itself."""
         return len(self._plain.tokenize(text, add_special_tokens=False))
@@ -127,7 +133,7 @@ class RowEncoder:
             row = self._placed_row(rendering, smaller, pictures)
             return replace(row, pictures=tuple(pictures)) if keep_images else row
 
-        return encode_within_limit(conversation, self._on_overflow, attempt)
+        return encode_within_limit(conversation, self._on_overflow, attempt, self._sides)
 
     def encode_kept(self, conversation: Conversation, *, keep_images: bool = False) -> EncodedRow | None:
         """As `encode`; None for a row that `--on_overflow drop` leaves out."""
@@ -155,7 +161,7 @@ class RowEncoder:
             rendering = self._renderer.render_prompt(smaller)
             return self._placed_row(rendering, smaller, self._pictures(smaller, images, side, loaded), prompt=True)
 
-        return encode_within_limit(conversation, self._on_overflow, attempt)
+        return encode_within_limit(conversation, self._on_overflow, attempt, self._sides)
 
     def check_template(self) -> None:
         """Render one short conversation with an image, which every model's template can write.
@@ -181,17 +187,6 @@ class RowEncoder:
         other._watcher = watcher
         return other
 
-    def picture_sizes(self, conversation: Conversation) -> list[Size]:
-        """Return width and height of each image of a row, as `encode` gives them to the processor.
-
-        Raises:
-            ImageError: an image cannot be read.
-            TooLongError, RenderingError: as `encode`, where `on_overflow` changes images.
-        """
-        if self._on_overflow in ("shrink_images", "trim_turns"):
-            return [picture.size for picture in self.encode(conversation, keep_images=True).pictures]
-        return [self._image(image, conversation).size for image in conversation.images]
-
     def picture(self, image: ImageRef) -> Any:
         """Return one image as `encode` would load it, in RGB.
 
@@ -210,8 +205,11 @@ class RowEncoder:
         for image in images:
             if id(image) not in loaded:
                 loaded[id(image)] = self._image(image, conversation)
-        pictures = [scaled(loaded[id(image)], side) for image in images]
-        return fit(pictures, self._canvases) if self._canvases else pictures
+        pictures = [loaded[id(image)] for image in images]
+        sizes = [picture.size for picture in pictures]
+        if self._canvases and images:
+            sizes = [nearest(sizes, self._canvases)] * len(images)
+        return [resized(picture, scaled(size, side)) for picture, size in zip(pictures, sizes, strict=True)]
 
     def _placed_row(
         self, rendering: Rendering, conversation: Conversation, pictures: list[Any], *, prompt: bool = False
@@ -244,6 +242,13 @@ class RowEncoder:
             media=media,
             text=tokenized.text,
             source=conversation.source,
+            image_tokens=tokens_by_image(
+                rendering,
+                tokenized,
+                [picture.size for picture in pictures],
+                placeholders=self._placeholders,
+                media_token_ids=self._media_token_ids,
+            ),
         )
 
     def _image(self, image: ImageRef, conversation: Conversation) -> Any:

@@ -11,8 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from PIL import Image
-
+from vlm_lora.batching.canvases import Size
 from vlm_lora.batching.encoded import EncodedRow
 from vlm_lora.data.conversation import Conversation, Turn
 from vlm_lora.errors import TooLongError
@@ -24,6 +23,9 @@ Attempt = Callable[[Conversation, float], EncodedRow]
 
 SIDES = tuple(2 ** (-step / 8) for step in range(1, 25))
 """Shares of an image's width and height that are tried: down to an eighth, 16 % fewer pixels a step."""
+
+COARSE_SIDES = SIDES[3::4]
+"""Those that are tried where images are brought to a few sizes: 29 % off a side each, so that sizes stay few."""
 
 LEAST_SIDE = 28
 """An image's shorter side in pixels is not scaled below this: one merged patch of Qwen's vision tower."""
@@ -46,13 +48,16 @@ class _Smaller:
     """What was changed, in words."""
 
 
-def encode_within_limit(conversation: Conversation, policy: str, attempt: Attempt) -> EncodedRow:
+def encode_within_limit(
+    conversation: Conversation, policy: str, attempt: Attempt, sides: Sequence[float] = SIDES
+) -> EncodedRow:
     """Return the row as it is, or the largest of its smaller versions that fits.
 
     Args:
         conversation: the row.
         policy: one of `config.OVERFLOW_POLICIES`.
         attempt: encodes one version.
+        sides: shares of images' sides that are tried, the largest first.
 
     Raises:
         TooLongError: none fits; the message says why the policy does not help.
@@ -61,7 +66,7 @@ def encode_within_limit(conversation: Conversation, policy: str, attempt: Attemp
         return attempt(conversation, 1.0)
     except TooLongError as error:
         whole = error
-    versions = _versions(conversation, policy)
+    versions = _versions(conversation, policy, sides)
     if not versions:
         raise _refused(conversation, whole, _why_none(policy)) from whole
     try:
@@ -79,13 +84,11 @@ def encode_within_limit(conversation: Conversation, policy: str, attempt: Attemp
     return row
 
 
-def scaled(picture: Image.Image, side: float) -> Image.Image:
-    """Return the image at a share of its width and height (bicubic), its shorter side `LEAST_SIDE` or more."""
-    share = min(1.0, max(side, LEAST_SIDE / min(picture.size)))
-    if share == 1.0:
-        return picture
-    width, height = (max(1, round(length * share)) for length in picture.size)
-    return picture.resize((width, height), Image.Resampling.BICUBIC)
+def scaled(size: Size, side: float) -> Size:
+    """Return a share of a width and height in pixels, the shorter side `LEAST_SIDE` or more."""
+    share = min(1.0, max(side, LEAST_SIDE / min(size)))
+    width, height = (max(1, round(length * share)) for length in size)
+    return width, height
 
 
 def exchanges(turns: Sequence[Turn]) -> list[list[int]]:
@@ -110,12 +113,12 @@ def exchanges(turns: Sequence[Turn]) -> list[list[int]]:
     return found
 
 
-def _versions(conversation: Conversation, policy: str) -> list[_Smaller]:
+def _versions(conversation: Conversation, policy: str, sides: Sequence[float]) -> list[_Smaller]:
     """Return the smaller versions of a row, each smaller than the one before."""
     if policy == "shrink_images" and conversation.images:
         return [
             _Smaller(conversation=conversation, side=side, change=f"Its images are at {side:.0%} of their sides")
-            for side in SIDES
+            for side in sides
         ]
     if policy == "trim_turns":
         parts = exchanges(conversation.turns)

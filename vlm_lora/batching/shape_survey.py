@@ -1,9 +1,9 @@
-"""Measure every row before training: what its batch shape will be, and whether images need canvases."""
+"""Batch shapes planned from what was read of the rows: first the sizes of images, then the shapes of batches."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,7 @@ from PIL import Image
 from vlm_lora.batching.blank import image_conversation
 from vlm_lora.batching.canvases import Size, choose_canvases, stretch
 from vlm_lora.batching.encoding import RowEncoder
-from vlm_lora.batching.order import Rows
-from vlm_lora.batching.parallel_map import Measured
 from vlm_lora.batching.shapes import RowShape, ShapePlan, plan_shapes
-from vlm_lora.data.conversation import Conversation
 
 logger = logging.getLogger(__name__)
 
@@ -49,45 +46,47 @@ class Survey:
         )
 
 
-def survey_rows(
-    encoder: RowEncoder,
-    splits: Mapping[str, Rows],
-    *,
-    max_shapes: int | None,
-    longest: int | None,
-    workers: int,
-    show_progress: bool,
-    timeout: float = 0,
-) -> Survey:
-    """Encode every row once and plan the shapes of all splits together.
+def plan_canvases(
+    encoder: RowEncoder, header_sizes: Callable[[], Iterable[Sequence[Size]]], *, max_shapes: int | None
+) -> tuple[Size, ...]:
+    """Choose the sizes that images are brought to; none where every size takes the same tokens.
 
     Args:
-        encoder: makes the rows.
-        splits: the rows by split.
+        encoder: makes the rows, images at any size so far.
+        header_sizes: width and height of each row's images; only asked for where they matter.
+        max_shapes: at most so many batch shapes; None for the default.
+    """
+    if not images_vary(encoder):
+        return ()
+    counted = list(header_sizes())
+    kinds = len({len(sizes) for sizes in counted if sizes})
+    sizes = [size for row in counted for size in row]
+    if not sizes:
+        return ()
+    # Half of the budget: each canvas may then have two lengths of text.
+    canvases = choose_canvases(sizes, max(1, (max_shapes or MANY) // (2 * max(1, kinds))))
+    _report_canvases(sizes, canvases)
+    return canvases
+
+
+def survey_shapes(
+    encoder: RowEncoder,
+    shapes: Mapping[str, Sequence[RowShape]],
+    *,
+    canvases: tuple[Size, ...],
+    max_shapes: int | None,
+    longest: int | None,
+) -> Survey:
+    """Plan the batch shapes of all splits together.
+
+    Args:
+        encoder: makes the rows, images at any size.
+        shapes: what each row contributes to its batch's shape, by split.
+        canvases: what `plan_canvases` chose; the rows were read with it.
         max_shapes: at most so many batch shapes; None for the default.
         longest: no shape is longer than this many tokens.
-        workers: loader processes.
-        show_progress: on one rank only.
-        timeout: seconds to wait for a worker; 0 waits for ever.
-
-    Raises:
-        RenderingError, ImageError: a row cannot be encoded; the message names its file and row.
-        StalledError: a worker delivers nothing, or was killed.
     """
-    canvases: tuple[Size, ...] = ()
-    matters = images_vary(encoder)
-    budget = max_shapes or (MANY if matters else FEW)
-    measure = Measured(workers=workers, show_progress=show_progress, timeout=timeout)
-    if matters:
-        counted = [row for rows in splits.values() for row in measure.each(rows, encoder.picture_sizes, "Image sizes")]
-        kinds = len({len(sizes) for sizes in counted if sizes})
-        sizes = [size for row in counted for size in row]
-        if sizes:
-            # Half of the budget: each canvas may then have two lengths of text.
-            canvases = choose_canvases(sizes, max(1, budget // (2 * max(1, kinds))))
-            _report_canvases(sizes, canvases)
-            encoder = encoder.with_canvases(canvases)
-    shapes = {name: measure.each(rows, _RowShapes(encoder), "Planning shapes") for name, rows in splits.items()}
+    budget = max_shapes or (MANY if images_vary(encoder) else FEW)
     plan = plan_shapes([row for rows in shapes.values() for row in rows], max_shapes=budget, longest=longest)
     if len(plan.shapes) > budget:
         logger.warning(
@@ -119,13 +118,3 @@ def _report_canvases(sizes: Sequence[Size], canvases: Sequence[Size]) -> None:
         ", ".join(f"{width}x{height}" for width, height in canvases),
         change * 100,
     )
-
-
-class _RowShapes:
-    """Encodes a row and keeps its shape; can be pickled into loader workers."""
-
-    def __init__(self, encoder: RowEncoder) -> None:
-        self._encoder = encoder
-
-    def __call__(self, row: Conversation) -> RowShape:
-        return RowShape.of(self._encoder.encode(row))

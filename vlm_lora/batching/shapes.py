@@ -98,13 +98,18 @@ class ShapePlan:
         """Return the plan that `to_mapping` wrote."""
         shapes = [
             RowShape(
-                media=tuple((name, tuple(shape), tuple(values)) for name, shape, values in one["media"]),
+                media=media_of(one["media"]),
                 length=one["length"],
                 supervised=one["supervised"],
             )
             for one in content["shapes"]
         ]
         return cls(shapes=tuple(shapes), tokens=content["tokens"], padded_tokens=content["padded_tokens"])
+
+
+def media_of(values: Any) -> Media:
+    """Return a media key that went through JSON."""
+    return tuple((name, tuple(shape), tuple(steering)) for name, shape, steering in values)
 
 
 def plan_shapes(rows: Sequence[RowShape], *, max_shapes: int, longest: int | None = None) -> ShapePlan:

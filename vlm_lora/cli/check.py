@@ -41,10 +41,10 @@ def check(rest: Sequence[str]) -> None:
 
     from vlm_lora import pipeline
     from vlm_lora.config.whole_files import write_whole
+    from vlm_lora.preflight.length_filter import refuse_all_dropped
     from vlm_lora.preflight.page import render_page
     from vlm_lora.preflight.policy import divide, judge
     from vlm_lora.preflight.terminal import print_report
-    from vlm_lora.training.dropping import refuse_all_dropped
 
     report = pipeline.check(run, workers=own.workers, show_progress=sys.stderr.isatty())
     if own.json:

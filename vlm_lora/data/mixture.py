@@ -128,16 +128,16 @@ class Mixture(Generic[AnyMember]):
 
     def at(self, index: int, *, epoch: int = 0) -> Conversation:
         """Return one conversation as it is in an epoch. Raises as `__getitem__` does."""
-        member, place, repeat = self._find(index, epoch)
+        member, place, repeat = self.find(index, epoch)
         return self.members[member].at(place, epoch=epoch, repeat=repeat)
 
     def source(self, index: int) -> RowSource:
         """Return file and row of a conversation of epoch 0 without reading it."""
-        member, place, _ = self._find(index, 0)
+        member, place, _ = self.find(index, 0)
         return self.members[member].source(place)
 
-    def _find(self, index: int, epoch: int) -> tuple[int, int, int]:
-        """Return the data set, the row in it, and how often the row came before in the epoch."""
+    def find(self, index: int, epoch: int) -> tuple[int, int, int]:
+        """Return the data set's number, the row in it, and how often the row came before in the epoch."""
         if not -self._length <= index < self._length:
             raise IndexError(f"row {index} of {self._length}")
         index %= self._length

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from vlm_lora.data.dataset import ConversationDataset, Conversations, Splits
@@ -25,6 +25,14 @@ def with_parts(splits: Splits, parts: Mapping[str, ConversationDataset]) -> Spli
     return replace(
         splits, train=_put("train", splits.train, parts), validation=_put("validation", splits.validation, parts)
     )
+
+
+def places(split: str, rows: Conversations) -> Iterator[tuple[str, int, int]]:
+    """Yield for each row of a split's first epoch its data set, its number there, and how often it came before."""
+    names = list(_named(split, rows))
+    for index in range(len(rows)):
+        member, place, repeat = rows.find(index, 0) if isinstance(rows, Mixture) else (0, index, 0)
+        yield names[member], place, repeat
 
 
 def _named(split: str, rows: Conversations | None) -> dict[str, ConversationDataset]:

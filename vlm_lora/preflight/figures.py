@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from vlm_lora.batching.row_table import BadRow, RowTable
 from vlm_lora.data.conversation import RowSource
 from vlm_lora.data.dataset import ConversationDataset
-from vlm_lora.preflight.findings import BadRow, Findings
+from vlm_lora.preflight.faults import CURES
 
 BINS = 20
 """Bars of a histogram, at most."""
@@ -166,21 +167,19 @@ def build_report(
     model: str,
     data: str,
     longest: int | None,
-    found: Mapping[str, tuple[ConversationDataset, Findings]],
+    found: Mapping[str, tuple[ConversationDataset, RowTable]],
 ) -> DataReport:
-    """Put the findings of all splits together."""
+    """Put what the row tables of all splits say together."""
     leaked, leaks = _leaks(found)
     return DataReport(
         model=model,
         data=data,
         longest=longest,
-        splits={name: _split_report(rows, findings) for name, (rows, findings) in found.items()},
+        splits={name: _split_report(rows, table) for name, (rows, table) in found.items()},
         leaked=leaked,
         leaks=leaks,
         bad=tuple(
-            _faulty(name, rows.source(row.index), row)
-            for name, (rows, findings) in found.items()
-            for row in findings.bad
+            _faulty(name, rows.source(row.index), row) for name, (rows, table) in found.items() for row in table.bad
         ),
     )
 
@@ -194,28 +193,28 @@ def _faulty(split: str, source: RowSource, bad: BadRow) -> FaultyRow:
         key=source.key,
         kind=bad.kind,
         reason=bad.reason,
-        cure=bad.cure,
+        cure=CURES[bad.kind],
     )
 
 
-def _split_report(rows: ConversationDataset, findings: Findings) -> SplitReport:
-    good = findings.good()
-    repeated, groups = _repeats(findings.numbers("contents"), good)
-    tokens = findings.numbers("tokens")
-    unanswered = np.flatnonzero(findings.numbers("unanswered"))
-    widths, heights = findings.numbers("widths"), findings.numbers("heights")
-    owner = np.repeat(np.arange(len(findings)), findings.numbers("pictures"))
+def _split_report(rows: ConversationDataset, table: RowTable) -> SplitReport:
+    good = table.good()
+    repeated, groups = _repeats(_contents(table), good)
+    tokens, supervised = table.longest("tokens"), table.longest("supervised")
+    unanswered = np.flatnonzero(table.rows["unanswered"])
+    widths, heights = (table.images[side].astype(np.int64) for side in ("width", "height"))
+    owner = table.image_owners()
     longest = _largest(tokens)
     biggest = _largest(widths * heights)
     return SplitReport(
         name=rows.name,
-        rows=len(findings),
-        bad=len(findings.bad),
-        layout=rows.schema.layout,
+        rows=len(table),
+        bad=len(table.bad),
+        layout=table.layout,
         columns=rows.schema.reasons,
         tokens=Distribution.of(tokens[good]),
-        supervised=Distribution.of(findings.numbers("supervised")[good]),
-        pictures=Distribution.of(findings.numbers("pictures")[good]),
+        supervised=Distribution.of(supervised[good]),
+        pictures=Distribution.of(table.rows["images"].astype(np.int64)[good]),
         widths=Distribution.of(widths),
         heights=Distribution.of(heights),
         unanswered=len(unanswered),
@@ -225,6 +224,12 @@ def _split_report(rows: ConversationDataset, findings: Findings) -> SplitReport:
         longest=tuple(_named(rows, index, f"{tokens[index]} tokens") for index in longest if good[index]),
         largest=tuple(_named(rows, int(owner[at]), f"{widths[at]}x{heights[at]} pixels") for at in biggest),
     )
+
+
+def _contents(table: RowTable) -> Any:
+    """Return the rows' hashes as `(R,)` of two numbers, which numpy compares as one value."""
+    pairs = np.ascontiguousarray(table.rows["content"])
+    return pairs.view([("high", pairs.dtype), ("low", pairs.dtype)])[:, 0]
 
 
 def _named(rows: ConversationDataset, index: int, figure: str) -> NamedRow:
@@ -247,15 +252,15 @@ def _repeats(contents: Any, good: Any) -> tuple[int, Sequence[Sequence[int]]]:
     return int((counts[several] - 1).sum()), groups
 
 
-def _leaks(found: Mapping[str, tuple[ConversationDataset, Findings]]) -> tuple[int, tuple[NamedRow, ...]]:
-    trained = [each.numbers("contents")[each.good()] for name, (_, each) in found.items() if name.startswith("train")]
+def _leaks(found: Mapping[str, tuple[ConversationDataset, RowTable]]) -> tuple[int, tuple[NamedRow, ...]]:
+    trained = [_contents(table)[table.good()] for name, (_, table) in found.items() if name.startswith("train")]
     if not trained:
         return 0, ()
     known = np.concatenate(trained)
     count, named = 0, []
-    for name, (rows, measured) in found.items():
+    for name, (rows, table) in found.items():
         if name.startswith("validation"):
-            leaked = np.flatnonzero(np.isin(measured.numbers("contents"), known) & measured.good())
+            leaked = np.flatnonzero(np.isin(_contents(table), known) & table.good())
             count += len(leaked)
             named += [_named(rows, int(at), "") for at in leaked[:EXTREMES]]
     return count, tuple(named[:EXTREMES])

@@ -7,59 +7,83 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from vlm_lora.batching.encoded import IGNORE_INDEX
+from vlm_lora.batching.canvases import Size
+from vlm_lora.batching.encoded import EncodedRow
 from vlm_lora.batching.encoding import RowEncoder
-from vlm_lora.batching.every_draw import EveryDraw
+from vlm_lora.batching.image_counts import patches_by_image
+from vlm_lora.batching.row_table import ImageRecord, RowRecord, SampleRecord
+from vlm_lora.batching.shapes import RowShape
+from vlm_lora.batching.task_samples import TaskSamples
 from vlm_lora.data.conversation import Conversation, Text, Url
 from vlm_lora.data.dataset import ConversationDataset
+from vlm_lora.data.images.size import read_size
 from vlm_lora.data.images.urls import kept_file
 from vlm_lora.data.ocr.task_sampling import ONCE, Span
 from vlm_lora.errors import DataError
-from vlm_lora.preflight.findings import Finding, kind_of
+from vlm_lora.preflight.faults import kind_of
 
 
 class Inspection:
-    """What training would make of row `index`, as a `Finding`. Can be pickled into loader workers.
+    """What training would make of row `index`, as a `RowRecord`. Can be pickled into loader workers.
 
     Args:
         rows: the rows of one split.
         encoder: makes them into tensors.
-        span: how often the run draws for each row. One draw that cannot be used makes the row a bad one; of a good
-            row the longest draw's tokens and the first one's content count.
+        span: how often the run draws for each row. One draw that cannot be used makes the row a bad one.
     """
 
     def __init__(self, rows: ConversationDataset, encoder: RowEncoder, span: Span = ONCE) -> None:
         self._rows = rows
         self._seen = _SeenImages()
-        self._draws = EveryDraw(rows, encoder.watched_by(self._seen), span)
+        self._samples = TaskSamples(rows, encoder.watched_by(self._seen), span)
 
-    def __call__(self, index: int) -> Finding:
-        """Return what row `index` is; a fault of the row is a finding, any other error is raised."""
+    def __call__(self, index: int) -> RowRecord:
+        """Return what row `index` is; a fault of the row is in the record, any other error is raised."""
         self._seen.clear()
+        number = self._rows.positions[index]
         try:
-            conversations = self._draws.conversations(index)
-            conversation = conversations[0]
+            choices = self._samples.choices(index)
+            conversation = choices.conversations[0]
             # Before the files are read: a change while they are read then shows at the next check.
             files = _stamp_of_files(conversation)
-            tokens, supervised, content = 0, 0, 0
-            sizes: tuple[tuple[int, int], ...] = ()
-            for number, encoded in enumerate(self._draws.encoded(index, conversations)):
-                if not number:
-                    sizes, content = tuple(self._seen.sizes), _content_of(conversation, self._seen.digests)
-                if len(encoded.input_ids) > tokens:
-                    tokens = len(encoded.input_ids)
-                    supervised = int(encoded.labels.ne(IGNORE_INDEX).sum())
+            encoded = self._samples.encoded(index, choices)
+            first = next(encoded)
+            images = self._seen.records(first)
+            content = _content_of(conversation, self._seen.digests)
+            shapes = [RowShape.of(first), *(RowShape.of(row) for row in encoded)]
         except DataError as error:
             reason = str(error).removeprefix(f"{self._rows.source(index)}: ")
-            return Finding(kind=kind_of(error), reason=one_line(reason))
-        return Finding(
-            tokens=tokens,
-            supervised=supervised,
-            unanswered=any(turn.is_answer and not turn.text.strip() for turn in conversation.turns),
-            sizes=sizes,
+            return RowRecord(number=number, kind=kind_of(error), reason=one_line(reason))
+        return RowRecord(
+            number=number,
+            # What was looked at in addition is no sample of its own.
+            samples=tuple(
+                SampleRecord(shape=shape, task=task) for shape, task in zip(shapes, choices.tasks, strict=False)
+            ),
+            drawn=choices.drawn,
+            images=images,
             content=content,
             stamp=files ^ _stamp_of_urls(conversation),
+            unanswered=any(turn.is_answer and not turn.text.strip() for turn in conversation.turns),
         )
+
+
+class HeaderSizes:
+    """Width and height of each image of row `index`, from headers alone. Can be pickled into loader workers.
+
+    Args:
+        rows: the rows of one split.
+    """
+
+    def __init__(self, rows: ConversationDataset) -> None:
+        self._rows = rows
+
+    def __call__(self, index: int) -> tuple[Size, ...]:
+        """Return the sizes; none of a row that cannot be read, which its inspection says."""
+        try:
+            return tuple(read_size(image.source) for image in self._rows[index].images)
+        except DataError:
+            return ()
 
 
 class Stamping:
@@ -116,10 +140,10 @@ def _stamp(files: Sequence[Path], kind: str) -> int:
 
 
 class _SeenImages:
-    """Size and digest of each image as the encoder loads it."""
+    """Size and digest of each image as the encoder loads it, in reading order."""
 
     def __init__(self) -> None:
-        self.sizes: list[tuple[int, int]] = []
+        self.sizes: list[Size] = []
         self.digests: list[bytes] = []
 
     def clear(self) -> None:
@@ -129,10 +153,24 @@ class _SeenImages:
         self.sizes.append(picture.size)
         self.digests.append(blake2b(picture.tobytes(), digest_size=16).digest())
 
+    def records(self, row: EncodedRow) -> tuple[ImageRecord, ...]:
+        """Return what is known of each image that was loaded for a row; of a trimmed row the first are left out."""
+        kept = len(row.pictures)
+        gone = len(self.sizes) - kept
+        prepared = [*[(0, 0)] * gone, *(picture.size for picture in row.pictures)]
+        tokens = [*[0] * gone, *row.image_tokens]
+        patches = [*[0] * gone, *patches_by_image(row.media, kept)]
+        return tuple(
+            ImageRecord(digest=digest, size=size, prepared=after, tokens=count, patches=parts)
+            for digest, size, after, count, parts in zip(
+                self.digests, self.sizes, prepared, tokens, patches, strict=True
+            )
+        )
 
-def _content_of(conversation: Conversation, pictures: list[bytes]) -> int:
+
+def _content_of(conversation: Conversation, pictures: Sequence[bytes]) -> bytes:
     """Hash what a row says; lengths go in, so that no two different rows give the same bytes."""
-    digest = blake2b(digest_size=8)
+    digest = blake2b(digest_size=16)
     following = iter(pictures)
     for turn in conversation.turns:
         read_only = turn.role == "assistant" and not turn.supervised
@@ -141,4 +179,4 @@ def _content_of(conversation: Conversation, pictures: list[bytes]) -> int:
             content = part.text.encode(errors="surrogatepass") if isinstance(part, Text) else next(following)
             digest.update(f"{type(part).__name__} {len(content)}\0".encode())
             digest.update(content)
-    return int.from_bytes(digest.digest(), "little")
+    return digest.digest()

@@ -13,8 +13,8 @@ from vlm_lora.config.whole_files import write_whole
 from vlm_lora.data.dataset import Splits
 from vlm_lora.data.split_parts import split_parts, with_parts
 from vlm_lora.errors import DataError
+from vlm_lora.preflight.faults import TOO_LONG
 from vlm_lora.preflight.figures import DataReport, FaultyRow
-from vlm_lora.preflight.findings import TOO_LONG
 
 logger = logging.getLogger(__name__)
 

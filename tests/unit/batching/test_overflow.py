@@ -11,8 +11,7 @@ from torch.utils.data import DataLoader
 
 from support.mask_cases import IMAGE, conversation, new_encoder, picture, processor_of
 from vlm_lora.batching.encoded import EncodedRow
-from vlm_lora.batching.overflow import LEAST_SIDE, exchanges, scaled
-from vlm_lora.batching.overlong import overlong_rows
+from vlm_lora.batching.overflow import COARSE_SIDES, LEAST_SIDE, exchanges, scaled
 from vlm_lora.data.conversation import Conversation, Role
 from vlm_lora.errors import RenderingError, TooLongError
 
@@ -88,7 +87,7 @@ def test_images_shrink_no_more_than_they_must() -> None:
     assert LEAST_SIDE <= min(shown.size) < 64
     assert encoded.overflow.startswith("Its images are at ")
     smaller = conversation(
-        (("user", (IMAGE, "What is it?")), ("assistant", ("a red bus",))), image=scaled(picture(size=(64, 64)), 0.92)
+        (("user", (IMAGE, "What is it?")), ("assistant", ("a red bus",))), image=picture(size=scaled((64, 64), 0.92))
     )
     assert tokens("qwen2_5_vl", smaller) > limit or shown.size >= (58, 58)
 
@@ -142,25 +141,19 @@ def test_an_image_is_decoded_once_however_often_a_row_is_tried() -> None:
     assert len(opened) == 2
 
 
-def test_canvases_are_planned_for_what_the_processor_gets() -> None:
-    row = conversation(TALK, image=picture(size=(64, 64)))
+def test_on_a_canvas_images_shrink_in_coarse_steps() -> None:
+    row = conversation(
+        (("user", (IMAGE, "What is it?")), ("assistant", ("a red bus",))), image=picture(size=(150, 140))
+    )
     limit = tokens("qwen2_5_vl", row) - 1
-    assert new_encoder("qwen2_5_vl", max_length=limit).picture_sizes(row) == [(64, 64)] * 2
-    trimming = new_encoder("qwen2_5_vl", max_length=limit, on_overflow="trim_turns")
-    assert trimming.picture_sizes(row) == [(64, 64)]
-    shrinking = new_encoder("qwen2_5_vl", max_length=limit, on_overflow="shrink_images")
-    assert max(shrinking.picture_sizes(row)) < (64, 64)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_the_rows_that_do_not_fit_are_listed(workers: int) -> None:
-    single = conversation((("user", ("What?",)), ("assistant", ("a bus",))))
-    rows = [single, conversation(TALK, row=7), single]
-    limit = tokens("qwen2_5_vl", single)
-    listed = overlong_rows(rows, new_encoder("qwen2_5_vl", max_length=limit), workers=workers)
-    assert list(listed) == [1]
-    assert listed[1].startswith("rows.jsonl row 7: ")
-    assert overlong_rows(rows, new_encoder("qwen2_5_vl"), workers=workers) == {}
+    encoder = new_encoder("qwen2_5_vl", max_length=limit, on_overflow="shrink_images")
+    sides = [max(encoder.encode(row, keep_images=True).pictures[0].size)]
+    for canvases in ([(140, 140)], [(140, 140), (500, 500)]):
+        (shown,) = encoder.with_canvases(canvases).encode(row, keep_images=True).pictures
+        assert shown.size in {scaled((140, 140), side) for side in COARSE_SIDES}
+        sides.append(max(shown.size))
+    assert sides[1] == sides[2] < 140
+    assert sides[0] not in sides[1:], "the control: without a canvas the step is finer"
 
 
 class Failing(torch.utils.data.Dataset[None]):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlm_lora.batching.canvases import choose_canvases, fit, stretch
+from vlm_lora.batching.canvases import choose_canvases, nearest, resized, stretch
 from vlm_lora.batching.shapes import STEP, RowShape, ShapePlan, plan_shapes
 from vlm_lora.errors import RenderingError
 
@@ -89,7 +89,8 @@ def test_few_sizes_are_kept_and_many_are_clustered() -> None:
 
 def test_a_rows_images_share_a_canvas_and_a_fitting_one_is_untouched() -> None:
     pictures = [Image.new("RGB", (100, 50)), Image.new("RGB", (90, 60))]
-    found = fit(pictures, [(100, 50), (20, 20)])
-    assert [picture.size for picture in found] == [(100, 50), (100, 50)]
+    canvas = nearest([picture.size for picture in pictures], [(100, 50), (20, 20)])
+    assert canvas == (100, 50)
+    found = [resized(picture, canvas) for picture in pictures]
+    assert [picture.size for picture in found] == [canvas, canvas]
     assert found[0] is pictures[0]
-    assert fit([], [(1, 1)]) == []

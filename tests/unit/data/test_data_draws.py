@@ -16,7 +16,7 @@ from vlm_lora.data.dataset import ConversationDataset, Splits, load_splits
 from vlm_lora.data.mixture import Mixture
 from vlm_lora.data.ocr.task_sampling import MOST_DRAWS, ONCE, Span, each_draw, everything, longest_of_each_task
 from vlm_lora.data.split_parts import trained_parts
-from vlm_lora.training.drawing import drawn_epochs, spans_of
+from vlm_lora.preflight.sampled_epochs import sampled_epochs, spans_of
 
 PAGE = {
     "lines": [{"text": f"Line {n} " + "x" * n, "bbox": [2, n * 4, 60, n * 4 + 3]} for n in range(8)],
@@ -97,7 +97,7 @@ def test_what_is_looked_at_is_said_in_words(epochs: int | None, repeats: int, sa
     [(3, -1, False, 3), (2.5, -1, False, 3), (0, -1, False, 1), (3, 10, False, None), (3, 10, True, 1)],
 )
 def test_epochs_that_draw_anew(epochs: float, steps: int, static: bool, drawn: int | None) -> None:
-    assert drawn_epochs(num_train_epochs=epochs, max_steps=steps, static_shapes=static) == drawn
+    assert sampled_epochs(num_train_epochs=epochs, max_steps=steps, static_shapes=static) == drawn
 
 
 def test_weights_repeat_rows_and_evaluation_reads_the_first_epoch(

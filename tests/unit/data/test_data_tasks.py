@@ -45,7 +45,7 @@ def write(path: Path, *rows: Sequence[str], header: Sequence[str] = COLUMNS) -> 
 
 
 def ask(value: Any, *tasks: Task, seed: int = 1, **draw: int) -> tuple[str, str]:
-    question, answer = ask_about(read_page(value), PageReading(column="text", tasks=tasks, seed=seed), Draw(**draw))
+    question, answer, _ = ask_about(read_page(value), PageReading(column="text", tasks=tasks, seed=seed), Draw(**draw))
     return str(question), answer
 
 

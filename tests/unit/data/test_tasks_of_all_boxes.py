@@ -29,7 +29,7 @@ def write(path: Path, *rows: tuple[str, str, str, str]) -> tuple[Task, ...]:
 
 
 def told(page: dict[str, Any], *tasks: Task) -> tuple[str, str]:
-    question, answer = ask_about(read_page(page), PageReading(column="text", tasks=tasks, seed=1), Draw())
+    question, answer, _ = ask_about(read_page(page), PageReading(column="text", tasks=tasks, seed=1), Draw())
     return str(question), answer
 
 

@@ -15,8 +15,8 @@ from vlm_lora.config.run_config import DataConfig
 from vlm_lora.config.whole_files import write_whole
 from vlm_lora.data.dataset import ConversationDataset, load_splits
 from vlm_lora.errors import DataError
+from vlm_lora.preflight.faults import TOO_LONG
 from vlm_lora.preflight.figures import DataReport, FaultyRow
-from vlm_lora.preflight.findings import TOO_LONG
 from vlm_lora.preflight.policy import divide, faulty_rows, judge, leave_out, read_report, write_report
 
 

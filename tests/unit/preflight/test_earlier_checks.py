@@ -15,7 +15,6 @@ from support.datasets import encode_png, save_chartqa_to_disk, write_chartqa_fol
 from vlm_lora.cli.main import main
 from vlm_lora.data.conversation import Url
 from vlm_lora.data.images.urls import keep, kept_file
-from vlm_lora.preflight.findings import Finding, Findings
 
 HIT = "checked before, nothing has changed since"
 
@@ -52,7 +51,7 @@ def is_hit(
     monkeypatch.setenv("VLM_LORA_CACHE", str(tmp_path / "cache"))
     log = tmp_path / "log"
 
-    def run(*words: str, dataset: Path = data) -> bool:
+    def run(*words: str, dataset: Path = data, model: Path = model) -> bool:
         flags = ["--model_name_or_path", str(model), "--dataset_name", str(dataset), "--use_cpu", "--do_eval", "false"]
         main(["check", *flags, "--json", *words])
         log.write_text(capsys.readouterr().err, encoding="utf-8")
@@ -176,10 +175,11 @@ def test_images_behind_urls_count_by_what_is_kept_of_them(tmp_path: Path, is_hit
     assert "1 of 3 rows cannot be used" in (tmp_path / "log").read_text(encoding="utf-8")
 
 
-def test_broken_file_of_the_cache(tmp_path: Path, is_hit: Callable[..., bool]) -> None:
+@pytest.mark.parametrize("size", [0, 15, 50, -1])
+def test_broken_file_of_the_cache(size: int, tmp_path: Path, is_hit: Callable[..., bool]) -> None:
     assert not is_hit()
     [kept] = (tmp_path / "cache" / "checks").iterdir()
-    kept.write_text(kept.read_text(encoding="utf-8")[:50], encoding="utf-8")
+    kept.write_bytes(kept.read_bytes()[:size])
     assert not is_hit()
     assert "the rows are read again" in (tmp_path / "log").read_text(encoding="utf-8")
     assert is_hit()
@@ -200,11 +200,16 @@ def test_rows_that_hold_their_images(write: Callable[..., Path], tmp_path: Path,
     assert not is_hit(dataset=folder)
 
 
-def test_findings_survive_their_file() -> None:
-    found = Findings()
-    found.add(Finding(tokens=7, supervised=3, sizes=((4, 5), (6, 7)), content=2**64 - 1, stamp=1))
-    found.add(Finding(kind="row", reason="x" * 1000))
-    again = Findings.from_mapping(json.loads(json.dumps(found.to_mapping())))
-    assert again.arrays == found.arrays
-    assert again.bad == found.bad
-    assert len(again.bad[0].reason) < 1000
+def test_images_of_other_sizes_are_another_table_and_that_is_said(
+    data: Path, model_folder: Callable[[str], Path], tmp_path: Path, is_hit: Callable[..., bool]
+) -> None:
+    """Where images vary in tokens, planned shapes bring them to a few sizes."""
+    for row in range(6):
+        Image.new("RGB", (60 + 30 * row, 60)).save(data / "a" / f"{row}.png")
+    qwen, shapes = model_folder("qwen2_5_vl"), ("--static_shapes", "true")
+    assert [is_hit(model=qwen), is_hit(*shapes, model=qwen)] == [False, False]
+    assert "checked before with images as they are" in (tmp_path / "log").read_text(encoding="utf-8")
+    assert [is_hit(*shapes, model=qwen), is_hit(model=qwen)] == [True, True]
+    Image.new("RGB", (60, 61)).save(data / "a" / "3.png")
+    assert not is_hit(*shapes, model=qwen)
+    assert [is_hit(), is_hit(*shapes)] == [False, True], "the control: every image of Gemma 3 takes the same tokens"

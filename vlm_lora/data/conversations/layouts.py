@@ -27,12 +27,12 @@ from vlm_lora.data.conversations.told_columns import (
 )
 from vlm_lora.data.conversations.turn_keys import refuse_unread_columns
 from vlm_lora.data.conversations.turns import read_turns
-from vlm_lora.data.conversations.typed_questions import Question, question_parts, read_question
+from vlm_lora.data.conversations.typed_questions import question_parts, read_question
 from vlm_lora.data.conversations.unread_media import refuse_media
 from vlm_lora.data.formats.rows import Row
 from vlm_lora.data.images.values import ImagePlace, read_image_values
 from vlm_lora.data.ocr.pages import Page
-from vlm_lora.data.ocr.task_answers import Draw, PageReading, ask_about
+from vlm_lora.data.ocr.task_answers import Draw, PageReading, TaskSample, ask_about
 from vlm_lora.data.ocr.task_sampling import Ask
 from vlm_lora.data.wording import quoted
 from vlm_lora.errors import DataError
@@ -62,7 +62,7 @@ def build_conversation(
     """
     drawn = draw or Draw(row=source.row or 0)
 
-    def ask(page: Page, reading: PageReading, number: int) -> Sequence[tuple[Question, str]]:
+    def ask(page: Page, reading: PageReading, number: int) -> Sequence[TaskSample]:
         return [ask_about(page, reading, drawn)]
 
     found = build_asked(row, schema, source=source, place=place, system_prompt=system_prompt, ask=ask, number=drawn.row)

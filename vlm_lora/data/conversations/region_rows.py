@@ -63,7 +63,7 @@ def convert_page(
     page = read_page(row.get(reading.column))
     check_size((_number(page.size[0]), _number(page.size[1])), size)
     check_size(_given_size(row), size)
-    pairs = dict.fromkeys(ask(clipped(page, size), reading, number))
+    pairs = dict.fromkeys((asked.question, asked.answer) for asked in ask(clipped(page, size), reading, number))
     return [_turns(images, question, answer) for question, answer in pairs]
 
 

@@ -9,7 +9,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from vlm_lora.data.conversations.typed_questions import Question, read_question
 from vlm_lora.data.ocr.boxes import as_json, read_box
@@ -57,8 +57,16 @@ class PageReading:
     seed: int
 
 
-def ask_about(page: Page, reading: PageReading, draw: Draw) -> tuple[Question, str]:
-    """Draw a task for a page and return the question and the answer.
+class TaskSample(NamedTuple):
+    """One question about a page, its answer, and the category of the task that it came from."""
+
+    question: Question
+    answer: str
+    task: str
+
+
+def ask_about(page: Page, reading: PageReading, draw: Draw) -> TaskSample:
+    """Draw a task for a page and return what it asks.
 
     The category is drawn uniformly from those that the page can serve, then a task of it, then the item that the
     question gives (if any), then the phrase for the image.
@@ -90,9 +98,9 @@ def servable(page: Page, reading: PageReading) -> Sequence[Task]:
     return served
 
 
-def asked(page: Page, task: Task, given: Item | None, phrase: str) -> tuple[Question, str]:
+def asked(page: Page, task: Task, given: Item | None, phrase: str) -> TaskSample:
     """Return a task's question, with the item that it gives and a phrase for the image, and the answer."""
-    return _fill(task.question, given, phrase), _answer(page, task, given)
+    return TaskSample(_fill(task.question, given, phrase), _answer(page, task, given), task.name)
 
 
 def can_serve(page: Page, task: Task) -> bool:

@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from vlm_lora.data.conversations.typed_questions import Question
 from vlm_lora.data.ocr.pages import Page
-from vlm_lora.data.ocr.task_answers import PHRASES, Draw, PageReading, ask_about, asked, givable, servable
+from vlm_lora.data.ocr.task_answers import PHRASES, Draw, PageReading, TaskSample, ask_about, asked, givable, servable
 
 MOST_DRAWS = 32
 """With more draws of a row than this, its tasks are looked at instead, each with its longest question and answer."""
 
-Ask: TypeAlias = Callable[[Page, PageReading, int], Iterable[tuple[Question, str]]]
+Ask: TypeAlias = Callable[[Page, PageReading, int], Iterable[TaskSample]]
 """Questions with their answers about a page that is row so-and-so of its files; the first epoch's comes first."""
 
 
@@ -31,8 +30,8 @@ class Span:
 
     @property
     def counted(self) -> bool:
-        """Whether each of the draws is looked at."""
-        return self.epochs is not None and self.epochs * self.repeats <= MOST_DRAWS
+        """Whether each of the draws is looked at: where they are few, and those of an only epoch in any case."""
+        return self.epochs is not None and (self.epochs == 1 or self.epochs * self.repeats <= MOST_DRAWS)
 
     @property
     def key(self) -> str:
@@ -55,7 +54,7 @@ ONCE = Span()
 def each_draw(span: Span) -> Ask:
     """Ask what each draw of a counted span asks."""
 
-    def ask(page: Page, reading: PageReading, row: int) -> Iterator[tuple[Question, str]]:
+    def ask(page: Page, reading: PageReading, row: int) -> Iterator[TaskSample]:
         for epoch in range(span.epochs or 1):
             for repeat in range(span.repeats):
                 yield ask_about(page, reading, Draw(epoch=epoch, row=row, repeat=repeat))
@@ -66,17 +65,17 @@ def each_draw(span: Span) -> Ask:
 def longest_of_each_task(tokens: Callable[[str], int]) -> Ask:
     """Ask of each task that a page can serve what takes most tokens: the item that is given, and the phrase."""
 
-    def ask(page: Page, reading: PageReading, row: int) -> Iterator[tuple[Question, str]]:
+    def ask(page: Page, reading: PageReading, row: int) -> Iterator[TaskSample]:
         yield ask_about(page, reading, Draw(row=row))
         phrase = max(PHRASES, key=tokens)
         for task in servable(page, reading):
             choices = [asked(page, task, given, phrase) for given in givable(page, task)]
-            yield max(choices, key=lambda choice: tokens(str(choice[0])) + tokens(choice[1]))
+            yield max(choices, key=lambda choice: tokens(str(choice.question)) + tokens(choice.answer))
 
     return ask
 
 
-def everything(page: Page, reading: PageReading, row: int) -> Iterator[tuple[Question, str]]:
+def everything(page: Page, reading: PageReading, row: int) -> Iterator[TaskSample]:
     """Ask all that any draw may ask; of a page with many items that is thousands of questions."""
     yield ask_about(page, reading, Draw(row=row))
     for task in servable(page, reading):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from support.datasets import encode_png, write_jsonl
 from support.mask_cases import new_encoder
-from vlm_lora.batching.every_draw import EveryDraw
+from vlm_lora.batching.task_samples import TaskSamples
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.conversation import Conversation
 from vlm_lora.data.dataset import ConversationDataset, load_splits
@@ -33,8 +33,8 @@ def rows(tmp_path: Path) -> ConversationDataset:
 
 
 def lengths(rows: ConversationDataset, span: Span, **settings: Any) -> list[int]:
-    drawn = EveryDraw(rows, new_encoder("qwen2_5_vl", load_image=None, **settings), span)
-    return [len(row.input_ids) for row in drawn.encoded(0, drawn.conversations(0))]
+    drawn = TaskSamples(rows, new_encoder("qwen2_5_vl", load_image=None, **settings), span)
+    return [len(row.input_ids) for row in drawn.encoded(0, drawn.choices(0))]
 
 
 def alone(rows: ConversationDataset, conversation: Conversation) -> int:
@@ -44,12 +44,12 @@ def alone(rows: ConversationDataset, conversation: Conversation) -> int:
 def test_each_draw_is_encoded_as_it_is_alone_and_its_image_decoded_once(rows: ConversationDataset) -> None:
     decoded: list[Any] = []
     encoder = new_encoder("qwen2_5_vl", load_image=None).watched_by(decoded.append)
-    drawn = EveryDraw(rows, encoder, Span(epochs=12))
-    conversations = drawn.conversations(0)
-    found = [len(row.input_ids) for row in drawn.encoded(0, conversations)]
+    drawn = TaskSamples(rows, encoder, Span(epochs=12))
+    choices = drawn.choices(0)
+    found = [len(row.input_ids) for row in drawn.encoded(0, choices)]
     assert len(decoded) == 1
     assert len(found) > 6
-    assert found == [alone(rows, conversation) for conversation in conversations]
+    assert found == [alone(rows, conversation) for conversation in choices.conversations]
     assert lengths(rows, Span()) == found[:1], "the control: without a span it is the first epoch's"
 
 
@@ -71,3 +71,16 @@ def test_the_longest_of_a_task_is_not_trusted_near_the_limit(rows: ConversationD
     assert lengths(rows, Span(epochs=None), max_length=max(possible) + 20) == by_task, "the control: far from it"
     with pytest.raises(TooLongError):
         lengths(rows, Span(epochs=None), max_length=max(possible) - 1)
+
+
+def test_each_draw_is_found_among_the_conversations(rows: ConversationDataset) -> None:
+    encoder = new_encoder("qwen2_5_vl", load_image=None)
+    choices = TaskSamples(rows, encoder, Span(epochs=12, repeats=2)).choices(0)
+    assert len(choices.drawn) == 24
+    for draw, number in enumerate(choices.drawn):
+        epoch, repeat = divmod(draw, 2)
+        read = rows.at(0, epoch=epoch, repeat=repeat)
+        assert [turn.text for turn in choices.conversations[number].turns] == [turn.text for turn in read.turns]
+    assert set(choices.tasks) == {"reading", "conditional_detection"}
+    assert len(choices.tasks) == len(choices.conversations) > 6
+    assert TaskSamples(rows, encoder, Span(epochs=None)).choices(0).drawn == (), "nothing counts them"

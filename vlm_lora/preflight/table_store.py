@@ -1,10 +1,10 @@
-"""Earlier checks, kept by everything that their outcome depends on.
+"""Row tables, kept by everything that they depend on.
 
 A key is made of the data files (path, size, time; or the fingerprint of `datasets`), the rows chosen of them,
-what their columns were taken as, which draws of them were looked at, the data and length settings, the
-processor's own content (tokenizer, chat template, image settings) and the versions of the packages. Image
-files next to the data are compared by the reader, row by row. Nothing here can make a run fail: what cannot be
-read or written is said and done without.
+what their columns were taken as, which draws of them were looked at, the sizes that images are brought to, the data
+and length settings, the processor's own content (tokenizer, chat template, image settings) and the versions of the
+packages. Image files next to the data are compared by the reader, row by row. Nothing here can make a run fail: what
+cannot be read or written is said and done without.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import inspect
 import json
 import logging
 import os
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from hashlib import blake2b
 from importlib.metadata import version
@@ -23,29 +22,30 @@ from typing import Any
 
 import numpy as np
 
+from vlm_lora.batching.canvases import Size
+from vlm_lora.batching.row_table import RowTable, open_row_table
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.version import __version__
 from vlm_lora.config.whole_files import replacing
 from vlm_lora.data.dataset import ConversationDataset
 from vlm_lora.data.formats.arrow_files import HeldOpen
 from vlm_lora.data.ocr.task_sampling import Span
-from vlm_lora.preflight.findings import Findings
 from vlm_lora.session import Preprocessing
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 4
+FORMAT = 5
 """Changes with the layout of the files, and with what is read of a row."""
 
-KEPT = 50
-"""Earlier checks that are kept, the newest."""
+KEPT, KEPT_BYTES = 50, 2 * 2**30
+"""Tables that are kept, the newest: at most so many, of at most so many bytes together."""
 
 IRRELEVANT = frozenset({"skip_check", "on_bad_sample", "max_bad_fraction", "max_train_samples", "max_eval_samples"})
 """Data settings that change no row: what is done about bad ones, and limits, which the chosen rows show."""
 
 
-class CheckCache:
-    """Findings of earlier checks with one model and one configuration.
+class TableStore:
+    """Row tables of one model and one configuration.
 
     Args:
         folder: where they lie.
@@ -58,7 +58,6 @@ class CheckCache:
         settings = {name: value for name, value in asdict(run.data).items() if name not in IRRELEVANT}
         self._common = {
             "format": FORMAT,
-            "byteorder": sys.byteorder,
             "versions": [__version__, *(version(name) for name in ("transformers", "tokenizers", "pillow"))],
             "data": settings,
             "files_of_settings": _stamps(_files_named(settings.values())),
@@ -67,45 +66,60 @@ class CheckCache:
             "processor": processor_content(preprocessing.processor),
         }
 
-    def key(self, rows: ConversationDataset, span: Span) -> str | None:
-        """Return the name of these rows' check, or None where nothing tells whether the rows have changed."""
+    def key(self, rows: ConversationDataset, span: Span, canvases: Sequence[Size] = ()) -> str | None:
+        """Return the name of these rows' table, or None where nothing tells whether the rows have changed."""
         files = _files_of(rows)
         if files is None:
-            logger.info("%s: its rows have neither files nor a fingerprint, so this check is not kept.", rows.name)
             return None
-        chosen = blake2b(np.asarray(rows.positions, dtype=np.int64).tobytes(), digest_size=16).hexdigest()
-        schema = asdict(rows.schema)
-        drawn = span.key if rows.varies else ""
-        content = {**self._common, "files": files, "rows": [len(rows), chosen], "schema": schema, "drawn": drawn}
+        content = {
+            **self._common,
+            "files": files,
+            "rows": [len(rows), blake2b(np.asarray(rows.positions, dtype="<i8").tobytes(), digest_size=16).hexdigest()],
+            "schema": asdict(rows.schema),
+            "drawn": span.key if rows.varies else "",
+            "canvases": list(canvases),
+        }
         text = json.dumps(content, sort_keys=True, default=str)
         return blake2b(text.encode(), digest_size=16).hexdigest()
 
-    def load(self, key: str) -> Findings | None:
-        """Return the findings kept under a key, or None."""
+    def has(self, key: str | None) -> bool:
+        """Say whether a table is kept under a key."""
+        return key is not None and self._path(key).is_file()
+
+    def load(self, key: str) -> RowTable | None:
+        """Return the table kept under a key, or None."""
         path = self._path(key)
         try:
-            return Findings.from_mapping(json.loads(path.read_text(encoding="utf-8")))
+            return open_row_table(path)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("%s cannot be used (%s): the rows are read again.", path, error)
             return None
 
-    def store(self, key: str, findings: Findings) -> None:
-        """Keep findings under a key; whole or not at all."""
+    def store(self, key: str, table: RowTable) -> None:
+        """Keep a table under a key; whole or not at all."""
         path = self._path(key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as stream:
-                stream.write(json.dumps(findings.to_mapping()).encode("ascii"))
-            kept = sorted(path.parent.glob("*.json"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
-            for old in kept[KEPT:]:
-                old.unlink(missing_ok=True)
+                table.write(stream)
+            _remove_oldest(path.parent)
         except OSError as error:
             logger.warning("This check could not be kept in %s (%s); the next one reads every row again.", path, error)
 
     def _path(self, key: str) -> Path:
-        return self._folder / f"{key}.json"
+        return self._folder / f"{key}.rows"
+
+
+def _remove_oldest(folder: Path) -> None:
+    """Remove all but the newest files; another process may do so at the same time."""
+    total = 0
+    files = [(file, file.stat()) for file in folder.iterdir() if file.is_file()]
+    for place, (file, status) in enumerate(sorted(files, key=lambda each: -each[1].st_mtime_ns)):
+        total += status.st_size
+        if place and (place >= KEPT or total > KEPT_BYTES):
+            file.unlink(missing_ok=True)
 
 
 def processor_content(processor: Any) -> str:

@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlm_lora.batching.encoding import RowEncoder
-from vlm_lora.batching.overlong import overlong_rows
+from vlm_lora.batching.row_table import RowTable
 from vlm_lora.config.surrogate_text import encode
 from vlm_lora.data.dataset import Splits
 from vlm_lora.data.split_parts import split_parts, with_parts
 from vlm_lora.errors import DataError
-from vlm_lora.training.drawing import spans_of
+from vlm_lora.preflight.faults import TOO_LONG
 from vlm_lora.training.planning import shared_values
 
 logger = logging.getLogger(__name__)
@@ -22,51 +21,40 @@ logger = logging.getLogger(__name__)
 FILE = "overlong_rows.json"
 
 
-def leave_out_overlong(
-    splits: Splits, encoder: RowEncoder, arguments: Any, *, epochs: int | None, timeout: float = 0
-) -> Splits:
+def filter_overlong(splits: Splits, arguments: Any, tables: Mapping[str, RowTable]) -> Splits:
     """Return the splits without the rows that are too long; `overlong_rows.json` in the output folder lists those.
 
     Args:
         splits: the run's data.
-        encoder: makes the rows.
-        arguments: the training arguments, which know output folder, loader workers and processes.
-        epochs: how many epochs draw anew, None where nothing says it; a row is left out for all of them.
-        timeout: seconds to wait for a loader worker; 0 waits for ever.
+        arguments: the training arguments, which know output folder and processes.
+        tables: of each data set, on the process of a machine that has read the rows.
 
     Raises:
         DataError: no row of a split is left.
-        RenderingError, ImageError: a row cannot be encoded for another reason.
     """
     parts = split_parts(splits)
-    spans = spans_of(splits, epochs)
+    path = Path(arguments.output_dir) / FILE
     listed = shared_values(
-        Path(arguments.output_dir) / FILE,
+        path,
         arguments,
         lambda: {
             name: [
-                {"position": position, "row": str(rows.source(position)), "reason": reason}
-                for position, reason in overlong_rows(
-                    rows,
-                    encoder,
-                    span=spans[name],
-                    workers=arguments.dataloader_num_workers,
-                    show_progress=not arguments.disable_tqdm,
-                    timeout=timeout,
-                ).items()
+                {"position": row.index, "row": str(rows.source(row.index)), "reason": row.reason}
+                for row in tables[name].bad
+                if row.kind == TOO_LONG
             ]
             for name, rows in parts.items()
         },
     )
     for name, rows in parts.items():
-        _say(name, len(listed[name]), len(rows), Path(arguments.output_dir) / FILE)
+        _say(name, len(listed[name]), len(rows), path)
     return with_parts(
         splits, {name: rows.without([entry["position"] for entry in listed[name]]) for name, rows in parts.items()}
     )
 
 
 def note_overlong(folder: Path, listed: Mapping[str, Sequence[Any]], counts: Mapping[str, int], *, write: bool) -> None:
-    """List the rows that the check has found too long, as `leave_out_overlong` does those that it finds itself.
+    """List the rows that the check has found too long, as `filter_overlong` does where no report is written.
 
     Args:
         folder: the output folder.

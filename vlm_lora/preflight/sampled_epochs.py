@@ -10,7 +10,7 @@ from vlm_lora.data.ocr.task_sampling import ONCE, Span
 from vlm_lora.data.split_parts import split_parts, trained_parts
 
 
-def drawn_epochs(*, num_train_epochs: float, max_steps: int, static_shapes: bool) -> int | None:
+def sampled_epochs(*, num_train_epochs: float, max_steps: int, static_shapes: bool) -> int | None:
     """Return how many epochs draw anew; None where only the number of processes says it (`--max_steps`).
 
     Planned batch shapes repeat the first epoch's draws.
