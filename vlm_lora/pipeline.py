@@ -29,7 +29,7 @@ from vlm_lora.data.dataset import Splits, load_splits
 from vlm_lora.engines.zero_numbers import agreeing_schedule, with_file_numbers
 from vlm_lora.errors import ConfigError
 from vlm_lora.evaluation.places import refuse_other_results
-from vlm_lora.preflight.check import Prepared, prepare_rows, read_rows, report_on, shapes_of
+from vlm_lora.preflight.check import Prepared, known_rows, prepare_rows, read_rows, report_on, shapes_of
 from vlm_lora.preflight.figures import DataReport
 from vlm_lora.preflight.parallel_map import ParallelMap
 from vlm_lora.preflight.sampled_epochs import sampled_epochs
@@ -87,8 +87,9 @@ def train(run: RunConfig) -> dict[str, Any]:
     if splits.stream is not None:
         check_streaming(run, arguments, static_shapes=wants_static_shapes(session.run, session.backend))
     preprocessing = open_preprocessing(run)
-    splits, preprocessing, groups = _read_rows(session, splits, preprocessing)
-    oom_advice = partial(advise, _subject(run, session.values, preprocessing, splits.train), arguments, session.backend)
+    prepared, preprocessing, groups = _read_rows(session, splits, preprocessing)
+    splits = prepared.splits
+    oom_advice = partial(advise, _subject(run, session.values, preprocessing, prepared), arguments, session.backend)
     with explain_exhaustion(session.backend, "loading the model", oom_advice):
         model = (
             _load_for_training(session, preprocessing)
@@ -180,11 +181,8 @@ def check(run: RunConfig, *, workers: int | None, show_progress: bool) -> DataRe
     run, values, arguments_class = resolve_anywhere(run)
     measured = is_true(values.get("do_eval", True))
     splits = load_splits(run.data, need_train=is_true(values.get("do_train", True)), need_validation=measured)
-    given = {field.name: values.get(field.name, field.default) for field in fields(arguments_class)}
     static_shapes = wants_static_shapes(run)
-    epochs = sampled_epochs(
-        num_train_epochs=given["num_train_epochs"], max_steps=given["max_steps"], static_shapes=static_shapes
-    )
+    epochs = _epochs_of(values, arguments_class, static_shapes=static_shapes)
     preprocessing = open_preprocessing(run)
     parallel = ParallelMap(workers=workers, show_progress=show_progress, timeout=run.batching.dataloader_timeout)
     read = read_rows(run, splits, preprocessing, parallel=parallel, epochs=epochs, static_shapes=static_shapes)
@@ -202,15 +200,27 @@ def plan(run: RunConfig, request: PlanRequest, announce: Callable[[str], object]
     values = with_file_numbers(values)
     check_arguments(values)
     preprocessing = open_preprocessing(run)
-    data = None
+    prepared = None
     if run.data.dataset_name is not None:
         held_out = run.data.validation_name is None and run.data.validation_fraction > 0 and not run.data.streaming
-        data = load_splits(run.data, need_train=True, need_validation=held_out).train
+        splits = load_splits(run.data, need_train=True, need_validation=held_out)
+        epochs = _epochs_of(values, arguments_class, static_shapes=wants_static_shapes(run))
+        prepared = known_rows(run, replace(splits, validation=None), preprocessing, epochs=epochs)
     choice = read_choice(run, values, arguments_class, world_size=request.world_size)
-    return plan_run(_subject(run, values, preprocessing, data), request, choice, devices, announce)
+    return plan_run(_subject(run, values, preprocessing, prepared), request, choice, devices, announce)
 
 
-def _subject(run: RunConfig, values: Mapping[str, Any], preprocessing: Preprocessing, data: Any) -> Subject:
+def _epochs_of(values: Mapping[str, Any], arguments_class: type, *, static_shapes: bool) -> int | None:
+    """Return how many epochs draw anew, by checked keys and the defaults of their class."""
+    given = {field.name: values.get(field.name, field.default) for field in fields(arguments_class)}
+    return sampled_epochs(
+        num_train_epochs=given["num_train_epochs"], max_steps=given["max_steps"], static_shapes=static_shapes
+    )
+
+
+def _subject(
+    run: RunConfig, values: Mapping[str, Any], preprocessing: Preprocessing, prepared: Prepared | None
+) -> Subject:
     from vlm_lora.memory.run import Subject
 
     return Subject(
@@ -220,17 +230,18 @@ def _subject(run: RunConfig, values: Mapping[str, Any], preprocessing: Preproces
         family=preprocessing.family,
         encoder=preprocessing.encoder,
         collator=preprocessing.collator,
-        data=data,
+        data=None if prepared is None else prepared.splits.train,
+        shapes=tuple if prepared is None else lambda: shapes_of(prepared).get("train", ()),
     )
 
 
 def _read_rows(
     session: Session, splits: Splits, preprocessing: Preprocessing
-) -> tuple[Splits, Preprocessing, Mapping[str, Any]]:
+) -> tuple[Prepared, Preprocessing, Mapping[str, Any]]:
     """Read every row once before training.
 
     Returns:
-        The splits without the rows that policies leave out; preprocessing that keeps to planned shapes, where shapes
+        The rows without those that policies leave out; preprocessing that keeps to planned shapes, where shapes
         are to be static; and the rows of each shape.
     """
     run, arguments = session.run, session.arguments
@@ -247,8 +258,8 @@ def _read_rows(
         static_shapes=static_shapes,
     )
     if not static_shapes:
-        return prepared.splits, preprocessing, {}
-    return prepared.splits, *_plan_shapes(session, preprocessing, prepared)
+        return prepared, preprocessing, {}
+    return prepared, *_plan_shapes(session, preprocessing, prepared)
 
 
 def _plan_shapes(
@@ -257,8 +268,8 @@ def _plan_shapes(
     """Plan the shapes of all batches; return preprocessing that keeps to them, and the rows of each shape."""
     from vlm_lora.training.planning import announce, shared_survey
 
-    splits = prepared.splits
-    if splits.train is not None and splits.train.varies:
+    train = prepared.splits.train
+    if train is not None and train.varies:
         logger.warning(
             "Batch shapes are planned from the rows of the first epoch, so every epoch repeats what it drew (OCR "
             "tasks, the rows of a weight's fraction). --static_shapes false draws anew each epoch."
@@ -268,7 +279,7 @@ def _plan_shapes(
         session.arguments,
         lambda: survey_shapes(
             preprocessing.encoder,
-            shapes_of(splits, prepared.tables),
+            shapes_of(prepared),
             canvases=prepared.canvases,
             max_shapes=session.run.batching.max_shapes,
             longest=preprocessing.longest,

@@ -49,6 +49,24 @@ def predicted(report: dict[str, Any]) -> int:
     return int(device["total_bytes"] - device["items"]["overhead"])
 
 
+def test_a_checked_data_set_is_planned_by_all_of_its_rows(
+    rows: Path, model_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A sample of eight holds all eight rows as well, so both plans are one."""
+    data = Path(shutil.copytree(rows, tmp_path / "data"))
+    model, device = model_folder("gemma3"), ("--device", "CPU", "--per_device_train_batch_size", "3")
+    sampled = planned(model, data, capsys, *device)
+    flags = ["--model_name_or_path", str(model), "--dataset_name", str(data), "--validation_fraction", "0"]
+    assert main(["check", *flags, "--json", "--do_eval", "false", "--use_cpu"]) == 0
+    checked = planned(model, data, capsys, *device)
+    assert checked["devices"] == sampled["devices"]
+    assert "8 of 8 rows: " in json.dumps(sampled)
+    assert "all 8 rows, as they were checked: " in json.dumps(checked)
+    few = planned(model, data, capsys, *device, "--max_length", "500", "--rows", "1")
+    assert "1 of 8 rows" in json.dumps(few), "the control: with other settings nothing was checked"
+    assert few["devices"] != checked["devices"]
+
+
 FAMILIES = ("gemma3", "qwen2_5_vl", "llava")
 WAYS: tuple[tuple[str, ...], ...] = ((), ("--gradient_checkpointing",), ("--peft_method", "none"))
 # The planner is the same on both stacks, and every family's step is measured on both (test_step_peaks.py).

@@ -11,12 +11,13 @@ from typing import Any
 from vlm_lora.backend import Backend, DeviceSpec, Precision
 from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.encoding import RowEncoder
+from vlm_lora.batching.shapes import RowShape
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.memory.plan import bits_of
 from vlm_lora.memory.planner import Choice, Planner
 from vlm_lora.memory.proposals import Proposal, propose
 from vlm_lora.memory.request import PlanReport, PlanRequest, Verdict, read_choice, simulated_attention
-from vlm_lora.memory.sample import Sample, assume_rows, sample_rows
+from vlm_lora.memory.sample import Sample, assume_rows, longest_rows, sample_rows
 from vlm_lora.model.attention import check_attention
 from vlm_lora.model.families import Family
 from vlm_lora.model.quantization import check_training
@@ -41,6 +42,19 @@ class Subject:
     collator: Collator
     data: Any
     """The training rows; None where none were named."""
+    shapes: Callable[[], Sequence[RowShape]] = tuple
+    """Returns what each of them contributes to its batch's shape; nothing where they were not all read before."""
+
+    def sample(self, *, count: int, side: float) -> Sample:
+        """Return the longest of all rows where they are known, else of `count` rows, with images at a share of sides.
+
+        Raises:
+            DataError: a row cannot be encoded.
+        """
+        shapes = self.shapes() if side == 1.0 else ()
+        if shapes:
+            return longest_rows(self.encoder, self.data, shapes)
+        return sample_rows(self.encoder, self.data, count=count, picture_side=side)
 
     def planner(
         self, backend: Backend, samples: Callable[[float], Sample], announce: Callable[[str], object]
@@ -98,7 +112,7 @@ def plan_run(
     @lru_cache
     def samples(side: float) -> Sample:
         if subject.data is not None:
-            return sample_rows(subject.encoder, subject.data, count=request.rows, picture_side=side)
+            return subject.sample(count=request.rows, side=side)
         return assume_rows(subject.encoder, request.assumption(subject.run.batching.max_length).scaled(side))
 
     for backend, _ in devices:
@@ -121,7 +135,7 @@ def advise(subject: Subject, arguments: Any, backend: Backend) -> Verdict:
     choice = read_choice(subject.run, subject.values, type(arguments), world_size=arguments.world_size)
     planner = subject.planner(
         backend,
-        lru_cache(lambda side: sample_rows(subject.encoder, subject.data, count=ROWS, picture_side=side)),
+        lru_cache(lambda side: subject.sample(count=ROWS, side=side)),
         logger.info,
     )
     plan = planner.plan(choice, device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn.functional import pad
 from vlm_lora.batching.collator import Collator, supervised_positions
 from vlm_lora.batching.encoded import IGNORE_INDEX, EncodedRow
 from vlm_lora.batching.encoding import RowEncoder
+from vlm_lora.batching.shapes import RowShape
 from vlm_lora.data.conversation import Conversation, ImageRef, Part, RowSource, Text, Turn
 from vlm_lora.errors import ConfigError, DataError, RenderingError
 
@@ -80,11 +82,35 @@ def sample_rows(encoder: RowEncoder, data: Any, *, count: int, picture_side: flo
     rows.sort(key=lambda row: -len(row.input_ids))
     lengths = [len(row.input_ids) for row in rows]
     supervised = max(_supervised(row) for row in rows)
+    elements = max((tensor.numel() for row in rows for tensor in row.media.values()), default=0)
     note = (
         f"{len(rows)} of {total} rows: {lengths[0]} tokens in the longest, {statistics.median_low(lengths)} in the "
-        f"median, at most {supervised} supervised{_media_note(rows)}"
+        f"median, at most {supervised} supervised{_media_note(elements)}"
     )
     return Sample(rows=tuple(rows[:KEPT]), is_everything=len(rows) == total, supervised=supervised, note=note)
+
+
+def longest_rows(encoder: RowEncoder, data: Any, shapes: Sequence[RowShape]) -> Sample:
+    """Encode the longest rows of a data set that was read before.
+
+    Args:
+        encoder: makes the rows.
+        data: conversations by number.
+        shapes: what each of them contributes to its batch's shape.
+
+    Raises:
+        RenderingError, ImageError: a row cannot be encoded any more; the message names it.
+    """
+    order = sorted(range(len(shapes)), key=lambda index: -shapes[index].length)
+    supervised = max(shape.supervised for shape in shapes)
+    elements = max((prod(size) for shape in shapes for _, size, _ in shape.media), default=0)
+    median = statistics.median_low(shape.length for shape in shapes)
+    note = (
+        f"all {len(shapes)} rows, as they were checked: {shapes[order[0]].length} tokens in the longest, {median} in "
+        f"the median, at most {supervised} supervised{_media_note(elements)}"
+    )
+    rows = tuple(encoder.encode(data[index]) for index in order[:KEPT])
+    return Sample(rows=rows, is_everything=True, supervised=supervised, note=note)
 
 
 def assume_rows(encoder: RowEncoder, assumption: Assumption) -> Sample:
@@ -134,8 +160,7 @@ def _supervised(row: EncodedRow) -> int:
     return int(row.labels[1:].ne(IGNORE_INDEX).sum())
 
 
-def _media_note(rows: Sequence[EncodedRow]) -> str:
-    elements = max((tensor.numel() for row in rows for tensor in row.media.values()), default=0)
+def _media_note(elements: int) -> str:
     return f", images of up to {elements:,} values" if elements else ", no images"
 
 

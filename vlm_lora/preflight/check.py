@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from vlm_lora.config.run_config import RunConfig
 from vlm_lora.data.cache_folder import cache_place
 from vlm_lora.data.dataset import Splits
 from vlm_lora.data.ocr.task_sampling import ONCE
-from vlm_lora.data.split_parts import places, split_parts
+from vlm_lora.data.split_parts import places, split_parts, with_parts
 from vlm_lora.errors import DataError
 from vlm_lora.preflight.faults import TOO_LONG
 from vlm_lora.preflight.figures import DataReport, build_report
@@ -160,6 +161,8 @@ def prepare_rows(
         splits = _use_report(run, arguments, splits)
     elif drops:
         splits = filter_overlong(splits, arguments, read.tables)
+    if splits.stream is not None:
+        return Prepared(splits=splits)  # what was read are its first rows alone
     good = {name: table.take(table.good()) if table.bad else table for name, table in read.tables.items()}
     return Prepared(splits=splits, tables=good, canvases=read.canvases)
 
@@ -198,11 +201,33 @@ def _use_report(run: RunConfig, arguments: Any, splits: Splits) -> Splits:
     return leave_out(splits, listed, folder / (QUARANTINE if bad and not overlong else REPORT))
 
 
-def shapes_of(splits: Splits, tables: Mapping[str, RowTable]) -> dict[str, list[RowShape]]:
-    """Return what each row contributes to its batch's shape in the first epoch, by split."""
-    given = {"train": splits.train, "validation": splits.validation}
+def known_rows(run: RunConfig, splits: Splits, preprocessing: Preprocessing, *, epochs: int | None) -> Prepared:
+    """Return the rows with the tables of an earlier check with the same settings, bad ones left out; read none.
+
+    Without such a check the splits come back as they are, with no tables; a stream has none either way.
+    """
+    if splits.stream is not None:
+        return Prepared(splits=splits)
+    reader = RowReader(
+        parallel=ParallelMap(show_progress=sys.stderr.isatty(), timeout=run.batching.dataloader_timeout),
+        store=TableStore(cache_place("checks"), run, preprocessing),
+    )
+    parts, spans = split_parts(splits), spans_of(splits, epochs)
+    tables = {}
+    for name, rows in parts.items():
+        table = reader.kept(rows, preprocessing.encoder, spans[name])
+        if table is None:
+            return Prepared(splits=splits)
+        parts[name] = rows.without([row.index for row in table.bad])
+        tables[name] = table.take(table.good())
+    return Prepared(splits=with_parts(splits, parts), tables=tables)
+
+
+def shapes_of(prepared: Prepared) -> dict[str, list[RowShape]]:
+    """Return what each row contributes to its batch's shape in the first epoch, by split; none without tables."""
+    given = {"train": prepared.splits.train, "validation": prepared.splits.validation}
     return {
-        split: [tables[name].shape(index, draw) for name, index, draw in places(split, rows)]
+        split: [prepared.tables[name].shape(index, draw) for name, index, draw in places(split, rows)]
         for split, rows in given.items()
-        if rows is not None
+        if rows is not None and prepared.tables
     }
