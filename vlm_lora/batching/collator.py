@@ -1,10 +1,10 @@
-"""Rows of different lengths to one batch, and the names of its rows, which travel with it on the host."""
+"""Rows of different lengths to one batch, and which rows it is of, which travels with it on the host."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -209,12 +209,22 @@ def _token_tensor(name: str, rows: Sequence[EncodedRow], length: int, *, left: b
     return _stacked(filled, length, 0, left=left)
 
 
-ROWS = "row_names"
-"""The batch's key for the names of its rows: a tuple of texts, which no loader moves to a device."""
+ROWS = "rows"
+"""The batch's key for which rows it is of: a tuple of `BatchRow`, which no loader moves to a device."""
+
+
+@dataclass(frozen=True)
+class BatchRow:
+    """A row as its batch knows it."""
+
+    number: int | None
+    """In its split, counted from 0: the place in the row table."""
+    name: str
+    """As messages say it: `train.jsonl row 17`."""
 
 
 class NamesRows:
-    """A collator that adds the rows' names to the batch of another.
+    """A collator that adds to the batch of another which rows it is of.
 
     Args:
         collator: makes the batch.
@@ -224,9 +234,10 @@ class NamesRows:
         self._collator = collator
 
     def __call__(self, rows: Sequence[Conversation | Filler]) -> dict[str, Any]:
-        """Return the batch with `ROWS`, in order: `train.jsonl row 17`, fillers too."""
-        names = tuple(str((row.row if isinstance(row, Filler) else row).source) for row in rows)
-        return {**self._collator(rows), ROWS: names}
+        """Return the batch with `ROWS`, in order, fillers too."""
+        read = [row.row if isinstance(row, Filler) else row for row in rows]
+        numbered = tuple(BatchRow(row.number, str(row.source)) for row in read)
+        return {**self._collator(rows), ROWS: numbered}
 
 
 @contextmanager

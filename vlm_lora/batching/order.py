@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -99,7 +99,9 @@ class FillableRows:
         return name_of(self._rows)(index % len(self._rows))
 
     def _read(self, place: int, epoch: int) -> Conversation:
-        return self._rows.at(place, epoch=epoch) if isinstance(self._rows, VaryingRows) else self._rows[place]
+        rows = self._rows
+        row = rows.at(place, epoch=epoch) if isinstance(rows, VaryingRows) else rows[place]
+        return replace(row, number=place)
 
 
 class BatchOrder(Sampler[int]):

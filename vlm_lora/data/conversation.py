@@ -87,6 +87,8 @@ class Conversation:
     turns: tuple[Turn, ...]
     source: RowSource
     accepted_answers: tuple[str, ...] = ()
+    number: int | None = None
+    """Its number in the split that a loader reads, which the row table counts by; None elsewhere."""
 
     @property
     def answer(self) -> Turn:

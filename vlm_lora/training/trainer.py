@@ -85,7 +85,7 @@ class VlmTrainerMixin:
             loss, outputs = super().compute_loss(  # type: ignore[misc]
                 model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
-        self.finite.note(loss, rows, outputs.row_losses)
+        self.finite.note(loss, [row.name for row in rows], outputs.row_losses)
         return (loss, outputs) if return_outputs else loss
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -244,7 +244,7 @@ class VlmTrainerMixin:
         ignore_keys: list[str] | None = None,
     ) -> tuple[None, None, None]:
         """Add the batch's row sums to the evaluation's totals; fillers have none."""
-        self._row_names.append(inputs.pop(ROWS, ()))
+        self._row_names.append([row.name for row in inputs.pop(ROWS, ())])
         inputs = self._prepare_inputs(inputs)  # type: ignore[attr-defined]
         positions = inputs.pop("supervised_positions")
         targets = gather_targets(inputs.pop("labels"), positions)
@@ -258,7 +258,7 @@ class VlmTrainerMixin:
         """Replace the base class's mean of batch means by one division at the end, and add the perplexity."""
         self.finite.read()
         self._row_sums: list[torch.Tensor] = []
-        self._row_names: list[tuple[str, ...]] = []
+        self._row_names: list[list[str]] = []
         output = super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
         prefix = kwargs.get("metric_key_prefix", "eval")
         self.finite.check_evaluation(self._row_sums, self._row_names)
