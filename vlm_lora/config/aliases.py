@@ -1,8 +1,8 @@
-"""Names that users of other tools and of older transformers already type, as data.
+"""Names that users of other tools and of older transformers already type, in one table.
 
-Names with a counterpart here (`aliases`), names that transformers 5 dropped (`DROPPED`) or says differently
-(`RESTATED`), and names that belong to launchers (`LAUNCHER_KEYS`). A new name is a new row. Names of an adapter's
-users are declared by the adapter.
+A row says what becomes of a name: it means a setting here (`Alias`), transformers 5 says it differently (`Restated`)
+or has no such setting any more (`Dropped`), it is accepted without effect (`Ignored`), or it brings another setting
+with it (`Implied`). A new name is a new row. Names of an adapter's users are declared by the adapter.
 """
 
 from __future__ import annotations
@@ -28,7 +28,56 @@ _TRANSFORMERS = "transformers"
 _TRL = "TRL"
 
 
-_ROWS: tuple[Alias, ...] = (
+@dataclass(frozen=True, kw_only=True)
+class Implied:
+    """A setting that brings another with it, unless that one is given."""
+
+    name: str
+    setting: str
+    value: str
+    """`{value}` in it is the first one's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restated:
+    """A key that transformers 5 says differently; `resolution` has a function for each."""
+
+    name: str
+    setting: str
+    """What it becomes."""
+    text: str
+    """How that reads."""
+    users: str = f"{_TRANSFORMERS} 4"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ignored:
+    """A mapping that is accepted without effect: rows are always prepared here."""
+
+    name: str
+    keys: frozenset[str]
+    """Those that it may hold."""
+    users: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropped:
+    """A key that a class no longer has: which values lose nothing, and what to do about the others."""
+
+    name: str
+    hint: Any
+    harmless: tuple[Any, ...]
+    """Values that ask for what happens anyway; empty where every value does."""
+    cure: str
+    users: str = f"{_TRANSFORMERS} 4"
+    """Whose key it is."""
+
+
+OtherName = Alias | Implied | Restated | Ignored | Dropped
+
+_NO_APEX = "only torch's own mixed precision is left; leave the key out"
+
+_TABLE: tuple[OtherName, ...] = (
     *renamed(
         _OCR,
         model_name="model_name_or_path",
@@ -89,100 +138,108 @@ _ROWS: tuple[Alias, ...] = (
         )
         for end in ("", "_kwargs")
     ),
-)
-
-
-@cache
-def aliases() -> Mapping[str, Alias]:
-    """Return every other name of a setting: the rows above, then those of the installed adapters."""
-    declared = (alias for found in declarations().values() for alias in found.aliases)
-    return {row.name: row for row in (*_ROWS, *declared)}
-
-
-IMPLIED: tuple[tuple[str, str, str], ...] = (
-    ("environment.WANDB_PROJECT", "report_to", "wandb"),
-    ("output_model_name", "output_dir", "./{value}"),
-)
-"""(setting, key, value): the key's value where the setting is given and the key is not."""
-
-IGNORED: Mapping[str, frozenset[str]] = {"dataset_kwargs": frozenset({"skip_prepare_dataset"})}
-"""Mappings that are accepted without effect (rows are always prepared here), with the keys they may hold."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dropped:
-    """A key that a class no longer has: which values lose nothing, and what to do about the others."""
-
-    hint: Any
-    harmless: tuple[Any, ...]
-    """Values that ask for what happens anyway; empty where every value does."""
-    cure: str
-    users: str = f"{_TRANSFORMERS} 4"
-    """Whose key it is."""
-
-
-_NO_APEX = "only torch's own mixed precision is left; leave the key out"
-
-DROPPED: Mapping[str, Dropped] = {
-    "save_safetensors": Dropped(
-        hint=bool, harmless=(True,), cure="this transformers writes safetensors only; leave the key out"
+    Implied(name="environment.WANDB_PROJECT", setting="report_to", value="wandb"),
+    Implied(name="output_model_name", setting="output_dir", value="./{value}"),
+    Restated(name="warmup_ratio", setting="warmup_steps", text="a warmup_steps below 1"),
+    Restated(
+        name="logging_dir",
+        setting="environment.TENSORBOARD_LOGGING_DIR",
+        text="environment.TENSORBOARD_LOGGING_DIR",
     ),
-    "use_mps_device": Dropped(hint=bool, harmless=(), cure=""),
-    "jit_mode_eval": Dropped(hint=bool, harmless=(False,), cure="evaluation by torch.jit is gone; use --torch_compile"),
-    "use_ipex": Dropped(
-        hint=bool, harmless=(False,), cure="its optimizations are part of PyTorch now; leave the key out"
+    Restated(
+        name="include_tokens_per_second",
+        setting="include_num_input_tokens_seen",
+        text="include_num_input_tokens_seen",
     ),
-    "use_legacy_prediction_loop": Dropped(
-        hint=bool, harmless=(False,), cure="there is one evaluation loop now; leave the key out"
+    Restated(name="fsdp_min_num_params", setting="fsdp_config", text="fsdp_config: {min_num_params}"),
+    Restated(
+        name="fsdp_transformer_layer_cls_to_wrap",
+        setting="fsdp_config",
+        text="fsdp_config: {transformer_layer_cls_to_wrap}",
     ),
-    "tpu_metrics_debug": Dropped(hint=bool, harmless=(False,), cure="there is no TPU backend; leave the key out"),
-    "tpu_num_cores": Dropped(hint=int | None, harmless=(None,), cure="there is no TPU backend; leave the key out"),
-    "past_index": Dropped(
+    Ignored(name="dataset_kwargs", keys=frozenset({"skip_prepare_dataset"}), users=_CONFIG_DRIVEN),
+    Dropped(
+        name="save_safetensors",
+        hint=bool,
+        harmless=(True,),
+        cure="this transformers writes safetensors only; leave the key out",
+    ),
+    Dropped(name="use_mps_device", hint=bool, harmless=(), cure=""),
+    Dropped(
+        name="jit_mode_eval", hint=bool, harmless=(False,), cure="evaluation by torch.jit is gone; use --torch_compile"
+    ),
+    Dropped(
+        name="use_ipex",
+        hint=bool,
+        harmless=(False,),
+        cure="its optimizations are part of PyTorch now; leave the key out",
+    ),
+    Dropped(
+        name="use_legacy_prediction_loop",
+        hint=bool,
+        harmless=(False,),
+        cure="there is one evaluation loop now; leave the key out",
+    ),
+    Dropped(name="tpu_metrics_debug", hint=bool, harmless=(False,), cure="there is no TPU backend; leave the key out"),
+    Dropped(name="tpu_num_cores", hint=int | None, harmless=(None,), cure="there is no TPU backend; leave the key out"),
+    Dropped(
+        name="past_index",
         hint=int,
         harmless=(-1,),
         cure="vision-language models keep no past between batches; leave the key out",
     ),
-    "fp16_opt_level": Dropped(hint=str, harmless=("O1",), cure=_NO_APEX),
-    "half_precision_backend": Dropped(hint=str, harmless=("auto", "cpu_amp", "cuda_amp"), cure=_NO_APEX),
-    "fp16_backend": Dropped(hint=str, harmless=("auto", "cpu_amp", "cuda_amp"), cure=_NO_APEX),
-    "mp_parameters": Dropped(
+    Dropped(name="fp16_opt_level", hint=str, harmless=("O1",), cure=_NO_APEX),
+    Dropped(name="half_precision_backend", hint=str, harmless=("auto", "cpu_amp", "cuda_amp"), cure=_NO_APEX),
+    Dropped(name="fp16_backend", hint=str, harmless=("auto", "cpu_amp", "cuda_amp"), cure=_NO_APEX),
+    Dropped(
+        name="mp_parameters",
         hint=str,
         harmless=("",),
         cure="SageMaker's model parallel library is not used; use --fsdp or --deepspeed",
     ),
-    "ray_scope": Dropped(
+    Dropped(
+        name="ray_scope",
         hint=str | None,
         harmless=("last", None),
         cure="there is no hyperparameter search here; leave the key out",
     ),
-    "load_in_8bit": Dropped(
+    Dropped(
+        name="load_in_8bit",
         hint=bool,
         harmless=(False,),
         cure="8-bit weights are not offered; type --load_in_4bit, which takes half of their memory, or leave it out",
     ),
-    "load_model_only": Dropped(
+    Dropped(
+        name="load_model_only",
         hint=bool,
         harmless=(False,),
         cure="to begin anew with a checkpoint's weights, type --model_name_or_path CHECKPOINT and no "
         "--resume_from_checkpoint",
         users=_OCR,
     ),
-    "push_to_hub_organization": Dropped(
-        hint=str | None, harmless=(None,), cure="write --hub_model_id ORGANIZATION/NAME"
+    Dropped(
+        name="push_to_hub_organization",
+        hint=str | None,
+        harmless=(None,),
+        cure="write --hub_model_id ORGANIZATION/NAME",
     ),
-}
+)
 
-RESTATED: Mapping[str, tuple[str, str]] = {
-    "warmup_ratio": ("warmup_steps", "a warmup_steps below 1"),
-    "logging_dir": ("environment.TENSORBOARD_LOGGING_DIR", "environment.TENSORBOARD_LOGGING_DIR"),
-    "include_tokens_per_second": ("include_num_input_tokens_seen", "include_num_input_tokens_seen"),
-    "fsdp_min_num_params": ("fsdp_config", "fsdp_config: {min_num_params}"),
-    "fsdp_transformer_layer_cls_to_wrap": ("fsdp_config", "fsdp_config: {transformer_layer_cls_to_wrap}"),
-}
-"""Keys that transformers 5 says differently: what they become, and how that reads."""
+IMPLIED = tuple(row for row in _TABLE if isinstance(row, Implied))
+RESTATED: Mapping[str, Restated] = {row.name: row for row in _TABLE if isinstance(row, Restated)}
+IGNORED: Mapping[str, Ignored] = {row.name: row for row in _TABLE if isinstance(row, Ignored)}
+DROPPED: Mapping[str, Dropped] = {row.name: row for row in _TABLE if isinstance(row, Dropped)}
 
 LAUNCHER_KEYS = frozenset({"world_size", "use_mpi", "use_deepspeed", "hostfile", "master_port", "use_env", "map_by"})
 """Flags of launchers, which stand before the name of the verb or script."""
+
+
+@cache
+def aliases() -> Mapping[str, Alias]:
+    """Return every other name of a setting: those of the table, then those of the installed adapters."""
+    declared = (alias for found in declarations().values() for alias in found.aliases)
+    own = (row for row in _TABLE if isinstance(row, Alias))
+    return {row.name: row for row in (*own, *declared)}
 
 
 def canonical_name(name: str) -> str:
@@ -198,17 +255,17 @@ def shown(name: str, value: Any) -> str:
 def describe_aliases() -> list[tuple[str, str, str]]:
     """Return (alias, what it means here, whose name it is) for every name in the tables, in table order."""
     described = [(row.name, _meaning(row), row.users) for row in aliases().values()]
-    described += [(name, text, f"{_TRANSFORMERS} 4") for name, (_, text) in RESTATED.items()]
+    described += [(row.name, row.text, row.users) for row in RESTATED.values()]
     described += [
-        (name, f"accepted without effect: {', '.join(sorted(keys))}", _CONFIG_DRIVEN) for name, keys in IGNORED.items()
+        (row.name, f"accepted without effect: {', '.join(sorted(row.keys))}", row.users) for row in IGNORED.values()
     ]
-    described += [(name, _loss(row), row.users) for name, row in DROPPED.items()]
+    described += [(row.name, _loss(row), row.users) for row in DROPPED.values()]
     return described
 
 
 def _meaning(row: Alias) -> str:
     if row.values is None:
-        implied = [f"; {key} = {value} unless given" for source, key, value in IMPLIED if source == row.canonical]
+        implied = [f"; {each.setting} = {each.value} unless given" for each in IMPLIED if each.name == row.canonical]
         return "".join([row.canonical, *implied])
     parts = {
         spell(switch): "not set" if meaning is None else f"{row.canonical} = {spell(meaning)}"

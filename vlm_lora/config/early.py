@@ -93,7 +93,7 @@ def _without_engines(run: RunConfig) -> RunConfig:
         "deepspeed",
         "fsdp",
         "fsdp_config",
-        *(key for key, (target, _) in RESTATED.items() if target == "fsdp_config"),
+        *(key for key, row in RESTATED.items() if row.setting == "fsdp_config"),
     }
     return replace(run, raw={key: value for key, value in run.raw.items() if canonical_name(key) not in names})
 

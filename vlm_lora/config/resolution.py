@@ -190,7 +190,7 @@ def _restate_warmup_ratio(draft: _Draft, key: str, value: Any) -> None:
 
 def _restate_logging_dir(draft: _Draft, key: str, value: Any) -> None:
     folder = _typed(key, value, str | None)
-    name = RESTATED[key][0].removeprefix("environment.")
+    name = RESTATED[key].setting.removeprefix("environment.")
     before = draft.environment.get(name)
     if before is not None and folder is not None and before != folder:
         raise ConfigError(f"--{key} {folder} and {name}={before} contradict each other. Leave one of them out.")
@@ -200,7 +200,7 @@ def _restate_logging_dir(draft: _Draft, key: str, value: Any) -> None:
 
 def _restate_tokens_per_second(draft: _Draft, key: str, value: Any) -> None:
     # Where tokens are counted, their rate is reported with them.
-    target = RESTATED[key][0]
+    target = RESTATED[key].setting
     if _typed(key, value, bool) and target not in draft.values:
         draft.put(target, True, key)
 

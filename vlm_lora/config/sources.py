@@ -78,10 +78,10 @@ def parse(argv: Sequence[str], *, environ: Mapping[str, str]) -> RunConfig:
 
 def _imply(merged: dict[str, _Given]) -> None:
     """Add what a given setting stands for in addition to itself."""
-    for source, target, template in IMPLIED:
-        if source in merged and merged[source].value and target not in merged:
-            value = template.format(value=merged[source].value)
-            merged[target] = _Given(value=value, written=merged[source].written)
+    for row in IMPLIED:
+        given = merged.get(row.name)
+        if given is not None and given.value and row.setting not in merged:
+            merged[row.setting] = _Given(value=row.value.format(value=given.value), written=given.written)
 
 
 def from_settings(settings: Mapping[str, Any], *, environ: Mapping[str, str]) -> RunConfig:
@@ -273,7 +273,7 @@ def _refusal(pair: _Pair, value: Any, error: MismatchError) -> ConfigError:
 
 
 def _check_ignored(pair: _Pair) -> None:
-    allowed = IGNORED[pair.name]
+    allowed = IGNORED[pair.name].keys
     unknown = sorted(set(_typed(pair, pair.value, Mapping[str, Any])) - allowed)
     if unknown:
         raise ConfigError(

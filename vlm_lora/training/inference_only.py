@@ -49,7 +49,7 @@ def without_engine(run: RunConfig, *, shared: bool = False) -> RunConfig:
 def _engine_of(key: str) -> str:
     """Return the engine that a key speaks of; empty for any other key."""
     name = canonical_name(key)
-    restated = RESTATED[name][0] if name in RESTATED else name
+    restated = RESTATED[name].setting if name in RESTATED else name
     return "fsdp" if restated in _FSDP else "deepspeed" if name == "deepspeed" else ""
 
 

@@ -166,6 +166,6 @@ def kind_of(name: str) -> Kind:
 def setting_of(name: str) -> str:
     """Return the record's setting for any name that a flag or key may have."""
     plain = name.strip().lstrip("-").replace("-", "_")
-    restated = RESTATED[plain][0] if plain in RESTATED else plain
+    restated = RESTATED[plain].setting if plain in RESTATED else plain
     known = canonical_name(restated)
     return _STANDS_FOR.get(known, known)
