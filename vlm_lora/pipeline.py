@@ -46,6 +46,7 @@ from vlm_lora.session import (
 from vlm_lora.training.arguments import check_arguments
 from vlm_lora.training.checkpoints.run_record import note_end
 from vlm_lora.training.inference_only import without_engine
+from vlm_lora.training.observers import Observers, RunLog, RunObserver, Telling
 from vlm_lora.training.outputs import (
     check_adapter_settings,
     claim_folder,
@@ -63,8 +64,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def train(run: RunConfig) -> dict[str, Any]:
-    """Train, evaluate and write everything to `output_dir`; return the figures of `all_results.json`."""
+def train(run: RunConfig, observers: Sequence[RunObserver] = ()) -> dict[str, Any]:
+    """Train, evaluate and write everything to `output_dir`; return the figures of `all_results.json`.
+
+    Observers are told what happens, after the run's own log.
+    """
+    told = Observers([RunLog(), *observers])
+    with told.until_end():
+        return _train(run, told)
+
+
+def _train(run: RunConfig, observers: Observers) -> dict[str, Any]:
+    """As `train`."""
     from vlm_lora.memory.run import advise
     from vlm_lora.report.memory import explain_exhaustion
     from vlm_lora.training.checkpoints.resumption import look_for_checkpoint
@@ -73,6 +84,7 @@ def train(run: RunConfig) -> dict[str, Any]:
     run, arguments = session.run, session.arguments
     if not (arguments.do_train or arguments.do_eval):
         raise ConfigError("Nothing to do: type --do_train, --do_eval, or both.")
+    observers.started(run, arguments)
     folder = Path(arguments.output_dir)
     resumption = look_for_checkpoint(run, arguments, lambda: session.settings)
     checkpoint = resumption.checkpoint
@@ -86,9 +98,7 @@ def train(run: RunConfig) -> dict[str, Any]:
     )
     if splits.stream is not None:
         check_streaming(run, arguments, static_shapes=wants_static_shapes(session.run, session.backend))
-    preprocessing = open_preprocessing(run)
-    prepared, preprocessing, groups = _read_rows(session, splits, preprocessing)
-    splits = prepared.splits
+    prepared, preprocessing, groups = _read_rows(session, splits, observers)
     oom_advice = partial(advise, _subject(run, session.values, preprocessing, prepared), arguments, session.backend)
     with explain_exhaustion(session.backend, "loading the model", oom_advice):
         model = (
@@ -96,16 +106,17 @@ def train(run: RunConfig) -> dict[str, Any]:
             if arguments.do_train
             else _load_for_answers(session, preprocessing)
         )
-    trainer = _build(session, preprocessing, splits, model, groups, resumption)
+    trainer = _build(session, preprocessing, prepared.splits, model, groups, resumption)
+    trainer.add_callback(Telling(observers))
     if trainer.is_world_process_zero():
         write_resolved(folder / ("run_config.yaml" if arguments.do_train else "eval_config.yaml"), run, session.values)
     results: dict[str, Any] = {}
     if arguments.do_train:
         with explain_exhaustion(session.backend, "training", oom_advice):
-            results |= _recorded(folder, "train", _fit(session, trainer, checkpoint), trainer)
+            results |= _recorded(folder, "train", _fit(session, trainer, checkpoint, observers), trainer)
     if arguments.do_eval:
         with explain_exhaustion(session.backend, "evaluation"):
-            results |= _recorded(folder, "eval", _evaluate(session, preprocessing, splits, trainer), trainer)
+            results |= _recorded(folder, "eval", _evaluate(session, preprocessing, prepared.splits, trainer), trainer)
     if arguments.do_train and trainer.is_world_process_zero():
         save_processor(preprocessing.processor, folder)
         write_model_card(folder, run, arguments, results, family=preprocessing.family, steps=trainer.state.global_step)
@@ -236,7 +247,7 @@ def _subject(
 
 
 def _read_rows(
-    session: Session, splits: Splits, preprocessing: Preprocessing
+    session: Session, splits: Splits, observers: Observers
 ) -> tuple[Prepared, Preprocessing, Mapping[str, Any]]:
     """Read every row once before training.
 
@@ -245,6 +256,7 @@ def _read_rows(
         are to be static; and the rows of each shape.
     """
     run, arguments = session.run, session.arguments
+    preprocessing = open_preprocessing(run)
     static_shapes = wants_static_shapes(run, session.backend)
     prepared = prepare_rows(
         run,
@@ -257,6 +269,7 @@ def _read_rows(
         ),
         static_shapes=static_shapes,
     )
+    observers.data_read(prepared.checked)
     if not static_shapes:
         return prepared, preprocessing, {}
     return prepared, *_plan_shapes(session, preprocessing, prepared)
@@ -390,7 +403,7 @@ def _build(
     return trainer
 
 
-def _fit(session: Session, trainer: Any, checkpoint: str | None) -> dict[str, Any]:
+def _fit(session: Session, trainer: Any, checkpoint: str | None, observers: Observers) -> dict[str, Any]:
     """Train, save the weights and the trainer's state, and return the figures."""
     from vlm_lora.training.finished import fit
     from vlm_lora.training.signals import ending_on_signal
@@ -398,7 +411,7 @@ def _fit(session: Session, trainer: Any, checkpoint: str | None) -> dict[str, An
     if checkpoint is not None:
         check_adapter_settings(checkpoint, trainer.model)
     with ending_on_signal(trainer), agreeing_schedule():
-        metrics = fit(trainer, checkpoint)
+        metrics = fit(trainer, checkpoint, observers)
     trainer.save_model(session.arguments.output_dir)
     trainer.save_state()
     memory = {f"train_{name}": value for name, value in session.backend.memory().items()}

@@ -38,6 +38,7 @@ from vlm_lora.preflight.reading import RowReader
 from vlm_lora.preflight.sampled_epochs import spans_of
 from vlm_lora.preflight.table_store import TableStore
 from vlm_lora.session import Preprocessing
+from vlm_lora.training.observers import CheckedData
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ class Prepared:
     """The rows that a run uses."""
 
     splits: Splits
+    checked: CheckedData | None = None
+    """What the check found in them; None without it."""
     tables: Mapping[str, RowTable] = field(default_factory=dict)
     """Of each data set, on the first process of each machine; none where no row was read."""
     canvases: tuple[Size, ...] = ()
@@ -157,14 +160,15 @@ def prepare_rows(
             else:
                 report = report_on(run, splits, preprocessing, read)
                 write_report(Path(arguments.output_dir), report, run.data, on_overflow=run.batching.on_overflow)
+    checked = None
     if not run.data.skip_check:
-        splits = _use_report(run, arguments, splits)
+        splits, checked = _use_report(run, arguments, splits)
     elif drops:
         splits = filter_overlong(splits, arguments, read.tables)
     if splits.stream is not None:
-        return Prepared(splits=splits)  # what was read are its first rows alone
+        return Prepared(splits=splits, checked=checked)  # what was read are its first rows alone
     good = {name: table.take(table.good()) if table.bad else table for name, table in read.tables.items()}
-    return Prepared(splits=splits, tables=good, canvases=read.canvases)
+    return Prepared(splits=splits, checked=checked, tables=good, canvases=read.canvases)
 
 
 def _refuse_first_fault(splits: Splits, read: ReadRows, *, drops: bool) -> None:
@@ -179,26 +183,19 @@ def _refuse_first_fault(splits: Splits, read: ReadRows, *, drops: bool) -> None:
                 raise DataError(f"{rows.source(row.index)}: {row.reason}")
 
 
-def _use_report(run: RunConfig, arguments: Any, splits: Splits) -> Splits:
-    """Say what the report of this machine's first process has found; return the splits without rows left out."""
+def _use_report(run: RunConfig, arguments: Any, splits: Splits) -> tuple[Splits, CheckedData]:
+    """Return the splits without rows left out, and what the report of this machine's first process has found."""
     folder = Path(arguments.output_dir)
     content = read_report(folder)
     listed = faulty_rows(content)
     counts: dict[str, int] = {name: split["rows"] for name, split in content["splits"].items()}
     overlong, bad = divide(listed, run.batching.on_overflow)
     judge(bad, counts, run.data, where=str(folder / REPORT), shown=SHOWN, dropped=overlong)
-    logger.info("Checked %d rows: %d bad. %s says what they are.", sum(counts.values()), len(bad), folder / REPORT)
-    for name, split in content["splits"].items():
-        if split["unanswered"]:
-            logger.info("%s: %d rows have an empty answer, which the model learns to give.", name, split["unanswered"])
-    if content["leaked"]:
-        logger.warning(
-            "%d validation rows are also trained on; %s names the first.", content["leaked"], folder / REPORT
-        )
     if run.batching.on_overflow == "drop":
         by_split = {name: [row for row in overlong if row.split == name] for name in counts}
         note_overlong(folder, by_split, counts, write=arguments.process_index == 0)
-    return leave_out(splits, listed, folder / (QUARANTINE if bad and not overlong else REPORT))
+    found = CheckedData(report=content, path=folder / REPORT, rows=sum(counts.values()), bad=len(bad))
+    return leave_out(splits, listed, folder / (QUARANTINE if bad and not overlong else REPORT)), found
 
 
 def known_rows(run: RunConfig, splits: Splits, preprocessing: Preprocessing, *, epochs: int | None) -> Prepared:

@@ -2,6 +2,11 @@
 
 A run that was cut short in its last evaluation comes here, and a cluster's job that is started once more. The base
 class would train a step more where the last one did not end an epoch, and say that its loss was 0.
+
+The steps are compared when the base class has loaded the checkpoint, not before a trainer is built. How many steps
+there are follows from rows left out, planned shapes, processes and the engine's batch, which the base class works out
+when its loader exists; and ZeRO's and FSDP's weights are loaded by it alone. So a finished run evaluates, keeps its
+best checkpoint and writes its final weights by the same code as any other, whatever shards them.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from vlm_lora.config.whole_files import read_json
+from vlm_lora.training.observers import EndReason, Observers
 
 logger = logging.getLogger(__name__)
 
@@ -34,12 +40,13 @@ class StopWhereDone(TrainerCallback):
             raise _NothingLeftError
 
 
-def fit(trainer: Any, checkpoint: str | None) -> dict[str, Any]:
+def fit(trainer: Any, checkpoint: str | None, observers: Observers) -> dict[str, Any]:
     """Train from a checkpoint or afresh, and return the base class's figures; the earlier ones where no step is left.
 
     Args:
         trainer: with or without `--load_best_model_at_end`, which holds here as at any end.
         checkpoint: the folder to go on from, or None.
+        observers: are told where nothing is left.
     """
     if checkpoint is None:
         return dict(trainer.train().metrics)
@@ -49,13 +56,12 @@ def fit(trainer: Any, checkpoint: str | None) -> dict[str, Any]:
         return dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
     except _NothingLeftError:
         arguments, state = trainer.args, trainer.state
-        logger.warning(
-            "%s has made %d of %d steps: nothing is left to train. To train on, type more --max_steps or "
-            "--num_train_epochs.",
-            checkpoint,
-            state.global_step,
-            state.max_steps,
+        said = (
+            f"{checkpoint} has made {state.global_step} of {state.max_steps} steps: nothing is left to train. To train "
+            "on, type more --max_steps or --num_train_epochs."
         )
+        logger.warning("%s", said)
+        observers.note_reason(EndReason.NOTHING_LEFT, said)
         trainer.is_in_train = False
         trainer.callback_handler.on_train_end(arguments, state, trainer.control)
         if arguments.load_best_model_at_end and state.best_model_checkpoint is not None:

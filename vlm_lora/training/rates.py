@@ -4,6 +4,9 @@ Every optimizer of torch's kind hands its groups to `Optimizer.add_param_group` 
 group is split by part, so the split keeps the trainer's groups with and without weight decay, works for whatever
 class `--optim` or the backend chooses, and is done before an optimizer makes state for its groups (one
 that keeps lists of its own would not see groups that are split later). Schedulers scale each group from its own rate.
+
+Handing ready groups to the trainer (`optimizer_cls_and_kwargs` with `params`) would need no hook in torch's class, and
+would lose some optimizers: Gaudi's fused AdamW ignores them, GaLore and Muon make groups of their own.
 """
 
 from __future__ import annotations
