@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from vlm_lora.backend import Backend, installed, select, set_environment
+from vlm_lora.backend import Backend, installed, select
 from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.encoding import RowEncoder
 from vlm_lora.config.aliases import canonical_name
@@ -88,10 +88,10 @@ class Preprocessing:
 
 
 def open_session(run: RunConfig) -> Session:
-    """Choose the backend, check every key against it, and let it prepare the process."""
-    # Before the arguments class, whose import reads the environment on some hardware. The command line has done so
-    # already, before torch was imported.
-    set_environment(run)
+    """Choose the backend, check every key against it, and let it prepare the process.
+
+    Variables that the backend wants were set before torch was imported, by the command line or by `called`.
+    """
     backend, probe = select(run.backend)
     logger.info("Backend: %s on %s.", backend.name, probe.device)
     run, values = resolve(run, backend.arguments_class())
