@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 
-from vlm_lora.data.images.addresses import Address, is_public
-from vlm_lora.data.images.urls import Fetcher, UrlLimits
+from vlm_lora.data.images.urls import Address, Fetcher, UrlLimits, is_public
 
 LOOPBACK = IPv4Address("127.0.0.1")
 CERTIFICATE = Path(__file__).with_name("pictures_test.pem")

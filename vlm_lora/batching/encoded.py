@@ -32,6 +32,7 @@ class EncodedRow:
     overflow: str = ""
     """What `--on_overflow` changed so that the row fits, in words; empty where it fitted as it was."""
     image_tokens: tuple[int, ...] = ()
-    """Tokens of each image, in reading order; 0 where they cannot be told from those of the image beside it."""
+    """Tokens of each image, in reading order, 0 where they cannot be told from those of the image beside it; empty
+    unless `encode` was asked to keep the images."""
     pictures: tuple[Image, ...] = ()
     """What the processor was given, upright RGB, in reading order; empty unless `encode` was asked to keep them."""

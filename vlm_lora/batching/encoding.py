@@ -27,8 +27,7 @@ from vlm_lora.batching.image_counts import tokens_by_image
 from vlm_lora.batching.masks import Span, check_mask, supervise
 from vlm_lora.batching.overflow import COARSE_SIDES, SIDES, encode_within_limit, scaled
 from vlm_lora.batching.prefix_suffix import PrefixSuffix
-from vlm_lora.batching.rendering import ChatTemplate, Rendering
-from vlm_lora.batching.sentinels import prompt_turns
+from vlm_lora.batching.rendering import ChatTemplate, Rendering, prompt_turns
 from vlm_lora.batching.style import RenderingStyle
 from vlm_lora.batching.tokenization import ControlTokens, SubstitutingTokenizer, Tokenized, assemble
 from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
@@ -116,7 +115,7 @@ class RowEncoder:
 
         Args:
             conversation: the row.
-            keep_images: also return the images as the processor was given them, for people to look at.
+            keep_images: also return the images as the processor was given them, and how many tokens each takes.
             loaded: decoded images by the `id` of their reference, which is added to: an image that several
                 conversations share is decoded once. The caller keeps those conversations.
 
@@ -130,7 +129,7 @@ class RowEncoder:
         def attempt(smaller: Conversation, side: float) -> EncodedRow:
             rendering = self._renderer.render(smaller)
             pictures = self._pictures(smaller, smaller.images, side, decoded)
-            row = self._placed_row(rendering, smaller, pictures)
+            row = self._placed_row(rendering, smaller, pictures, counts_images=keep_images)
             return replace(row, pictures=tuple(pictures)) if keep_images else row
 
         return encode_within_limit(conversation, self._on_overflow, attempt, self._sides)
@@ -212,18 +211,30 @@ class RowEncoder:
         return [resized(picture, scaled(size, side)) for picture, size in zip(pictures, sizes, strict=True)]
 
     def _placed_row(
-        self, rendering: Rendering, conversation: Conversation, pictures: list[Any], *, prompt: bool = False
+        self,
+        rendering: Rendering,
+        conversation: Conversation,
+        pictures: list[Any],
+        *,
+        prompt: bool = False,
+        counts_images: bool = False,
     ) -> EncodedRow:
         """As `_row`; errors name the row, but for the length's, which may not be the last word."""
         try:
-            return self._row(rendering, conversation, pictures, prompt=prompt)
+            return self._row(rendering, conversation, pictures, prompt=prompt, counts_images=counts_images)
         except TooLongError:
             raise
         except RenderingError as error:
             raise type(error)(f"{conversation.source}: {error}") from error
 
     def _row(
-        self, rendering: Rendering, conversation: Conversation, pictures: list[Any], *, prompt: bool
+        self,
+        rendering: Rendering,
+        conversation: Conversation,
+        pictures: list[Any],
+        *,
+        prompt: bool,
+        counts_images: bool,
     ) -> EncodedRow:
         self._check_placeholders(rendering, len(pictures))
         outputs, tokenized = self._call(rendering, pictures, prompt=prompt)
@@ -242,13 +253,16 @@ class RowEncoder:
             media=media,
             text=tokenized.text,
             source=conversation.source,
-            image_tokens=tokens_by_image(
-                rendering,
-                tokenized,
-                [picture.size for picture in pictures],
-                placeholders=self._placeholders,
-                media_token_ids=self._media_token_ids,
-            ),
+            image_tokens=self._image_tokens(rendering, tokenized, pictures) if counts_images else (),
+        )
+
+    def _image_tokens(self, rendering: Rendering, tokenized: Tokenized, pictures: list[Any]) -> tuple[int, ...]:
+        return tokens_by_image(
+            rendering,
+            tokenized,
+            [picture.size for picture in pictures],
+            placeholders=self._placeholders,
+            media_token_ids=self._media_token_ids,
         )
 
     def _image(self, image: ImageRef, conversation: Conversation) -> Any:

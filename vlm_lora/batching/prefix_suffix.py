@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vlm_lora.batching.rendering import Answer, Layout, Rendering
-from vlm_lora.batching.sentinels import choose_sentinels, prompt_turns, texts_of
+from vlm_lora.batching.rendering import Answer, Layout, Rendering, choose_sentinels, prompt_turns, texts_of
 from vlm_lora.data.conversation import Conversation, ImageRef, Turn
 from vlm_lora.errors import RenderingError
 

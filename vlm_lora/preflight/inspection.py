@@ -16,7 +16,7 @@ from vlm_lora.batching.shapes import RowShape
 from vlm_lora.batching.task_samples import TaskSamples
 from vlm_lora.data.conversation import Conversation, Text, Url
 from vlm_lora.data.dataset import ConversationDataset
-from vlm_lora.data.images.size import read_size
+from vlm_lora.data.images.loader import read_size
 from vlm_lora.data.images.urls import kept_file
 from vlm_lora.data.ocr.task_sampling import ONCE, Span
 from vlm_lora.errors import DataError

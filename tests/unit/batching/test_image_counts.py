@@ -32,12 +32,12 @@ def row_of(*turns: tuple[str, ...]) -> Conversation:
 
 
 def encoded(family: str, *turns: tuple[str, ...]) -> EncodedRow:
-    return encoder_of(family).encode(row_of(*turns))
+    return encoder_of(family).encode(row_of(*turns), keep_images=True)
 
 
 def alone(family: str, size: tuple[int, int]) -> int:
     row = conversation((("user", (IMAGE, "a")), ("assistant", ("b",))), image=picture(size=size))
-    (count,) = encoder_of(family).encode(row).image_tokens
+    (count,) = encoder_of(family).encode(row, keep_images=True).image_tokens
     return count
 
 
@@ -59,7 +59,7 @@ def test_images_side_by_side_are_told_apart_where_their_tokens_are() -> None:
     assert encoded("qwen2_5_vl", (IMAGE, IMAGE, "Which?")).image_tokens == expected
     assert encoded("idefics3", (IMAGE, IMAGE, "Which?")).image_tokens == (0, 0), "nothing stands between them"
     same = conversation((("user", (IMAGE, IMAGE, "Which?")), ("assistant", ("this",))), image=picture(size=SIZES[1]))
-    assert encoder_of("idefics3").encode(same).image_tokens == (alone("idefics3", SIZES[1]),) * 2
+    assert encoder_of("idefics3").encode(same, keep_images=True).image_tokens == (alone("idefics3", SIZES[1]),) * 2
 
 
 def test_a_row_without_images() -> None:

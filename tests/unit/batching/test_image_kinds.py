@@ -23,8 +23,7 @@ from PIL import Image
 
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.dataset import load_splits
-from vlm_lora.data.images.jpeg_scans import count_scans
-from vlm_lora.data.images.loader import ImageLimits, load_image
+from vlm_lora.data.images.loader import ImageLimits, count_scans, load_image
 from vlm_lora.errors import ImageError
 
 Pixels = NDArray[Any]

@@ -16,8 +16,7 @@ from PIL import Image
 from support.datasets import encode_png, write_jsonl
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.dataset import Conversations, load_splits
-from vlm_lora.data.images.loader import ImageLimits, load_image
-from vlm_lora.data.images.size import read_size
+from vlm_lora.data.images.loader import ImageLimits, load_image, read_size
 from vlm_lora.data.ocr.boxes import BoxReading, answer_boxes, check_size, holds_boxes, read_box
 from vlm_lora.errors import ConfigError, DataError, ImageError
 

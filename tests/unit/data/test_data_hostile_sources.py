@@ -16,8 +16,8 @@ from support.image_server import LOOPBACK, ImageServer, answer, numeric_only, re
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.conversation import Url
 from vlm_lora.data.dataset import load_splits
-from vlm_lora.data.images.addresses import Address
 from vlm_lora.data.images.loader import ImageLimits, load_image
+from vlm_lora.data.images.urls import Address
 from vlm_lora.errors import ImageError
 
 PNG = encode_png(draw_chart(4)[0])

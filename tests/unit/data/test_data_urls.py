@@ -16,9 +16,8 @@ import pytest
 from support.datasets import draw_chart, encode_png
 from support.image_server import LOOPBACK, ImageServer, answer, redirect, serving
 from vlm_lora.data.conversation import Url
-from vlm_lora.data.images.addresses import Address, is_public
 from vlm_lora.data.images.loader import ImageLimits, load_image
-from vlm_lora.data.images.urls import Fetcher, UrlLimits, kept_file
+from vlm_lora.data.images.urls import Address, Fetcher, UrlLimits, is_public, kept_file
 from vlm_lora.errors import ImageError
 
 PNG = encode_png(draw_chart(4)[0])

@@ -12,7 +12,7 @@ from support.datasets import write_image
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.conversation import Conversation, Part, Text
 from vlm_lora.data.dataset import load_splits
-from vlm_lora.data.images.size import read_size
+from vlm_lora.data.images.loader import read_size
 
 PAGE = Path(__file__).parents[3] / "docs" / "data.md"
 LAYOUTS = PAGE.read_text(encoding="utf-8").split("## Layouts that are detected")[1].split("\n## ")[0]

@@ -8,7 +8,7 @@ import pytest
 
 from support.datasets import write_jsonl
 from support.tars import write_chart_tar
-from vlm_lora.data.sources.name_patterns import expand
+from vlm_lora.data.sources.files import expand
 from vlm_lora.data.sources.named import open_source
 from vlm_lora.errors import DataError
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from support.read_back import read_back
-from vlm_lora.data.conversations.unread_media import refuse_media
+from vlm_lora.data.conversations.unread import refuse_media
 from vlm_lora.errors import DataError
 
 ASKED: dict[str, Any] = {"image": "0.png", "question": "What?", "answer": "A bar."}

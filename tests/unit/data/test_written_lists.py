@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm_lora.data.columns.written_lists import written_list
+from vlm_lora.data.conversations.texts import written_list
 
 TEXTS = st.lists(st.one_of(st.text(max_size=8), st.text("'\"\\ ,[]/\n", max_size=6)), min_size=1, max_size=4)
 

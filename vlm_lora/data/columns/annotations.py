@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora.config.run_config import DataConfig
-from vlm_lora.data.columns.class_names import declared_names
 from vlm_lora.data.columns.names import COLUMN_NAMES
-from vlm_lora.data.formats.rows import Rows
+from vlm_lora.data.formats.rows import Rows, declared_names
 from vlm_lora.data.ocr.boxes import CATEGORY_KEYS, QUESTION, BoxReading, holds_boxes
 from vlm_lora.data.ocr.pages import holds_page
 from vlm_lora.data.ocr.task_answers import PageReading

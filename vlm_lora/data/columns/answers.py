@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vlm_lora.data.columns.class_names import names_of
 from vlm_lora.data.columns.search import ColumnSearch
-from vlm_lora.data.columns.written_lists import written_list
-from vlm_lora.data.conversations.choices import asked_text, hidden, listed_choices
+from vlm_lora.data.conversations.texts import written_list
+from vlm_lora.data.conversations.unread import asked_text, hidden, listed_choices
 from vlm_lora.data.formats.csv_files import CsvTable
-from vlm_lora.data.formats.rows import Rows
+from vlm_lora.data.formats.rows import Rows, names_of
 from vlm_lora.data.wording import quoted, short
 from vlm_lora.errors import DataError
 

@@ -7,12 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from vlm_lora.config.run_config import DataConfig
-from vlm_lora.data.columns.image_column import may_be_image
 from vlm_lora.data.columns.names import COLUMN_NAMES, CONTEXT_OF_PROMPT, ColumnRole, role_of_name
 from vlm_lora.data.columns.schema import Schema, detect_schema
-from vlm_lora.data.columns.search import NO_PICTURES
-from vlm_lora.data.conversations.chats import parse_turns
-from vlm_lora.data.conversations.told_columns import HISTORY, SYSTEM
+from vlm_lora.data.columns.search import NO_PICTURES, may_be_image
+from vlm_lora.data.conversations.texts import parse_turns
+from vlm_lora.data.conversations.turns import HISTORY, SYSTEM
 from vlm_lora.data.formats.rows import Rows
 from vlm_lora.data.images.values import is_missing, looks_like_image
 from vlm_lora.data.ocr.boxes import holds_boxes

@@ -14,7 +14,6 @@ from typing import Any, Literal
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.columns.annotations import Marked, read_boxes, read_pages, refuse_two_answers
 from vlm_lora.data.columns.answers import AnswerReading, describe_answers, refuse_bare_choices
-from vlm_lora.data.columns.image_column import Images, explain_text_only, find_images
 from vlm_lora.data.columns.names import (
     CAPTION_QUESTION,
     CAPTIONS,
@@ -25,10 +24,18 @@ from vlm_lora.data.columns.names import (
     ROLES,
     ColumnRole,
 )
-from vlm_lora.data.columns.search import SAMPLE, ColumnSearch, read_mapping, where_from
-from vlm_lora.data.conversations.chats import parse_turns
+from vlm_lora.data.columns.search import (
+    SAMPLE,
+    ColumnSearch,
+    Images,
+    explain_text_only,
+    find_images,
+    read_mapping,
+    where_from,
+)
 from vlm_lora.data.conversations.region_rows import SIDES, SIZE_COLUMNS
-from vlm_lora.data.conversations.told_columns import HISTORY, Told, find_told
+from vlm_lora.data.conversations.texts import parse_turns
+from vlm_lora.data.conversations.turns import HISTORY, Told, find_told
 from vlm_lora.data.formats.rows import Rows
 from vlm_lora.data.ocr.boxes import BoxReading
 from vlm_lora.data.ocr.task_answers import PageReading

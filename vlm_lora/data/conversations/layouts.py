@@ -12,23 +12,21 @@ from typing import Any
 from vlm_lora.data.columns.names import CAPTION_QUESTION, PLACEHOLDER, TURN_KEYS
 from vlm_lora.data.columns.schema import Schema
 from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
-from vlm_lora.data.conversations.box_marks import refuse_box_marks
-from vlm_lora.data.conversations.chats import parse_turns
-from vlm_lora.data.conversations.choices import refuse_hidden
 from vlm_lora.data.conversations.image_places import Draft, UserText, place_images
 from vlm_lora.data.conversations.region_rows import convert_boxes, convert_page
-from vlm_lora.data.conversations.row_texts import check_unicode, read_answers, read_text
-from vlm_lora.data.conversations.told_columns import (
+from vlm_lora.data.conversations.texts import parse_turns, question_parts, read_question
+from vlm_lora.data.conversations.turns import (
     after_history,
+    check_unicode,
+    read_answers,
     read_history,
+    read_text,
+    read_turns,
     refuse_history,
     system_text,
     with_system,
 )
-from vlm_lora.data.conversations.turn_keys import refuse_unread_columns
-from vlm_lora.data.conversations.turns import read_turns
-from vlm_lora.data.conversations.typed_questions import question_parts, read_question
-from vlm_lora.data.conversations.unread_media import refuse_media
+from vlm_lora.data.conversations.unread import refuse_box_marks, refuse_hidden, refuse_media, refuse_unread_columns
 from vlm_lora.data.formats.rows import Row
 from vlm_lora.data.images.values import ImagePlace, read_image_values
 from vlm_lora.data.ocr.pages import Page

@@ -8,9 +8,9 @@ from typing import Any
 
 from vlm_lora.data.conversation import ImageRef, Text, Turn
 from vlm_lora.data.conversations.image_places import Draft, UserText, place_images
-from vlm_lora.data.conversations.row_texts import read_text
-from vlm_lora.data.conversations.typed_questions import Question, question_parts, read_question
-from vlm_lora.data.images.size import read_size
+from vlm_lora.data.conversations.texts import Question, question_parts, read_question
+from vlm_lora.data.conversations.turns import read_text
+from vlm_lora.data.images.loader import read_size
 from vlm_lora.data.ocr.boxes import BoxReading, answer_boxes, check_size
 from vlm_lora.data.ocr.pages import read_page
 from vlm_lora.data.ocr.task_answers import PageReading, clipped

@@ -1,18 +1,101 @@
-"""The turns of a chat as drafts: roles, texts, images, and which answers are trained on."""
+"""Texts, answers and turns as a row's columns hold them.
+
+1. Texts and answers of single columns.
+2. The turns of a chat as drafts: roles, texts, images, and which answers are trained on.
+3. Columns that hold what was said before a row's question. A system text is the first turn. It stands above
+   --system_prompt; a row that has a system turn of its own must say the same there. A history's turns come before the
+   row's own, and its answers are trained on like any other.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from vlm_lora.data.columns.answers import AnswerReading
 from vlm_lora.data.columns.names import IMAGE_PARTS, ROLES, TEXT_PARTS, TURN_KEYS
-from vlm_lora.data.conversation import Part, Role, Text
+from vlm_lora.data.conversation import Part, Role, Text, Turn
 from vlm_lora.data.conversations.image_places import Draft, NextImage, UserText, split_marks, without_marks
-from vlm_lora.data.conversations.row_texts import read_text
-from vlm_lora.data.conversations.turn_keys import read_mark, refuse_other_text, refuse_unread_keys
+from vlm_lora.data.conversations.texts import parse_turns, written_list
+from vlm_lora.data.conversations.unread import read_mark, refuse_other_text, refuse_unread_keys, says_nothing
+from vlm_lora.data.formats.rows import Row
 from vlm_lora.data.images.values import ImagePlace, is_missing, read_image_value
-from vlm_lora.data.wording import quoted
+from vlm_lora.data.wording import quoted, short
 from vlm_lora.errors import DataError
+
+
+def check_unicode(text: str, what: str) -> None:
+    """Refuse what JSON can escape and no encoding can write: tokenizers crash on it.
+
+    Raises:
+        DataError: names the character.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{what} holds half of a surrogate pair at character {error.start} ({text[error.start]!a}), which is no "
+            "text. Write the whole character, or leave it out."
+        ) from error
+
+
+def read_text(value: Any, what: str) -> str:
+    """Return a text or a number as text.
+
+    Args:
+        value: what the row holds.
+        what: what messages call it.
+
+    Raises:
+        DataError: nothing, or neither text nor a number.
+    """
+    if isinstance(value, str):
+        return value
+    missing = value is None or (isinstance(value, float) and math.isnan(value))
+    if missing:
+        raise DataError(f'There is no value for {what}. JSON writes an empty text as ""; CSV has none.')
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    kind = "true or false" if isinstance(value, bool) else f"of type {type(value).__name__}"
+    raise DataError(f"The value of {what} is {kind}. It must be text or a number.")
+
+
+def read_answers(value: Any, column: str, reading: AnswerReading) -> tuple[str, tuple[str, ...]]:
+    """Return the answer to train on and, where the data lists them, all that are accepted.
+
+    Raises:
+        DataError: there is none, it is no text, or it is a number without a name where numbers have names.
+    """
+    what = f"the response ('{column}')"
+    if reading.written and isinstance(value, str):
+        items = written_list(value)
+        if items is None:
+            raise DataError(
+                f"The cell of {what} is {short(value)}, and most of the first rows' cells are lists of texts. "
+                'Write it as one: ["..."].'
+            )
+        value = items
+    if not isinstance(value, list | tuple):
+        return _read_answer(value, what, reading.names), ()
+    if not value:
+        raise DataError(f"The list of accepted answers in '{column}' is empty.")
+    given = (item.get("answer") if isinstance(item, Mapping) else item for item in value)
+    accepted = tuple(_read_answer(item, what, reading.names) for item in given)
+    for answer in accepted:
+        check_unicode(answer, what)
+    return accepted[0], accepted
+
+
+def _read_answer(value: Any, what: str, names: tuple[str, ...]) -> str:
+    if not names or not isinstance(value, int) or isinstance(value, bool):
+        return read_text(value, what)
+    if not 0 <= value < len(names):
+        raise DataError(f"The value of {what} is {value}, not one of the {len(names)} names (0 to {len(names) - 1}).")
+    return names[value]
+
 
 _NOT_OF_TEXT = ("image", "images", "image_url", "image_urls", "bytes", "base64", "video", "audio")
 """Keys of a text part that would hold another part's content."""
@@ -156,3 +239,179 @@ def _refuse_others(given: Mapping[str, Any], kind: str, others: Sequence[str]) -
             f"A part of type {kind!r} also has {quoted(found)}, which is not read there. Write one part for each "
             f'text and each image, such as {{"type": "image", "image": ...}}.'
         )
+
+
+SYSTEM = ("system", "system_prompt", "system_message", "system_instruction")
+"""Columns (case does not count) with a row's system text."""
+HISTORY = ("history", "chat_history", "conversation_history", "dialog_history", "dialogue_history")
+"""Columns with the turns before a row's question."""
+
+_ASKED = ("user", "human", "query", "question", "instruction", "prompt", "input", "q")
+_ANSWERED = ("assistant", "gpt", "bot", "model", "response", "answer", "output", "completion", "a")
+"""Keys of an earlier question and of its answer."""
+
+_FORMS = (
+    'a list of ["question", "answer"], of {"user": ..., "assistant": ...} (also query and response), or of turns with '
+    '"role" and "content"'
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """The columns that hold what was said before."""
+
+    system: tuple[str, ...] = ()
+    history: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All of them."""
+        return (*self.system, *self.history)
+
+    def explain(self, system_prompt: str | None) -> tuple[str, ...]:
+        """Say in lines of text how the columns are read, in addition to what --system_prompt says."""
+        lines = []
+        if self.system:
+            flag = "" if system_prompt is None else "; --system_prompt is for rows without one"
+            lines.append(f"system: {quoted(self.system)}, by name: the row's system turn{flag}")
+        if self.history:
+            lines.append(f"history: {quoted(self.history)}, by name: turns before the row's own")
+        return tuple(lines)
+
+
+def find_told(columns: Iterable[str], taken: Iterable[str]) -> Told:
+    """Return the columns that are called as such columns are and are nothing else."""
+    others = frozenset(taken)
+    free = [column for column in columns if column not in others]
+    return Told(
+        system=tuple(c for c in free if c.casefold() in SYSTEM),
+        history=tuple(c for c in free if c.casefold() in HISTORY),
+    )
+
+
+def system_text(row: Row, told: Told) -> str | None:
+    """Return a row's own system text, or None.
+
+    Raises:
+        DataError: it is no text, or two columns say different things.
+    """
+    found: dict[str, str] = {}
+    for column in told.system:
+        value = row.get(column)
+        if says_nothing(value):
+            continue
+        if not isinstance(value, str):
+            raise DataError(
+                f"The system text in column '{column}' is {short(value)}. Write it as text, or rename the column "
+                "where it is something else."
+            )
+        found[column] = value
+    if len(set(found.values())) > 1:
+        raise DataError(f"The columns {quoted(found)} hold two system texts that differ. Leave one empty.")
+    return next(iter(found.values()), None)
+
+
+def with_system(turns: tuple[Turn, ...], text: str | None) -> tuple[Turn, ...]:
+    """Put a row's system text before its turns, which may say the same themselves.
+
+    Raises:
+        DataError: the turns have another system text.
+    """
+    own = [turn.text for turn in turns if turn.role == "system"]
+    if text is None or text in own:
+        return turns
+    if own:
+        raise DataError(
+            f"The row's system text ({short(text)}) and its turns' own ({short(own[0])}) differ. Leave one of them out."
+        )
+    return (Turn(role="system", parts=(Text(text=text),)), *turns)
+
+
+def read_history(row: Row, told: Told, place: ImagePlace | None) -> list[Draft]:
+    """Return the turns that came before a row's own; none where it has no history.
+
+    Raises:
+        DataError: it is not written in a known form, or ends without an answer.
+    """
+    held = {column: row[column] for column in told.history if not says_nothing(row.get(column))}
+    if len(held) > 1:
+        raise DataError(f"The columns {quoted(held)} both hold a history. Leave one empty.")
+    for column, value in held.items():
+        try:
+            turns = _turns_of(value)
+            drafts = read_turns(turns, place)
+            _check_answered(drafts)
+        except DataError as error:
+            raise type(error)(
+                f"The history in column '{column}': {error} Rename the column where it is something else."
+            ) from error
+        return drafts
+    return []
+
+
+def after_history(history: list[Draft], drafts: list[Draft]) -> list[Draft]:
+    """Put a history before a row's own turns, one system turn first.
+
+    Raises:
+        DataError: both have a system turn, and they differ.
+    """
+    if not history or not drafts or drafts[0].role != "system":
+        return [*history, *drafts]
+    system, *rest = drafts
+    if history[0].role != "system":
+        return [system, *history, *rest]
+    if history[0].text != system.text:
+        raise DataError(
+            f"The history's system turn ({short(history[0].text)}) and the row's own ({short(system.text)}) differ. "
+            "Leave one of them out."
+        )
+    return [*history, *rest]
+
+
+def refuse_history(row: Row, told: Told) -> None:
+    """Refuse a history where one question of ours is asked of every row.
+
+    Raises:
+        DataError: names the column.
+    """
+    for column in told.history:
+        if not says_nothing(row.get(column)):
+            raise DataError(
+                f"The column '{column}' holds turns before the question, and the question here is one that is set or "
+                "made for every row. Leave the column out, or write the question and its answer into columns."
+            )
+
+
+def _turns_of(value: Any) -> Sequence[Mapping[str, Any]]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise DataError(f"it is {short(value)}, which is no JSON. It is written as {_FORMS}.") from None
+    turns = parse_turns(value)
+    if turns is not None:
+        return turns
+    if not isinstance(value, list | tuple):
+        raise DataError(f"it is {short(value)}. It is written as {_FORMS}.")
+    return [turn for number, item in enumerate(value, start=1) for turn in _pair(item, number)]
+
+
+def _pair(item: Any, number: int) -> list[dict[str, Any]]:
+    """Return one earlier question with its answer as turns."""
+    if isinstance(item, list | tuple) and len(item) == 2:
+        return [{"role": "user", "content": item[0]}, {"role": "assistant", "content": item[1]}]
+    if isinstance(item, Mapping):
+        given = {key: value for key, value in item.items() if value is not None}
+        if any(role in given and text in given for role, text in TURN_KEYS):
+            return [given]
+        asked = [key for key in given if key.casefold() in _ASKED]
+        answered = [key for key in given if key.casefold() in _ANSWERED]
+        if len(asked) < 2 and len(answered) < 2 and len(asked) + len(answered) == len(given) > 0:
+            users = [{"role": "user", "content": given[key]} for key in asked]
+            return [*users, *({"role": "assistant", "content": given[key]} for key in answered)]
+    raise DataError(f"item {number} is {short(item)}. A history is written as {_FORMS}.")
+
+
+def _check_answered(drafts: Sequence[Draft]) -> None:
+    if not drafts or drafts[-1].role != "assistant":
+        raise DataError("it ends without an answer, and the row's own question follows. Answer it, or leave it out.")

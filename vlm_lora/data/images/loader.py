@@ -1,17 +1,21 @@
 """The one image loader of training, evaluation and asking: only here does an image become RGB pixels.
 
-1. The file's size, then its header are checked against the limits; nothing is decoded before.
+1. The file's size, then its header are checked against the limits; nothing is decoded before. How often a JPEG goes
+   over its image is counted: a few kilobytes can ask for thousands of passes, which take hours.
 2. Decode the first frame. A file that is cut off is an error, never a half-grey image.
 3. Bring samples to 8 bits (16-bit ones scaled, not clipped), put transparency on white, convert to RGB.
 4. Turn as the EXIF orientation says. The result carries no metadata, so nobody turns it again.
 
-Colour profiles are not applied: an image's numbers are taken as sRGB.
+Colour profiles are not applied: an image's numbers are taken as sRGB. `read_size` tells width and height from the
+header alone.
 """
 
 from __future__ import annotations
 
 import logging
+import mmap
 import os
+import re
 import stat
 import warnings
 from dataclasses import dataclass
@@ -21,12 +25,45 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.conversation import ImageSource, Url
-from vlm_lora.data.images.jpeg_scans import MAX_SCANS, count_scans
 from vlm_lora.data.images.urls import PUBLIC, Fetcher, keep, kept_file
 from vlm_lora.errors import ImageError
+
+MAX_SCANS = 100
+"""Encoders write about ten, the most thorough ones a few dozen."""
+
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+"""The end of a scan's data: 0xff is stuffed there with a zero, and restart markers belong to the data."""
+_START_OF_SCAN, _END = 0xDA, 0xD9
+_BARE = frozenset({0x01, *range(0xD0, 0xD9)})
+"""Markers without a length."""
+
+
+def count_scans(encoded: bytes) -> int:
+    """Return the number of scans of a JPEG's first image; what lies in its metadata or behind it does not count.
+
+    A file that is cut off or broken gives the scans up to there: decoding it says what is wrong.
+    """
+    scans, position = 0, 2
+    while position + 4 <= len(encoded):
+        kind = encoded[position + 1]
+        if encoded[position] != 0xFF or kind == _END:
+            break
+        if kind == 0xFF:  # padding before a marker
+            position += 1
+        elif kind in _BARE:
+            position += 2
+        else:
+            position += 2 + int.from_bytes(encoded[position + 2 : position + 4], "big")
+            if kind == _START_OF_SCAN:
+                scans += 1
+                following = _MARKER.search(encoded, position)
+                position = following.start() if following else len(encoded)
+    return scans
+
 
 logger = logging.getLogger(__name__)
 
@@ -280,3 +317,54 @@ def _too_many_bytes(name: str, size: int, limits: ImageLimits) -> ImageError:
     return ImageError(
         f"{name}: {size} bytes, more than the {limits.max_bytes} allowed. Make it smaller, or raise --max_image_bytes."
     )
+
+
+_LYING = frozenset({5, 6, 7, 8})
+"""EXIF orientations that change width and height over."""
+_PNG_MARKS = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
+"""What a PNG file holds where it has an orientation."""
+
+
+def read_size(source: ImageSource) -> tuple[int, int]:
+    """Return width and height in pixels, EXIF orientation applied; no file is decoded.
+
+    Raises:
+        ImageError: there is no readable header.
+    """
+    if isinstance(source, Image.Image):
+        return _upright(source)
+    if isinstance(source, Url):
+        # Fetched once: the image is kept for the loader.
+        return load_image(source, limits=ImageLimits()).size
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns near its bomb limit and about odd metadata; loading the image decides about both.
+            warnings.simplefilter("ignore")
+            with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as picture:
+                return _upright(picture, source)
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders let all kinds of errors through on broken headers
+        name = f"the image of {len(source)} bytes in the row" if isinstance(source, bytes) else str(source)
+        raise ImageError(f"{name}: its size cannot be read, so its boxes cannot be checked: {error}.") from error
+
+
+def _upright(picture: Image.Image, source: Path | bytes | None = None) -> tuple[int, int]:
+    width, height = picture.size
+    if isinstance(picture, TiffImageFile):
+        # Pillow tells the upright size or the stored one, depending on its version: the tags say which is stored.
+        width, height = int(picture.tag_v2[IMAGEWIDTH]), int(picture.tag_v2[IMAGELENGTH])
+    if picture.format == "PNG" and source is not None and not _may_be_turned(source):
+        return width, height
+    return (height, width) if picture.getexif().get(_ORIENTATION) in _LYING else (width, height)
+
+
+def _may_be_turned(source: Path | bytes) -> bool:
+    """Tell whether a PNG file names anything that may hold an orientation.
+
+    It may stand after the pixels, and Pillow decodes all of them to look there.
+    """
+    if isinstance(source, bytes):
+        return any(mark in source for mark in _PNG_MARKS)
+    with source.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return any(content.find(mark) != -1 for mark in _PNG_MARKS)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from vlm_lora.data.conversations.typed_questions import Question, read_question
+from vlm_lora.data.conversations.texts import Question, read_question
 from vlm_lora.data.ocr.boxes import as_json, read_box
 from vlm_lora.data.ocr.pages import LEVELS, Item, Page
 from vlm_lora.data.ocr.tasks import PLACEHOLDER, Task

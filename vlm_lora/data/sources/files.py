@@ -1,16 +1,22 @@
 """Which files a name stands for, and by which split: an existing file or folder, a glob, a list, else a Hub id.
 
-None is opened but those that may be the metadata of an image folder.
+1. Names of many files in one word: `{0000..0007}`, `{a,b}`, and lists separated by commas. Nothing is ever run:
+   `pipe:` commands, which WebDataset knows, are refused.
+2. A file belongs to a split by the words of its name, then by the folders that it lies in.
+3. None is opened but those that may be the metadata of an image folder.
 """
 
 from __future__ import annotations
 
 import glob
+import itertools
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
+from itertools import chain, islice
 from pathlib import Path
 
 from vlm_lora.data.formats.arrow_files import read_arrow, read_parquet
@@ -18,12 +24,217 @@ from vlm_lora.data.formats.csv_files import read_csv
 from vlm_lora.data.formats.json_files import read_json, read_json_lines, stream_json_lines
 from vlm_lora.data.formats.rows import Table
 from vlm_lora.data.formats.tar.index_files import is_index_file
-from vlm_lora.data.formats.tar.opening import check_all_there, is_tar
-from vlm_lora.data.sources.file_splits import check_shards, group_by_split, split_of_one
-from vlm_lora.data.sources.name_patterns import expand
-from vlm_lora.data.splits import split_kind
+from vlm_lora.data.formats.tar.opening import check_all_there, is_tar, tar_stem
+from vlm_lora.data.splits import SPLIT_NAMES, kinds_of, outer_split_word, split_kind, split_words
 from vlm_lora.data.wording import joined
 from vlm_lora.errors import DataError
+
+MOST_NAMES = 1_000_000
+"""More names than this are a slip of the keyboard."""
+
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
+_PADDED = re.compile(r"-?0\d")
+
+
+def expand(text: str, *, flag: str) -> list[str]:
+    """Return the names that a word stands for; a word without braces and commas is one name.
+
+    >>> expand("s/{08..11}.tar,t/{a,b}.tar", flag="dataset_name")
+    ['s/08.tar', 's/09.tar', 's/10.tar', 's/11.tar', 't/a.tar', 't/b.tar']
+
+    Raises:
+        DataError: A command (`pipe:`), an empty name, a brace without its partner, or far too many names.
+    """
+    names = []
+    for part in split_commas(text, flag=flag):
+        if part.strip().lower().startswith("pipe:"):
+            raise DataError(
+                f"--{flag} {part}: commands are not run. Let the command write its output to a file, and name the file."
+            )
+        if not part.strip():
+            raise DataError(f"--{flag} {text}: a name between the commas is empty.")
+        names += list(itertools.islice(_expand(part.strip(), text, flag), MOST_NAMES + 1))
+        if len(names) > MOST_NAMES:
+            raise DataError(f"--{flag} {text}: stands for more than {MOST_NAMES} names.")
+    return names
+
+
+def split_commas(text: str, *, flag: str) -> list[str]:
+    """Split at the commas that stand outside braces."""
+    parts, depth, start = [], 0, 0
+    for place, character in enumerate(text):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if depth < 0:
+            break
+        if character == "," and depth == 0:
+            parts.append(text[start:place])
+            start = place + 1
+    if depth:
+        raise DataError(f"--{flag} {text}: a brace has no partner. Ranges are written {{0000..0007}}, lists {{a,b}}.")
+    return [*parts, text[start:]]
+
+
+def _expand(name: str, text: str, flag: str) -> Iterator[str]:
+    opening = name.find("{")
+    if opening < 0:
+        yield name
+        return
+    depth = 0
+    for closing in range(opening, len(name)):
+        depth += {"{": 1, "}": -1}.get(name[closing], 0)
+        if depth == 0:
+            break
+    head, body, tail = name[:opening], name[opening + 1 : closing], name[closing + 1 :]
+    for middle in _choices(body, text, flag):
+        for rest in _expand(tail, text, flag):
+            yield f"{head}{middle}{rest}"
+
+
+def _choices(body: str, text: str, flag: str) -> Iterator[str]:
+    """Yield what one pair of braces stands for."""
+    span = _RANGE.fullmatch(body)
+    if span:
+        first, last = span.groups()
+        width = max(len(first), len(last)) if _PADDED.match(first) or _PADDED.match(last) else 0
+        low, high = int(first), int(last)
+        step = 1 if high >= low else -1
+        for number in range(low, high + step, step):
+            yield f"{number:0{width}d}"
+        return
+    parts = split_commas(body, flag=flag)
+    if len(parts) < 2:
+        raise DataError(f"--{flag} {text}: {{{body}}} is neither a range such as {{0000..0007}} nor a list {{a,b}}.")
+    for part in parts:
+        yield from _expand(part, text, flag)
+
+
+SHOWN = 5
+"""Files that a message names."""
+
+_SHARD = re.compile(r"(?P<head>.*?)(?P<number>\d+)-of-(?P<count>\d+)(?!\d)(?P<tail>.*)")
+
+
+def group_by_split(files: Sequence[Path], *, root: Path, flag: str = "dataset_name") -> dict[str, list[Path]]:
+    """Group files by the split that they say they belong to; where none says anything, all are `train`.
+
+    Args:
+        files: What a folder, a glob or a list stands for.
+        root: A folder above all of them; its name and those above it say nothing.
+        flag: The flag they were named by, for messages.
+
+    Raises:
+        DataError: A file whose name or folders speak of two splits, or that says nothing where others do.
+    """
+    said = {path: _read_split(path, root, flag) for path in files}
+    doubtful = [path for path in files if len(said[path]) > 1]
+    if doubtful:
+        words = said[doubtful[0]]
+        if any(other != words for other in said.values()):
+            others = [path for path in files if path != doubtful[0]]
+            raise DataError(
+                f"{doubtful[0]} is called {' and '.join(words)}, so nothing says to which split it belongs, next to "
+                f"{_shortened(others)}. Rename it, or {_each_alone(files, flag)}"
+            )
+        return {"train" if "train" in kinds_of(words) else words[0]: list(files)}
+    unnamed = [path for path in files if not said[path]]
+    if len(unnamed) == len(files):
+        return {"train": unnamed}
+    if unnamed:
+        named = [path for path in files if said[path]]
+        raise DataError(
+            f"Nothing says to which split {_shortened(unnamed)} belong{'s' if len(unnamed) == 1 else ''}, and other "
+            f"files say it by their names: {_shortened(named)}. Put train, validation or test into each name, or move "
+            f"what is no data elsewhere; or {_each_alone(files, flag)}"
+        )
+    groups: dict[str, list[Path]] = {}
+    for path in files:
+        groups.setdefault(said[path][0], []).append(path)
+    return groups
+
+
+def split_of_one(path: Path) -> Mapping[str, Sequence[Path]]:
+    """Return the split of a file that is named by hand: `train`, unless it is called as another one is."""
+    return {outer_split_word(_stem(path)) or "train": [path]}
+
+
+def check_shards(files: Iterable[Path], pattern: str = "*", *, flag: str = "dataset_name") -> None:
+    """Check that of files called `-00000-of-00004` all four are there; they may be counted from 0 or from 1.
+
+    Args:
+        files: What was found in a folder or by a glob.
+        pattern: Of the names that the user asked for; those that do not match it may be missing.
+        flag: The flag they were named by, for messages.
+
+    Raises:
+        DataError: Names the missing ones.
+    """
+    series: dict[tuple[Path, str, str, str], list[re.Match[str]]] = {}
+    for path in files:
+        match = _SHARD.fullmatch(path.name)
+        if match:
+            key = (path.parent, match["head"], match["count"], path.suffix)
+            series.setdefault(key, []).append(match)
+    for (folder, head, total, _), found in series.items():
+        numbers = {int(match["number"]) for match in found}
+        width, tail = len(found[0]["number"]), found[0]["tail"]
+        ends = {0, int(total)}
+        wanted = (number for number in range(1, int(total)) if number not in numbers)
+        # Where neither end is there, nothing says whether they are counted from 0 or from 1.
+        slots = chain([] if ends & numbers else [sorted(ends)], ([number] for number in wanted))
+        either = ([f"{head}{number:0{width}d}-of-{total}{tail}" for number in slot] for slot in slots)
+        asked = ([name for name in names if fnmatch(name, pattern)] for names in either)
+        missing = list(islice((" or ".join(names) for names in asked if names), SHOWN))
+        if missing:
+            more = ", ..." if len(missing) == SHOWN else ""
+            raise DataError(
+                f"{folder}: of {int(total)} files called {head}...-of-{total} {len(numbers)} are there; missing: "
+                f"{', '.join(missing)}{more}. Copy them, or name the files to do without them, such as "
+                f"--{flag} '{folder}/{found[0].string}' (several as '{{a,b}}')."
+            )
+
+
+def _read_split(path: Path, root: Path, flag: str) -> tuple[str, ...]:
+    """Return the word that says a file's split, nothing, or all words where its name is of two splits.
+
+    Raises:
+        DataError: Its name says one split and a folder above it another.
+    """
+    above = path.absolute().relative_to(root.absolute()).parts[:-1]
+    telling = [words for words in map(split_words, (_stem(path), *reversed(above))) if words]
+    if not telling:
+        return ()
+    nearest, *further = telling
+    kinds = kinds_of(nearest)
+    if len(kinds) > 1:
+        return tuple(dict.fromkeys(nearest))
+    for words in further:
+        if not kinds <= kinds_of(words):
+            raise DataError(
+                f"{path} is called {nearest[0]} and lies in a folder that is called {words[0]}. Rename it, or "
+                f"{_each_alone([path], flag)}"
+            )
+    return (nearest[0],)
+
+
+def _each_alone(files: Sequence[Path], flag: str) -> str:
+    """Return what to type so that each file's split is settled without its being renamed."""
+    if flag != "dataset_name":
+        return f"name one file alone: --{flag} FILE, whatever it is called."
+    held = [path for path in files if SPLIT_NAMES[next(iter(split_of_one(path)))] != "train"]
+    but = f", but {_shortened(held)} only under another name" if held else ""
+    return (
+        f"name files one by one: --dataset_name FILE for what to train on (several with a space between{but}), "
+        "--validation_name FILE for what to evaluate on, whatever it is called."
+    )
+
+
+def _stem(path: Path) -> str:
+    return tar_stem(path) if is_tar(path) else path.stem
+
+
+def _shortened(paths: Sequence[Path]) -> str:
+    return ", ".join(map(str, paths[:SHOWN])) + (f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else "")
+
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.version import __version__
 from vlm_lora.config.whole_files import write_json
 from vlm_lora.data.mixture import JOINT, split_names
-from vlm_lora.data.sources.name_patterns import split_commas
+from vlm_lora.data.sources.files import split_commas
 from vlm_lora.engines.zero_numbers import without_numbers
 from vlm_lora.errors import ConfigError, DataError
 from vlm_lora.training.arguments import CHECKPOINTING

@@ -1,0 +1,111 @@
+"""Forms in which texts come: lists written out as one text, chats as JSON, questions that a user gave for many rows.
+
+Tables that have no lists write them out by JSON, by Python or by numpy. Of a question in a flag or task file one
+`<image>` is the place of the images; what a row holds is put into it afterwards, so that a mark in it stays text.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from vlm_lora.data.columns.names import PLACEHOLDER, TURN_KEYS
+from vlm_lora.data.conversation import ImageRef, Part, Text
+
+_TEXT = r"""[uU]?(?:'(?:[^'\\\r\n]|\\.)*'|"(?:[^"\\\r\n]|\\.)*")"""
+_SPACE = r"[ \t\r\n]"
+_LISTS = tuple(
+    re.compile(rf"\[{_SPACE}*{_TEXT}(?:{between}{_TEXT})*{_SPACE}*{end}\]")
+    for between, end in ((rf"{_SPACE}*,{_SPACE}*", rf",?{_SPACE}*"), (rf"{_SPACE}+", ""))
+)
+"""Texts parted by commas, as Python writes them, or all by spaces, as numpy does. Never both: Python reads texts
+without a comma between as one."""
+
+
+def written_list(cell: Any) -> list[str] | None:
+    """Return the list of texts that a text writes out (`["14", "15"]`, `['14', '15']`, `['14' '15']`).
+
+    None where it writes none. JSON is tried first: Python reads its escaped slashes and halves of characters otherwise.
+    """
+    if not isinstance(cell, str) or not cell.lstrip().startswith("["):
+        return None
+    text = cell.strip()
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = _as_code(text)
+    return value if isinstance(value, list) and all(isinstance(item, str) for item in value) else None
+
+
+def _as_code(text: str) -> list[str] | None:
+    if not any(form.fullmatch(text) for form in _LISTS):
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of unknown escapes such as \d
+            return [ast.literal_eval(item) for item in re.findall(_TEXT, text)]
+    except (ValueError, SyntaxError):
+        return None
+
+
+def parse_turns(value: Any) -> list[Mapping[str, Any]] | None:
+    """Return a value as a list of turns (also from JSON text), or None where it is no chat."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return None
+    if not isinstance(value, list | tuple) or not value:
+        return None
+    is_chat = all(
+        isinstance(turn, Mapping) and any(role in turn and text in turn for role, text in TURN_KEYS) for turn in value
+    )
+    return list(value) if is_chat else None
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Yield all texts inside a value: a question may be a chat."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from texts_in(inner)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacedQuestion:
+    """A question with the row's images in it; `str()` gives its text."""
+
+    before: str
+    after: str
+
+    def __str__(self) -> str:
+        return self.before + self.after
+
+
+Question: TypeAlias = str | PlacedQuestion
+"""Text alone has the images before it."""
+
+
+def read_question(text: str, fill: Callable[[str], str] = str) -> Question:
+    """Read a typed question, which has one mark at most.
+
+    Args:
+        text: as it was set.
+        fill: changes the text on either side of the mark.
+    """
+    before, mark, after = text.partition(PLACEHOLDER)
+    return PlacedQuestion(before=fill(before), after=fill(after)) if mark else fill(text)
+
+
+def question_parts(question: Question, images: Sequence[ImageRef]) -> tuple[Part, ...]:
+    """Return the parts of a user's turn that asks a question about all of a row's images."""
+    if isinstance(question, str):
+        return (*images, Text(text=question))
+    before, after = ([Text(text=text)] if text else [] for text in (question.before, question.after))
+    return (*before, *images, *after)
