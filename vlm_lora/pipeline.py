@@ -41,12 +41,13 @@ from vlm_lora.session import (
     open_preprocessing,
     open_session,
     resolve_anywhere,
+    resolve_for_reading,
     wants_static_shapes,
 )
 from vlm_lora.training.arguments import check_arguments
 from vlm_lora.training.checkpoints.run_record import note_end
 from vlm_lora.training.inference_only import without_engine
-from vlm_lora.training.observers import Observers, RunLog, RunObserver, Telling
+from vlm_lora.training.observers import Observers, RunLog, RunObserver
 from vlm_lora.training.outputs import (
     check_adapter_settings,
     claim_folder,
@@ -106,8 +107,7 @@ def _train(run: RunConfig, observers: Observers) -> dict[str, Any]:
             if arguments.do_train
             else _load_for_answers(session, preprocessing)
         )
-    trainer = _build(session, preprocessing, prepared.splits, model, groups, resumption)
-    trainer.add_callback(Telling(observers))
+    trainer = _build(session, preprocessing, prepared.splits, model, groups, resumption, observers)
     if trainer.is_world_process_zero():
         write_resolved(folder / ("run_config.yaml" if arguments.do_train else "eval_config.yaml"), run, session.values)
     results: dict[str, Any] = {}
@@ -143,7 +143,7 @@ def ask(run: RunConfig, *, images: Sequence[ImageSource], prompt: str) -> str:
 
 def preview(run: RunConfig, *, rows: int) -> list[tuple[EncodedRow, Any]]:
     """Encode the first rows of the data as training would; return each with the tokenizer that decodes it."""
-    run, _, _ = resolve_anywhere(run)
+    run, _, _ = resolve_for_reading(run)
     everything = replace(run.data, validation_fraction=0.0)
     data = load_splits(everything, need_train=True, need_validation=False).train
     preprocessing = open_preprocessing(run)
@@ -189,7 +189,7 @@ def dry_run(run: RunConfig) -> list[ShownRow]:
 
 def check(run: RunConfig, *, workers: int | None, show_progress: bool) -> DataReport:
     """Read every row once, as `train` with the same flags would, and report what they are; needs no weights."""
-    run, values, arguments_class = resolve_anywhere(run)
+    run, values, arguments_class = resolve_for_reading(run)
     measured = is_true(values.get("do_eval", True))
     splits = load_splits(run.data, need_train=is_true(values.get("do_train", True)), need_validation=measured)
     static_shapes = wants_static_shapes(run)
@@ -223,7 +223,8 @@ def plan(run: RunConfig, request: PlanRequest, announce: Callable[[str], object]
 
 def _epochs_of(values: Mapping[str, Any], arguments_class: type, *, static_shapes: bool) -> int | None:
     """Return how many epochs draw anew, by checked keys and the defaults of their class."""
-    given = {field.name: values.get(field.name, field.default) for field in fields(arguments_class)}
+    defaults = {field.name: field.metadata.get("default", field.default) for field in fields(arguments_class)}
+    given = {**defaults, **values}
     return sampled_epochs(
         num_train_epochs=given["num_train_epochs"], max_steps=given["max_steps"], static_shapes=static_shapes
     )
@@ -366,12 +367,14 @@ def _build(
     model: Any,
     groups: Mapping[str, Any],
     resumption: Resumption,
+    observers: Observers,
 ) -> Any:
     from vlm_lora.model.audit import GradientAudit
     from vlm_lora.model.parts import find_parts
     from vlm_lora.training.checkpoints.carried_over import CarriedOver
     from vlm_lora.training.engine import EngineCheck, needs_images, note_images, refuse_other_engine
     from vlm_lora.training.rates import PartRates
+    from vlm_lora.training.telling import Telling
     from vlm_lora.training.trainer import build_trainer
 
     rows = training_rows(session.run, session.arguments, splits)
@@ -386,6 +389,7 @@ def _build(
         **session.backend.trainer_keywords(session.run),
     }
     trainer = build_trainer(session.backend, model=model, kwargs=kwargs, row_groups=groups)
+    trainer.add_callback(Telling(observers))
     trainer.carried = carried
     if carried is not None and resumption.checkpoint is not None:
         trainer.add_callback(carried.callback())

@@ -13,6 +13,7 @@ from vlm_lora.backend import Backend, installed, select
 from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.encoding import RowEncoder
 from vlm_lora.config.aliases import canonical_name
+from vlm_lora.config.argument_fields import arguments_like
 from vlm_lora.config.resolution import resolve
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.data.images.loader import ImageLimits
@@ -139,6 +140,19 @@ def resolve_anywhere(run: RunConfig) -> tuple[RunConfig, dict[str, Any], type]:
     )
     defaults = {"optim": named.traits.optimizer} if named.traits.optimizer else {}
     return run, {**defaults, **values}, TrainingArguments
+
+
+def resolve_for_reading(run: RunConfig) -> tuple[RunConfig, dict[str, Any], type]:
+    """As `resolve_anywhere`, for what reads rows and trains nothing: by the class's fields as its source has them.
+
+    Importing the class itself takes seconds: peft, and with it quantizers and compilers, come along.
+    """
+    named = installed().get(run.backend)
+    if named is None or named.probe().usable:
+        read = arguments_like(select(run.backend)[0].name)
+        if read is not None:
+            return *resolve(run, read), read
+    return resolve_anywhere(run)
 
 
 def wants_static_shapes(run: RunConfig, backend: Backend | None = None) -> bool:

@@ -56,6 +56,16 @@ def test_names_types_and_choices_are_the_classes(name: str) -> None:
     assert chosen == {field: list(expected[field][1]) for field in chosen}
 
 
+@pytest.mark.parametrize("setting", ["num_train_epochs", "max_steps"])
+@pytest.mark.parametrize("name", USABLE)
+def test_defaults_that_a_check_counts_epochs_by_are_the_classes(name: str, setting: str) -> None:
+    read = arguments_like(name)
+    assert read is not None
+    own = next(field for field in dataclasses.fields(installed()[name].arguments_class()) if field.name == setting)
+    assert next(field.metadata["default"] for field in dataclasses.fields(read) if field.name == setting) == own.default
+    assert isinstance(own.default, int | float)
+
+
 def test_every_class_together_stands_for_auto() -> None:
     together = arguments_like("auto")
     assert together is not None

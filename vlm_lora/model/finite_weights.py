@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from vlm_lora.errors import ModelError
 
@@ -16,7 +15,8 @@ def local_part(tensor: torch.Tensor) -> torch.Tensor:
     """Return what this process holds of a tensor that FSDP or ZeRO-3 may have cut up; else the tensor."""
     # ZeRO-3 leaves an empty tensor in place and keeps the part next to it.
     part = getattr(tensor, "ds_tensor", tensor)
-    return part.to_local() if isinstance(part, DTensor) else part
+    # Only a DTensor has this; importing its class takes a second, which reading data should not wait for.
+    return part.to_local() if hasattr(part, "to_local") else part
 
 
 @torch.no_grad()
