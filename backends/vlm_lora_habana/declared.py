@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from vlm_lora.config.declaration import Declaration, renamed, switch
-from vlm_lora_habana.configuration import LISTS
-from vlm_lora_habana.modes import LAZY
+from vlm_lora_hpu.configuration import LISTS
+from vlm_lora_hpu.modes import LAZY
 
 _USERS = "LoRA on Gaudi"
 
@@ -27,6 +27,7 @@ _OTHERS = """
 
 DECLARATION = Declaration(
     logger="vlm_lora_habana",
+    shared_logger="vlm_lora_hpu",
     arguments=(
         "transformers.training_args:TrainingArguments",
         "optimum.habana.transformers.training_args:GaudiTrainingArguments",

@@ -138,7 +138,7 @@ def test_more_processes_than_cores_or_cards() -> None:
 def test_missing_mpirun(tmp_path: Path) -> None:
     """A PATH without mpirun, in an environment without the package."""
     code = (
-        "import vlm_lora_habana.spawn as spawn, sys\n"
+        "import vlm_lora_hpu.launcher as spawn, sys\n"
         f"spawn._path = lambda: {str(tmp_path)!r}\n"
         "from vlm_lora.cli.main import run_launcher\n"
         "sys.exit(run_launcher('gaudi_spawn.py', backend='habana'))\n"

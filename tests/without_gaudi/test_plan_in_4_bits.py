@@ -95,7 +95,7 @@ def test_4_bits_are_proposed_where_they_are_to_be_had(
 ) -> None:
     monkeypatch.setattr("vlm_lora_cuda.devices._TOTALS_MIB", {"Small": 0.1})
     monkeypatch.setattr("vlm_lora_cuda.devices.CONTEXT_BYTES", 0)
-    monkeypatch.setattr("vlm_lora_habana.devices._TOTALS_GIB", {"Gaudi2": 1e-4})
+    monkeypatch.setattr("vlm_lora_hpu.devices._TOTALS_GIB", {"Gaudi2": 1e-4})
     folder = model_folder("qwen2_5_vl")
     small = ["--per_device_train_batch_size", "1", "--gradient_checkpointing"]
 

@@ -124,7 +124,10 @@ def set_up_logging(level: str) -> None:
     warnings.filterwarnings("ignore", message=".torch.distributed.* is deprecated", category=FutureWarning)
     # It speaks of a faster kernel for the CPU whenever it is imported, wanted or not.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    for root in ("vlm_lora", *(declared.logger for declared in declarations().values())):
+    declared = declarations().values()
+    for root in dict.fromkeys(
+        ["vlm_lora", *(name for one in declared for name in (one.logger, one.shared_logger) if name)]
+    ):
         logging.getLogger(root).setLevel(shown)
 
 

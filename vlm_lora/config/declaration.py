@@ -70,6 +70,8 @@ class Declaration:
 
     logger: str
     """Root of its loggers, whose lines are shown like the core's: the name of its package."""
+    shared_logger: str = ""
+    """That of a package that it shares with other adapters; empty where there is none."""
     arguments: tuple[str, ...] = ("transformers.training_args:TrainingArguments",)
     """Where its arguments class is defined, its bases first: the fields are read from these files before any import."""
     flags: frozenset[str] = frozenset()

