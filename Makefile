@@ -7,6 +7,9 @@ STAMP := $(VENV)/.installed
 # The Gaudi stack cannot share an environment with transformers 5: here it runs over a simulated device.
 GAUDI := .venv/gaudi
 GAUDI_STAMP := $(GAUDI)/.installed
+# The same device for the main stack: in a folder that only the processes of some tests have on their path.
+HPU := .venv/hpu
+HPU_STAMP := $(HPU)/.installed
 SIMULATOR := $(shell find tests/support/hpu_simulator -type f -not -path '*/__pycache__/*')
 
 .PHONY: demo test tools test-main test-gaudi check canary docs fix clean
@@ -20,7 +23,7 @@ test: tools test-main test-gaudi
 tools:
 	@tests/tools.sh
 
-test-main: $(STAMP)
+test-main: $(STAMP) $(HPU_STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-gaudi: $(STAMP) $(GAUDI_STAMP)
@@ -82,3 +85,9 @@ $(GAUDI_STAMP): pyproject.toml constraints-gaudi.txt requirements-test-gaudi.txt
 	$(GAUDI)/bin/pip install $(PIP_FLAGS) $(LOCAL) -e .
 	$(GAUDI)/bin/python -c "import torch; torch.ones(1, device='hpu')"
 	touch $(GAUDI_STAMP)
+
+$(HPU_STAMP): $(STAMP) $(SIMULATOR)
+	rm -rf $(HPU)
+	$(BIN)/pip install $(PIP_FLAGS) $(LOCAL) --target $(HPU) tests/support/hpu_simulator
+	PYTHONPATH=$(HPU) PT_HPU_LAZY_MODE=0 $(BIN)/python -c "import torch; torch.ones(1, device='hpu')"
+	touch $(HPU_STAMP)

@@ -3,6 +3,7 @@
 import sys
 
 from vlm_lora.cli.main import run_launcher
+from vlm_lora_hpu.roads import road
 
 if __name__ == "__main__":
-    sys.exit(run_launcher("gaudi_spawn.py", backend="habana"))
+    sys.exit(run_launcher("gaudi_spawn.py", backend=road()))

@@ -14,7 +14,7 @@ import grimp
 import tomllib
 
 ROOT = Path(__file__).parents[1]
-ADAPTERS = ("vlm_lora_torch", "vlm_lora_cuda", "vlm_lora_hpu", "vlm_lora_habana")
+ADAPTERS = ("vlm_lora_torch", "vlm_lora_cuda", "vlm_lora_hpu", "vlm_lora_habana", "vlm_lora_gaudi")
 
 
 def rooms() -> list[str]:

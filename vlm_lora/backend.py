@@ -33,6 +33,8 @@ class Traits:
 
     static_shapes: bool
     """True where every new tensor shape costs a compilation."""
+    counts_graphs: bool = False
+    """True where whole steps are recorded as graphs, so that planned shapes bound how many are compiled."""
     quantization: tuple[str, ...] = ()
     """Kinds of 4-bit weights (`nf4`, `fp4`) that `model_keywords` knows to load with `--load_in_4bit`."""
     block_diagonal_masks: tuple[str, ...] = ()

@@ -299,7 +299,7 @@ def _plan_shapes(
             longest=preprocessing.longest,
         ),
     )
-    announce(survey, session.arguments, compiles=session.backend.traits.static_shapes)
+    announce(survey, session.arguments, compiles=session.backend.traits.counts_graphs)
     encoder = preprocessing.encoder.with_canvases(survey.canvases)
     collator = Collator(
         encoder, preprocessing.family.rendering, pad_token_id=preprocessing.tokenizer.pad_token_id, plan=survey.plan

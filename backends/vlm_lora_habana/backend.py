@@ -14,13 +14,14 @@ from vlm_lora.engines.precision import launchers_own
 from vlm_lora.errors import ConfigError
 from vlm_lora.launch.launching import loader_workers
 from vlm_lora_habana.declared import DECLARATION
-from vlm_lora_habana.host_reads import ON_HOST, explicit_masks, keep_reads_on_host
+from vlm_lora_habana.host_reads import ON_HOST, keep_reads_on_host
 from vlm_lora_habana.models import FUSED, check_plain, plain_models
 from vlm_lora_habana.trainer import gaudi_trainer_class
 from vlm_lora_hpu.backend import REFUSED, HpuBackend
+from vlm_lora_hpu.host_reads import explicit_masks
 from vlm_lora_hpu.launcher import GaudiLauncher
 from vlm_lora_hpu.modes import LAZY, Mode
-from vlm_lora_hpu.probe import probe_gaudi
+from vlm_lora_hpu.probe import is_installed, probe_gaudi
 from vlm_lora_hpu.zero import zero_settings
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class HabanaBackend(HpuBackend):
 
     name: ClassVar[str] = "habana"
     traits: ClassVar[Traits] = Traits(
-        static_shapes=True, block_diagonal_masks=("sdpa", "eager"), optimizer="adamw_torch"
+        static_shapes=True, counts_graphs=True, block_diagonal_masks=("sdpa", "eager"), optimizer="adamw_torch"
     )
     declaration: ClassVar[Declaration] = DECLARATION
     launcher: Launcher = GaudiLauncher("habana")
@@ -65,6 +66,10 @@ class HabanaBackend(HpuBackend):
     def probe(self) -> Probe:
         """Say what is there, or everything that is missing."""
         return probe_gaudi(NEEDED)
+
+    def goes_here(self) -> bool:
+        """Say whether the bridge and optimum-habana are there."""
+        return super().goes_here() and all(map(is_installed, NEEDED))
 
     def arguments_class(self) -> type[TrainingArguments]:
         """Return optimum-habana's class."""
@@ -94,7 +99,7 @@ class HabanaBackend(HpuBackend):
             with plain_models(), launchers_own(os.environ):
                 self._arguments = self.arguments_class()(**chosen)
                 self._arguments.device  # noqa: B018 - sets up the process group, before any model
-                explicit_masks()
+                explicit_masks("sdpa", FUSED)
         except (ValueError, ImportError, AssertionError) as error:
             raise ConfigError(f"The training arguments do not go together: {error}") from error
         return self._arguments

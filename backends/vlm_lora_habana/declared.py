@@ -5,6 +5,7 @@ from __future__ import annotations
 from vlm_lora.config.declaration import Declaration, renamed, switch
 from vlm_lora_hpu.configuration import LISTS
 from vlm_lora_hpu.modes import LAZY
+from vlm_lora_hpu.roads import road
 
 _USERS = "LoRA on Gaudi"
 
@@ -38,7 +39,14 @@ DECLARATION = Declaration(
     early_flags=frozenset({"gaudi_config_name"}),
     before_torch=frozenset({LAZY, *LISTS.values()}),
     aliases=(
-        switch(_USERS, "use_habana", "backend", true="habana", false=None),
+        switch(
+            _USERS,
+            "use_habana",
+            "backend",
+            true=road(),
+            false=None,
+            text="true: backend = gaudi with transformers 5, habana with optimum-habana; false: not set",
+        ),
         *renamed(_USERS, lora_target_modules="lora_targets"),
     ),
     packages=("optimum-habana", "habana-torch-plugin"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlm_lora_habana.host_reads import TOKENS, HostReads, unwrap
+from vlm_lora_habana.host_reads import HostReads
+from vlm_lora_hpu.host_reads import TOKENS, unwrap
 
 _NO_FIGURES = ("_end_time", "_graph_compliation_duration")
 

@@ -56,7 +56,7 @@ class HpuBackend(TorchBackend):
 
     def facts(self) -> Mapping[str, str]:
         """Return driver, mode and mpirun, or nothing on a machine without Gaudi's software."""
-        if not is_installed("habana_frameworks"):
+        if not self.goes_here():
             return {}
         try:
             mode = f"{self.choose_mode({}, os.environ).value} ({LAZY}={os.environ.get(LAZY, 'not set')})"
@@ -64,9 +64,13 @@ class HpuBackend(TorchBackend):
             mode = f"none: {error}"
         return {"driver": driver_version(), "mode": mode, "mpirun": find_mpirun() or NO_MPIRUN}
 
+    def goes_here(self) -> bool:
+        """Say whether this road goes with the packages of this environment; another road's variables are its own."""
+        return is_installed("habana_frameworks")
+
     def environment(self, run: RunConfig) -> Mapping[str, str]:
         """Return the mode's and the autocast lists' variables, which the bridge reads when torch is imported."""
-        if not is_installed("habana_frameworks"):
+        if not self.goes_here():
             return {}
         typed = {**os.environ, **run.environment}
         mode = self.choose_mode(run.raw, typed)

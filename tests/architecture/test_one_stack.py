@@ -10,7 +10,7 @@ from support.one_stack import MAIN_STACK_ONLY
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
-ADAPTERS = ("vlm_lora_torch", "vlm_lora_cuda", "vlm_lora_hpu", "vlm_lora_habana")
+ADAPTERS = ("vlm_lora_torch", "vlm_lora_cuda", "vlm_lora_hpu", "vlm_lora_habana", "vlm_lora_gaudi")
 PLACES = {"support": TESTS, "vlm_lora": ROOT, **dict.fromkeys(ADAPTERS, ROOT / "backends")}
 """Where our own packages are."""
 

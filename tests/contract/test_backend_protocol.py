@@ -74,6 +74,7 @@ CPU_TEXT = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 
 OUT_OF_MEMORY = {
     "cpu": CPU_TEXT,
     "cuda": CPU_TEXT,
+    "gaudi": "[Rank:0] FATAL ERROR :: MODULE:PT_DEVMEM Allocation failed for size::234881024 (224)MB",
     "habana": "[Rank:0] FATAL ERROR :: MODULE:PT_DEVMEM Allocation failed for size::234881024 (224)MB",
 }
 

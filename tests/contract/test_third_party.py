@@ -68,4 +68,4 @@ def test_without_the_distribution_there_is_no_such_backend(tmp_path: Path) -> No
     words = ("train", "--model_name_or_path", tmp_path, "--dataset_name", tmp_path, "--output_dir", tmp_path / "out")
     done = vlm_lora(None, *words, "--backend", "mycard")
     assert done.returncode == 1
-    assert "--backend mycard: installed backends are cpu, cuda, habana." in done.stderr
+    assert "--backend mycard: installed backends are cpu, cuda, gaudi, habana." in done.stderr

@@ -92,3 +92,12 @@ def losses_of(ranks: Sequence[dict[str, Any]]) -> list[float]:
     return [
         sum(sum(step["losses"]) for step in steps) for steps in zip(*(rank["steps"] for rank in ranks), strict=True)
     ]
+
+
+HPU_FOLDER = ROOT / ".venv" / "hpu"
+"""Holds the simulated device for the main stack, which no other process may meet."""
+
+
+def on_new_road(**variables: str) -> dict[str, str]:
+    """Return the variables of a process that runs on the simulated hpu by transformers 5's own support."""
+    return {"PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{HPU_FOLDER}", "PT_HPU_LAZY_MODE": "0", **variables}

@@ -77,7 +77,10 @@ def test_a_run_on_gaudi_is_planned_without_it(
     [
         (["--use_habana"], "this machine has none of its devices. Type which to plan for: --device Gaudi2 or"),
         (["--use_habana", "--device", "gaudi2", "--use_lazy_mod"], "--use_lazy_mod is not a known key"),
-        (["--use_lazy_mode", "--device", "gaudi2"], "--use_lazy_mode is for the habana backend: add --use_habana"),
+        (
+            ["--use_lazy_mode", "--device", "gaudi2"],
+            "--use_lazy_mode is for the gaudi and habana backends: add --use_habana",
+        ),
     ],
 )
 def test_a_wrong_plan_for_gaudi_is_one_message(

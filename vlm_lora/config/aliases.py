@@ -264,6 +264,8 @@ def describe_aliases() -> list[tuple[str, str, str]]:
 
 
 def _meaning(row: Alias) -> str:
+    if row.text:
+        return row.text
     if row.values is None:
         implied = [f"; {each.setting} = {each.value} unless given" for each in IMPLIED if each.name == row.canonical]
         return "".join([row.canonical, *implied])

@@ -27,6 +27,8 @@ class Alias:
     """For a switch: what true and false stand for. None as a value means that nothing is set."""
     empty_means_none: bool = False
     """An empty value is allowed and means that nothing is set."""
+    text: str = ""
+    """What it means, where that depends on what is installed."""
     preferred: bool = False
     """Where a backend's class has both names, it wants this one (the other warns)."""
 
@@ -54,9 +56,9 @@ class Alias:
         raise LookupError(self.name)
 
 
-def switch(users: str, name: str, canonical: str, *, true: Any, false: Any) -> Alias:
+def switch(users: str, name: str, canonical: str, *, true: Any, false: Any, text: str = "") -> Alias:
     """Return a name that is true or false and stands for a value of another setting."""
-    return Alias(name=name, canonical=canonical, users=users, values={True: true, False: false})
+    return Alias(name=name, canonical=canonical, users=users, values={True: true, False: false}, text=text)
 
 
 def renamed(users: str, **names: str) -> tuple[Alias, ...]:
@@ -108,8 +110,7 @@ def declarations() -> Mapping[str, Declaration]:
 
 def asking_for(name: str) -> str:
     """Return how a user asks for an adapter: by its own switch where it has one, else by `--backend`."""
-    found = declarations().get(name)
-    for alias in found.aliases if found else ():
+    for alias in (alias for declared in declarations().values() for alias in declared.aliases):
         if alias.canonical == "backend" and alias.values is not None and alias.values[True] == name:
             return f"--{alias.name}"
     return f"--backend {name}"

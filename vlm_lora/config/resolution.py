@@ -250,11 +250,14 @@ def _unknown_message(keys: list[str], run: RunConfig, shape: _Shape) -> str:
 
 
 def _explain(key: str, run: RunConfig, known: list[str]) -> str:
-    for name, declaration in declarations().items():
-        if key in declaration.flags and run.backend == name:
-            return f"--{key} is not known to the installed version of the {name} backend's packages; leave it out."
-        if key in declaration.flags:
-            return f"--{key} is for the {name} backend: add {asking_for(name)}, or leave it out."
+    owners = [name for name, declaration in declarations().items() if key in declaration.flags]
+    if run.backend in owners:
+        return f"--{key} is not known to the installed version of the {run.backend} backend's packages; leave it out."
+    if owners:
+        # One that has a switch of its own, where there is one.
+        asking = min(map(asking_for, owners), key=lambda words: words.startswith("--backend "))
+        whose = f"{owners[0]} backend" if len(owners) == 1 else f"{' and '.join(owners)} backends"
+        return f"--{key} is for the {whose}: add {asking}, or leave it out."
     if key in LAUNCHER_KEYS:
         return (
             f"--{key} belongs to the launcher and stands before the name of the verb or script: "

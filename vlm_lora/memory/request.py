@@ -95,7 +95,7 @@ def choose_devices(
     Raises:
         ConfigError: no such device; the message lists those there are.
     """
-    known = [(backend, device) for backend in backends.values() for device in backend.planner.devices()]
+    known = _once([(backend, device) for backend in backends.values() for device in backend.planner.devices()], named)
     if words == ALL:
         return known
     if words == HERE:
@@ -121,6 +121,19 @@ def choose_devices(
             )
         found.append(names[name] if name in names else names[close[0]])
     return found
+
+
+def _once(pairs: Sequence[tuple[Backend, DeviceSpec]], named: str) -> list[tuple[Backend, DeviceSpec]]:
+    """Return each kind of device once: where two backends have it, the named one's, else that which can be used."""
+    chosen: dict[str, tuple[Backend, DeviceSpec]] = {}
+    for backend, device in pairs:
+        taken = chosen.get(device.name)
+        wins = taken is None or backend.name == named
+        if wins or (
+            taken is not None and taken[0].name != named and not taken[0].probe().usable and backend.probe().usable
+        ):
+            chosen[device.name] = (backend, device)
+    return list(chosen.values())
 
 
 def read_choice(run: RunConfig, values: Mapping[str, Any], arguments_class: type, *, world_size: int) -> Choice:

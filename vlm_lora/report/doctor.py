@@ -26,7 +26,7 @@ def diagnose() -> str:
     """Return the report as text, one line a fact."""
     packages = (*PACKAGES, *(name for one in declarations().values() for name in one.packages))
     lines = [f"vlm-lora {__version__} on Python {platform.python_version()}, {platform.platform()}", ""]
-    lines += [f"  {name:<20}{_version(name)}" for name in packages]
+    lines += [f"  {name:<20}{_version(name)}" for name in dict.fromkeys(packages)]
     chosen = _chosen()
     for name, backend in sorted(installed().items()):
         probe = backend.probe()

@@ -267,10 +267,10 @@ def test_a_layer_to_wrap_joins_the_fsdp_config() -> None:
         ("--qqqqqqq 1", ("--qqqqqqq", "--help_all")),
         (
             "--gaudi_config_name Habana/gpt2",
-            ("--gaudi_config_name is for the habana backend", "--use_habana"),
+            ("--gaudi_config_name is for the gaudi and habana backends", "--use_habana"),
         ),
-        ("--use_lazy_mode", ("habana backend",)),
-        ("--use_lazy_mode --use_habana", ("not known to the installed version of the habana backend's packages",)),
+        ("--use_lazy_mode", ("gaudi and habana backends",)),
+        ("--use_lazy_mode --backend habana", ("not known to the installed version of the habana backend's packages",)),
         ("--world_size 8", ("vlm-lora launch", "before the name")),
         ("--lerning_rate 1 --use_mpi --bacth_size 2", ("'learning_rate'", "vlm-lora launch", "'batch_size'")),
         ("--wandb_project p --logging_dir l --environment.TENSORBOARD_LOGGING_DIR m", ("contradict",)),

@@ -11,6 +11,9 @@ from vlm_lora.config.fields import flatten, own_fields
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.sources import parse
 
+ROAD = (aliases()["use_habana"].values or {})[True]
+"""Gaudi's adapter that goes with the installed transformers."""
+
 # alias, value, (canonical name, value); an empty mapping: nothing is set
 MEANINGS: list[tuple[str, Any, dict[str, Any]]] = [
     ("model_name", "m", {"model_name_or_path": "m"}),
@@ -47,7 +50,7 @@ MEANINGS: list[tuple[str, Any, dict[str, Any]]] = [
     ("deepspeed_config", "", {}),
     ("wandb_project", "p", {"environment": {"WANDB_PROJECT": "p"}, "report_to": "wandb"}),
     ("wandb_project", "", {}),
-    ("use_habana", "true", {"backend": "habana"}),
+    ("use_habana", "true", {"backend": ROAD}),
     ("use_habana", "false", {}),
     ("evaluation_strategy", "epoch", {"eval_strategy": "epoch"}),
     ("use_cpu", "true", {"backend": "cpu"}),

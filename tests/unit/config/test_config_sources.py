@@ -286,7 +286,7 @@ def test_the_gaudi_readme_command() -> None:
         "--overwrite_output_dir --bf16 --use_lazy_mode --gradient_checkpointing"
     )
     run = flags(*re.split(" ", command))
-    assert run.backend == "habana"
+    assert run.backend in ("gaudi", "habana"), "by the installed transformers"
     assert run.overwrite_output_dir
     assert run.data.max_train_samples == 128
     assert set(run.raw) == {

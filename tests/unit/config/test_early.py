@@ -34,7 +34,7 @@ def accepted(*words: str, needed: tuple[str, ...] = ()) -> None:
         ("--learning_rate fast", "--learning_rate fast: must be a number"),
         ("--per_device_train_batch_size 1.5", "must be a whole number"),
         ("--bf16 maybe", "--bf16 maybe: must be true or false"),
-        ("--use_lazy_mode", "--use_lazy_mode is for the habana backend: add --use_habana"),
+        ("--use_lazy_mode --backend cpu", "--use_lazy_mode is for the gaudi and habana backends: add --use_habana"),
         ("--model_name_or_path ./nowhere", "./nowhere: no such folder"),
         ("--model_name_or_path a/b/c", "a/b/c: no such folder"),
         ("--dataset_name nowhere.jsonl", "--dataset_name nowhere.jsonl: no such file or folder"),
