@@ -121,7 +121,7 @@ def test_4_bits_are_proposed_where_they_are_to_be_had(
         (["--device", "H100", "--peft_method", "none"], "--load_in_4bit with --peft_method none"),
         (["--device", "H100", "--deepspeed", "zero3"], "--load_in_4bit with FSDP or ZeRO-3"),
         (["--device", "H100", "--fsdp", "full_shard"], "--load_in_4bit with FSDP or ZeRO-3"),
-        (["--device", "gaudi2"], "cannot be used with the habana backend"),
+        (["--device", "gaudi2"], "cannot be used with the gaudi backend"),
     ],
 )
 def test_what_training_refuses_is_not_planned(
