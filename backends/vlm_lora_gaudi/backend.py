@@ -17,13 +17,14 @@ from vlm_lora.errors import ConfigError
 from vlm_lora.launch.launching import loader_workers
 from vlm_lora_gaudi.declared import DECLARATION
 from vlm_lora_gaudi.trainer import hpu_trainer_class
-from vlm_lora_hpu.backend import REFUSED, HpuBackend
+from vlm_lora_hpu.backend import HpuBackend
 from vlm_lora_hpu.host_reads import check_placeholders_once, explicit_masks, unwrap_inside
 from vlm_lora_hpu.launcher import GaudiLauncher
 from vlm_lora_hpu.modes import LAZY, Mode, choose_mode
 from vlm_lora_hpu.probe import probe_gaudi
 from vlm_lora_hpu.roads import NEW, has_own_support, transformers_version
 from vlm_lora_hpu.zero import zero_settings
+from vlm_lora_torch.engines import asked, switched
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainingArguments
@@ -31,11 +32,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OLD_ROAD = "on the older road (pip install -r requirements-hpu.txt, --backend habana) it is there"
-
-REFUSED_HERE: Mapping[str, tuple[Any, str]] = {
-    "fsdp": ("", "it was not tried on this device; --deepspeed zero3 shards the weights"),
-}
-"""Settings that this road cannot honour: the only value that can, and why."""
 
 GRAPHS = 64
 """Graphs that torch.compile keeps of one piece of code: its own limit of 8 is below the planned shapes."""
@@ -50,7 +46,6 @@ class GaudiBackend(HpuBackend):
     )
     declaration: ClassVar[Declaration] = DECLARATION
     launcher: Launcher = GaudiLauncher(NEW)
-    refused: ClassVar[Mapping[str, tuple[Any, str]]] = {**REFUSED, **REFUSED_HERE}
 
     def probe(self) -> Probe:
         """Say what is there, or everything that is missing."""
@@ -71,10 +66,11 @@ class GaudiBackend(HpuBackend):
         Raises:
             ConfigError: lazy mode was asked for, or settings contradict each other.
         """
-        asked = "--use_lazy_mode" if is_true(raw.get("use_lazy_mode")) else f"{LAZY}=1"
-        if asked == "--use_lazy_mode" or environ.get(LAZY) == "1":
+        typed = is_true(raw.get("use_lazy_mode"))
+        if typed or environ.get(LAZY) == "1":
+            given = "--use_lazy_mode" if typed else f"{LAZY}=1"
             raise ConfigError(
-                f"{asked}: lazy mode is optimum-habana's. Leave --use_lazy_mode out and set {LAZY}=0; {OLD_ROAD}."
+                f"{given}: lazy mode is optimum-habana's. Leave --use_lazy_mode out and set {LAZY}=0; {OLD_ROAD}."
             )
         return choose_mode(raw, {LAZY: "0", **environ})
 
@@ -92,6 +88,12 @@ class GaudiBackend(HpuBackend):
     def arguments(self, run: RunConfig, values: Mapping[str, Any]) -> TrainingArguments:
         """Fill in what the hardware decides, refuse what it cannot do, and say both."""
         self.refuse(values)
+        fsdp = switched(values["fsdp"]) if values.get("fsdp") is not None else None
+        if asked("fsdp", {"fsdp": fsdp}):  # by a flag, or by accelerate's launcher
+            raise ConfigError(
+                f"--fsdp {fsdp or 'true'} cannot be used on Gaudi: it was not tried on this device. Type --deepspeed "
+                "zero3, which shards the weights, or leave it out."
+            )
         self._say_unused(run)
         chosen: dict[str, Any] = {
             **self._precision(values),
@@ -100,6 +102,7 @@ class GaudiBackend(HpuBackend):
             "ddp_find_unused_parameters": False,
             "optim": "adamw_torch",
             **values,
+            **({} if fsdp is None else {"fsdp": fsdp}),
             "logging_nan_inf_filter": False,  # it would read each step's loss
             "use_cpu": False,
         }

@@ -79,6 +79,8 @@ def test_batches_are_equal_byte_for_byte_and_what_ran_is_what_was_asked_for(
     assert (cpu["device"], hpu["device"]) == ("cpu", "hpu:0")
     assert "GaudiTrainer" not in hpu["trainer"]
     assert ways["eager, 2 ranks"][shape][0]["wrapped"] == "DistributedDataParallel"
+    assert ways["compile"][shape][0]["wrapped"] == "OptimizedModule"
+    assert hpu["wrapped"] != "OptimizedModule", "the control"
 
 
 @pytest.mark.parametrize("way", ["eager", "eager, accumulated", "compile", "eager, 2 ranks"])
