@@ -20,6 +20,10 @@ from vlm_lora.data.conversation import RowSource
 from vlm_lora.errors import ConfigError, StalledError
 from vlm_lora.preflight.parallel_map import ParallelMap
 
+# torch's handler for a worker that ended raises wherever this process is just then: also while torch itself opens
+# temporary files (torch/utils/data/dataloader.py counts descriptors so), of which one is then nobody's to close.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+
 
 class Rows:
     """Numbers; the worker that reads row 5 gets a signal."""
