@@ -26,7 +26,7 @@ tools:
 test-main: $(STAMP) $(HPU_STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-test-gaudi: $(STAMP) $(GAUDI_STAMP)
+test-gaudi: $(STAMP) $(GAUDI_STAMP) $(HPU_STAMP)
 	PATH="$(CURDIR)/$(GAUDI)/bin:$$PATH" $(GAUDI)/bin/python -m pytest -n 2 --dist loadgroup
 
 # The newest releases of what the project stands on, in an environment of its own: for people, not for CI.

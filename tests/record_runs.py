@@ -139,12 +139,21 @@ def digests_of(batch: dict[str, Any]) -> dict[str, str]:
 
 
 def device_counts() -> dict[str, int]:
-    """Return graphs compiled and host reads of the simulated device; nothing where there is none."""
+    """Return what the simulated device counts; nothing where there is none.
+
+    graphs: those that the device cut (in eager mode: operators with their shapes); reads: the host's; the others: what
+    torch.compile handed over.
+    """
     if "hpu_simulator.library" not in sys.modules:
         return {}
+    from hpu_simulator.compiled import compiled
+
     figures = sys.modules["hpu_simulator.library"].statistics()
-    reads = figures.items + figures.copies_to_host + figures.dynamic_shapes
-    return {"graphs": figures.graphs_compiled, "reads": reads}
+    return {
+        "cut": figures.graphs_compiled,
+        "reads": figures.items + figures.copies_to_host + figures.dynamic_shapes,
+        **compiled()._asdict(),
+    }
 
 
 def obey_variables() -> None:
@@ -158,6 +167,11 @@ def obey_variables() -> None:
 
         engine: Any = _engine
         engine.needs_images = lambda *args: False
+    if os.environ.get("PT_HPU_TC_MODE") == "1":
+        import torch
+
+        # dynamo's own way is to go on uncompiled.
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ from vlm_lora_gaudi.trainer import hpu_trainer_class
 from vlm_lora_hpu.backend import HpuBackend
 from vlm_lora_hpu.host_reads import check_placeholders_once, explicit_masks, unwrap_inside
 from vlm_lora_hpu.launcher import GaudiLauncher
-from vlm_lora_hpu.modes import LAZY, Mode, choose_mode
+from vlm_lora_hpu.modes import LAZY, Mode, choose_mode, limit_graphs
 from vlm_lora_hpu.probe import probe_gaudi
 from vlm_lora_hpu.roads import NEW, has_own_support, transformers_version
 from vlm_lora_hpu.zero import zero_settings
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OLD_ROAD = "on the older road (pip install -r requirements-hpu.txt, --backend habana) it is there"
-
-GRAPHS = 64
-"""Graphs that torch.compile keeps of one piece of code: its own limit of 8 is below the planned shapes."""
 
 
 class GaudiBackend(HpuBackend):
@@ -111,7 +108,7 @@ class GaudiBackend(HpuBackend):
                 "torch_compile": True,
                 "torch_compile_backend": values.get("torch_compile_backend", "hpu_backend"),
             }
-            _limit_graphs(dynamic=bool(chosen.get("compile_dynamic")), graphs=chosen.get("cache_size_limit") or GRAPHS)
+            limit_graphs(run, chosen)
         if chosen.get("deepspeed"):
             chosen["deepspeed"] = zero_settings(chosen["deepspeed"], bf16=bool(chosen.get("bf16")))
         try:
@@ -149,15 +146,3 @@ class GaudiBackend(HpuBackend):
             logger.info(
                 "--gaudi_config_name: %s are GaudiTrainer's and not used here; --optim chooses.", " and ".join(unused)
             )
-
-
-def _limit_graphs(*, dynamic: bool, graphs: int) -> None:
-    """Let torch.compile make one graph a shape, and as many as there are shapes.
-
-    accelerate reads the variable when it makes its plugin; dynamo's own limit ends compiling without a word.
-    """
-    import torch
-
-    os.environ["ACCELERATE_DYNAMO_USE_DYNAMIC"] = str(dynamic).lower()
-    torch._dynamo.config.recompile_limit = graphs
-    torch._dynamo.config.automatic_dynamic_shapes = dynamic

@@ -20,7 +20,7 @@ from vlm_lora_habana.trainer import gaudi_trainer_class
 from vlm_lora_hpu.backend import REFUSED, HpuBackend
 from vlm_lora_hpu.host_reads import explicit_masks
 from vlm_lora_hpu.launcher import GaudiLauncher
-from vlm_lora_hpu.modes import LAZY, Mode
+from vlm_lora_hpu.modes import LAZY, Mode, limit_graphs
 from vlm_lora_hpu.probe import is_installed, probe_gaudi
 from vlm_lora_hpu.zero import zero_settings
 
@@ -87,7 +87,7 @@ class HabanaBackend(HpuBackend):
             "dataloader_num_workers": loader_workers(),
             "throughput_warmup_steps": 3,
             **given,
-            **self._mode_arguments(given),
+            **self._mode_arguments(run, given),
             "use_habana": True,
             "attn_implementation": self._attention(run),
             # Read here already: the vendor's class would fetch it a second time.
@@ -153,8 +153,9 @@ class HabanaBackend(HpuBackend):
         self._hpu_graph_options = {HPU_GRAPH_OPTIONS[name]: value for name, value in typed.items()}
         return given
 
-    def _mode_arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
+    def _mode_arguments(self, run: RunConfig, values: Mapping[str, Any]) -> dict[str, Any]:
         if self._mode is Mode.COMPILE:
+            limit_graphs(run, values)
             backend = values.get("torch_compile_backend") or "hpu_backend"
             return {"use_lazy_mode": False, "torch_compile": True, "torch_compile_backend": backend}
         return {"use_lazy_mode": self._mode is Mode.LAZY}

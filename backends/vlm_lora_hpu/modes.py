@@ -6,14 +6,21 @@ libraries disagree on what an unset variable means: so it is always set here.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlm_lora.config.values import MismatchError, convert
 from vlm_lora.errors import ConfigError
 
+if TYPE_CHECKING:
+    from vlm_lora.config.run_config import RunConfig
+
 LAZY, COMPILE = "PT_HPU_LAZY_MODE", "PT_HPU_TC_MODE"
+
+GRAPHS = 64
+"""Graphs that torch.compile keeps of one code at least: more than the default plans have shapes."""
 
 
 class Mode(Enum):
@@ -77,3 +84,23 @@ def _flag(raw: Mapping[str, Any], name: str) -> bool | None:
         return bool(convert(raw[name], bool))
     except MismatchError as error:
         raise ConfigError(f"--{name} {raw[name]}: must be {error}.") from error
+
+
+def limit_graphs(run: RunConfig, values: Mapping[str, Any]) -> None:
+    """Let torch.compile make one graph of a code for each planned shape, and not give up before the last.
+
+    accelerate reads the variable when it makes its plugin. dynamo's own limit is 8, and where it is reached the code
+    runs uncompiled from then on.
+
+    Args:
+        run: knows how many shapes may be planned, in training and again in evaluation.
+        values: `compile_dynamic` and `cache_size_limit`, where they were set.
+    """
+    import torch
+
+    dynamic = bool(values.get("compile_dynamic"))
+    os.environ["ACCELERATE_DYNAMO_USE_DYNAMIC"] = str(dynamic).lower()
+    torch._dynamo.config.automatic_dynamic_shapes = dynamic
+    limit = values.get("cache_size_limit") or max(GRAPHS, 3 * (run.batching.max_shapes or 0))
+    torch._dynamo.config.recompile_limit = limit
+    torch._dynamo.config.accumulated_recompile_limit = max(limit, torch._dynamo.config.accumulated_recompile_limit)

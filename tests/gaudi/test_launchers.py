@@ -14,7 +14,19 @@ from typing import Any
 import pytest
 
 from support.rows import write_mixed_rows, write_uneven_rows
-from support.stacks import GAUDI, ROOT, SPAWN, environment, losses_of, on_hpu, recorded, run_words
+from support.stacks import (
+    GAUDI,
+    ROADS,
+    ROOT,
+    SPAWN,
+    Road,
+    both_roads,
+    environment,
+    losses_of,
+    on_hpu,
+    recorded,
+    run_words,
+)
 from support.warm import warmed
 
 LAZY = {"PT_HPU_LAZY_MODE": "1"}
@@ -43,44 +55,53 @@ def flags(folder: Path, model: Path, name: str, **more: object) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def single(folder: Path, model_folder: Callable[[str], Path]) -> Any:
-    """One process with the global batch of two."""
-    words = flags(folder, model_folder("gemma3"), "single", per_device_train_batch_size=4)
-    return recorded(folder / "single records", [words], python=GAUDI, variables=LAZY)[0]
+def single(folder: Path, model_folder: Callable[[str], Path]) -> dict[str, Any]:
+    """One process with the global batch of two, by road."""
+    found = {}
+    for road in ROADS:
+        words = flags(folder, model_folder("gemma3"), f"single {road}", per_device_train_batch_size=4)
+        place = folder / f"single {road} records"
+        found[str(road)] = recorded(place, [words], python=road.python, variables=road.variables)[0]
+    return found
 
 
+@both_roads
 @pytest.mark.parametrize("launcher", ["--use_mpi", "--use_deepspeed", ""])
 def test_two_processes_train_as_one(
-    launcher: str, folder: Path, model_folder: Callable[[str], Path], single: Any
+    launcher: str, road: Road, folder: Path, model_folder: Callable[[str], Path], single: dict[str, Any]
 ) -> None:
-    name = launcher or "torch"
+    name = f"{launcher or 'torch'} {road}"
     words = flags(folder, model_folder("gemma3"), name)
     ranks = recorded(
         folder / f"{name} records",
         [words],
-        python=GAUDI,
+        python=road.python,
         launcher=[SPAWN, "--world_size", "2", *([launcher] if launcher else [])],
-        variables=LAZY,
+        variables=road.variables,
         cold=launcher == "--use_mpi",  # one launch with processes that import everything themselves
     )
-    check_equal(ranks, single, wrapped="DistributedDataParallel", norm=1e-4)
+    check_equal(ranks, single[str(road)], wrapped="DistributedDataParallel", norm=1e-4)
 
 
+@both_roads
 @pytest.mark.parametrize("stage", ["zero1", "zero2", "zero3"])
-def test_zero_trains_as_one_process(stage: str, folder: Path, model_folder: Callable[[str], Path], single: Any) -> None:
+def test_zero_trains_as_one_process(
+    stage: str, road: Road, folder: Path, model_folder: Callable[[str], Path], single: dict[str, Any]
+) -> None:
     """The same files as on CUDA; the engine that ran is asserted, because a fallback would match every loss."""
-    words = flags(folder, model_folder("gemma3"), stage, deepspeed=ROOT / "launchers" / "deepspeed" / f"{stage}.json")
+    name = f"{stage} {road}"
+    words = flags(folder, model_folder("gemma3"), name, deepspeed=ROOT / "launchers" / "deepspeed" / f"{stage}.json")
     ranks = recorded(
-        folder / f"{stage} records",
+        folder / f"{name} records",
         [words],
-        python=GAUDI,
+        python=road.python,
         launcher=[SPAWN, "--world_size", "2", "--use_deepspeed"],
-        variables=LAZY,
+        variables=road.variables,
     )
-    check_equal(ranks, single, wrapped="DeepSpeedEngine", norm=3e-4)
-    adapter = json.loads((folder / stage / "adapter_config.json").read_text(encoding="utf-8"))
+    check_equal(ranks, single[str(road)], wrapped="DeepSpeedEngine", norm=3e-4)
+    adapter = json.loads((folder / name / "adapter_config.json").read_text(encoding="utf-8"))
     assert adapter["r"] == 16
-    assert (folder / stage / "adapter_model.safetensors").stat().st_size > 10_000, "complete, not ZeRO's empty shards"
+    assert (folder / name / "adapter_model.safetensors").stat().st_size > 10_000, "complete, not ZeRO's empty shards"
 
 
 def test_batches_without_images_and_lora_on_the_tower(folder: Path, model_folder: Callable[[str], Path]) -> None:

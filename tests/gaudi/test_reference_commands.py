@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.datasets import write_chartqa_folder
-from support.stacks import GAUDI, run_words
+from support.stacks import GAUDI, Road, both_roads, run_words
 
 GAUDI_CONFIG = {"use_fused_adam": True, "use_fused_clip_norm": True, "use_torch_autocast": True}
 
@@ -47,7 +47,11 @@ def check_trained(done: subprocess.CompletedProcess[str], tmp_path: Path, mode: 
     assert found["eval_samples"] == 3
     assert found["eval_perplexity"] > 1
     written = {path.name for path in (tmp_path / "output").iterdir()}
-    assert written >= {"adapter_model.safetensors", "gaudi_config.json", "shape_plan.json", "preprocessor_config.json"}
+    assert written >= {"adapter_model.safetensors", "shape_plan.json"}
+    if "Backend: habana" in done.stderr:
+        assert written >= {"gaudi_config.json", "preprocessor_config.json"}
+    else:
+        assert "use_fused_adam and use_fused_clip_norm are GaudiTrainer's and not used here" in done.stderr
 
 
 # The other families run in both modes in test_same_numbers.py.
@@ -60,19 +64,36 @@ def test_lazy_mode(
     check_trained(done, tmp_path, "lazy")
 
 
+@both_roads
 def test_first_tip_of_the_readme_eager_mode(
-    model_folder: Callable[[str], Path], command: Callable[..., list[str]], tmp_path: Path
+    road: Road, model_folder: Callable[[str], Path], command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    done = run_words(command(model_folder("gemma3")), python=GAUDI, variables={"PT_HPU_LAZY_MODE": "0"})
+    variables = {**road.variables, "PT_HPU_LAZY_MODE": "0"}
+    done = run_words(command(model_folder("gemma3")), python=road.python, variables=variables)
     check_trained(done, tmp_path, "eager")
+    assert f"Backend: {road} " in done.stderr
 
 
+@both_roads
 def test_second_tip_of_the_readme_torch_compile(
-    model_folder: Callable[[str], Path], command: Callable[..., list[str]], tmp_path: Path
+    road: Road, model_folder: Callable[[str], Path], command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     words = command(model_folder("llava"), "--max_steps", "2")
-    done = run_words(words, python=GAUDI, variables={"PT_HPU_LAZY_MODE": "0", "PT_HPU_TC_MODE": "1"}, cold=True)
+    variables = {**road.variables, "PT_HPU_LAZY_MODE": "0", "PT_HPU_TC_MODE": "1"}
+    done = run_words(words, python=road.python, variables=variables, cold=True)
     check_trained(done, tmp_path, "compile")
+
+
+@both_roads
+def test_eight_cards_at_two(
+    road: Road, model_folder: Callable[[str], Path], command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """The command for all eight cards, which this machine has cores for two of."""
+    launched = ["../launchers/gaudi_spawn.py", "--world_size", "2", "--use_mpi", *command(model_folder("gemma3"))]
+    lazy = ["--use_lazy_mode"] if road.python == GAUDI else []
+    done = run_words([*launched, *lazy], python=road.python, variables=road.variables)
+    check_trained(done, tmp_path, "lazy" if lazy else "eager")
+    assert "on 2 processes" in done.stderr
 
 
 def test_typed_lazy_mode_against_the_environment(

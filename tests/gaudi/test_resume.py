@@ -1,4 +1,4 @@
-"""Save, kill, resume on the simulated device: bit for bit the run that was never killed."""
+"""Save, kill, resume on the simulated device, on both roads: bit for bit the run that was never killed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from support.rows import write_uneven_rows
-from support.stacks import GAUDI, RECORDER, on_hpu, run_words
-
-LAZY = {"PT_HPU_LAZY_MODE": "1"}
+from support.stacks import RECORDER, Road, both_roads, on_hpu, run_words
 
 
-def test_killed_and_resumed_equals_never_killed(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
+@both_roads
+def test_killed_and_resumed_equals_never_killed(
+    road: Road, model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
     """Two epochs of five steps; killed in the second epoch, one step after a checkpoint."""
     data = write_uneven_rows(tmp_path / "data", rows=10)
     settings = {
@@ -30,9 +31,11 @@ def test_killed_and_resumed_equals_never_killed(model_folder: Callable[[str], Pa
     def run(name: str, *more: str, kill_at: int | None = None) -> int:
         words = [*on_hpu(model_folder("gemma3"), data, tmp_path / name, **settings), *more]
         (tmp_path / "runs.json").write_text(json.dumps([words]))
-        variables = LAZY if kill_at is None else {**LAZY, "RECORDER_KILL_AT_STEP": str(kill_at)}
+        kill = {} if kill_at is None else {"RECORDER_KILL_AT_STEP": str(kill_at)}
         done = run_words(
-            [RECORDER, tmp_path / "report.json", tmp_path / "runs.json"], python=GAUDI, variables=variables
+            [RECORDER, tmp_path / "report.json", tmp_path / "runs.json"],
+            python=road.python,
+            variables={**road.variables, **kill},
         )
         return done.returncode
 

@@ -6,8 +6,11 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from support.runs import script_flags
 from support.warm import programs
@@ -17,6 +20,31 @@ MAIN = ROOT / ".venv" / "main" / "bin" / "python"
 GAUDI = ROOT / ".venv" / "gaudi" / "bin" / "python"
 RECORDER = ROOT / "tests" / "record_runs.py"
 SPAWN = ROOT / "launchers" / "gaudi_spawn.py"
+HPU_FOLDER = ROOT / ".venv" / "hpu"
+"""Holds the simulated device for the main stack, which no other process may meet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Road:
+    """A road to Gaudi: a Python, and the variables with which its processes run on the simulated device."""
+
+    python: Path
+    variables: Mapping[str, str]
+
+    def __str__(self) -> str:
+        return "habana" if self.python == GAUDI else "gaudi"
+
+
+def on_new_road(**variables: str) -> dict[str, str]:
+    """Return the variables of a process that runs on the simulated device by transformers 5's own support."""
+    return {"PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{HPU_FOLDER}", "PT_HPU_LAZY_MODE": "0", **variables}
+
+
+OLD_ROAD = Road(python=GAUDI, variables={"PT_HPU_LAZY_MODE": "1"})
+NEW_ROAD = Road(python=MAIN, variables=on_new_road())
+ROADS = (OLD_ROAD, NEW_ROAD)
+both_roads = pytest.mark.parametrize("road", ROADS, ids=str)
+"""For tests on the Gaudi stack, whose transformers makes models that both roads load."""
 
 
 def on_cpu(model: Path, data: Path, output: Path, **flags: object) -> list[str]:
@@ -92,12 +120,3 @@ def losses_of(ranks: Sequence[dict[str, Any]]) -> list[float]:
     return [
         sum(sum(step["losses"]) for step in steps) for steps in zip(*(rank["steps"] for rank in ranks), strict=True)
     ]
-
-
-HPU_FOLDER = ROOT / ".venv" / "hpu"
-"""Holds the simulated device for the main stack, which no other process may meet."""
-
-
-def on_new_road(**variables: str) -> dict[str, str]:
-    """Return the variables of a process that runs on the simulated hpu by transformers 5's own support."""
-    return {"PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{HPU_FOLDER}", "PT_HPU_LAZY_MODE": "0", **variables}

@@ -46,25 +46,36 @@ def shared_values(path: Path, arguments: Any, make: Callable[[], Any]) -> Any:
 
 
 def announce(survey: Survey, arguments: Any, *, compiles: bool) -> int:
-    """Log shapes, padding, fillers and, on hardware that compiles, the budget; return the budget in graphs."""
+    """Log shapes, padding, fillers and the budget of graphs; return the budget.
+
+    Args:
+        survey: the batch shapes.
+        arguments: the training arguments.
+        compiles: the hardware makes graphs of whole steps (`Traits.counts_graphs`).
+    """
     shapes = len(survey.plan.shapes)
     budget = compile_budget(survey.groups, arguments)
+    said = f" At most {budget} graphs will be compiled in lazy mode." if compiles else ""
+    if arguments.torch_compile:
+        said = f" At most {budget} graphs of each piece of the model's code will be made by torch.compile."
     logger.info(
         "Batch shapes: %d, of %s tokens; padding %.1f %% of the tokens, fillers %.1f %% of the rows.%s",
         shapes,
         ", ".join(str(length) for length in sorted({shape.length for shape in survey.plan.shapes})),
         survey.plan.padding_share * 100,
         _filler_share(survey.groups, arguments) * 100,
-        f" At most {budget} graphs will be compiled in lazy mode." if compiles else "",
+        said,
     )
     return budget
 
 
 def compile_budget(groups: Mapping[str, Sequence[Sequence[int]]], arguments: Any) -> int:
-    """Return how many graphs the hardware may compile over the whole run in lazy mode."""
+    """Return how many graphs may be compiled over the whole run: in lazy mode in all, by torch.compile of each code."""
+    training, evaluation = (len(groups.get(split, ())) for split in ("train", "validation"))
+    if arguments.torch_compile:  # forward and backward are one; whether gradients add up is not seen
+        return training + evaluation
     per_shape = GRAPHS_PER_TRAINING_SHAPE if arguments.gradient_accumulation_steps > 1 else 1
-    training = len(groups.get("train", ())) * per_shape
-    return training + len(groups.get("validation", ())) * GRAPHS_PER_EVALUATION_SHAPE + GRAPHS_BESIDE
+    return training * per_shape + evaluation * GRAPHS_PER_EVALUATION_SHAPE + GRAPHS_BESIDE
 
 
 def _filler_share(groups: Mapping[str, Sequence[Sequence[int]]], arguments: Any) -> float:

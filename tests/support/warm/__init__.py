@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -26,7 +27,7 @@ FOLDER = "VLM_LORA_TESTS_FOLDER"
 """Variable with the folder that all workers of a session share."""
 
 _HERE = Path(__file__).parent
-_READ_AT_IMPORT = ("PT_HPU_LAZY_MODE", "PT_HPU_TC_MODE")
+_READ_AT_IMPORT = ("PT_HPU_LAZY_MODE", "PT_HPU_TC_MODE", "PYTHONPATH")
 _LIMIT = 1800.0
 _ours: list[subprocess.Popen[bytes]] = []
 _leases: list[socket.socket] = []
@@ -67,7 +68,8 @@ def let_go() -> None:
 
 @cache
 def _programs(python: Path, modes: tuple[tuple[str, str], ...]) -> Path:
-    name = "-".join([python.parents[1].name, *(value for _, value in modes)])
+    # Short: a socket's path may have 107 characters.
+    name = "-".join([python.parents[1].name, *(f"{zlib.crc32(value.encode()):x}" for _, value in modes)])
     folder = Path(os.environ[FOLDER]) / "warm" / name
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:

@@ -48,6 +48,7 @@ MODULES = (
     "vlm_lora_torch.backend",
     "vlm_lora_cuda.backend",
     "vlm_lora_habana.backend",
+    "vlm_lora_gaudi.backend",
 )
 """What runs and launchers import, as far as the environment has it; importing them runs nothing."""
 
