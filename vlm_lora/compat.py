@@ -79,6 +79,27 @@ def load_image_processor(place: str, backend: str, **keywords: Any) -> Any:
         return AutoImageProcessor.from_pretrained(place, use_fast=slow, **keywords)
 
 
+def keep_size(image_processor: Any, place: str, **keywords: Any) -> None:
+    """Let an image processor have the size that its file says.
+
+    4.55's Qwen2VLImageProcessor takes it from `min_pixels` and `max_pixels` alone, Glm4vImageProcessor not at all.
+    Where a file has `size`, as 5.x writes it, images would be read at a default size instead of that of training.
+
+    Args:
+        image_processor: changed in place.
+        place: the model folder or Hub id that it was loaded from.
+        keywords: as for `from_pretrained`.
+    """
+    if IS_5:
+        return
+    settings, _ = image_processor.get_image_processor_dict(place, **keywords)
+    size = settings.get("size")
+    if settings.get("min_pixels") is None and isinstance(size, dict) and {"shortest_edge", "longest_edge"} <= set(size):
+        image_processor.size = dict(size)
+        if hasattr(image_processor, "min_pixels"):
+            image_processor.min_pixels, image_processor.max_pixels = size["shortest_edge"], size["longest_edge"]
+
+
 def gemma3_pil_processor() -> Any:
     """Return Gemma3's image processor class that uses Pillow: 4.55 and 5.x name it differently."""
     if IS_5:

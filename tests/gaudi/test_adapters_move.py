@@ -1,18 +1,25 @@
-"""Adapters go from one stack to the other, with equal logits; what cannot go is refused with the reason."""
+"""Adapters and checkpoints go from any of four ways to any other; what cannot go is refused with the reason."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from support.rows import write_uneven_rows
-from support.stacks import GAUDI, MAIN, on_cpu, on_hpu, run_words
+from support.stacks import GAUDI, MAIN, NEW_ROAD, OLD_ROAD, Road, on_cpu, on_hpu, run_words
 
 EXAMPLES_RUN = "run_lora_vlm.py"
 LAZY = {"PT_HPU_LAZY_MODE": "1"}
+WAYS: dict[str, tuple[Callable[..., list[str]], Road]] = {
+    "CPU, main": (on_cpu, Road(python=MAIN, variables={})),
+    "CPU, gaudi's stack": (on_cpu, Road(python=GAUDI, variables=LAZY)),
+    "habana": (on_hpu, OLD_ROAD),
+    "gaudi": (on_hpu, NEW_ROAD),
+}
 LOGITS = """
 import json, sys, torch
 from peft import PeftModel
@@ -94,3 +101,61 @@ def test_vision_lora_is_refused_by_the_other_stack(
     kept = run_words([EXAMPLES_RUN, *words], python=python, variables=LAZY)
     assert kept.returncode == 0, kept.stderr[-3000:]
     assert json.loads((tmp_path / "out" / "all_results.json").read_text())["eval_perplexity"] > 1
+
+
+def run(way: str, model: Path, data: Path, output: Path, *more: str, **settings: object) -> dict[str, float]:
+    """Return the figures of a run in one of the four ways."""
+    flags, road = WAYS[way]
+    words = [*flags(model, data, output, bf16=False, image_backend="pil", **settings), *more]
+    done = run_words([EXAMPLES_RUN, *words], python=road.python, variables=road.variables)
+    assert done.returncode == 0, done.stderr[-3000:]
+    figures: dict[str, float] = json.loads((output / "all_results.json").read_text(encoding="utf-8"))
+    return figures
+
+
+def test_a_checkpoint_goes_on_in_every_way(data: Path, model_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """With torch's AdamW everywhere: three steps and three more elsewhere give the perplexity of six steps."""
+    plain = tmp_path / "plain.json"
+    plain.write_text('{"use_fused_adam": false, "use_fused_clip_norm": true}')
+    settings = {
+        "do_train": True,
+        "do_eval": True,
+        "max_steps": 6,
+        "learning_rate": 1e-2,
+        "static_shapes": True,
+        "max_shapes": 1,
+        "adam_epsilon": 1e-6,
+        "save_strategy": "steps",
+        "save_steps": 3,
+    }
+    model, found = model_folder("gemma3"), {}
+    ours = {way: {"gaudi_config_name": plain} if WAYS[way][0] is on_hpu else {} for way in WAYS}
+    for way in WAYS:
+        found[way] = run(way, model, data, tmp_path / way, **settings, **ours[way])["eval_perplexity"]
+    three = run("CPU, main", model, data, tmp_path / "three", **{**settings, "max_steps": 3})["eval_perplexity"]
+    assert three != pytest.approx(found["CPU, main"], rel=1e-2), "the control: the last steps matter"
+    names = list(WAYS)
+    for before, after in zip(names, [*names[2:], *names[:2]], strict=True):
+        output = tmp_path / f"{before}, {after}"
+        shutil.copytree(tmp_path / before, output)
+        shutil.rmtree(output / "checkpoint-6")
+        more = ["--resume_from_checkpoint", "true", "--allow_changed", "backend", "optim"]
+        gone_on = run(after, model, data, output, *more, **settings, **ours[after])
+        assert gone_on["eval_perplexity"] == pytest.approx(found[before], rel=1e-4)
+
+
+def test_an_adapter_has_one_perplexity_in_every_way(
+    data: Path, model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The same canvases everywhere, chosen from the validation rows."""
+    train = {"do_train": True, "max_steps": 3, "learning_rate": 1e-2}
+    judge = {"do_eval": True, "static_shapes": True}
+    base = model_folder("qwen2_5_vl")
+    untrained = run("CPU, main", base, data, tmp_path / "untrained", **judge)["eval_perplexity"]
+    for made in ("habana", "gaudi"):
+        run(made, base, data, tmp_path / made, **train)
+        found = [
+            run(way, tmp_path / made, data, tmp_path / f"{made}, {way}", **judge)["eval_perplexity"] for way in WAYS
+        ]
+        assert found == pytest.approx([found[0]] * 4, rel=1e-4)
+        assert found[0] != pytest.approx(untrained, rel=1e-3), "the control"

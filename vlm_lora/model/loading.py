@@ -15,6 +15,7 @@ from vlm_lora.compat import (
     complete_processor,
     image_backend,
     keep_checkpoint_names,
+    keep_size,
     load_image_processor,
 )
 from vlm_lora.config.early import is_path_of_model
@@ -313,6 +314,7 @@ def _set_image_backend(processor: Any, place: str, wanted: str, access: Mapping[
     if found not in (wanted, "own"):
         processor.image_processor = load_image_processor(place, wanted, **access)
         found = image_backend(processor.image_processor)
+    keep_size(processor.image_processor, place, **access)
     name = type(processor.image_processor).__name__
     if found == wanted:
         logger.info("Image processor: %s (%s).", name, found)

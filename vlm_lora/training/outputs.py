@@ -286,6 +286,9 @@ PARTS = {
 }
 """The files that 4.55 reads a processor's parts from; 5.x nests them all in processor_config.json."""
 
+BY_PIXELS = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast")
+"""Kinds whose size 4.55 reads from `min_pixels` and `max_pixels` alone; 5.x reads both."""
+
 
 def save_processor(processor: Any, folder: Path) -> None:
     """Save processor, tokenizer and chat template in the layout that transformers 4.55 and 5.x both read."""
@@ -301,6 +304,9 @@ def save_processor(processor: Any, folder: Path) -> None:
                 # 4.55 has one name for both implementations of 5.x.
                 kind = type(part).__name__.removesuffix("Pil")
                 content |= {**json.loads(part.to_json_string()), f"{name}_type": kind}
+                size = content.get("size") or {}
+                if kind in BY_PIXELS and {"shortest_edge", "longest_edge"} <= set(size):
+                    content |= {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
         if content:
             write_json(folder / file, content)
     if nested.exists():

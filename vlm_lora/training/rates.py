@@ -132,13 +132,31 @@ class PartRates:
         return found
 
 
+def drop_empty_groups(optimizer: Any) -> None:
+    """Take out groups without a weight: with LoRA nothing goes without decay.
+
+    transformers makes such a group and optimum-habana does not: a checkpoint of one would not go on in the other.
+    """
+    groups = getattr(optimizer, "param_groups", [])
+    groups[:] = [group for group in groups if group["params"]] or groups
+
+
+def _without_empty_groups(optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint's state as `drop_empty_groups` would have left it; earlier versions kept such groups."""
+    return {**state, "param_groups": [group for group in state["param_groups"] if group["params"]]}
+
+
 @contextmanager
-def resumed_rates(checkpoint: str | None) -> Iterator[None]:
-    """Turn what an optimizer says to a checkpoint with other groups into a message.
+def resumed_rates(checkpoint: str | None, optimizer: Any) -> Iterator[None]:
+    """Within this context, `optimizer` reads checkpoints with groups without weights; what it refuses is a message.
 
     Raises:
         ConfigError: the checkpoint's optimizer was split by other learning rates, or tuned other weights.
     """
+    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    hook = None
+    if isinstance(inner, torch.optim.Optimizer):
+        hook = inner.register_load_state_dict_pre_hook(_without_empty_groups)
     try:
         yield
     except ValueError as error:
@@ -149,3 +167,6 @@ def resumed_rates(checkpoint: str | None) -> Iterator[None]:
             "same --*_learning_rate and --freeze_* flags as the checkpoint's run, or start afresh in another "
             "--output_dir."
         ) from error
+    finally:
+        if hook is not None:
+            hook.remove()

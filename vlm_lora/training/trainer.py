@@ -25,7 +25,7 @@ from vlm_lora.training.checkpoints.valid_state import ValidState
 from vlm_lora.training.engine import zero_stage
 from vlm_lora.training.epochs import EpochOrder
 from vlm_lora.training.finite import FiniteGuard
-from vlm_lora.training.rates import PartRates, resumed_rates
+from vlm_lora.training.rates import PartRates, drop_empty_groups, resumed_rates
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +120,7 @@ class VlmTrainerMixin:
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Build the optimizer, with each part's own rate; what the user set for it can be wrong."""
         optimizer = self._create_optimizer(*args, **kwargs)
+        drop_empty_groups(optimizer)
         if self.carried is not None:
             self.carried.note_optimizer(optimizer)
         return optimizer
@@ -171,7 +172,7 @@ class VlmTrainerMixin:
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Go on from a checkpoint's optimizer, if it has the same rates per part, with the settings of this run."""
         let_cpu_have_numbers()
-        with resumed_rates(checkpoint):
+        with resumed_rates(checkpoint, self.optimizer):  # type: ignore[attr-defined]
             super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
         if self.carried is not None and checkpoint is not None:
             self.carried.put_in_force(self.optimizer, self.lr_scheduler, checkpoint)  # type: ignore[attr-defined]

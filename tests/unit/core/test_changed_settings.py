@@ -152,8 +152,9 @@ def test_the_refusal_names_all_and_what_to_add(settings: dict[str, Any], tmp_pat
 
 
 def test_what_can_never_be_allowed_is_marked(settings: dict[str, Any], tmp_path: Path) -> None:
-    write_settings(tmp_path, {**settings, "fsdp_config": {"min_num_params": 0, "xla": False}})
-    now = {**settings, "peft_method": "none", "optim": "sgd", "vision_learning_rate": 1e-5, "seed": 1}
+    fsdp = {"fsdp": ["full_shard"]}
+    write_settings(tmp_path, {**settings, **fsdp, "fsdp_config": {"min_num_params": 0, "xla": False}})
+    now = {**settings, **fsdp, "peft_method": "none", "optim": "sgd", "vision_learning_rate": 1e-5, "seed": 1}
     now["fsdp_config"] = {"min_num_params": 7, "xla": False}
     with pytest.raises(ConfigError) as refused:
         resume(tmp_path, now, "optim", "vision_learning_rate")
@@ -216,3 +217,17 @@ def test_values_after_a_trip_through_json() -> None:
     assert plain({}) is None
     assert plain(torch.bfloat16) == "bfloat16"
     assert plain(float("inf")) != plain(float("-inf"))
+
+
+def test_what_another_version_or_backend_fills_in_is_no_change(settings: dict[str, Any]) -> None:
+    """On one process without FSDP; a flag of one adapter says nothing of another's run. The controls matter."""
+    filled = {
+        "fsdp_config": {"min_num_params": 7},
+        "average_tokens_across_devices": not settings["average_tokens_across_devices"],
+    }
+    assert changed(settings, **filled) == {}
+    assert changed({**settings, "fsdp": ["full_shard"]}, fsdp_config={"min_num_params": 7}) != {}
+    assert changed({**settings, "world_size": 2}, average_tokens_across_devices=None) != {}
+    here = {**settings, "backend": "habana", "use_lazy_mode": True}
+    assert changed(here, use_lazy_mode=False) == {"use_lazy_mode": Kind.CHANGES_RESULT}
+    assert changed(here, use_lazy_mode=None, backend="gaudi") == {"backend": Kind.CHANGES_RESULT}

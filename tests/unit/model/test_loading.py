@@ -47,6 +47,25 @@ def _edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**settings, **changes}), encoding="utf-8")
 
 
+@pytest.mark.parametrize("backend", ["pil", "torchvision"])
+def test_an_image_processor_has_the_size_of_its_file(backend: str, copied: Callable[[str], Path]) -> None:
+    """As 5.x writes it, without min_pixels and max_pixels; 4.55 alone would take a default size."""
+    folder = copied("qwen2_5_vl")
+    path = folder / "preprocessor_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    (folder / "processor_config.json").write_text('{"processor_class": "Qwen2_5_VLProcessor"}')  # 5.x nests it there
+    path.write_text(json.dumps({name: settings[name] for name in settings if not name.endswith("_pixels")}))
+    _edit(path, size={"shortest_edge": 1024, "longest_edge": 2048})
+    processor = load_processor(_config(folder, image_backend=backend)).image_processor
+    assert (processor.size["shortest_edge"], processor.size["longest_edge"]) == (1024, 2048)
+    image = torch.zeros(3, 400, 400, dtype=torch.uint8)
+    patches = processor(images=[image], return_tensors="pt")["image_grid_thw"].prod() * processor.patch_size**2
+    assert 1024 <= patches <= 2048
+    _edit(path, size={"shortest_edge": 8192, "longest_edge": 16384})
+    larger = load_processor(_config(folder, image_backend=backend)).image_processor
+    assert larger(images=[image], return_tensors="pt")["image_grid_thw"].prod() * 64 >= 8192, "the control"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_family_loads(name: str, model_folder: Callable[[str], Path]) -> None:
     config = _config(model_folder(name))

@@ -19,6 +19,7 @@ from vlm_lora.training.checkpoints.setting_kinds import (
     SPLIT,
     WORLD_SIZE,
     Kind,
+    adapters_flags,
     kind_of,
     kinds,
     setting_of,
@@ -34,7 +35,7 @@ _BY_LOSS = frozenset({"reduce_lr_on_plateau", "greedy"})
 
 _OF_THE_SCHEDULE = frozenset({"learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"})
 _OF_THE_OPTIMIZER = frozenset({"weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"})
-_OF_THE_ENGINE = frozenset({"deepspeed", "bf16", "fp16", "dtype", "use_cpu", "backend"})
+_OF_THE_ENGINE = frozenset({"deepspeed", "bf16", "fp16", "dtype", "backend"})
 """Under DeepSpeed: what decides in which form its checkpoint holds the optimizer."""
 
 NEW_RUN = (
@@ -145,7 +146,10 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any], *, defaults: M
         defaults: for settings that the record does not know. Those that this run does not know are passed over.
     """
     found = []
+    elsewhere = saved.get("backend", now.get("backend")) != now.get("backend")
     for name, value in sorted(now.items()):
+        if elsewhere and name in adapters_flags():
+            continue  # another backend has other flags
         before = saved.get(name, defaults.get(name, value))
         matters = MATTERS.get(name)
         if matters is not None and not (matters(saved) and matters(now)):

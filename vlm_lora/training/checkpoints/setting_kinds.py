@@ -96,7 +96,7 @@ _ROWS: Mapping[Kind, str] = {
         bnb_4bit_use_double_quant
         max_length on_overflow static_shapes max_shapes
         load_best_model_at_end metric_for_best_model greater_is_better restore_callback_states_from_checkpoint
-        backend use_cpu bf16 fp16 tf32 gradient_checkpointing
+        backend bf16 fp16 tf32 gradient_checkpointing
         torch_compile torch_compile_backend torch_compile_mode
         accelerator_config parallelism_config deepspeed fsdp fsdp_config fsdp_min_num_params
         fsdp_transformer_layer_cls_to_wrap
@@ -119,6 +119,12 @@ def kinds() -> Mapping[str, Kind]:
         }
     # Another name of a setting that is recorded under its own.
     return {**dict.fromkeys(aliases(), Kind.NOT_RECORDED), **found}
+
+
+@cache
+def adapters_flags() -> frozenset[str]:
+    """Return the settings that installed adapters add to those of the core and the trainer."""
+    return frozenset().union(*(declaration.flags for declaration in declarations().values()))
 
 
 @cache
@@ -152,6 +158,9 @@ MATTERS: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
         ("ddp_backend", "ddp_broadcast_buffers", "ddp_bucket_cap_mb", "ddp_find_unused_parameters", "ddp_static_graph"),
         lambda settings: settings.get(WORLD_SIZE, 1) > 1,
     ),
+    "average_tokens_across_devices": lambda settings: settings.get(WORLD_SIZE, 1) > 1,
+    "fsdp_config": lambda settings: bool(settings.get("fsdp")),
+    "half_precision_backend": lambda settings: bool(settings.get("bf16") or settings.get("fp16")),
     "shuffle_buffer": lambda settings: bool(settings.get("streaming")),
     "max_shapes": lambda settings: bool(settings.get("static_shapes")),
 }
