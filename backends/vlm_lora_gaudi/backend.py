@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-OLD_ROAD = "on the older road (pip install -r requirements-hpu.txt, --backend habana) it is there"
+OLD_ROAD = "on the older road (pip install -r requirements-hpu-optimum.txt, --backend habana) it is there"
 
 
 class GaudiBackend(HpuBackend):

@@ -15,11 +15,12 @@ from vlm_lora.engines.precision import launched_precision, spoken
 from vlm_lora.errors import BackendError, ConfigError
 from vlm_lora.launch.placement import found
 from vlm_lora_hpu.configuration import autocast_variables, read_configuration
-from vlm_lora_hpu.devices import GaudiPlanner, is_out_of_memory, weights_dtype
+from vlm_lora_hpu.devices import GaudiPlanner, is_out_of_memory
 from vlm_lora_hpu.launcher import NO_MPIRUN, find_mpirun
 from vlm_lora_hpu.modes import LAZY, Mode, choose_mode, mode_variables
 from vlm_lora_hpu.probe import driver_version, is_installed
 from vlm_lora_torch import TorchBackend
+from vlm_lora_torch.precision import choose_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -101,15 +102,9 @@ class HpuBackend(TorchBackend):
                 raise ConfigError(f"--{flag} {values[flag]} cannot be used on Gaudi: {cure}.")
 
     def dtype(self, run: RunConfig, config: PretrainedConfig, arguments: TrainingArguments) -> torch.dtype:
-        """Return bfloat16 for a frozen base in a bf16 run, else float32, unless --dtype says otherwise."""
-        import torch
-
+        """Return the dtype by the rules of any card."""
         # GaudiTrainer takes --bf16 out of the arguments later, so this reads them before it exists.
-        name = weights_dtype(run, bf16=bool(arguments.bf16))
-        reason = "--dtype says so" if run.model.dtype != "auto" else "the run's method and --bf16 ask for it"
-        logger.info("Weights: %s, because %s.", name, reason)
-        dtype: torch.dtype = getattr(torch, name)
-        return dtype
+        return choose_dtype(run, config, arguments, on_card=True)
 
     def attention(self, run: RunConfig, config: PretrainedConfig, dtype: torch.dtype) -> str | dict[str, str]:
         """Return what was asked for of what is there; sdpa by itself."""

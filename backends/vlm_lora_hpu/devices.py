@@ -8,6 +8,7 @@ from typing import Any
 from vlm_lora.backend import DeviceSpec, Precision
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora_hpu.probe import probe_gaudi
+from vlm_lora_torch.precision import weights_dtype
 
 _TOTALS_GIB = {"Gaudi2": 96, "Gaudi3": 128}
 """Intel's data sheets: 96 GB and 128 GB of HBM, which hl-smi reports as 98304 and 131072 MiB."""
@@ -28,18 +29,11 @@ class GaudiPlanner:
     def precision(self, run: RunConfig, values: Mapping[str, Any], device: DeviceSpec) -> Precision:
         """Return the dtypes by the rules of the backend; layer norms stay in bf16, as with the CPU's autocast."""
         bf16 = values.get("bf16") is not False
-        weights = weights_dtype(run, bf16=bf16)
+        weights, _ = weights_dtype(run, bf16=bf16, fp16=False, published="", on_card=True)
         if values.get("deepspeed"):
             # DeepSpeed casts the whole model and leaves autocast off.
             return Precision(weights="bfloat16" if bf16 else weights, adapter="bfloat16" if bf16 else None)
         return Precision(weights=weights, autocast="bfloat16" if bf16 else None)
-
-
-def weights_dtype(run: RunConfig, *, bf16: bool) -> str:
-    """Return the dtype of the base: bfloat16 where it is frozen and bf16 is on; LoRA matrices stay float32."""
-    if run.model.dtype != "auto":
-        return run.model.dtype
-    return "bfloat16" if bf16 and run.tuning.peft_method == "lora" else "float32"
 
 
 def gaudi_devices() -> list[DeviceSpec]:

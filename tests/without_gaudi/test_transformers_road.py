@@ -107,6 +107,7 @@ def test_another_familys_run_has_other_numbers(ways: dict[str, Records]) -> None
     [
         (["--use_lazy_mode"], {"PT_HPU_LAZY_MODE": "0"}, "--use_lazy_mode: lazy mode is optimum-habana's"),
         ([], {"PT_HPU_LAZY_MODE": "1"}, "PT_HPU_LAZY_MODE=1: lazy mode is optimum-habana's"),
+        (["--peft_method", "none", "--dtype", "float16"], {}, "float16 weights cannot be trained"),
         (["--fp16"], {}, "--fp16 True cannot be used on Gaudi: Gaudi trains in bf16"),
         (["--use_hpu_graphs_for_inference"], {}, "is for the habana backend: add --backend habana"),
         (["--fsdp", "full_shard"], {}, "--fsdp full_shard cannot be used on Gaudi"),

@@ -141,9 +141,21 @@ def drop_empty_groups(optimizer: Any) -> None:
     groups[:] = [group for group in groups if group["params"]] or groups
 
 
-def _without_empty_groups(optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
-    """Return a checkpoint's state as `drop_empty_groups` would have left it; earlier versions kept such groups."""
-    return {**state, "param_groups": [group for group in state["param_groups"] if group["params"]]}
+def _as_ours(optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint's state as `drop_empty_groups` would have left it; earlier versions kept such groups.
+
+    Raises:
+        ValueError: another optimizer wrote it. torch's versions add settings to one or drop some; where either has
+            some that the other has not, it is not the same one.
+    """
+    groups = [group for group in state["param_groups"] if group["params"]]
+    saved, ours = ({*group} - {"initial_lr"} for group in (groups[0], optimizer.param_groups[0]))
+    if saved - ours and ours - saved:
+        raise ValueError(
+            f"the parameter groups of another optimizer, with {', '.join(sorted(saved - ours))} and without "
+            f"{', '.join(sorted(ours - saved))}, which this run's {type(optimizer).__name__} has"
+        )
+    return {**state, "param_groups": groups}
 
 
 @contextmanager
@@ -156,7 +168,7 @@ def resumed_rates(checkpoint: str | None, optimizer: Any) -> Iterator[None]:
     inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
     hook = None
     if isinstance(inner, torch.optim.Optimizer):
-        hook = inner.register_load_state_dict_pre_hook(_without_empty_groups)
+        hook = inner.register_load_state_dict_pre_hook(_as_ours)
     try:
         yield
     except ValueError as error:
@@ -164,8 +176,8 @@ def resumed_rates(checkpoint: str | None, optimizer: Any) -> Iterator[None]:
             raise
         raise ConfigError(
             f"--resume_from_checkpoint {checkpoint}: its optimizer has other groups of weights ({error}). Give the "
-            "same --*_learning_rate and --freeze_* flags as the checkpoint's run, or start afresh in another "
-            "--output_dir."
+            "same --*_learning_rate and --freeze_* flags and the same optimizer (--optim, or what the backend's own "
+            "configuration chooses) as the checkpoint's run, or start afresh in another --output_dir."
         ) from error
     finally:
         if hook is not None:

@@ -48,6 +48,20 @@ def test_a_checkpoint_with_and_without_goes_on(saved_with: str, weight: torch.nn
         adam([weight]).load_state_dict(state_after_a_step([weight], []))  # the control: outside of the context
 
 
+def test_another_optimizers_state_is_refused_and_another_versions_is_not(weight: torch.nn.Parameter) -> None:
+    """As Gaudi's fused AdamW and torch's, which a record calls by one name."""
+    state = state_after_a_step([weight])
+    groups = state["param_groups"][0]
+    older = {**state, "param_groups": [{name: groups[name] for name in groups if name != "capturable"}]}
+    other = {**state, "param_groups": [{**older["param_groups"][0], "bias_correction": True}]}
+    optimizer = adam([weight])
+    with resumed_rates("checkpoint-1", optimizer):
+        optimizer.load_state_dict(older)
+    said = "of another optimizer, with bias_correction and without capturable, which this run's AdamW has"
+    with pytest.raises(ConfigError, match=said), resumed_rates("checkpoint-1", optimizer):
+        optimizer.load_state_dict(other)
+
+
 def test_other_weights_are_refused(weight: torch.nn.Parameter) -> None:
     other = torch.nn.Parameter(torch.ones(2))
     optimizer = adam([weight])
