@@ -107,8 +107,13 @@ class ConversationDataset:
         )
 
     def _place(self, folder: Path | None) -> ImagePlace:
-        folder = self._image_root or folder
-        return ImagePlace(folder=folder, roots=(folder,) if folder else self._hub_roots, allow_urls=self._allow_urls)
+        start = self._image_root or folder
+        return ImagePlace(
+            folder=start,
+            roots=(start,) if start else self._hub_roots,
+            data_folder=folder if self._image_root is not None else None,
+            allow_urls=self._allow_urls,
+        )
 
     def without(self, positions: Collection[int]) -> ConversationDataset:
         """Return the same data set with the conversations at these positions left out."""

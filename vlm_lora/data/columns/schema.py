@@ -34,7 +34,7 @@ from vlm_lora.data.columns.search import (
     where_from,
 )
 from vlm_lora.data.conversations.region_rows import SIDES, SIZE_COLUMNS
-from vlm_lora.data.conversations.texts import parse_turns
+from vlm_lora.data.conversations.texts import OTHER_MARKS, parse_turns
 from vlm_lora.data.conversations.turns import HISTORY, Told, find_told
 from vlm_lora.data.formats.rows import Rows
 from vlm_lora.data.ocr.boxes import BoxReading
@@ -246,7 +246,14 @@ def _explain_images(search: ColumnSearch, chats: Sequence[Sequence[Mapping[str, 
 
 def _explain_marks(texts: Iterable[str], pictures: Images) -> str:
     """Say what `<image>` in user texts that are no ShareGPT turns is: each row decides, by its number of images."""
-    if not any(PLACEHOLDER in text for text in texts):
+    told = [*texts]
+    others = dict.fromkeys(mark[0] for text in told for mark in OTHER_MARKS.finditer(text))
+    if others and not pictures.declined:
+        return (
+            f"{', '.join([*others][:4])} in user texts mark images' places where a row has as many as images without "
+            "a part; any other number makes a bad row"
+        )
+    if not any(PLACEHOLDER in text for text in told):
         return f"no {PLACEHOLDER} in the first rows' user texts: images have parts of their own or go first"
     if pictures.declined:
         return f"{PLACEHOLDER} in user texts is a word: there are no images"
@@ -328,7 +335,7 @@ def _pair_schema(
     if context is not None:
         reasons.append(f"context: column '{context}' continues '{prompt}' on a new line where it is not empty")
     asked = [value for value in search.values(prompt) if isinstance(value, str)]
-    if any(PLACEHOLDER in value for value in asked):
+    if any(PLACEHOLDER in value or OTHER_MARKS.search(value) for value in asked):
         reasons.append(_explain_marks(asked, pictures))
     if response == image or prompt == response:
         raise DataError(f"{search.where}: '{response}' cannot be the response and something else at once.")

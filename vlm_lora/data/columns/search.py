@@ -13,7 +13,7 @@ from typing import Any
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.columns.names import COLUMN_NAMES, ColumnRole
 from vlm_lora.data.conversation import RowSource
-from vlm_lora.data.conversations.texts import parse_turns
+from vlm_lora.data.conversations.texts import IMAGE_TAG, parse_turns, texts_in
 from vlm_lora.data.formats.rows import Row, Rows
 from vlm_lora.data.images.values import ADDRESS_KEYS, is_missing, is_number_array, looks_like_image
 from vlm_lora.data.wording import quoted, short
@@ -194,6 +194,8 @@ def explain_text_only(search: ColumnSearch, pictures: Images) -> str:
     """
     if pictures.column is not None or pictures.declined:
         return pictures.why
+    if any(IMAGE_TAG.search(text) for row in search.sample for text in texts_in(row)):
+        return "image: by the texts, which name them as <img>PATH</img>"
     usual = [c for c in search.columns if c.casefold() in COLUMN_NAMES["image"].usual]
     if usual:
         column = usual[0]

@@ -3,18 +3,23 @@
 In ShareGPT turns each `<image>` is a place. In any other user text it is one exactly where that gives each image of
 the image column one place, decided row by row; it stays text where parts have given each image its place. Any other
 number of marks is an error, because a mark that stays in the text of a question about an image teaches nonsense.
+
+Marks of other tools (`<image_1>`, `[IMG]`, `<|image_pad|>`, ...) are read by the same rule, and `<img>PATH</img>` in a
+user's text is the image itself, as Qwen-VL's files have it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from vlm_lora.data.columns.names import PLACEHOLDER
 from vlm_lora.data.columns.search import NO_PICTURES
 from vlm_lora.data.conversation import ImageRef, Part, Role, Text, Turn
+from vlm_lora.data.conversations.texts import IMAGE_TAG, OTHER_MARKS
+from vlm_lora.data.images.values import ImagePlace, read_image_value
 from vlm_lora.errors import DataError
 
 
@@ -50,6 +55,31 @@ class Draft:
         return "".join(part.text for part in self.parts if isinstance(part, Text | UserText))
 
 
+def read_tags(drafts: Sequence[Draft], place: ImagePlace) -> list[Draft]:
+    """Put the images that users' texts name as `<img>PATH</img>` where they are named.
+
+    Raises:
+        ImageError: what is named is no image.
+    """
+    return [
+        replace(draft, parts=[piece for part in draft.parts for piece in _without_tags(part, place)])
+        if draft.role == "user"
+        else draft
+        for draft in drafts
+    ]
+
+
+def _without_tags(part: Part | NextImage | UserText, place: ImagePlace) -> Iterator[Part | NextImage | UserText]:
+    if not isinstance(part, Text | UserText) or IMAGE_TAG.search(part.text) is None:
+        yield part
+        return
+    for number, piece in enumerate(IMAGE_TAG.split(part.text)):
+        if number % 2:
+            yield read_image_value(piece.strip(), place)
+        elif piece:
+            yield replace(part, text=piece)
+
+
 _Read: TypeAlias = "tuple[Role, list[Part | NextImage]]"
 """One whose marks are read: each is a place or text."""
 
@@ -81,7 +111,7 @@ def place_images(drafts: Sequence[Draft], images: Sequence[ImageRef], *, typed: 
     Raises:
         DataError: places and images that are not equally many.
     """
-    turns = _read_marks(drafts, images, typed=typed)
+    turns = _read_marks(drafts if typed else _with_other_marks(drafts, images), images, typed=typed)
     places = [part for _, parts in turns for part in parts if isinstance(part, NextImage)]
     if images and not places and not _has_own(drafts):
         first = next((parts for role, parts in turns if role == "user"), None)
@@ -98,6 +128,52 @@ def place_images(drafts: Sequence[Draft], images: Sequence[ImageRef], *, typed: 
     if sorted(order) != list(range(len(images))):
         raise DataError(f"The parts' indices {order} do not name each of the {len(images)} images once.")
     return _finish(turns, {id(p): images[at] for p, at in zip(places, order, strict=True)}, drafts)
+
+
+def _with_other_marks(drafts: Sequence[Draft], images: Sequence[ImageRef]) -> Sequence[Draft]:
+    """Cut marks of other tools out of users' texts where that gives each image of the column one place.
+
+    Raises:
+        DataError: their number is not that of the images which have no other place.
+    """
+    parts = [part for draft in drafts if draft.role == "user" for part in draft.parts]
+    texts = [part.text for part in parts if isinstance(part, Text | UserText)]
+    found = [mark for text in texts for mark in OTHER_MARKS.finditer(text)]
+    places = sum(isinstance(part, NextImage) for part in parts)
+    places += sum(part.text.count(PLACEHOLDER) for part in parts if isinstance(part, UserText))
+    if not found or (places == len(images) and (places or _has_own(drafts))):
+        return drafts
+    numbers = [next((int(n) for n in mark.groups() if n), 0) for mark in found]
+    numbered = sorted(numbers) == list(range(1, len(images) + 1))
+    if len(found) + places != len(images) or (any(numbers) and not numbered):
+        said = ", ".join(dict.fromkeys(mark[0] for mark in found))
+        raise DataError(
+            f"{len(found)} marks for images in the user's text ({said}), and {len(images) - places} images without a "
+            f"place. Write one for each image, or none (images then go first). Where it is a word of the text, give "
+            f'the images parts: [{{"type": "image"}}, {{"type": "text", "text": ...}}], or type --image_column '
+            f"{NO_PICTURES} if all rows are text."
+        )
+    return [
+        replace(draft, parts=[piece for part in draft.parts for piece in _without_marks(part)])
+        if draft.role == "user"
+        else draft
+        for draft in drafts
+    ]
+
+
+def _without_marks(part: Part | NextImage | UserText) -> Iterator[Part | NextImage | UserText]:
+    if not isinstance(part, Text | UserText):
+        yield part
+        return
+    end = 0
+    for mark in OTHER_MARKS.finditer(part.text):
+        if mark.start() > end:
+            yield replace(part, text=part.text[end : mark.start()])
+        number = next((int(n) for n in mark.groups() if n), None)
+        yield NextImage(None if number is None else number - 1)
+        end = mark.end()
+    if end < len(part.text) or not part.text:
+        yield replace(part, text=part.text[end:])
 
 
 def _read_marks(drafts: Sequence[Draft], images: Sequence[ImageRef], *, typed: bool) -> list[_Read]:

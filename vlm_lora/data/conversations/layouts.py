@@ -12,7 +12,7 @@ from typing import Any
 from vlm_lora.data.columns.names import CAPTION_QUESTION, PLACEHOLDER, TURN_KEYS
 from vlm_lora.data.columns.schema import Schema
 from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
-from vlm_lora.data.conversations.image_places import Draft, UserText, place_images
+from vlm_lora.data.conversations.image_places import Draft, UserText, place_images, read_tags
 from vlm_lora.data.conversations.region_rows import convert_boxes, convert_page
 from vlm_lora.data.conversations.texts import parse_turns, question_parts, read_question
 from vlm_lora.data.conversations.turns import (
@@ -106,6 +106,8 @@ def build_asked(
         else:
             drafts, accepted = _DRAFTERS[schema.layout](row, schema, place)
             drafts = after_history(read_history(row, schema.told, _shown(schema, place)), drafts)
+            if not schema.no_pictures:
+                drafts = read_tags(drafts, place)
             versions = [place_images(drafts, images, typed=schema.no_pictures)]
         if schema.layout in ("boxes", "page", "caption"):
             refuse_history(row, schema.told)

@@ -1,4 +1,4 @@
-"""Forms in which texts come: lists written out as one text, chats as JSON, questions that a user gave for many rows.
+"""Forms in which texts come: lists written out, chats, images named in texts, questions that a user gave for many rows.
 
 Tables that have no lists write them out by JSON, by Python or by numpy. Of a question in a flag or task file one
 `<image>` is the place of the images; what a row holds is put into it afterwards, so that a mark in it stays text.
@@ -53,19 +53,64 @@ def _as_code(text: str) -> list[str] | None:
         return None
 
 
+ASKED_AND_ANSWERED = (
+    *(("user", "assistant"), ("human", "assistant"), ("human", "gpt"), ("user", "bot"), ("query", "response")),
+    *(("question", "answer"), ("instruction", "output"), ("instruction", "response"), ("prompt", "response")),
+)
+"""Keys of one exchange as an object: what the user says and what is answered (the cauldron: user, assistant)."""
+
+_BESIDE = frozenset({"source", "id", "index", "question_id", "uid"})
+"""Keys of an exchange that say nothing to the model. With any other that holds something it is no exchange."""
+
+
 def parse_turns(value: Any) -> list[Mapping[str, Any]] | None:
-    """Return a value as a list of turns (also from JSON text), or None where it is no chat."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
+    """Return a value as a list of turns (also from JSON text), or None where it is no chat.
+
+    Besides lists of turns it may be a list of exchanges, `[{"user": ..., "assistant": ...}]`, or one object with a list
+    for each key of a turn, `{"role": [...], "content": [...]}`, as Arrow stores lists of objects.
+    """
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         try:
             value = json.loads(value)
         except ValueError:
             return None
-    if not isinstance(value, list | tuple) or not value:
+    if isinstance(value, Mapping):
+        value = _turns_by_key(value)
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(turn, Mapping) for turn in value):
         return None
-    is_chat = all(
-        isinstance(turn, Mapping) and any(role in turn and text in turn for role, text in TURN_KEYS) for turn in value
-    )
-    return list(value) if is_chat else None
+    if all(any(role in turn and text in turn for role, text in TURN_KEYS) for turn in value):
+        return list(value)
+    keys = next((keys for keys in ASKED_AND_ANSWERED if all(_is_exchange(turn, *keys) for turn in value)), None)
+    if keys is None:
+        return None
+    said = (("user", keys[0]), ("assistant", keys[1]))
+    return [{"role": role, "content": exchange[key]} for exchange in value for role, key in said]
+
+
+def _is_exchange(value: Mapping[str, Any], asked: str, answered: str) -> bool:
+    others = {key for key, inner in value.items() if inner is not None} - {asked, answered} - _BESIDE
+    return asked in value and answered in value and not others
+
+
+def _turns_by_key(value: Mapping[str, Any]) -> list[Mapping[str, Any]] | None:
+    """Return the turns of an object of lists, which must be equally long; None where it is no such thing."""
+    lists = {key: column for key, column in value.items() if isinstance(column, list | tuple)}
+    if len(lists) != len(value) or not any({*keys} <= {*lists} for keys in TURN_KEYS):
+        return None
+    if len({len(column) for column in lists.values()}) != 1:
+        return None
+    return [dict(zip(lists, turn, strict=True)) for turn in zip(*lists.values(), strict=True)]
+
+
+OTHER_MARKS = re.compile(
+    r"<\|vision_start\|>\s*(?:<\|image_pad\|>)+\s*<\|vision_end\|>|<\|image_pad\|>"  # Qwen-VL's, with its fences
+    r"|<[Ii]mage[ _]?(\d{1,3})>|<IMAGE[ _]?(\d{1,3})>|<\|image_(\d{1,3})\|>"  # MMMU, interleaved sets; Phi-3-Vision
+    r"|<IMAGE>|<Image>|\[IMG\]|<\|image\|>|<start_of_image>|<image_soft_token>|<image_placeholder>|<IMG_CONTEXT>"
+)
+"""What other tools write where an image stands; a number counts from 1."""
+
+IMAGE_TAG = re.compile(r"<img>(.*?)</img>", re.DOTALL)
+"""An image that a text names, as Qwen-VL's files do."""
 
 
 def texts_in(value: Any) -> Iterator[str]:

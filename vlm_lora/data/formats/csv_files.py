@@ -1,19 +1,24 @@
 """CSV and `.tsv` files as rows: every value is text as written, and an empty cell is a missing value.
 
-CSV has no null. A spreadsheet writes one as an empty cell, and lines of empty cells behind its last row.
+CSV has no null. A spreadsheet writes one as an empty cell, and lines of empty cells behind its last row. What parts the
+values is shown by the first line: spreadsheets write `;` where the comma parts decimals, others `|` or a tab.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import logging
 from bisect import bisect_right
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vlm_lora.data.formats.arrow_files import ArrowTable
 from vlm_lora.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 LARGEST_FIELD = 2**30
 """Longest field in characters; Python's own default (131072) refuses images written as base64."""
@@ -66,32 +71,82 @@ def _open_csv(path: Path) -> Any:
     return table.replace_schema_metadata({_LEFT_OUT: json.dumps(left_out)})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """How a file parts its values."""
+
+    separator: str
+    spaced: bool = False
+    """Whether a space behind each separator is none of the value's."""
+    line: int = 1
+    """The line with the names of the columns: 2 where `sep=;` stands before it, as Excel writes it."""
+
+    def __str__(self) -> str:
+        name = {"\t": "a tab", ",": "a comma"}.get(self.separator, repr(self.separator))
+        return f"{name} and a space" if self.spaced else name
+
+
+_SEPARATORS = (",", ";", "\t", "|")
+
+
+def form_of(stream: IO[str], usual: str) -> Form:
+    """Return how a file parts its values, from its first lines, and go back to where the names of the columns stand.
+
+    Args:
+        stream: the opened file.
+        usual: what its name says; taken where the names of the columns hold one, or nothing else that parts them.
+    """
+    first, number = "", 0
+    while not first.strip():
+        start, line = stream.tell(), stream.readline()
+        number += 1
+        if not line:
+            break
+        first = line
+    told = first.strip().lower()
+    if told.startswith("sep=") and len(told) == 5:
+        return Form(separator=told[4], line=number + 1)
+    stream.seek(start)
+    names = "".join(first.rstrip("\r\n").split('"')[::2])  # quoted names may hold anything
+    counts = {separator: names.count(separator) for separator in _SEPARATORS}
+    separator = usual if counts[usual] or not any(counts.values()) else max(counts, key=lambda one: counts[one])
+    spaced = counts[separator] > 0 and names.count(f"{separator} ") == counts[separator]
+    return Form(separator=separator, spaced=spaced, line=number)
+
+
 def _parse_csv(path: Path) -> Iterator[list[str]]:
     """Yield the names of the columns, then every line's cells; none of a blank line, which spreadsheets show too."""
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    usual = "\t" if path.suffix.lower() == ".tsv" else ","
     previous = csv.field_size_limit(LARGEST_FIELD)
+    lines, reader = 0, None
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, delimiter=delimiter, strict=True)
-            width: int | None = None
             try:
+                form = form_of(stream, usual)
+                if form.separator != usual or form.spaced:
+                    logger.info("%s: values are parted by %s, as its first line shows.", path, form)
+                lines = form.line - 1
+                reader = csv.reader(stream, delimiter=form.separator, skipinitialspace=form.spaced, strict=True)
+                width: int | None = None
                 for row in reader:
                     if width is None and not row:
                         continue
                     width = len(row) if width is None else width
                     if row and len(row) != width:
                         raise DataError(
-                            f"{path} line {reader.line_num}: {len(row)} values, and the header names "
-                            f"{width} columns. "
-                            "A value that holds a comma, quote or line break must stand in double quotes "
-                            '("...").'
+                            f"{path} line {lines + reader.line_num}: {len(row)} values, and the header names {width} "
+                            f"columns. Values are parted by {form}; one that holds that, a quote or a line break must "
+                            'stand in double quotes ("...").'
                         )
                     yield row
             except csv.Error as error:
-                raise DataError(f"{path} line {reader.line_num}: not CSV: {error}.") from error
+                raise DataError(
+                    f"{path} line {lines + (reader.line_num if reader else 0)}: not CSV: {error}."
+                ) from error
             except UnicodeDecodeError as error:
                 raise DataError(
-                    f"{path} after line {reader.line_num}: not UTF-8 text ({error.reason}). Save it as UTF-8."
+                    f"{path} after line {lines + (reader.line_num if reader else 0)}: not UTF-8 text ({error.reason}). "
+                    "Save it as UTF-8."
                 ) from error
     finally:
         csv.field_size_limit(previous)

@@ -11,7 +11,7 @@ import binascii
 import re
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -91,6 +91,9 @@ class ImagePlace:
     """Start of relative paths; None where there is none (a Hub data set)."""
     roots: tuple[Path, ...] = ()
     """Folders that the real path must lie in; by default the one that relative paths start from."""
+    data_folder: Path | None = None
+    """Where a path starts that leads to no file from `folder`: the data file's own folder, where --image_root is
+    another. The roots hold for it as well."""
     allow_urls: bool = False
     """Whether http and https URLs become references; they are fetched when they are loaded."""
 
@@ -164,6 +167,15 @@ def resolve_path(text: str, place: ImagePlace) -> Path:
     if "\x00" in text:
         raise ImageError(f"The image path {text!r} holds a NUL character.")
     path = Path(text).expanduser() if text.startswith("~/") else Path(text)
+    if place.data_folder is not None and not path.is_absolute():
+        from_data = replace(place, folder=place.data_folder, data_folder=None)
+        try:
+            return resolve_path(text, replace(place, data_folder=None))
+        except ImageError as first:
+            try:
+                return resolve_path(text, from_data)
+            except ImageError:
+                raise ImageError(f"{first} Nor does it lead to an image there from {place.data_folder}.") from first
     if place.folder is None and not path.is_absolute():
         raise ImageError(
             f"The image path '{_short(text)}' is relative, and a Hub data set has no folder to start from. "

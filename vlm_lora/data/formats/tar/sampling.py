@@ -138,8 +138,9 @@ class _RowSamples:
 
     def __getitem__(self, number: int) -> Sample:
         row = dict(self._rows[number])
-        folder = self._root or self._rows.origin(number).folder
-        place = ImagePlace(folder=folder, roots=(folder,) if folder else ())
+        own = self._rows.origin(number).folder
+        folder = self._root or own
+        place = ImagePlace(folder=folder, roots=(folder,) if folder else (), data_folder=own if self._root else None)
         value = row.pop(self._column, None)
         try:
             refs = read_image_values(value, place)
