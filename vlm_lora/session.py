@@ -130,16 +130,20 @@ def resolve_anywhere(run: RunConfig) -> tuple[RunConfig, dict[str, Any], type]:
     """
     named = installed().get(run.backend)
     if named is None or named.probe().usable:
-        arguments_class: type = select(run.backend)[0].arguments_class()
-        return *resolve(run, arguments_class), arguments_class
+        chosen = select(run.backend)[0]
+        run, values = resolve(run, chosen.arguments_class())
+        return run, {**_default_optimizer(chosen), **values}, chosen.arguments_class()
     from transformers import TrainingArguments
 
     own = named.declaration.flags
     run, values = resolve(
         replace(run, raw={key: value for key, value in run.raw.items() if key not in own}), TrainingArguments
     )
-    defaults = {"optim": named.traits.optimizer} if named.traits.optimizer else {}
-    return run, {**defaults, **values}, TrainingArguments
+    return run, {**_default_optimizer(named), **values}, TrainingArguments
+
+
+def _default_optimizer(backend: Backend) -> dict[str, str]:
+    return {"optim": backend.traits.optimizer} if backend.traits.optimizer else {}
 
 
 def resolve_for_reading(run: RunConfig) -> tuple[RunConfig, dict[str, Any], type]:

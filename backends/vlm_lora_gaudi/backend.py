@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-OLD_ROAD = "on the older road (pip install -r requirements-hpu-optimum.txt, --backend habana) it is there"
+OLD_ROAD = (
+    "on the older road (--backend habana; in an environment of its own: requirements-hpu-optimum.txt) it is there"
+)
 
 
 class GaudiBackend(HpuBackend):
@@ -50,7 +52,7 @@ class GaudiBackend(HpuBackend):
         found = probe_gaudi(lacks=lacks)
         if found.usable:
             return found
-        older = "The older road (--backend habana) needs optimum-habana and transformers 4.55."
+        older = "The older road (--backend habana) needs optimum-habana and transformers 4.55, in another environment."
         return replace(found, reason=f"{found.reason} {older}")
 
     def goes_here(self) -> bool:
@@ -65,10 +67,8 @@ class GaudiBackend(HpuBackend):
         """
         typed = is_true(raw.get("use_lazy_mode"))
         if typed or environ.get(LAZY) == "1":
-            given = "--use_lazy_mode" if typed else f"{LAZY}=1"
-            raise ConfigError(
-                f"{given}: lazy mode is optimum-habana's. Leave --use_lazy_mode out and set {LAZY}=0; {OLD_ROAD}."
-            )
+            given, cure = ("--use_lazy_mode", "Leave it out") if typed else (f"{LAZY}=1", "Set it to 0, or not at all")
+            raise ConfigError(f"{given}: lazy mode is optimum-habana's. {cure}; {OLD_ROAD}.")
         return choose_mode(raw, {LAZY: "0", **environ})
 
     def arguments_class(self) -> type[TrainingArguments]:

@@ -37,7 +37,10 @@ REFUSED_HERE: Mapping[str, tuple[Any, str]] = {
 }
 """Settings that the vendor's class has and that cannot be honoured: the only value that can, and why."""
 
-NEEDED = {"optimum.habana": "optimum-habana: pip install -r requirements-hpu-optimum.txt"}
+NEEDED = {
+    "optimum.habana": "optimum-habana with transformers 4.55 (pip install -r requirements-hpu-optimum.txt, in an "
+    "environment of its own)"
+}
 """Modules that are needed in addition to the bridge, and the cure for each."""
 
 HPU_GRAPHS = ("use_hpu_graphs", "use_hpu_graphs_for_inference")

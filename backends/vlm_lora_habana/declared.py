@@ -5,7 +5,7 @@ from __future__ import annotations
 from vlm_lora.config.declaration import Declaration, renamed, switch
 from vlm_lora_hpu.configuration import LISTS
 from vlm_lora_hpu.modes import LAZY
-from vlm_lora_hpu.roads import road
+from vlm_lora_hpu.roads import NEW, OLD, road
 
 _USERS = "LoRA on Gaudi"
 
@@ -45,6 +45,7 @@ DECLARATION = Declaration(
             "backend",
             true=road(),
             false=None,
+            implied=(OLD, NEW),
             text="true: backend = gaudi with transformers 5, habana with optimum-habana; false: not set",
         ),
         *renamed(_USERS, lora_target_modules="lora_targets"),

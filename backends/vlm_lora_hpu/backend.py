@@ -97,6 +97,11 @@ class HpuBackend(TorchBackend):
         Raises:
             ConfigError: names the flag and what to type.
         """
+        for flag in ("compile_dynamic", "cache_size_limit"):
+            if values.get(flag) is not None and self._mode is not Mode.COMPILE:
+                raise ConfigError(
+                    f"--{flag} {values[flag]} is for torch.compile: add --torch_compile, or leave it out."
+                )
         for flag, (only, cure) in self.refused.items():
             if values.get(flag) not in (None, only):
                 raise ConfigError(f"--{flag} {values[flag]} cannot be used on Gaudi: {cure}.")
@@ -167,6 +172,7 @@ class HpuBackend(TorchBackend):
             return self.attentions[0]
         if asked not in self.attentions:
             raise BackendError(
-                f"--attn_implementation {asked} is not there on Gaudi; allowed are auto, {', '.join(self.attentions)}."
+                f"--attn_implementation {asked} is not there with --backend {self.name}; allowed are auto, "
+                f"{', '.join(self.attentions)}."
             )
         return asked

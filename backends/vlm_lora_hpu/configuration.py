@@ -97,5 +97,5 @@ def _locate(name: str, token: str | None) -> Path:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"--gaudi_config_name {name}: no such file or folder, and it cannot be fetched from the Hub ({first}). "
-            "Leave it out to use the fused AdamW and clip, or name a folder that holds gaudi_config.json."
+            "Leave it out, or name a folder that holds gaudi_config.json."
         ) from error

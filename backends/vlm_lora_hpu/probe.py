@@ -31,7 +31,7 @@ def probe_gaudi(needed: Mapping[str, str] | None = None, *, lacks: str = "") -> 
     if missing and shutil.which("hl-smi") is None:
         missing.append("a Gaudi driver (hl-smi is not on the PATH)")
     if missing:
-        reason = f"missing are {'; '.join(missing)}. Without --use_habana this command runs on CUDA or the CPU."
+        reason = f"missing are {'; '.join(missing)}. To run elsewhere, type --backend cuda or --backend cpu."
         return Probe(usable=False, device="", reason=reason)
     try:
         import habana_frameworks.torch.hpu as hpu

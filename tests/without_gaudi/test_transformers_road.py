@@ -111,7 +111,13 @@ def test_another_familys_run_has_other_numbers(ways: dict[str, Records]) -> None
         (["--fp16"], {}, "--fp16 True cannot be used on Gaudi: Gaudi trains in bf16"),
         (["--use_hpu_graphs_for_inference"], {}, "is for the habana backend: add --backend habana"),
         (["--fsdp", "full_shard"], {}, "--fsdp full_shard cannot be used on Gaudi"),
-        (["--backend", "habana"], {}, "missing are optimum-habana"),
+        (["--backend", "habana"], {}, "missing are optimum-habana with transformers 4.55"),
+        (["--cache_size_limit", "8"], {}, "--cache_size_limit 8 is for torch.compile: add --torch_compile"),
+        (
+            ["--attn_implementation", "gaudi_fused_sdpa"],
+            {},
+            "is not there with --backend gaudi; allowed are auto, sdpa",
+        ),
     ],
 )
 def test_what_this_road_has_not_is_refused_by_name(
@@ -119,8 +125,6 @@ def test_what_this_road_has_not_is_refused_by_name(
 ) -> None:
     data = write_uneven_rows(tmp_path / "data", rows=2)
     words = on_hpu(model_folder("gemma3"), data, tmp_path / "out", do_train=True)
-    if "--backend" in more:
-        words = words[:-1]
     done = run_words(
         ["run_lora_vlm.py", *words, *more], python=MAIN, variables=on_new_road(**variables), cold=bool(variables)
     )
@@ -139,3 +143,13 @@ def test_auto_takes_this_road_where_it_is_the_one_that_goes_with_transformers(
     assert done.returncode == 0, done.stderr
     for said in ("Backend: gaudi on 8 x GAUDI2", "Gaudi mode: eager.", "Precision: bf16 autocast"):
         assert said in done.stderr
+
+
+def test_a_plan_knows_the_optimizer_that_a_run_takes(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    data = write_uneven_rows(tmp_path / "data", rows=2)
+    words = ["--model_name_or_path", model_folder("gemma3"), "--dataset_name", data, "--use_habana"]
+    vlm_lora = MAIN.with_name("vlm-lora")
+    done = run_words([vlm_lora, "plan", *words, "--device", "Gaudi3"], python=MAIN, variables=on_new_road(), cold=True)
+    assert done.returncode == 0, done.stderr
+    assert "adamw_torch." in done.stdout
+    assert "adamw_torch_fused" not in done.stdout

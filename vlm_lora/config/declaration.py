@@ -29,6 +29,8 @@ class Alias:
     """An empty value is allowed and means that nothing is set."""
     text: str = ""
     """What it means, where that depends on what is installed."""
+    implied: tuple[Any, ...] = ()
+    """Values of the canonical setting that say the same more exactly, and stand above this name's own."""
     preferred: bool = False
     """Where a backend's class has both names, it wants this one (the other warns)."""
 
@@ -56,9 +58,12 @@ class Alias:
         raise LookupError(self.name)
 
 
-def switch(users: str, name: str, canonical: str, *, true: Any, false: Any, text: str = "") -> Alias:
+def switch(
+    users: str, name: str, canonical: str, *, true: Any, false: Any, text: str = "", implied: tuple[Any, ...] = ()
+) -> Alias:
     """Return a name that is true or false and stands for a value of another setting."""
-    return Alias(name=name, canonical=canonical, users=users, values={True: true, False: false}, text=text)
+    values = {True: true, False: false}
+    return Alias(name=name, canonical=canonical, users=users, values=values, text=text, implied=implied)
 
 
 def renamed(users: str, **names: str) -> tuple[Alias, ...]:

@@ -40,6 +40,8 @@ class _Given:
     value: Any
     written: str
     """As the user wrote it, for messages: `--lora_r 8`, or `lora_r: 8 (run.yaml)`."""
+    implied: tuple[Any, ...] = ()
+    """Values that say the same more exactly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +202,9 @@ def _settle(pairs: Iterable[_Pair]) -> dict[str, _Given]:
             if before is not None and name == "backend" and AUTO in (before.value, given.value):
                 settled[name] = given if before.value == AUTO else before
                 continue
+            if before is not None and (before.value in given.implied or given.value in before.implied):
+                settled[name] = before if before.value in given.implied else given
+                continue
             if before is not None and not _same(before.value, given.value):
                 raise ConfigError(f"{before.written} and {given.written} contradict each other. Leave one of them out.")
             settled[name] = given
@@ -216,8 +221,10 @@ def _interpret(pair: _Pair) -> Iterator[tuple[str, _Given]]:
         for variable, text in _typed(pair, value, Mapping[str, Any]).items():
             yield from _variable(pair, f"{_ENVIRONMENT}{variable}", text)
         return
+    implied: tuple[Any, ...] = ()
     if name in aliases():
         alias = aliases()[name]
+        implied = alias.implied
         try:
             value = alias.translate(value)
         except MismatchError as error:
@@ -231,7 +238,7 @@ def _interpret(pair: _Pair) -> Iterator[tuple[str, _Given]]:
         return
     if name in own_fields() and not _is_backends_debug(name, value):
         value = _own_value(pair, name, value)
-    yield name, _Given(value=value, written=pair.written(pair.value))
+    yield name, _Given(value=value, written=pair.written(pair.value), implied=implied)
 
 
 def _own_value(pair: _Pair, name: str, value: Any) -> Any:

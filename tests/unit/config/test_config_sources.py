@@ -246,6 +246,14 @@ def test_the_cpu_contradicts_any_other_backend_and_not_auto() -> None:
     assert "--use_habana true and --use_cpu true contradict" in refused("--use_habana", "--use_cpu")
 
 
+@pytest.mark.parametrize("name", ["habana", "gaudi"])
+def test_a_road_to_gaudi_may_be_named_beside_the_switch(name: str) -> None:
+    """Either order: the name says more exactly what the switch says."""
+    assert parse(["--use_habana", "--backend", name], environ={}).backend == name
+    assert parse(["--backend", name, "--use_habana", "true"], environ={}).backend == name
+    assert parse(["--use_habana", "false", "--backend", name], environ={}).backend == name
+
+
 @pytest.mark.parametrize(("text", "backend"), [("true", "cpu"), ("True", "cpu"), ("1", "cpu"), ("False", "auto")])
 def test_accelerates_variable_for_the_cpu(text: str, backend: str) -> None:
     environ = {"ACCELERATE_USE_CPU": text}
