@@ -41,8 +41,9 @@ class DataConfig:
     """Hub id, file, folder, glob, {000..007} or list of files of separate validation data."""
     image_root: str | None = None
     """Folder that relative image paths start from; by default the folder of the data file."""
-    image_column: str | None = None
-    """Column that holds the image or list of images; detected when not given. no_pictures trains on text alone."""
+    image_column: str | None = field(default=None, metadata={"join": ","})
+    """Column that holds the image or list of images, or several in the order of their images; detected when not given.
+    no_pictures trains on text alone."""
     prompt_column: str | None = None
     """Column that holds the question; detected when not given."""
     default_prompt: str | None = None

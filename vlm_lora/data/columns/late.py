@@ -89,7 +89,9 @@ class LateColumns:
         """Yield flags that name what was detected: one alone, then all."""
         schema = self._schema
         found: dict[ColumnRole, str | None] = {
-            "image": schema.image or (NO_PICTURES if schema.layout in ("question_answer", "caption") else None),
+            "image": ",".join([schema.image, *schema.more_images])
+            if schema.image
+            else (NO_PICTURES if schema.layout in ("question_answer", "caption") else None),
             "prompt": schema.prompt,
             "response": schema.response,
             "messages": schema.messages,

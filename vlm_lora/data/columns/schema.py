@@ -53,6 +53,10 @@ class Schema:
     """One question and answer, an answer to one question for all rows, one chat, a chat prompt with a chat completion,
     boxes, or a page of OCR data."""
     image: str | None = None
+    more_images: tuple[str, ...] = ()
+    """Further columns of images, in the order in which theirs follow."""
+    either: bool = False
+    """Whether a row has its images in one of these columns alone."""
     prompt: str | None = None
     question: str | None = None
     """Asked of every row, where no column asks."""
@@ -76,7 +80,15 @@ class Schema:
     @cached_property
     def columns(self) -> frozenset[str]:
         """All columns that say something."""
-        found = {self.image, self.prompt, self.context, self.response, self.messages, *self.told.columns}
+        found = {
+            self.image,
+            *self.more_images,
+            self.prompt,
+            self.context,
+            self.response,
+            self.messages,
+            *self.told.columns,
+        }
         if self.boxes is not None:
             found |= {self.boxes.column, self.boxes.prompt, *SIZE_COLUMNS, *SIDES}
         if self.page is not None:
@@ -99,7 +111,11 @@ def detect_schema(rows: Rows, config: DataConfig, *, quiet: bool = False) -> Sch
     Raises:
         DataError: A mapped column that is not there, several candidates for a role, or none.
     """
-    schema = _detect(rows, config, quiet=quiet)
+    sample = [rows[i] for i in range(min(len(rows), SAMPLE))]
+    search = ColumnSearch(columns=rows.columns, sample=sample, where=where_from(rows), place=rows.source, quiet=quiet)
+    mapped = read_mapping(search, config)
+    pictures = find_images(search, mapped.get("image"))
+    schema = replace(_detect(rows, search, config, mapped, pictures), more_images=pictures.more, either=pictures.either)
     told = find_told(rows.columns, schema.columns)
     schema = replace(
         schema,
@@ -111,11 +127,9 @@ def detect_schema(rows: Rows, config: DataConfig, *, quiet: bool = False) -> Sch
     return replace(schema, reasons=(*schema.reasons, f"not used: {quoted(unused)}")) if unused else schema
 
 
-def _detect(rows: Rows, config: DataConfig, *, quiet: bool) -> Schema:
-    sample = [rows[i] for i in range(min(len(rows), SAMPLE))]
-    search = ColumnSearch(columns=rows.columns, sample=sample, where=where_from(rows), place=rows.source, quiet=quiet)
-    mapped = read_mapping(search, config)
-    pictures = find_images(search, mapped.get("image"))
+def _detect(
+    rows: Rows, search: ColumnSearch, config: DataConfig, mapped: Mapping[ColumnRole, str], pictures: Images
+) -> Schema:
     if "boxes" in mapped or "page" in mapped:
         return _marked_schema(rows, search, config, mapped, pictures)
     if "messages" in mapped:
@@ -160,7 +174,13 @@ def find_image_column(rows: Rows, config: DataConfig) -> str:
     """
     sample = [rows[i] for i in range(min(len(rows), SAMPLE))]
     search = ColumnSearch(columns=rows.columns, sample=sample, where=where_from(rows), place=rows.source)
-    column = find_images(search, read_mapping(search, config).get("image")).column
+    found = find_images(search, read_mapping(search, config).get("image"))
+    if found.more:
+        raise DataError(
+            f"{search.where}: {quoted([str(found.column), *found.more])} all hold images, and a tar takes those of one "
+            "column. Put them into one, as a list, or type --image_column with the one that is meant."
+        )
+    column = found.column
     return column if column is not None else search.single("image", [])
 
 

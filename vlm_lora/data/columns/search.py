@@ -6,6 +6,7 @@ Which column holds the images is found from names and from the first rows' value
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -115,7 +116,8 @@ def read_mapping(search: ColumnSearch, config: DataConfig) -> dict[ColumnRole, s
         "page": config.page_column,
     }
     mapped = {role: column for role, column in given.items() if column is not None}
-    for role, column in mapped.items():
+    typed = [(role, one) for role, column in mapped.items() for one in named_columns(role, column, search.columns)]
+    for role, column in typed:
         if column not in search.columns and not (role == "image" and column == NO_PICTURES):
             raise DataError(
                 f"{COLUMN_NAMES[role].flag} {column}: {search.where} has no such "
@@ -141,6 +143,11 @@ def read_mapping(search: ColumnSearch, config: DataConfig) -> dict[ColumnRole, s
     return mapped
 
 
+def named_columns(role: ColumnRole, column: str, columns: Sequence[str]) -> list[str]:
+    """Return the columns that a flag names: several for images, parted by commas, unless one is called so."""
+    return column.split(",") if role == "image" and column not in columns else [column]
+
+
 def where_from(rows: Rows) -> str:
     """Name the files of rows, for messages."""
     files = rows.files
@@ -158,8 +165,47 @@ class Images:
     column: str | None
     """None where there is none."""
     why: str
+    more: tuple[str, ...] = ()
+    """Further columns, whose images follow."""
+    either: bool = False
+    """Whether a row has its images in one of the columns alone."""
     declined: bool = False
     """Whether the user said that there are no images."""
+
+
+_NUMBERED = re.compile(
+    r"(image|img|picture|photo|pic|(?:image|img)_(?:path|file|url|bytes))[ _.-]?(\d{1,2})?", re.IGNORECASE
+)
+"""Names of columns with one image each, in the order of their numbers; the one without a number comes first."""
+
+_PAIRS = (
+    *(("left", "right"), ("before", "after"), ("first", "second"), ("top", "bottom"), ("old", "new"), ("a", "b")),
+    *(("source", "target"), ("input", "target"), ("front", "back")),
+)
+"""Words by which the names of two columns differ that hold one image each, in this order."""
+
+
+def _series(search: ColumnSearch) -> tuple[str, ...]:
+    """Return the columns that hold the images of a row one by one, in order; nothing where no two do, or it is unclear.
+
+    By their names (`image_1`, `image_2`; `left_image`, `right_image`) and because their values are images.
+    """
+    held = [c for c in search.columns if search.mostly_holds(c, looks_like_image)]
+    numbered: dict[str, dict[int, str]] = {}
+    for column in held:
+        found = _NUMBERED.fullmatch(column)
+        if found is not None:
+            numbered.setdefault(found[1].casefold(), {})[int(found[2] or 0)] = column
+    series = [tuple(columns[at] for at in sorted(columns)) for columns in numbered.values() if len(columns) > 1]
+    series += [(one, two) for one in held for two in held if _are_pair(one, two)]
+    telling = [one for one in series if sum(bool(search.values(column)) for column in one) > 1]
+    return telling[0] if len(telling) == 1 else ()
+
+
+def _are_pair(one: str, two: str) -> bool:
+    words, others = (re.split(r"[ _.-]+", name.casefold()) for name in (one, two))
+    differing = [pair for pair in zip(words, others, strict=False) if pair[0] != pair[1]]
+    return len(words) == len(others) and len(differing) == 1 and differing[0] in _PAIRS
 
 
 def find_images(search: ColumnSearch, mapped: str | None) -> Images:
@@ -171,10 +217,22 @@ def find_images(search: ColumnSearch, mapped: str | None) -> Images:
     if mapped == NO_PICTURES and mapped not in search.columns:
         return Images(column=None, why=f"image: none, by --image_column {NO_PICTURES}", declined=True)
     if mapped is not None:
-        return Images(column=mapped, why=f"image: column '{mapped}', named by --image_column")
+        first, *more = named_columns("image", mapped, search.columns)
+        if not more:
+            return Images(column=first, why=f"image: column '{first}', named by --image_column")
+        why = f"image: columns {quoted([first, *more])}, in this order, named by --image_column"
+        return Images(column=first, more=tuple(more), why=why)
     # A column of another meaning may carry a usual name: a chat is never an image, nor is a number.
     # One odd row must not hide what the column is, or all rows would be text only.
     named = [c for c in search.named("image") if search.may_hold(c, may_be_image)]
+    series = _series(search)
+    if series and set(named) <= set(series):
+        why = f"image: columns {quoted(series)}, in this order, by their names"
+        return Images(column=series[0], more=series[1:], why=why)
+    if len(named) > 1 and not any(sum(not is_missing(row.get(c)) for c in named) > 1 for row in search.sample):
+        why = f"image: columns {quoted(named)}, of which each row has one, by their names"
+        return Images(column=named[0], more=tuple(named[1:]), either=True, why=why)
+    _refuse_second(search, named)
     if named:
         column = search.single("image", named)
         return Images(column=column, why=f"image: column '{column}', by its name")
@@ -184,6 +242,32 @@ def find_images(search: ColumnSearch, mapped: str | None) -> Images:
         why = f"image: column '{column}', because its values are images or names of image files"
         return Images(column=column, why=why)
     return Images(column=None, why="image: no column")
+
+
+def _refuse_second(search: ColumnSearch, named: Sequence[str]) -> None:
+    """Refuse other columns of encoded images next to the one that is called so: nobody said that they do not count.
+
+    Names of files are not looked at: next to an image they most often are its own.
+
+    Raises:
+        DataError: names them, and what to type.
+    """
+    others = [
+        column
+        for column in search.columns
+        if len(named) == 1 and column != named[0] and any(map(_is_encoded, search.values(column)))
+    ]
+    if others:
+        raise DataError(
+            f"{search.where}: in addition to '{named[0]}' {quoted(others)} hold images. To show them too, in this "
+            f"order, type --image_column {' '.join([*named, *others])}; to leave them out, --image_column {named[0]}."
+        )
+
+
+def _is_encoded(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return bool(value) and all(map(_is_encoded, value))
+    return not isinstance(value, str) and looks_like_image(value)
 
 
 def explain_text_only(search: ColumnSearch, pictures: Images) -> str:

@@ -28,7 +28,7 @@ from vlm_lora.data.conversations.turns import (
 )
 from vlm_lora.data.conversations.unread import refuse_box_marks, refuse_hidden, refuse_media, refuse_unread_columns
 from vlm_lora.data.formats.rows import Row
-from vlm_lora.data.images.values import ImagePlace, read_image_values
+from vlm_lora.data.images.values import ImagePlace, is_missing, read_image_values
 from vlm_lora.data.ocr.pages import Page
 from vlm_lora.data.ocr.task_answers import Draw, PageReading, TaskSample, ask_about
 from vlm_lora.data.ocr.task_sampling import Ask
@@ -95,7 +95,7 @@ def build_asked(
     try:
         refuse_media(row, schema.columns)
         refuse_unread_columns(row, schema.columns, chat=schema.layout in ("messages", "prompt_completion"))
-        images = read_image_values(row.get(schema.image), place) if schema.image else ()
+        images = _images_of(row, schema, place)
         if schema.boxes is not None:
             versions = [convert_boxes(row, schema.boxes, images)]
         elif schema.page is not None:
@@ -119,6 +119,17 @@ def build_asked(
         raise type(error)(f"{source}: {error}") from error
     system = () if system_prompt is None else (Turn(role="system", parts=(Text(text=system_prompt),)),)
     return [Conversation(turns=_led(turns, system), source=source, accepted_answers=accepted) for turns in versions]
+
+
+def _images_of(row: Row, schema: Schema, place: ImagePlace) -> tuple[ImageRef, ...]:
+    columns = [] if schema.image is None else [schema.image, *schema.more_images]
+    filled = [column for column in columns if not is_missing(row.get(column))]
+    if schema.either and len(filled) > 1:
+        raise DataError(
+            f"The row has images in {quoted(filled)}, and the first rows have them in one of these alone. Leave one "
+            f"empty, or type --image_column {' '.join(columns)} to show all, in this order."
+        )
+    return tuple(image for column in filled for image in read_image_values(row[column], place))
 
 
 def _led(turns: tuple[Turn, ...], system: tuple[Turn, ...]) -> tuple[Turn, ...]:
