@@ -147,7 +147,7 @@ def test_auto_takes_this_road_where_it_is_the_one_that_goes_with_transformers(
 
 def test_a_plan_knows_the_optimizer_that_a_run_takes(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
     data = write_uneven_rows(tmp_path / "data", rows=2)
-    words = ["--model_name_or_path", model_folder("gemma3"), "--dataset_name", data, "--use_habana"]
+    words = ["--model_name_or_path", str(model_folder("gemma3")), "--dataset_name", str(data), "--use_habana"]
     vlm_lora = MAIN.with_name("vlm-lora")
     done = run_words([vlm_lora, "plan", *words, "--device", "Gaudi3"], python=MAIN, variables=on_new_road(), cold=True)
     assert done.returncode == 0, done.stderr

@@ -55,6 +55,9 @@ class DataConfig:
     """Column that holds chat messages; detected when not given."""
     boxes_column: str | None = None
     """Column that holds an object of `bbox` and `category` (boxes as answers); detected when not given."""
+    choices: str = "shown"
+    """What becomes of choices in columns of their own that a question does not show: shown behind it (one a line, as
+    `A. text`), where the answer is one of them or its letter; or refuse, where the answer is a letter alone."""
     box_format: str = "xywh"
     """What a box's four numbers are: xywh (left, top, width, height, as COCO has it) or xyxy."""
     box_labels: tuple[str, ...] = ()
@@ -113,6 +116,7 @@ class DataConfig:
                     f"--{flag} {getattr(self, flag)!r}: <image> is the place of all of a row's images and "
                     "stands there once at most. Type one, or none (images then go first)."
                 )
+        _check_choice("choices", self.choices, ("shown", "refuse"))
         _check_choice("box_format", self.box_format, ("xywh", "xyxy"))
         for flag in ("max_train_samples", "max_eval_samples", "max_image_pixels", "max_image_bytes", "shuffle_buffer"):
             _check_positive(flag, getattr(self, flag))

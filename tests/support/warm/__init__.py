@@ -27,7 +27,9 @@ FOLDER = "VLM_LORA_TESTS_FOLDER"
 """Variable with the folder that all workers of a session share."""
 
 _HERE = Path(__file__).parent
-_READ_AT_IMPORT = ("PT_HPU_LAZY_MODE", "PT_HPU_TC_MODE", "PYTHONPATH")
+_READ_AT_IMPORT = ("PT_HPU_LAZY_MODE", "PT_HPU_TC_MODE")
+_DEVICE = Path(__file__).parents[3] / ".venv" / "hpu"
+"""The simulated device: a PYTHONPATH with it is read at import as well."""
 _LIMIT = 1800.0
 _ours: list[subprocess.Popen[bytes]] = []
 _leases: list[socket.socket] = []
@@ -42,7 +44,10 @@ def programs(python: Path, variables: Mapping[str, str] | None = None) -> Path:
             which warm process it is.
     """
     variables = os.environ if variables is None else variables
-    return _programs(python, tuple((name, variables[name]) for name in _READ_AT_IMPORT if name in variables))
+    modes = {name: variables[name] for name in _READ_AT_IMPORT if name in variables}
+    if str(_DEVICE) in variables.get("PYTHONPATH", ""):
+        modes["PYTHONPATH"] = variables["PYTHONPATH"]
+    return _programs(python, tuple(modes.items()))
 
 
 def warmed(

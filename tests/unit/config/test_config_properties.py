@@ -29,6 +29,7 @@ BY_NAME: dict[str, st.SearchStrategy[Any]] = {
     "bnb_4bit_quant_type": st.sampled_from(["nf4", "fp4"]),
     "bnb_4bit_compute_dtype": st.sampled_from(["auto", "float32", "bfloat16", "float16"]),
     "image_backend": st.sampled_from(["pil", "torchvision"]),
+    "choices": st.sampled_from(["shown", "refuse"]),
     "box_format": st.sampled_from(["xywh", "xyxy"]),
     "peft_method": st.sampled_from(["lora", "none"]),
     "on_overflow": st.sampled_from(["error", "drop", "shrink_images", "trim_turns"]),

@@ -53,8 +53,8 @@ def test_an_answer_that_is_only_a_place_among_choices_is_refused(name: str, answ
     rows = [{**ASKED, name: ["red", "blue"], "answer": "red"}, {**ASKED, name: ["red", "blue"], "answer": answer}]
     said = rf"'answer' holds .*, which says one of '{name}' .*--prompt_column question --response_column answer"
     with pytest.raises(DataError, match=said):
-        read_back(rows, tmp_path)
-    assert read_back(rows[:1], tmp_path).told == [[["<0.png>", "What?"], ["red"]]]
+        read_back(rows, tmp_path, choices="refuse")
+    assert read_back(rows[:1], tmp_path, choices="refuse").told == [[["<0.png>", "What?"], ["red"]]]
     explicit = read_back(rows, tmp_path, prompt_column="question", response_column="answer")
     assert explicit.told[1][1] == [str(answer[0] if isinstance(answer, list) else answer)]
     assert f"not used: '{name}'" in explicit.schema.explain()
@@ -68,7 +68,9 @@ def test_an_answer_that_is_only_a_place_among_choices_is_refused(name: str, answ
     ],
 )
 def test_answers_that_are_choices_and_other_columns_are_read(choices: Any, answer: Any, tmp_path: Path) -> None:
-    assert read_back([{**ASKED, "choices": choices, "answer": answer}], tmp_path).told[0][1] == [str(answer)]
+    assert read_back([{**ASKED, "choices": choices, "answer": answer}], tmp_path, choices="refuse").told[0][1] == [
+        str(answer)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +91,7 @@ def test_places_are_answers_where_the_question_shows_all_choices(
     row = {"image": "0.png", **asked, "options": choices, "answer": answer}
     assert read_back([row], tmp_path).told[0][-1] == [str(answer)]
     with pytest.raises(DataError, match="does not show them"):
-        read_back([row, {**row, "options": [*choices, "horse"]}], tmp_path)
+        read_back([row, {**row, "options": [*choices, "horse"]}], tmp_path, choices="refuse")
 
 
 @pytest.mark.parametrize("question", ["Of 12 cats in 13?", "Is 2 right?", "Which?"])
@@ -101,7 +103,7 @@ def test_choices_inside_other_words_are_not_shown(question: str, tmp_path: Path)
 @pytest.mark.parametrize("options", ["['red', 'blue']", '["red", "blue"]', "['red' 'blue']"])
 def test_choices_written_out_as_text_count(options: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"says one of 'options' \(\['red', 'blue'\]\)"):
-        read_back([{**ASKED, "options": options, "answer": "B"}], tmp_path)
+        read_back([{**ASKED, "options": options, "answer": "B"}], tmp_path, choices="refuse")
 
 
 CELLS = """image,question,answer

@@ -1,4 +1,4 @@
-"""Choices in any form and place: an answer that only says which one it is needs a question that shows them."""
+"""Choices in any form and place, with --choices refuse: a letter as the answer needs a question that shows them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,15 @@ from typing import Any
 import datasets
 import pytest
 
-from support.read_back import read_back
+from support.read_back import ReadBack
+from support.read_back import read_back as read_rows
 from vlm_lora.errors import DataError
+
+
+def read_back(rows: Any, folder: Path, **settings: Any) -> ReadBack:
+    """Read as with `--choices refuse`, so that no question is changed."""
+    return read_rows(rows, folder, **{"choices": "refuse", **settings})
+
 
 ASKED = {"image": "0.png", "question": "Which?"}
 SHOWN = {"image": "0.png", "question": "Which? A. cup B. fork"}

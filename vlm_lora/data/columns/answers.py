@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from vlm_lora.data.columns.search import ColumnSearch
 from vlm_lora.data.conversations.texts import written_list
-from vlm_lora.data.conversations.unread import asked_text, hidden, listed_choices
+from vlm_lora.data.conversations.unread import asked_text, hidden, listed_choices, show_choices
 from vlm_lora.data.formats.csv_files import CsvTable
 from vlm_lora.data.formats.rows import Rows, names_of
 from vlm_lora.data.wording import quoted, short
@@ -39,28 +39,39 @@ def describe_answers(rows: Rows, search: ColumnSearch, column: str) -> tuple[Ans
     return AnswerReading(), ()
 
 
-def refuse_bare_choices(search: ColumnSearch, prompt: str, context: str | None, response: str) -> None:
-    """Refuse answers that are only the number or letter of one of the row's choices, which the question does not show.
+def refuse_bare_choices(
+    search: ColumnSearch, prompt: str, context: str | None, response: str, *, shown: bool
+) -> list[str]:
+    """Return how rows' choices are read; refuse answers that only say which one is right, where none is shown.
 
     Args:
         search: the columns and first rows.
         prompt: the column that asks.
         context: the column that continues it.
         response: the column that answers.
+        shown: whether choices are shown behind the question.
 
     Raises:
         DataError: names both columns and what to type.
     """
-    taken = (prompt, context, response)
+    taken = [name for name in (prompt, context, response) if name is not None]
+    lines: dict[str, None] = {}
     for row in search.sample:
         answer = row.get(response)
         text = str(answer[0] if isinstance(answer, list | tuple) and answer else answer)
         asked = asked_text(row.get(prompt), row.get(context or ""))
-        for choices in listed_choices(row, (name for name in taken if name is not None)):
-            if not isinstance(answer, bool) and hidden(text, choices, asked):
+        told = show_choices(row, taken, question=asked, answer=text) if shown else asked
+        for choices in listed_choices(row, taken):
+            if told != asked:
+                lines[
+                    f"choices: {quoted(choices.columns)}, shown behind the question where it does not show them "
+                    "(--choices refuse)"
+                ] = None
+            if not isinstance(answer, bool) and hidden(text, choices, told):
                 raise DataError(
                     f"{search.where}: '{response}' holds {short(answer)}, which says one of {quoted(choices.columns)} "
                     f"({short([*choices.texts])}), and the question in '{prompt}' does not show them all. Write them "
                     f"into the question, or the right one's text into '{response}'; to train on {short(answer)} as it "
                     f"is, type --prompt_column {prompt} --response_column {response}."
                 )
+    return [*lines]

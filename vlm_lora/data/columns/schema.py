@@ -70,6 +70,8 @@ class Schema:
     page: PageReading | None = None
     told: Told = field(default_factory=Told)
     """What was said before the question: system texts and histories."""
+    show_choices: bool = False
+    """Whether choices in columns of their own are shown behind the question."""
     as_they_are: bool = False
     """Whether the answers' column, or the chat's, was named: a bare letter of a choice is then trained on."""
     no_pictures: bool = False
@@ -360,8 +362,9 @@ def _pair_schema(
     if response == image or prompt == response:
         raise DataError(f"{search.where}: '{response}' cannot be the response and something else at once.")
     answers, why_answers = describe_answers(rows, search, response)
+    shows = "response" not in mapped and not answers.names and not chat and config.choices == "shown"
     if "response" not in mapped and not answers.names:
-        refuse_bare_choices(search, prompt, context, response)
+        reasons += refuse_bare_choices(search, prompt, context, response, shown=shows)
     return Schema(
         layout="prompt_completion" if chat else "question_answer",
         image=image,
@@ -369,6 +372,7 @@ def _pair_schema(
         context=context,
         response=response,
         answers=answers,
+        show_choices=shows,
         no_pictures=pictures.declined,
         reasons=(explain_text_only(search, pictures), *reasons, *why_answers),
     )

@@ -26,7 +26,13 @@ from vlm_lora.data.conversations.turns import (
     system_text,
     with_system,
 )
-from vlm_lora.data.conversations.unread import refuse_box_marks, refuse_hidden, refuse_media, refuse_unread_columns
+from vlm_lora.data.conversations.unread import (
+    refuse_box_marks,
+    refuse_hidden,
+    refuse_media,
+    refuse_unread_columns,
+    show_choices,
+)
 from vlm_lora.data.formats.rows import Row
 from vlm_lora.data.images.values import ImagePlace, is_missing, read_image_values
 from vlm_lora.data.ocr.pages import Page
@@ -145,6 +151,8 @@ def _draft_question(row: Row, schema: Schema, place: ImagePlace) -> _Drafted:
     if context:
         question = f"{question}\n{read_text(context, f'the context ({schema.context!r})')}"
     answers, accepted = read_answers(row.get(str(schema.response)), str(schema.response), schema.answers)
+    if schema.show_choices:
+        question = show_choices(row, schema.columns, question=question, answer=answers)
     user = Draft(role="user", parts=[UserText(text=question)])
     return [user, Draft(role="assistant", parts=[Text(text=answers)])], accepted
 

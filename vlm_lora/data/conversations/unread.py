@@ -281,6 +281,19 @@ class Choices:
 
     columns: tuple[str, ...]
     texts: tuple[str, ...]
+    letters: tuple[str, ...] = ()
+    """What the data calls each, where it says so; otherwise A, B, C, ... in order."""
+
+    def lettered(self) -> Mapping[str, str]:
+        """Return the texts by their letters."""
+        letters = self.letters or map(chr, range(ord("A"), ord("A") + len(self.texts)))
+        return dict(zip(letters, self.texts, strict=True))
+
+    def has(self, answer: str) -> bool:
+        """Tell whether an answer is one of them, or says letters that they have, however dressed (`(B)`, `A, C`)."""
+        if answer.strip().casefold() in (text.strip().casefold() for text in self.texts):
+            return True
+        return bool(told := _letters_of(answer)) and told <= {*self.lettered()}
 
 
 def listed_choices(row: Mapping[str, Any], taken: Iterable[str]) -> Iterator[Choices]:
@@ -289,7 +302,7 @@ def listed_choices(row: Mapping[str, Any], taken: Iterable[str]) -> Iterator[Cho
     free = [column for column in row if column not in others]
     for column in free:
         if column.casefold() in CHOICE_COLUMNS and (texts := tuple(_texts_of(row[column]))):
-            yield Choices(columns=(column,), texts=texts)
+            yield Choices(columns=(column,), texts=texts, letters=_letters_in(row[column], len(texts)))
     groups: dict[str, dict[str, str]] = {}
     for column in free:
         found = _ONE_EACH.fullmatch(column.casefold())
@@ -298,8 +311,15 @@ def listed_choices(row: Mapping[str, Any], taken: Iterable[str]) -> Iterator[Cho
             groups.setdefault(column.casefold()[: -len(place)], {})[place] = column
     for group in groups.values():
         if len(group) > 1 and not group.keys().isdisjoint(("a", "0", "1")):
-            columns = tuple(group.values())
-            yield Choices(columns=columns, texts=tuple(str(row[column]) for column in columns))
+            columns = tuple(group[place] for place in sorted(group, key=_in_order))
+            letters = tuple(place.upper() for place in sorted(group, key=_in_order) if place.isalpha())
+            texts = tuple(str(row[column]) for column in columns)
+            yield Choices(columns=columns, texts=texts, letters=letters if len(letters) == len(texts) else ())
+
+
+def _in_order(place: str) -> tuple[int, str]:
+    """Sort letters, and numbers by their size."""
+    return len(place), place
 
 
 def hidden(answer: str, choices: Choices, question: str) -> bool:
@@ -327,6 +347,53 @@ def refuse_hidden(row: Mapping[str, Any], taken: Iterable[str], *, question: str
                 "or the right one's text as the answer. A column of answers that is named by --response_column, or a "
                 "chat by --messages_column, is trained on as it is."
             )
+
+
+def show_choices(row: Mapping[str, Any], taken: Iterable[str], *, question: str, answer: str) -> str:
+    """Return a question with the row's choices behind it, where it does not show them and the answer is one of them.
+
+    Args:
+        row: values by column.
+        taken: the columns that are read.
+        question: what is asked.
+        answer: what is trained on: a choice's text, or letters of choices. By a number alone it is not clear which is
+            meant (some data count from 0, some from 1), and the question stays as it is.
+    """
+    for choices in listed_choices(row, taken):
+        if len(choices.texts) <= _MOST and choices.has(answer) and not all(_shows(question, t) for t in choices.texts):
+            question = "\n".join([question, *(f"{letter}. {text}" for letter, text in choices.lettered().items())])
+    return question
+
+
+_MOST = 26
+"""Choices that have a letter each."""
+
+
+def _letters_of(answer: str) -> set[str]:
+    """Return the letters that an answer of nothing else says; none where it says anything else, such as a number."""
+    stripped = answer.strip()
+    if re.fullmatch(r"[A-J]{2,}", stripped):
+        return set(stripped)
+    told = [piece for piece in re.split(r"\W+", stripped) if piece and _LEAD.fullmatch(piece.casefold()) is None]
+    return {piece.upper() for piece in told} if told and all(len(p) == 1 and p.isalpha() for p in told) else set()
+
+
+def _letters_in(value: Any, count: int) -> tuple[str, ...]:
+    """Return the letters by which a value names its choices, as keys or next to them; none where it names none."""
+    named: Any = ()
+    if isinstance(value, str):
+        value = _parsed(value)
+    if isinstance(value, Mapping):
+        inner = next((value[key] for key in _LETTER_KEYS if isinstance(value.get(key), list | tuple)), None)
+        named = inner if inner is not None else list(value)
+    elif isinstance(value, list | tuple) and all(isinstance(item, Mapping) for item in value):
+        named = [next((item[key] for key in _LETTER_KEYS if key in item), None) for item in value]
+    letters = tuple(str(name).strip().upper() for name in named if re.fullmatch(r"\s*[A-Za-z]\s*", str(name)))
+    return letters if len(letters) == count == len(set(letters)) else ()
+
+
+_LETTER_KEYS = ("label", "labels", "letter", "key", "id")
+"""Keys of a choice's letter in an object that is one choice, or that holds lists of letters and texts."""
 
 
 def _texts_of(value: Any) -> list[str]:

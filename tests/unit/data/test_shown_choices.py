@@ -1,0 +1,67 @@
+"""Choices in columns of their own are shown behind a question that does not show them; the answer stays as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.read_back import read_back
+from unit.data.test_hidden_choices import FORMS
+from vlm_lora.errors import ConfigError, DataError
+
+ASKED = {"image": "0.png", "question": "Which?"}
+SHOWN = "Which?\nA. cup\nB. fork"
+
+
+@pytest.mark.parametrize("answer", ["B", "(b)", "The answer is B.", "fork", "Cup"])
+@pytest.mark.parametrize("choices", FORMS)
+def test_every_form_is_shown(choices: dict[str, Any], answer: str, tmp_path: Path) -> None:
+    found = read_back([{**ASKED, **choices, "answer": answer}], tmp_path)
+    assert found.told == [[["<0.png>", SHOWN], [answer]]]
+    assert "shown behind the question where it does not show them" in found.schema.explain()
+
+
+@pytest.mark.parametrize(
+    ("choices", "shown"),
+    [
+        ({"A": "cup", "B": None, "C": "", "D": "fork"}, "A. cup\nD. fork"),
+        ({"choices": {"B": "fork", "D": "cup"}}, "B. fork\nD. cup"),
+        ({"choices": [{"label": "D", "text": "x"}, {"label": "B", "text": "y"}]}, "D. x\nB. y"),
+        ({"choices": {"label": ["C", "D"], "text": ["x", "y"]}}, "C. x\nD. y"),
+        ({"option_2": "second", "option_10": "tenth", "option_1": "first"}, "A. first\nB. second\nC. tenth"),
+    ],
+)
+def test_letters_are_those_of_the_data(choices: dict[str, Any], shown: str, tmp_path: Path) -> None:
+    answer = "C" if "option_1" in choices else "D"
+    (told,) = read_back([{**ASKED, **choices, "answer": answer}], tmp_path).told
+    assert told == [["<0.png>", f"Which?\n{shown}"], [answer]]
+
+
+def test_a_question_that_shows_them_stays_as_it_is(tmp_path: Path) -> None:
+    row = {**ASKED, "question": "A. cup or B. fork?", "choices": ["cup", "fork"], "answer": "B"}
+    assert read_back([row], tmp_path).told == [[["<0.png>", "A. cup or B. fork?"], ["B"]]]
+
+
+@pytest.mark.parametrize("answer", ["E", "A, E", 1, "0"])
+def test_an_answer_that_matches_no_choice_is_refused(answer: Any, tmp_path: Path) -> None:
+    """A number as well: some data count from 0, some from 1."""
+    with pytest.raises(DataError, match=r"'answer' holds .*which says one of 'choices' \(\['cup', 'fork'\]\)"):
+        read_back([{**ASKED, "choices": ["cup", "fork"], "answer": answer}], tmp_path)
+    rows = [{**ASKED, "choices": ["cup", "fork"], "answer": "B"}] * 100
+    found = read_back([*rows, {**rows[0], "answer": answer}], tmp_path)
+    assert "row 100: The answer is " in found.told[100]
+
+
+def test_other_words_as_the_answer_leave_the_question_alone(tmp_path: Path) -> None:
+    row = {**ASKED, "choices": ["cup", "fork"], "answer": "a spoon"}
+    assert read_back([row], tmp_path).told == [[["<0.png>", "Which?"], ["a spoon"]]]
+
+
+def test_named_columns_are_read_as_they_are_and_the_setting_is_checked(tmp_path: Path) -> None:
+    row = {**ASKED, "choices": ["cup", "fork"], "answer": "B"}
+    named = read_back([row], tmp_path, prompt_column="question", response_column="answer")
+    assert named.told == [[["<0.png>", "Which?"], ["B"]]]
+    with pytest.raises(ConfigError, match="choices"):
+        read_back([row], tmp_path, choices="hide")
