@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from support.datasets import draw_chart, encode_png
+from support.datasets import draw_chart, encode_png, write_image, write_jsonl
 from support.read_back import read_back
+from vlm_lora.config.run_config import DataConfig
+from vlm_lora.data.columns.schema import find_image_column
+from vlm_lora.data.dataset import ConversationDataset, load_splits
 from vlm_lora.errors import DataError
 
 ASKED = {"question": "q", "answer": "a"}
@@ -68,6 +71,24 @@ def test_image_in_some_rows_and_images_in_others(tmp_path: Path) -> None:
     assert [told for number, told in enumerate(found) if number != 110] == [[["<0.png>", "q"], ["a"]]] * 119
     assert "row 110: The row has images in 'image', 'images'" in found[110]
     assert "--image_column image images to show all" in found[110]
+
+
+def test_a_series_beside_an_image_is_asked_about(tmp_path: Path) -> None:
+    row = {"image": "0.png", "left_view": "1.png", "right_view": "2.png", **ASKED}
+    with pytest.raises(DataError, match=r"images in 'left_view', 'right_view' and in 'image'\. Type --image_column"):
+        read_back([row], tmp_path)
+    found = read_back([row], tmp_path, image_column="image,right_view").told
+    assert found == [[["<0.png>", "<2.png>", "q"], ["a"]]]
+
+
+def test_a_tar_takes_the_images_of_one_column(tmp_path: Path) -> None:
+    write_image(tmp_path / "0.png", seed=0)
+    data = write_jsonl(tmp_path / "rows.jsonl", [{"image_1": "0.png", "image_2": "0.png", **ASKED}])
+    config = DataConfig(dataset_name=str(data), validation_fraction=0.0)
+    train = load_splits(config, need_train=True, need_validation=False).train
+    assert isinstance(train, ConversationDataset)
+    with pytest.raises(DataError, match="'image_1', 'image_2' all hold images, and a tar takes those of one column"):
+        find_image_column(train.rows, config)
 
 
 def test_another_column_of_encoded_images_is_not_passed_over(tmp_path: Path) -> None:

@@ -130,6 +130,11 @@ PAGE = {"lines": [{"text": "l", "bbox": [0, 0, 1, 1]}]}
             "If it is not meant, type --image_column no_pictures,",
         ),
         ({"image": "0.png", "query": "q", "label": "a"}, {"img": "0.png"}, "type --image_column image, or rename it"),
+        (
+            {"image": "0.png", "query": "q", "label": "a"},
+            {"image_2": "0.png"},
+            "'image_2' may hold a further image.*type --image_column image, or rename it",
+        ),
         ({"image": "0.png", "query": "q", "label": "a"}, {"question": "r"}, "type --prompt_column query, or rename it"),
         ({"image": "0.png", "input": "q", "label": "a"}, {"question": "r"}, "may be the prompt.*--prompt_column input"),
         ({"image": "0.png", "query": "q", "label": "a"}, {"text": PAGE}, "be the page.*type --prompt_column query"),

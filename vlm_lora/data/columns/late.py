@@ -9,7 +9,7 @@ from typing import Any
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.columns.names import COLUMN_NAMES, CONTEXT_OF_PROMPT, ColumnRole, role_of_name
 from vlm_lora.data.columns.schema import Schema, detect_schema
-from vlm_lora.data.columns.search import NO_PICTURES, may_be_image
+from vlm_lora.data.columns.search import NO_PICTURES, is_numbered, may_be_image
 from vlm_lora.data.conversations.texts import parse_turns
 from vlm_lora.data.conversations.turns import HISTORY, SYSTEM
 from vlm_lora.data.formats.rows import Rows
@@ -64,6 +64,8 @@ class LateColumns:
     def _part(self, column: str) -> str:
         if column.casefold() == CONTEXT_OF_PROMPT.get((self._schema.prompt or "").casefold()):
             return f"continue the prompt '{self._schema.prompt}'"
+        if is_numbered(column) and role_of_name(column) is None:
+            return "hold a further image"
         return f"be the {role_of_name(column) or ('system text' if column.casefold() in SYSTEM else 'history')}"
 
     def _reads_alike(self, late: Mapping[str, Any], config: DataConfig) -> bool:
@@ -105,7 +107,7 @@ class LateColumns:
 
 
 def _is_known(column: str) -> bool:
-    return role_of_name(column) is not None or column.casefold() in (*SYSTEM, *HISTORY)
+    return role_of_name(column) is not None or column.casefold() in (*SYSTEM, *HISTORY) or is_numbered(column)
 
 
 def _kind(column: str, value: Any) -> Hashable:

@@ -185,6 +185,11 @@ _PAIRS = (
 """Words by which the names of two columns differ that hold one image each, in this order."""
 
 
+def is_numbered(column: str) -> bool:
+    """Tell whether a column is called as one of several with one image each."""
+    return _NUMBERED.fullmatch(column) is not None
+
+
 def _series(search: ColumnSearch) -> tuple[str, ...]:
     """Return the columns that hold the images of a row one by one, in order; nothing where no two do, or it is unclear.
 
@@ -226,7 +231,13 @@ def find_images(search: ColumnSearch, mapped: str | None) -> Images:
     # One odd row must not hide what the column is, or all rows would be text only.
     named = [c for c in search.named("image") if search.may_hold(c, may_be_image)]
     series = _series(search)
-    if series and set(named) <= set(series):
+    others = [column for column in named if column not in series]
+    if series and others:
+        raise DataError(
+            f"{search.where} has images in {quoted(series)} and in {quoted(others)}. Type --image_column with those "
+            f"that a row is to show, in order, for example --image_column {' '.join(series)}."
+        )
+    if series:
         why = f"image: columns {quoted(series)}, in this order, by their names"
         return Images(column=series[0], more=series[1:], why=why)
     if len(named) > 1 and not any(sum(not is_missing(row.get(c)) for c in named) > 1 for row in search.sample):
@@ -278,7 +289,9 @@ def explain_text_only(search: ColumnSearch, pictures: Images) -> str:
     """
     if pictures.column is not None or pictures.declined:
         return pictures.why
-    if any(IMAGE_TAG.search(text) for row in search.sample for text in texts_in(row)):
+    answers = search.named("response")
+    asked = ({c: value for c, value in row.items() if c not in answers} for row in search.sample)
+    if any(IMAGE_TAG.search(text) for row in asked for text in texts_in(row)):
         return "image: by the texts, which name them as <img>PATH</img>"
     usual = [c for c in search.columns if c.casefold() in COLUMN_NAMES["image"].usual]
     if usual:
