@@ -56,7 +56,7 @@ def test_an_answer_that_is_only_a_place_among_choices_is_refused(name: str, answ
         read_back(rows, tmp_path, choices="refuse")
     assert read_back(rows[:1], tmp_path, choices="refuse").told == [[["<0.png>", "What?"], ["red"]]]
     explicit = read_back(rows, tmp_path, prompt_column="question", response_column="answer")
-    assert explicit.told[1][1] == [str(answer[0] if isinstance(answer, list) else answer)]
+    assert explicit.told[1][1] == [f"{answer:g}" if isinstance(answer, float) else str([answer][0]).strip("[']")]
     assert f"not used: '{name}'" in explicit.schema.explain()
 
 
@@ -104,6 +104,28 @@ def test_choices_inside_other_words_are_not_shown(question: str, tmp_path: Path)
 def test_choices_written_out_as_text_count(options: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"says one of 'options' \(\['red', 'blue'\]\)"):
         read_back([{**ASKED, "options": options, "answer": "B"}], tmp_path, choices="refuse")
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_whole_numbers_are_written_without_a_point(several: bool, tmp_path: Path) -> None:
+    """A table with a missing value stores them as fractions; a column with a real fraction keeps its points."""
+
+    def table(*values: float | None) -> Path:
+        answers = [[value] if several and value is not None else value for value in values]
+        rows = [{**ASKED, "answer": answer} for answer in answers]
+        place = tmp_path / "-".join(map(str, values))
+        place.mkdir()
+        datasets.Dataset.from_list(rows).to_parquet(str(place / "rows.parquet"))
+        return place / "rows.parquet"
+
+    def read(*values: float | None) -> list[Any]:
+        path = table(*values)
+        return [told if isinstance(told, str) else told[1] for told in read_back(path, path.parent).told]
+
+    none, *whole = read(None, 14.0, -3.0, 1e6)
+    assert whole == [["14"], ["-3"], ["1000000"]]
+    assert "There is no value for the response" in none
+    assert read(14.0, 2.5) == [["14.0"], ["2.5"]], "the control"
 
 
 CELLS = """image,question,answer

@@ -5,7 +5,9 @@ An answer that only says which of a row's choices is right is refused where the 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 from vlm_lora.data.columns.search import ColumnSearch
 from vlm_lora.data.conversations.texts import written_list
@@ -24,6 +26,8 @@ class AnswerReading:
     """Names that the data declares for the column's numbers, number 0 first."""
     written: bool = False
     """Whether its texts are lists of accepted answers, written out as JSON, Python or numpy writes them."""
+    whole: bool = False
+    """Whether its fractions are whole numbers, as tables store these where some are missing: 14 is meant, not 14.0."""
 
 
 def describe_answers(rows: Rows, search: ColumnSearch, column: str) -> tuple[AnswerReading, tuple[str, ...]]:
@@ -36,7 +40,15 @@ def describe_answers(rows: Rows, search: ColumnSearch, column: str) -> tuple[Ans
     from_csv = all(isinstance(table, CsvTable) for table in rows.tables)
     if from_csv and sum(items is not None for items in cells) * 2 > len(cells):
         return AnswerReading(written=True), (f"answers: the cells of '{column}' are lists of accepted answers",)
+    numbers = [number for value in search.values(column) for number in _fractions(value)]
+    if numbers and all(number.is_integer() for number in numbers):
+        return AnswerReading(whole=True), (f"answers: the numbers of '{column}' are whole, written without a point",)
     return AnswerReading(), ()
+
+
+def _fractions(value: Any) -> list[float]:
+    values = value if isinstance(value, list | tuple) else [value]
+    return [one for one in values if isinstance(one, float) and math.isfinite(one)]
 
 
 def refuse_bare_choices(

@@ -79,17 +79,20 @@ def read_answers(value: Any, column: str, reading: AnswerReading) -> tuple[str, 
             )
         value = items
     if not isinstance(value, list | tuple):
-        return _read_answer(value, what, reading.names), ()
+        return _read_answer(value, what, reading), ()
     if not value:
         raise DataError(f"The list of accepted answers in '{column}' is empty.")
     given = (item.get("answer") if isinstance(item, Mapping) else item for item in value)
-    accepted = tuple(_read_answer(item, what, reading.names) for item in given)
+    accepted = tuple(_read_answer(item, what, reading) for item in given)
     for answer in accepted:
         check_unicode(answer, what)
     return accepted[0], accepted
 
 
-def _read_answer(value: Any, what: str, names: tuple[str, ...]) -> str:
+def _read_answer(value: Any, what: str, reading: AnswerReading) -> str:
+    if reading.whole and isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    names = reading.names
     if not names or not isinstance(value, int) or isinstance(value, bool):
         return read_text(value, what)
     if not 0 <= value < len(names):
