@@ -56,7 +56,8 @@ def test_an_answer_that_is_only_a_place_among_choices_is_refused(name: str, answ
         read_back(rows, tmp_path, choices="refuse")
     assert read_back(rows[:1], tmp_path, choices="refuse").told == [[["<0.png>", "What?"], ["red"]]]
     explicit = read_back(rows, tmp_path, prompt_column="question", response_column="answer")
-    assert explicit.told[1][1] == [f"{answer:g}" if isinstance(answer, float) else str([answer][0]).strip("[']")]
+    written = answer[0] if isinstance(answer, list) else answer
+    assert explicit.told[1][1] == [f"{written:g}" if isinstance(written, float) else str(written)]
     assert f"not used: '{name}'" in explicit.schema.explain()
 
 
