@@ -26,6 +26,7 @@ _CONFIG_DRIVEN = "config-driven tuning"
 _TABULAR = "tabular workflow"
 _TRANSFORMERS = "transformers"
 _TRL = "TRL"
+_LLAMA_FACTORY = "LLaMA-Factory"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,7 @@ _TABLE: tuple[OtherName, ...] = (
     switch(_TABULAR, "use_flash_attention", "attn_implementation", true="flash_attention_2", false="sdpa"),
     Alias(name="deepspeed_config", canonical="deepspeed", users=_TABULAR, empty_means_none=True),
     Alias(name="wandb_project", canonical="environment.WANDB_PROJECT", users=_TABULAR, empty_means_none=True),
+    *renamed(_LLAMA_FACTORY, image_min_pixels="min_pixels", image_max_pixels="max_pixels"),
     *renamed(_TRL, use_bnb_nested_quant="bnb_4bit_use_double_quant"),
     *renamed(
         _TRANSFORMERS,

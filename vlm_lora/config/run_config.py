@@ -165,12 +165,20 @@ class ModelConfig:
     """With --load_in_4bit: quantize the scales too, which saves another 0.4 bits per weight."""
     image_backend: str = "pil"
     """Image processor: pil (bitwise the same on every stack) or torchvision (faster, small differences)."""
+    min_pixels: int | None = None
+    """Images with fewer pixels are shown larger (Qwen-VL's families); by default as the processor has it."""
+    max_pixels: int | None = None
+    """Images with more pixels are shown smaller (Qwen-VL's families); by default as the processor has it."""
 
     def __post_init__(self) -> None:
         _check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         _check_choice("bnb_4bit_quant_type", self.bnb_4bit_quant_type, ("nf4", "fp4"))
         _check_choice("bnb_4bit_compute_dtype", self.bnb_4bit_compute_dtype, ("auto", "float32", "bfloat16", "float16"))
         _check_choice("image_backend", self.image_backend, ("pil", "torchvision"))
+        for flag in ("min_pixels", "max_pixels"):
+            value = getattr(self, flag)
+            if value is not None and value < 1:
+                raise ConfigError(f"--{flag} {value}: must be a whole number from 1.")
 
 
 @dataclass(frozen=True, kw_only=True)

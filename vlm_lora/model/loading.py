@@ -32,6 +32,7 @@ from vlm_lora.model.folder_faults import (
     check_processor_keys,
     refuse_damage,
 )
+from vlm_lora.model.image_size import set_pixels
 from vlm_lora.model.loading_errors import few, first_line, translated, weights_name
 
 logger = logging.getLogger(__name__)
@@ -122,6 +123,7 @@ def load_processor(config: ModelConfig) -> Any:
         )
     with translated(config, base, "processor", place=place):
         _set_image_backend(processor, place, config.image_backend, access)
+    set_pixels(processor, config, trained=place if folder is not None and place == str(folder) else None)
     if Path(place).is_dir():
         check_processor_keys(Path(place), processor)
     complete_processor(processor)

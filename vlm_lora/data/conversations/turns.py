@@ -104,6 +104,8 @@ _NOT_OF_TEXT = ("image", "images", "image_url", "image_urls", "bytes", "base64",
 """Keys of a text part that would hold another part's content."""
 _NOT_OF_IMAGES = ("text", "content", "source", "data", "file", "file_id", "video", "audio")
 """Keys of an image part that would hold another part's content, or an image in a way that is not read."""
+_SIZES = ("min_pixels", "max_pixels", "resized_height", "resized_width", "total_pixels")
+"""Keys of an image part with a size of its own."""
 _TYPELESS = ("text", "image", "image_url")
 """Keys that say what a part without a type is."""
 
@@ -220,6 +222,12 @@ def _read_typed(given: Mapping[str, Any], kind: str, place: ImagePlace | None) -
         yield Text(text=text)
     elif kind in IMAGE_PARTS:
         _refuse_others(given, kind, _NOT_OF_IMAGES)
+        sizes = [key for key in _SIZES if key in given]
+        if sizes:
+            raise DataError(
+                f"A part of type {kind!r} has {quoted(sizes)}; an image's own size is not read. Leave it out, and type "
+                "--max_pixels or --min_pixels for all images (Qwen-VL's families)."
+            )
         if place is None:
             return
         value = next((given[key] for key in IMAGE_PARTS[kind] if given.get(key)), None)
