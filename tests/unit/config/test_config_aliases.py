@@ -36,6 +36,8 @@ MEANINGS: list[tuple[str, Any, dict[str, Any]]] = [
     ("r", "8", {"lora_rank": 8}),
     ("target_modules", "q_proj", {"lora_targets": "q_proj"}),
     ("lora_target_modules", "q_proj", {"lora_targets": "q_proj"}),
+    ("image_min_pixels", "1024", {"min_pixels": 1024}),
+    ("image_max_pixels", "4096", {"max_pixels": 4096}),
     ("use_bnb_nested_quant", "true", {"bnb_4bit_use_double_quant": True}),
     ("use_flash_attn", "true", {"attn_implementation": "flash_attention_2"}),
     ("use_flash_attn", "false", {"attn_implementation": "sdpa"}),
