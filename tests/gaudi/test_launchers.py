@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from support.killed_launchers import is_running
 from support.rows import write_mixed_rows, write_uneven_rows
 from support.stacks import (
     GAUDI,
@@ -220,11 +221,6 @@ def test_ctrl_c_ends_all_ranks(tmp_path: Path) -> None:
 
 def pids(folder: Path) -> list[int]:
     return [int(text) for path in folder.glob("pid*") if (text := path.read_text())]
-
-
-def is_running(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/status")
-    return status.exists() and "State:\tZ" not in status.read_text()
 
 
 def test_a_users_mistake_is_told_once_at_the_end(folder: Path, model_folder: Callable[[str], Path]) -> None:

@@ -14,8 +14,10 @@ WAITS = Path(__file__).parent / "launched" / "waits.py"
 
 def is_running(pid: int) -> bool:
     """Say whether a process is there and has not ended."""
-    status = Path(f"/proc/{pid}/status")
-    return status.exists() and "State:\tZ" not in status.read_text(encoding="utf-8")
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    except (FileNotFoundError, ProcessLookupError):  # the latter where it ends between opening and reading
+        return False
 
 
 def eventually(what: Callable[[], bool], seconds: float) -> bool:

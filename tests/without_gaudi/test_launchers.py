@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from support.killed_launchers import is_running
 from support.rows import write_uneven_rows
 from support.runs import script_flags
 from support.warm import warmed
@@ -50,11 +51,6 @@ def launch(launcher: str, *words: str | Path) -> list[str | Path]:
 
 def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("rank*.json"))]
-
-
-def is_running(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/status")
-    return status.exists() and "State:\tZ" not in status.read_text()
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)

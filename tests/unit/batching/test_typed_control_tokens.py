@@ -15,6 +15,7 @@ from vlm_lora.data.columns.names import PLACEHOLDER
 from vlm_lora.data.columns.schema import Schema
 from vlm_lora.data.conversation import Conversation, RowSource
 from vlm_lora.data.conversations.layouts import build_conversation
+from vlm_lora.data.conversations.texts import OTHER_MARKS
 from vlm_lora.data.images.values import ImagePlace
 from vlm_lora.errors import RenderingError
 
@@ -39,7 +40,8 @@ def rows(family: str, typed: str) -> dict[str, Conversation]:
     """Return conversations with `typed` in each place that text comes from."""
     schema = Schema(layout="question_answer", image="image", prompt="prompt", context="input", response="answers")
     row = {"image": picture(), "prompt": f"q {typed}", "input": f"{typed} c", "answers": [f"a {typed}", f"{typed} b"]}
-    if PLACEHOLDER in typed:  # in a prompt column it is an image's place, and next to a part for the image it is text
+    # In a prompt column such a mark is an image's place, and next to a part for the image it is text.
+    if PLACEHOLDER in typed or OTHER_MARKS.search(typed):
         schema = Schema(layout="prompt_completion", image="image", prompt="prompt", response="answers")
         parts = [{"type": "image"}, {"type": "text", "text": f"q {typed}\n{typed} c"}]
         row["prompt"] = [{"role": "user", "content": parts}]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from support.killed_launchers import is_running
 from vlm_lora.launch.binding import LAUNCHER, RANK_ENTRY
 
 HEAD = """
@@ -37,11 +38,6 @@ words = f"{os.getpid()} {os.getppid()} {os.environ.get('VLM_LORA_LAUNCHER')}"
 Path(__file__).with_name("rank" + sys.argv[-1]).write_text(words)
 time.sleep(300)
 """
-
-
-def is_running(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/status")
-    return status.exists() and "State:\tZ" not in status.read_text()
 
 
 def wait_for(what: object, seconds: float = 60) -> bool:

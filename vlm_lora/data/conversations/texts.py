@@ -109,7 +109,7 @@ OTHER_MARKS = re.compile(
 )
 """What other tools write where an image stands; a number counts from 1."""
 
-IMAGE_TAG = re.compile(r"<img>(.*?)</img>", re.DOTALL)
+IMAGE_TAG = re.compile(r"<img>([^<>\r\n]+)</img>")
 """An image that a text names, as Qwen-VL's files do."""
 
 
