@@ -95,9 +95,14 @@ def keep_size(image_processor: Any, place: str, **keywords: Any) -> None:
     settings, _ = image_processor.get_image_processor_dict(place, **keywords)
     size = settings.get("size")
     if settings.get("min_pixels") is None and isinstance(size, dict) and {"shortest_edge", "longest_edge"} <= set(size):
-        image_processor.size = dict(size)
-        if hasattr(image_processor, "min_pixels"):
-            image_processor.min_pixels, image_processor.max_pixels = size["shortest_edge"], size["longest_edge"]
+        set_budget(image_processor, size["shortest_edge"], size["longest_edge"])
+
+
+def set_budget(image_processor: Any, least: int, most: int) -> None:
+    """Let an image processor that scales by a number of pixels keep images between two numbers."""
+    image_processor.size = type(image_processor.size)(shortest_edge=least, longest_edge=most)
+    if hasattr(image_processor, "min_pixels"):  # 4.55 reads these
+        image_processor.min_pixels, image_processor.max_pixels = least, most
 
 
 def gemma3_pil_processor() -> Any:

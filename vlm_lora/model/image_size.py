@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from vlm_lora.compat import set_budget
 from vlm_lora.config.run_config import ModelConfig
 from vlm_lora.errors import ConfigError
 
@@ -53,7 +54,5 @@ def set_pixels(processor: Any, config: ModelConfig, *, trained: str | None) -> N
         logger.warning(
             "%s: images of %d to %d pixels; %s was trained with %d to %d.", given, least, most, trained, *own
         )
-    images.size = type(images.size)(shortest_edge=least, longest_edge=most)
-    if hasattr(images, "min_pixels"):  # transformers 4.55 reads these
-        images.min_pixels, images.max_pixels = least, most
+    set_budget(images, least, most)
     logger.info("Images: scaled to %d to %d pixels (%s).", least, most, given)

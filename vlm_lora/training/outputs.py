@@ -11,6 +11,7 @@ from typing import Any
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.whole_files import read_json, write_json
 from vlm_lora.errors import ConfigError
+from vlm_lora.model.image_size import BY_PIXELS
 from vlm_lora.training.checkpoints.contents import STATE_FILE, missing_parts
 from vlm_lora.training.checkpoints.run_record import (
     EVALUATION_FILES,
@@ -286,9 +287,6 @@ PARTS = {
 }
 """The files that 4.55 reads a processor's parts from; 5.x nests them all in processor_config.json."""
 
-BY_PIXELS = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast")
-"""Kinds whose size 4.55 reads from `min_pixels` and `max_pixels` alone; 5.x reads both."""
-
 
 def save_processor(processor: Any, folder: Path) -> None:
     """Save processor, tokenizer and chat template in the layout that transformers 4.55 and 5.x both read."""
@@ -305,7 +303,8 @@ def save_processor(processor: Any, folder: Path) -> None:
                 kind = type(part).__name__.removesuffix("Pil")
                 content |= {**json.loads(part.to_json_string()), f"{name}_type": kind}
                 size = content.get("size") or {}
-                if kind in BY_PIXELS and {"shortest_edge", "longest_edge"} <= set(size):
+                if kind.startswith(BY_PIXELS) and {"shortest_edge", "longest_edge"} <= set(size):
+                    # 4.55 reads its size from these alone.
                     content |= {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
         if content:
             write_json(folder / file, content)

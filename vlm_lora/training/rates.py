@@ -148,7 +148,7 @@ def _as_ours(optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
         ValueError: another optimizer wrote it. torch's versions add settings to one or drop some; where either has
             some that the other has not, it is not the same one.
     """
-    groups = [group for group in state["param_groups"] if group["params"]]
+    groups = [group for group in state["param_groups"] if group["params"]] or state["param_groups"]
     saved, ours = ({*group} - {"initial_lr"} for group in (groups[0], optimizer.param_groups[0]))
     if saved - ours and ours - saved:
         raise ValueError(

@@ -53,6 +53,8 @@ def test_an_object_of_lists_is_a_chat(keys: tuple[str, str], tmp_path: Path) -> 
         {"role": ["user"], "content": ["q"], "weight": 1},
         {"role": "user", "content": "q"},
         [["q", "a"]],
+        "[" * 100_000,
+        '{"a":' * 100_000,
         [],
     ],
 )

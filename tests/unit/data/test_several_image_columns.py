@@ -46,6 +46,13 @@ def test_ten_columns_are_in_the_order_of_their_numbers_and_empty_ones_are_none(t
     assert read_back(rows, tmp_path).told == [[["<1.png>", "<0.png>", "q"], ["a"]], [["<2.png>", "q"], ["a"]]]
 
 
+@pytest.mark.parametrize("first", ["image", "image_1"])
+def test_a_column_that_is_empty_in_the_first_rows_is_read_in_later_ones(first: str, tmp_path: Path) -> None:
+    rows = [{first: "0.png", "image_2": None, **ASKED}] * 120
+    found = read_back([*rows, {**rows[0], "image_2": "1.png"}], tmp_path).told
+    assert (found[0], found[120]) == ([["<0.png>", "q"], ["a"]], BOTH)
+
+
 @pytest.mark.parametrize("form", ["front,side", "side,front"])
 def test_the_flag_names_any_columns_in_any_order(form: str, tmp_path: Path) -> None:
     rows = [{"front": "0.png", "side": ["1.png", "2.png"], **ASKED}]

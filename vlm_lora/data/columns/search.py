@@ -196,14 +196,16 @@ def _series(search: ColumnSearch) -> tuple[str, ...]:
     By their names (`image_1`, `image_2`; `left_image`, `right_image`) and because their values are images.
     """
     held = [c for c in search.columns if search.mostly_holds(c, looks_like_image)]
+    # One that is empty in the first rows may hold images in later ones.
+    empty = [c for c in search.columns if all(map(is_missing, search.values(c)))]
     numbered: dict[str, dict[int, str]] = {}
-    for column in held:
+    for column in (*held, *empty):
         found = _NUMBERED.fullmatch(column)
         if found is not None:
             numbered.setdefault(found[1].casefold(), {})[int(found[2] or 0)] = column
     series = [tuple(columns[at] for at in sorted(columns)) for columns in numbered.values() if len(columns) > 1]
     series += [(one, two) for one in held for two in held if _are_pair(one, two)]
-    telling = [one for one in series if sum(bool(search.values(column)) for column in one) > 1]
+    telling = [one for one in series if not {*one} <= {*empty}]
     return telling[0] if len(telling) == 1 else ()
 
 

@@ -11,7 +11,7 @@ user's text is the image itself, as Qwen-VL's files have it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -55,16 +55,22 @@ class Draft:
         return "".join(part.text for part in self.parts if isinstance(part, Text | UserText))
 
 
+_Part: TypeAlias = "Part | NextImage | UserText"
+
+
 def read_tags(drafts: Sequence[Draft], place: ImagePlace) -> list[Draft]:
     """Put the images that users' texts name as `<img>PATH</img>` where they are named.
 
     Raises:
         ImageError: what is named is no image.
     """
+    return _cut_users(drafts, lambda part: _without_tags(part, place))
+
+
+def _cut_users(drafts: Sequence[Draft], cut: Callable[[_Part], Iterable[_Part]]) -> list[Draft]:
+    """Replace each part of users' turns by what `cut` makes of it."""
     return [
-        replace(draft, parts=[piece for part in draft.parts for piece in _without_tags(part, place)])
-        if draft.role == "user"
-        else draft
+        replace(draft, parts=[piece for part in draft.parts for piece in cut(part)]) if draft.role == "user" else draft
         for draft in drafts
     ]
 
@@ -153,12 +159,7 @@ def _with_other_marks(drafts: Sequence[Draft], images: Sequence[ImageRef]) -> Se
             f'the images parts: [{{"type": "image"}}, {{"type": "text", "text": ...}}], or type --image_column '
             f"{NO_PICTURES} if all rows are text."
         )
-    return [
-        replace(draft, parts=[piece for part in draft.parts for piece in _without_marks(part)])
-        if draft.role == "user"
-        else draft
-        for draft in drafts
-    ]
+    return _cut_users(drafts, _without_marks)
 
 
 def _without_marks(part: Part | NextImage | UserText) -> Iterator[Part | NextImage | UserText]:

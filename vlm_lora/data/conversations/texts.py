@@ -72,7 +72,7 @@ def parse_turns(value: Any) -> list[Mapping[str, Any]] | None:
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     if isinstance(value, Mapping):
         value = _turns_by_key(value)

@@ -374,8 +374,14 @@ def _letters_of(answer: str) -> set[str]:
     stripped = answer.strip()
     if re.fullmatch(r"[A-J]{2,}", stripped):
         return set(stripped)
-    told = [piece for piece in re.split(r"\W+", stripped) if piece and _LEAD.fullmatch(piece.casefold()) is None]
+    told = _told_by(stripped)
     return {piece.upper() for piece in told} if told and all(len(p) == 1 and p.isalpha() for p in told) else set()
+
+
+def _told_by(answer: str) -> list[str]:
+    """Return the words and numbers of an answer that say which choice it is, without those around them."""
+    pieces = re.split(r"[^\w.]+|\.(?!\d)|(?<!\d)\.", answer)
+    return [piece for piece in pieces if piece and _LEAD.fullmatch(piece.casefold()) is None]
 
 
 def _letters_in(value: Any, count: int) -> tuple[str, ...]:
@@ -457,8 +463,7 @@ def _is_place(answer: str, choices: tuple[str, ...]) -> bool:
     stripped = answer.strip()
     if re.fullmatch(r"[A-J]{2,}", stripped) and len(stripped) <= len(choices):
         return max(map(ord, stripped)) - ord("A") < len(choices) and list(stripped) == sorted(set(stripped))
-    pieces = [piece for piece in re.split(r"[^\w.]+|\.(?!\d)|(?<!\d)\.", stripped) if piece]
-    told = [piece for piece in pieces if _LEAD.fullmatch(piece.casefold()) is None]
+    told = _told_by(stripped)
     return bool(told) and all(
         (len(piece) == 1 and piece.isalpha()) or re.fullmatch(r"\d+(\.0*)?", piece) is not None for piece in told
     )
