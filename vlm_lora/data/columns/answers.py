@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlm_lora.data.columns.search import ColumnSearch
+from vlm_lora.data.conversations.choices import asked_text, hidden, listed_choices, show_choices
 from vlm_lora.data.conversations.texts import written_list
-from vlm_lora.data.conversations.unread import asked_text, hidden, listed_choices, show_choices
 from vlm_lora.data.formats.csv_files import CsvTable
 from vlm_lora.data.formats.rows import Rows, names_of
 from vlm_lora.data.wording import quoted, short

@@ -57,8 +57,8 @@ CAPTION_QUESTION = "Describe the picture."
 CONTEXT_OF_PROMPT: Mapping[str, str] = {"instruction": "input"}
 """Alpaca: the column that continues a prompt, where it is not empty."""
 
-TURN_KEYS: tuple[tuple[str, str], ...] = (("role", "content"), ("from", "value"))
-"""Keys of a turn: OpenAI's, and ShareGPT's, whose user texts mark images by `<image>`."""
+TURN_KEYS: tuple[tuple[str, str], ...] = (("role", "content"), ("from", "value"), ("role", "parts"))
+"""Keys of a turn: OpenAI's, ShareGPT's, whose user texts mark images by `<image>`, and Gemini's."""
 
 ROLES: Mapping[str, Role] = {
     "system": "system",
@@ -77,12 +77,15 @@ TEXT_PARTS: Mapping[str, tuple[str, ...]] = {
 """Type of a text part to the keys that may hold its text; the first that is not null counts."""
 
 IMAGE_PARTS: Mapping[str, tuple[str, ...]] = {
-    "image": ("image", "path", "url", "bytes", "image_url", "value", "base64"),
+    "image": ("image", "path", "url", "bytes", "image_url", "value", "base64", "source", "data"),
     "image_url": ("image_url", "url", "value", "image"),
     "input_image": ("image_url",),
 }
 """Type of an image part to the keys that may hold its image; with all of them null it takes the next
 image of the image column."""
+
+SHOWN_BY_KEY = ("image", "image_url", "inline_data", "inlineData", "file_data", "fileData")
+"""Keys that say that a part without a type, or one that has a text, shows an image; the last four are Gemini's."""
 
 PLACEHOLDER = "<image>"
 """Marks an image's place in ShareGPT-style user text."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlm_lora.config.run_config import DataConfig
-from vlm_lora.data.columns.names import COLUMN_NAMES, ColumnRole
+from vlm_lora.data.columns.names import COLUMN_NAMES, ColumnRole, role_of_name
 from vlm_lora.data.conversation import RowSource
 from vlm_lora.data.conversations.texts import IMAGE_TAG, parse_turns, texts_in
 from vlm_lora.data.formats.rows import Row, Rows
@@ -55,7 +55,8 @@ class ColumnSearch:
 
     def has_chat(self, column: str) -> bool:
         """Tell whether any value is a chat: one odd row must not hide what the column is."""
-        return any(parse_turns(value) is not None for value in self.values(column))
+        pairs = role_of_name(column) == "messages"
+        return any(parse_turns(value, pairs=pairs) is not None for value in self.values(column))
 
     def named(self, role: ColumnRole) -> list[str]:
         """Return the columns that are called as a role usually is; fallback names only where no other is."""
@@ -123,6 +124,11 @@ def read_mapping(search: ColumnSearch, config: DataConfig) -> dict[ColumnRole, s
                 f"{COLUMN_NAMES[role].flag} {column}: {search.where} has no such "
                 f"column.{nearest(column, search.columns)} It has {quoted(search.columns)}."
             )
+    if config.context_column is not None and config.context_column not in search.columns:
+        raise DataError(
+            f"--context_column {config.context_column}: {search.where} has no such "
+            f"column.{nearest(config.context_column, search.columns)} It has {quoted(search.columns)}."
+        )
     if "messages" in mapped and ("prompt" in mapped or "response" in mapped):
         raise DataError(
             "--messages_column names whole conversations, so it does not go with --prompt_column or "

@@ -11,7 +11,9 @@ from typing import Any
 
 from vlm_lora.data.columns.names import CAPTION_QUESTION, PLACEHOLDER, TURN_KEYS
 from vlm_lora.data.columns.schema import Schema
+from vlm_lora.data.columns.unknown import refuse_unknown_columns
 from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
+from vlm_lora.data.conversations.choices import refuse_hidden, show_choices
 from vlm_lora.data.conversations.image_places import Draft, UserText, place_images, read_tags
 from vlm_lora.data.conversations.region_rows import convert_boxes, convert_page
 from vlm_lora.data.conversations.texts import parse_turns, question_parts, read_question
@@ -28,10 +30,8 @@ from vlm_lora.data.conversations.turns import (
 )
 from vlm_lora.data.conversations.unread import (
     refuse_box_marks,
-    refuse_hidden,
     refuse_media,
     refuse_unread_columns,
-    show_choices,
 )
 from vlm_lora.data.formats.rows import Row
 from vlm_lora.data.images.values import ImagePlace, is_missing, read_image_values
@@ -99,8 +99,10 @@ def build_asked(
     """
     accepted: tuple[str, ...] = ()
     try:
+        row = schema.without_ignored(row)
         refuse_media(row, schema.columns)
-        refuse_unread_columns(row, schema.columns, chat=schema.layout in ("messages", "prompt_completion"))
+        refuse_unread_columns(row, schema.columns, chat=schema.is_chat)
+        refuse_unknown_columns(row, schema.reading)
         images = _images_of(row, schema, place)
         if schema.boxes is not None:
             versions = [convert_boxes(row, schema.boxes, images)]
@@ -111,7 +113,7 @@ def build_asked(
             versions = [turns]
         else:
             drafts, accepted = _DRAFTERS[schema.layout](row, schema, place)
-            drafts = after_history(read_history(row, schema.told, _shown(schema, place)), drafts)
+            drafts = after_history(read_history(row, schema.told, _shown(schema, place), schema.ignored_keys), drafts)
             if not schema.no_pictures:
                 drafts = read_tags(drafts, place)
             versions = [place_images(drafts, images, typed=schema.no_pictures)]
@@ -172,7 +174,7 @@ def _convert_caption(row: Row, schema: Schema, images: Sequence[ImageRef]) -> tu
 
 def _draft_messages(row: Row, schema: Schema, place: ImagePlace) -> _Drafted:
     column = str(schema.messages)
-    return read_turns(_require_turns(row.get(column), column), _shown(schema, place)), ()
+    return read_turns(_require_turns(row.get(column), column), _shown(schema, place), schema.ignored_keys), ()
 
 
 def _draft_pair(row: Row, schema: Schema, place: ImagePlace) -> _Drafted:
@@ -186,7 +188,7 @@ def _draft_pair(row: Row, schema: Schema, place: ImagePlace) -> _Drafted:
     if response is None:
         answer, accepted = read_answers(response_value, str(schema.response), schema.answers)
         response = [{"role": "assistant", "content": answer}]
-    return read_turns([*prompt, *response], _shown(schema, place)), accepted
+    return read_turns([*prompt, *response], _shown(schema, place), schema.ignored_keys), accepted
 
 
 _DRAFTERS: Mapping[str, Callable[[Row, Schema, ImagePlace], _Drafted]] = {
@@ -197,7 +199,7 @@ _DRAFTERS: Mapping[str, Callable[[Row, Schema, ImagePlace], _Drafted]] = {
 
 
 def _require_turns(value: Any, column: str) -> list[Mapping[str, Any]]:
-    turns = parse_turns(value)
+    turns = parse_turns(value, pairs=True)
     if turns is None:
         what = "is empty" if not value else f"is no list of turns ({type(value).__name__})"
         for number, turn in enumerate(value if isinstance(value, list | tuple) else (), start=1):
