@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora.data.formats.arrow_files import HeldOpen, count_parquet_rows, parquet_features
+from vlm_lora.data.formats.json_files import may_be_json
 from vlm_lora.data.formats.rows import Origin, Rows, Table, join_files
 from vlm_lora.data.formats.tar.opening import is_tar, open_tars
 from vlm_lora.data.sources.files import READERS, find_source
@@ -88,8 +89,9 @@ def _open_saved(folder: Path) -> dict[str, Rows]:
 
 
 def _suffix(path: Path) -> str:
-    """Return the ending that says the format; packed tars are tars."""
-    return ".tar" if is_tar(path) else path.suffix.lower()
+    """Return the ending that says the format; packed tars are tars, and JSON is JSON whatever its name says."""
+    suffix = ".tar" if is_tar(path) else path.suffix.lower()
+    return suffix if suffix in {*READERS, ".tar"} or not may_be_json(path) else ".json"
 
 
 def _open_files(groups: Mapping[str, Sequence[Path]]) -> dict[str, Rows]:
@@ -116,7 +118,7 @@ def _open_files(groups: Mapping[str, Sequence[Path]]) -> dict[str, Rows]:
 
 def _read(path: Path) -> Table:
     try:
-        return READERS[path.suffix.lower()](path)
+        return READERS[_suffix(path)](path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 
