@@ -62,8 +62,8 @@ class PrefixSuffix:
     def _check(conversation: Conversation, roles: tuple[str, ...]) -> None:
         if conversation.tools or any(turn.reasoning or turn.tool_calls for turn in conversation.turns):
             raise RenderingError(
-                f"{conversation.source}: this model has no chat template, so it takes no tools, calls or thoughts beside "
-                "the texts. Write them into the texts, or leave them out."
+                f"{conversation.source}: this model has no chat template, so it takes no tools, calls or thoughts "
+                "beside the texts. Write them into the texts, or leave them out."
             )
         found = tuple(turn.role for turn in conversation.turns)
         if found != roles:

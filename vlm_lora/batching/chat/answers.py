@@ -131,7 +131,7 @@ class AnswerFinder:
             self._check_thoughts(chat, number, layout)
             return found, _Start(place=place, offset=len(common))
         if not has_text:
-            common = re.sub(r"<[^<>]*\Z", "", common)
+            common = re.sub(r"<[^<>]*\Z", "", common)  # the prompt's `<think>` and the answer's `<tool_call>`
         rest, lead = prompted[len(common) :], before[len(common) :]
         if chat.is_last(number):
             inserted = _thoughts_behind(rest, chat, number, found, place) if has_text and not lead else None
@@ -157,8 +157,8 @@ class AnswerFinder:
             )
             return ThinkingError(f"{_undefined(rest, lead)} {cure}")
         cure = (
-            f"Give the answer its thoughts ({OPENS}...{CLOSES} at the beginning of its text, also with nothing inside), "
-            "or type --enable_thinking false where the template reads it."
+            f"Give the answer its thoughts ({OPENS}...{CLOSES} at the beginning of its text, also with nothing "
+            "inside), or type --enable_thinking false where the template reads it."
         )
         return _UnpromptedError(number, ThinkingError(f"{_undefined(rest, lead)} {cure}"))
 
@@ -177,7 +177,10 @@ class AnswerFinder:
         own = after
         if number < len(chat.turns) - 1:
             shorter = self._split(chat.upto(number + 1), False)
-            own = common_prefix(after, shorter.literals[shorter.order.index(part) + 1])
+            alone = shorter.literals[shorter.order.index(part) + 1]
+            own = common_prefix(after, alone)
+            if len(own) < min(len(after), len(alone)):
+                own = re.sub(r"<[^<>]*\Z", "", own)  # `<|return|>` alone, `<|end|>` here: neither is half a token
         ends = [own.find(token) + len(token) for token in self._eos_tokens if token in own]
         if ends:
             return own[: min(ends)], True

@@ -59,10 +59,15 @@ class Dialect:
     def reasoning_key(self) -> str | None:
         """The key of a message under which the template takes thoughts; None where it takes them nowhere."""
         text, thought, *_ = _MARKS
-        for key in _KEYS if any(key in self._template for key in _KEYS) else ():
-            rendered = self._tried({"role": "assistant", "content": self._content(text), key: thought})
-            if rendered.count(thought) == 1 and rendered.find(thought) < rendered.find(text):
-                return key
+        answer: dict[str, Any] = {"role": "assistant", "content": self._content(text)}
+        kinds = [answer]
+        if self.call_form is not None:  # Gemma 4's earlier templates write the thoughts of such answers alone
+            kinds.append({**answer, "tool_calls": written([ToolCall(name="f", arguments="{}")], self.call_form)})
+        for kind in kinds if any(key in self._template for key in _KEYS) else ():
+            for key in _KEYS:
+                rendered = self._tried({**kind, key: thought})
+                if rendered.count(thought) == 1 and rendered.find(thought) < rendered.find(text):
+                    return key
         return None
 
     @cached_property

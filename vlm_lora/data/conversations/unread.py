@@ -1,8 +1,8 @@
 """What a row holds and training would not read: such a row is refused, so that nothing in it is passed over.
 
 1. Sound and video next to a row's text, which no model here is shown. A mere name of a file is refused nowhere.
-2. Keys of a turn in addition to role and text. A mark of whether an answer is trained on is read. What belongs to an
-   answer and that no template is given here, such as the call of a tool or a reasoning text, is refused.
+2. Keys of a turn in addition to role and text. A mark of whether an answer is trained on is read, and so are
+   an answer's thoughts and calls (`tools.py`). What else belongs to a turn and is not read is refused.
 3. Marks in a text that stand for boxes or names of a row's `objects` column, which nothing fills in.
 4. Choices that a row lists apart from its question, which a mere letter as the answer means nothing without: in one
    column (`choices`, `options`), as a list, an object by letter, or text with a mark before each, or in a column for
@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,8 +122,12 @@ def says_nothing(value: Any) -> bool:
     return value is None or value is False or (isinstance(value, float) and math.isnan(value))
 
 
-def refuse_unread_keys(turn: Mapping[str, Any]) -> None:
+def refuse_unread_keys(turn: Mapping[str, Any], read: Collection[str] = ()) -> None:
     """Refuse a turn with a key that is not read and holds something.
+
+    Args:
+        turn: as the row holds it.
+        read: keys that are read, in small letters.
 
     Raises:
         DataError: names the key and what to do.
@@ -131,7 +135,7 @@ def refuse_unread_keys(turn: Mapping[str, Any]) -> None:
     for key, value in turn.items():
         cure = next((cure for keys, cure in _CURES.items() if key.casefold() in keys), None)
         silent = value is None if key.casefold() in _OTHER_MARKS else says_nothing(value)
-        if cure is not None and not silent:
+        if cure is not None and not silent and key.casefold() not in read:
             raise DataError(f"its '{key}' ({short(value)}) is not read. {cure}")
 
 
@@ -191,7 +195,7 @@ def refuse_unread_columns(row: Mapping[str, Any], read: Iterable[str], *, chat: 
         name = column.casefold()
         if column in taken or says_nothing(value):
             continue
-        if name in _TOOLS and (chat or _defines_functions(value)):
+        if name in _TOOLS and (chat or defines_functions(value)):
             cure = "Write the tools into the system turn's text, or leave the column out."
         elif name in _CALLS or name == "reasoning_content":
             cure = "Write it into the answer's text as the model is to write it, or leave the column out."
@@ -202,7 +206,7 @@ def refuse_unread_columns(row: Mapping[str, Any], read: Iterable[str], *, chat: 
         raise DataError(f"The column '{column}' ({short(value)}) belongs to the turns and is not read. {cure}")
 
 
-def _defines_functions(value: Any) -> bool:
+def defines_functions(value: Any) -> bool:
     """Tell whether a value defines functions, as a list or as text of one."""
     if isinstance(value, str):
         return '"function"' in value or ('"name"' in value and '"parameters"' in value)
