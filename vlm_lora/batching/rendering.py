@@ -19,6 +19,7 @@ from vlm_lora.batching.chat.answers import AnswerFinder, Found
 from vlm_lora.batching.chat.dialect import TEMPLATE_FAULTS, Dialect, Marking, controls_of, told_by
 from vlm_lora.batching.chat.layouts import (
     FIRST_SENTINEL,
+    Answer,
     Layout,
     Rendering,
     choose_sentinels,
@@ -114,7 +115,7 @@ class ChatTemplate:
                 layout, texts = self._placed(chat, prompt=prompt)
             self._check_given(chat, prompt=prompt)
             if not prompt:
-                layout = self._ended(layout)
+                layout = self._ended(chat, layout)
         except TEMPLATE_FAULTS as error:
             raise RenderingError(f"{source}: the model's chat template refuses this row: {error}") from error
         except RenderingError as error:
@@ -185,7 +186,7 @@ class ChatTemplate:
                 )
         return layout
 
-    def _ended(self, layout: Layout) -> Layout:
+    def _ended(self, chat: Chat, layout: Layout) -> Layout:
         """Return the layout with the last answer ended by an eos, appended where the template has none."""
         if not layout.answers or layout.answers[-1].ended:
             return layout
@@ -194,7 +195,7 @@ class ChatTemplate:
             return layout
         if not self._style.append_eos:
             raise RenderingError("the chat template ends the last answer without an eos token.")
-        eos_token = self._next_header(last.tail) or self._eos_token
+        eos_token = self._next_header(chat, last) or self._eos_token
         self._say(
             "The chat template ends no answer with an eos token: %r is appended after the last answer, or "
             "the model would never learn to stop.",
@@ -207,18 +208,21 @@ class ChatTemplate:
             answers=(*layout.answers[:-1], replace(last, tail=tail, ended=True)),
         )
 
-    def _next_header(self, tail: str) -> str | None:
-        """Return the eos token that a further question would put behind an answer (GLM's `<|user|>`), or None."""
-        asked, answered = (Turn(role=role, parts=(Text(text="?"),)) for role in ("user", "assistant"))
-        turns = (asked, answered, asked)
-        chat = Chat(turns=turns, slots=slots_of(turns, inline=False))
+    def _next_header(self, chat: Chat, last: Answer) -> str | None:
+        """Return the eos token that a further turn would put behind the last answer, or None.
+
+        GLM's next turn begins with `<|user|>`, behind a call with `<|observation|>`: its models stop there.
+        """
+        turn = Turn(role="tool" if chat.turns[-1].tool_calls else "user", parts=(Text(text="?"),))
+        slots = (*chat.slots, Slot(turn=len(chat.turns), text="?"))
+        longer = replace(chat, turns=(*chat.turns, turn), slots=slots)
+        sentinels = choose_sentinels(longer.texts, longer.given)
         try:
-            layout = self._split(chat, prompt=False)
+            rendered = self._render(longer, sentinels, prompt=False)
         except TEMPLATE_FAULTS:
             return None
-        behind = layout.literals[layout.order.index(1) + 1] if 1 in layout.order else ""
-        found = [token for token in self._eos_tokens if behind.startswith(tail + token)]
-        return max(found, key=len, default=None)
+        end = (sentinels[last.parts[1]] if last.parts[1] < len(chat.slots) else "") + last.tail
+        return max((token for token in self._eos_tokens if end + token in rendered), key=len, default=None)
 
     def _split(self, chat: Chat, prompt: bool) -> Layout:
         sentinels = choose_sentinels(chat.texts, chat.given)
@@ -324,7 +328,7 @@ class ChatTemplate:
             rendered = self._apply(messages, add_generation_prompt=True)
         except TEMPLATE_FAULTS:
             return True
-        return rendered.count(sentinel) != 1 or "'type'" in rendered
+        return rendered.count(sentinel) != 1 or "'type'" in rendered or '"type"' in rendered
 
     def _say(self, message: str, *values: object) -> None:
         """Log a message about the template once."""

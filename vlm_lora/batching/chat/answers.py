@@ -115,8 +115,9 @@ class AnswerFinder:
                 answer = Answer(part=parts[0], last=last, turn=number, lead=lead, tail=tail, ended=ended)
                 found = replace(found, layout=replace(layout, answers=(*layout.answers, answer)))
             else:
-                tail = self._whole(number, layout.literals[start.place][start.offset :])
-                bare.append((start, Answer(part=0, turn=number, lead="", tail=tail, ended=True)))
+                last_turn = number == len(chat.turns) - 1
+                tail, ended = self._whole(number, layout.literals[start.place][start.offset :], last_turn=last_turn)
+                bare.append((start, Answer(part=0, turn=number, lead="", tail=tail, ended=ended)))
         return replace(found, layout=_marked(found.layout, bare, len(chat.slots)))
 
     def _begun(self, chat: Chat, number: int, found: Found) -> tuple[Found, _Start]:
@@ -147,7 +148,9 @@ class AnswerFinder:
             "supervised tokens start with the answer's text.",
             rest,
         )
-        return found, _Start(place=place, offset=len(before) if has_text else len(common))
+        closed = re.match(rf"\s*{CLOSES}\s*", lead)  # of an empty block, which is no part of what is learnt
+        start = len(before) if has_text else len(common) + (closed.end() if closed else 0)
+        return found, _Start(place=place, offset=start)
 
     def _unprompted(self, chat: Chat, number: int, rest: str, lead: str) -> Exception:
         if any(slot.kind == "thought" and slot.turn == number for slot in chat.slots):
@@ -198,12 +201,12 @@ class AnswerFinder:
                 "or leave the thoughts out."
             )
 
-    def _whole(self, number: int, written: str) -> str:
-        """Return an answer that is no text of the row: calls alone."""
+    def _whole(self, number: int, written: str, *, last_turn: bool) -> tuple[str, bool]:
+        """Return an answer that is no text of the row, calls alone, and whether it ends with an eos token."""
         ends = [written.find(token) + len(token) for token in self._eos_tokens if token in written]
-        if not ends:
+        if not ends and not last_turn:
             raise RenderingError(f"the chat template ends the answer of turn {number} with no eos token.")
-        return written[: min(ends)]
+        return (written[: min(ends)], True) if ends else (written.rstrip(), False)
 
 
 def _place_of(chat: Chat, number: int, layout: Layout) -> int:
