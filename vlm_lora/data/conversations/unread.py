@@ -212,7 +212,9 @@ def defines_functions(value: Any) -> bool:
         return '"function"' in value or ('"name"' in value and '"parameters"' in value)
     items = value if isinstance(value, list | tuple) else [value]
     return any(
-        isinstance(item, Mapping)
+        defines_functions(item)
+        if isinstance(item, str)
+        else isinstance(item, Mapping)
         and ("function" in item or ("name" in item and not item.keys().isdisjoint(_OF_FUNCTIONS)))
         for item in items
     )
