@@ -32,6 +32,10 @@ class RenderingError(DataError):
     """A conversation whose rendering or labels would break the label promise."""
 
 
+class ThinkingError(RenderingError):
+    """An answer whose thoughts, or whose lack of them, the model's chat template does not prompt or write so."""
+
+
 class TooLongError(RenderingError):
     """A row of more tokens than the limit. From a message alone it can be built too, as loader workers do."""
 

@@ -22,12 +22,13 @@ import torch
 from transformers import BatchFeature
 
 from vlm_lora.batching.canvases import Size, nearest, resized
+from vlm_lora.batching.chat.layouts import Rendering
 from vlm_lora.batching.encoded import IGNORE_INDEX, EncodedRow
 from vlm_lora.batching.image_counts import tokens_by_image
 from vlm_lora.batching.masks import Span, check_mask, supervise
 from vlm_lora.batching.overflow import COARSE_SIDES, SIDES, encode_within_limit, scaled
 from vlm_lora.batching.prefix_suffix import PrefixSuffix
-from vlm_lora.batching.rendering import ChatTemplate, Rendering, prompt_turns
+from vlm_lora.batching.rendering import ChatTemplate, prompt_turns
 from vlm_lora.batching.style import RenderingStyle
 from vlm_lora.batching.tokenization import ControlTokens, SubstitutingTokenizer, Tokenized, assemble
 from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
@@ -292,7 +293,7 @@ class RowEncoder:
             raise RenderingError(f"{type(self._processor).__name__} refuses this row: {error}") from error
         finally:
             pieces = self._tokenizer.finish()
-        tokenized = assemble(pieces, outputs["input_ids"].reshape(-1), len(rendering.texts))
+        tokenized = assemble(pieces, outputs["input_ids"].reshape(-1), len(rendering.layout.order))
         if tokenized is None:
             raise RenderingError(
                 f"{type(self._processor).__name__} changes ids after tokenizing, so labels cannot be "
@@ -304,9 +305,10 @@ class RowEncoder:
         """Return `(T,)` bool, checked."""
         spans = []
         for answer in rendering.layout.answers:
-            start, end = tokenized.places[answer.part]
+            first, last = answer.parts
+            start, end = tokenized.places[first][0], tokenized.places[last][1]
             span = Span(start=start - len(answer.lead), end=end + len(answer.tail), ended=answer.ended)
-            if tokenized.text[span.start : span.end] != answer.lead + rendering.texts[answer.part] + answer.tail:
+            if tokenized.text[span.start : span.end] != rendering.layout.produced(answer, rendering.texts):
                 raise RenderingError(
                     f"the processor changed the rendering around the answer of turn {answer.turn}: "
                     f"{tokenized.text[span.start : span.end]!r}."

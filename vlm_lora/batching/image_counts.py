@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 
 from vlm_lora.batching.canvases import Size
-from vlm_lora.batching.rendering import Rendering
+from vlm_lora.batching.chat.layouts import Rendering
 from vlm_lora.batching.tokenization import Tokenized
 
 

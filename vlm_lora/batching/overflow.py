@@ -94,7 +94,7 @@ def scaled(size: Size, side: float) -> Size:
 def exchanges(turns: Sequence[Turn]) -> list[list[int]]:
     """Return the indices of the turns of each exchange, system turns left out.
 
-    An exchange begins at a user turn behind an answer.
+    An exchange begins at a user turn behind an answer, or behind what a tool answered.
 
     >>> [turn.role for turn in turns]  # doctest: +SKIP
     ['system', 'user', 'assistant', 'user', 'user', 'assistant']
@@ -106,7 +106,7 @@ def exchanges(turns: Sequence[Turn]) -> list[list[int]]:
     for number, turn in enumerate(turns):
         if turn.role == "system":
             continue
-        if before is None or (turn.role == "user" and before == "assistant"):
+        if before is None or (turn.role == "user" and before in ("assistant", "tool")):
             found.append([])
         found[-1].append(number)
         before = turn.role

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vlm_lora.batching.rendering import Answer, Layout, Rendering, choose_sentinels, prompt_turns, texts_of
+from vlm_lora.batching.chat.layouts import Answer, Layout, Rendering, choose_sentinels
+from vlm_lora.batching.chat.slots import slots_of
+from vlm_lora.batching.rendering import prompt_turns
 from vlm_lora.data.conversation import Conversation, ImageRef, Turn
 from vlm_lora.errors import RenderingError
 
@@ -50,7 +52,7 @@ class PrefixSuffix:
         return self._prefix(turns)
 
     def _prefix(self, turns: Sequence[Turn]) -> Rendering:
-        texts = texts_of(turns)
+        texts = tuple(slot.text for slot in slots_of(turns, inline=False))
         images = sum(isinstance(part, ImageRef) for turn in turns for part in turn.parts)
         literals = (self._image_token * images, *([""] * len(texts)))
         layout = Layout(literals=literals, order=tuple(range(len(texts))))
@@ -58,6 +60,11 @@ class PrefixSuffix:
 
     @staticmethod
     def _check(conversation: Conversation, roles: tuple[str, ...]) -> None:
+        if conversation.tools or any(turn.reasoning or turn.tool_calls for turn in conversation.turns):
+            raise RenderingError(
+                f"{conversation.source}: this model has no chat template, so it takes no tools, calls or thoughts "
+                "beside the texts. Write them into the texts, or leave them out."
+            )
         found = tuple(turn.role for turn in conversation.turns)
         if found != roles:
             raise RenderingError(

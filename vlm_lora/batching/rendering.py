@@ -3,59 +3,39 @@
 How the places are found: the template renders the conversation twice, once as it is and once with every
 text replaced by a private-use character. What stands between those characters is the template's own
 writing (`Layout`); putting the texts back must give the first rendering exactly, or the row is refused.
-A layout depends on roles, kinds of parts and which answers are trained on only, so it is analysed once and kept.
-
-Sentinels are private-use characters that hold a text's place while a template or a processor works around it.
+A layout depends on roles, kinds of parts, tools and which answers are trained on only, so it is analysed once and kept.
+What the model must produce there `chat.answers` finds.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from jinja2 import TemplateError
-
+from vlm_lora.batching.chat.answers import AnswerFinder, Found
+from vlm_lora.batching.chat.dialect import TEMPLATE_FAULTS, Dialect, Marking, controls_of, told_by
+from vlm_lora.batching.chat.layouts import (
+    FIRST_SENTINEL,
+    Answer,
+    Layout,
+    Rendering,
+    choose_sentinels,
+    common_prefix,
+    edited,
+    split_at,
+)
+from vlm_lora.batching.chat.slots import CLOSES, OPENS, Chat, Slot, slots_of
 from vlm_lora.batching.style import RenderingStyle
-from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Turn
-from vlm_lora.errors import ModelError, RenderingError
+from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
+from vlm_lora.errors import ModelError, RenderingError, ThinkingError
 
-# The upper halves of the supplementary private-use planes: no published tokenizer or template gives these
-# characters a meaning. The lower ones are taken: transformers 5 marks text with U+F0000 and U+F0001, and its
-# processors do not expand a placeholder behind the first.
-_PLANES = (0xF8000, 0x108000)
-_PLANE_SIZE = 0x7FFD
-FIRST_SENTINEL = chr(_PLANES[0])
+logger = logging.getLogger(__name__)
 
-
-def texts_of(turns: Sequence[Turn]) -> tuple[str, ...]:
-    """Return the conversation's texts in order: an assistant turn is one text, other turns one per part."""
-    texts: list[str] = []
-    for turn in turns:
-        if turn.role == "assistant":
-            texts.append(turn.text)
-        else:
-            texts += [part.text for part in turn.parts if not isinstance(part, ImageRef)]
-    return tuple(texts)
-
-
-def choose_sentinels(texts: Sequence[str]) -> tuple[str, ...]:
-    """Return one private-use character per text, none of them in any text.
-
-    Raises:
-        RenderingError: the texts use up the private-use planes.
-    """
-    used = set().union(*map(set, texts)) if texts else set()
-    free: list[str] = []
-    for plane in _PLANES:
-        for code in range(plane, plane + _PLANE_SIZE):
-            if len(free) == len(texts):
-                return tuple(free)
-            if chr(code) not in used:
-                free.append(chr(code))
-    raise RenderingError(f"{len(texts)} texts in one conversation are more than can be kept apart.")
+_KEPT_LAYOUTS = 1024
+"""Layouts that are kept; tools and calls make new ones row by row."""
 
 
 def prompt_turns(turns: Sequence[Turn]) -> Sequence[Turn]:
@@ -64,87 +44,14 @@ def prompt_turns(turns: Sequence[Turn]) -> Sequence[Turn]:
     return turns[: answers[-1]] if answers else turns
 
 
-def split_at(rendered: str, sentinels: Sequence[str]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Split a rendering at its sentinels into the stretches between and the order of the texts.
-
-    >>> split_at("<u>A</u><a>B</a>", ("A", "B"))
-    (('<u>', '</u><a>', '</a>'), (0, 1))
-    """
-    numbers = {sentinel: number for number, sentinel in enumerate(sentinels)}
-    literals, order = [""], []
-    for piece in re.split("([" + "".join(map(re.escape, sentinels)) + "])", rendered) if sentinels else [rendered]:
-        if piece in numbers:
-            order.append(numbers[piece])
-            literals.append("")
-        else:
-            literals[-1] += piece
-    return tuple(literals), tuple(order)
-
-
-def common_prefix(left: str, right: str) -> str:
-    """Return the longest string that both start with."""
-    length = 0
-    for one, other in zip(left, right, strict=False):
-        if one != other:
-            break
-        length += 1
-    return left[:length]
-
-
-logger = logging.getLogger(__name__)
-
-_TEMPLATE_FAULTS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
-
-
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What the model must produce in one assistant turn: `lead`, the turn's text, `tail`."""
+class _Analysis:
+    """One shape of conversation."""
 
-    part: int
-    """Index of the turn's text among the conversation's texts."""
-    turn: int
-    """Index of the turn."""
-    lead: str
-    """What the template writes between the generation prompt and the text (` ` after `Assistant:`)."""
-    tail: str
-    """What it writes after the text, up to and including the first eos token."""
-    ended: bool
-    """Whether `tail` ends with an eos token."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """What a template writes around the texts of one shape of conversation."""
-
-    literals: tuple[str, ...]
-    """The template's own stretches: one before, between and after the texts."""
-    order: tuple[int, ...]
-    """Which text stands between `literals[i]` and `literals[i + 1]`."""
-    answers: tuple[Answer, ...] = ()
-    """One per assistant turn that is trained on, in order."""
-
-    def fill(self, texts: Sequence[str]) -> str:
-        """Return the rendering with `texts` at their places."""
-        filled = [self.literals[0]]
-        for index, literal in zip(self.order, self.literals[1:], strict=True):
-            filled += (texts[index], literal)
-        return "".join(filled)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rendering:
-    """One conversation, rendered: `layout.fill(texts)` is the string to tokenize."""
-
-    layout: Layout
-    texts: tuple[str, ...]
-    """The texts as the template wrote them (some templates trim)."""
-    sentinels: tuple[str, ...]
-    """One private-use character per text that none of the texts contains."""
-
-    @property
-    def aided(self) -> str:
-        """The rendering with a sentinel in the place of every text."""
-        return self.layout.fill(self.sentinels)
+    written: Layout
+    """As the template writes it."""
+    found: Found
+    """As it is trained on."""
 
 
 class ChatTemplate:
@@ -167,9 +74,14 @@ class ChatTemplate:
         self._eos_tokens = eos_tokens
         self._eos_token = eos_token
         self._placeholder = style.image_placeholder or getattr(processor, "image_token", None) or ""
-        self._layouts: dict[object, Layout] = {}
+        self._layouts: dict[object, _Analysis] = {}
         self._said: set[str] = set()
         self._as_string = style.content == "string" or (style.content == "auto" and self._wants_string())
+        self._dialect = Dialect(self._template, self._apply, self._content)
+        self._controls = controls_of(self._tokenizer, eos_tokens)
+        self._finder = AnswerFinder(
+            self._split, eos_tokens=eos_tokens, takes_thoughts=self._takes_thoughts, say=self._say
+        )
 
     def render(self, conversation: Conversation) -> Rendering:
         """Render a whole conversation for training.
@@ -177,7 +89,7 @@ class ChatTemplate:
         Raises:
             RenderingError: the template refuses, drops, reorders or rewrites a turn.
         """
-        return self._rendering(conversation.turns, conversation.source, prompt=False)
+        return self._rendering(conversation.turns, conversation, prompt=False)
 
     def render_prompt(self, conversation: Conversation) -> Rendering:
         """Render everything before the last assistant turn that is trained on, with the generation prompt.
@@ -185,168 +97,238 @@ class ChatTemplate:
         Raises:
             RenderingError: as `render`.
         """
-        return self._rendering(prompt_turns(conversation.turns), conversation.source, prompt=True)
+        return self._rendering(tuple(prompt_turns(conversation.turns)), conversation, prompt=True)
 
-    def _rendering(self, turns: Sequence[Turn], source: RowSource, *, prompt: bool) -> Rendering:
-        texts = texts_of(turns)
-        sentinels = choose_sentinels(texts)
+    def _rendering(self, turns: tuple[Turn, ...], conversation: Conversation, *, prompt: bool) -> Rendering:
+        source: RowSource = conversation.source
         try:
-            rendered = self._render(turns, texts, prompt=prompt)
-            layout, edited = self._placed(turns, texts, rendered, prompt=prompt)
+            chat = self._chat(turns, conversation.tools)
+            try:
+                layout, texts = self._placed(chat, prompt=prompt)
+            except ThinkingError:
+                raise
+            except RenderingError:
+                plain = self._chat(turns, conversation.tools, blank=False)
+                if plain.slots == chat.slots:
+                    raise
+                chat = plain  # the template leaves out what it writes around a text where that is blank
+                layout, texts = self._placed(chat, prompt=prompt)
+            self._check_given(chat, prompt=prompt)
             if not prompt:
-                layout = self._ended(layout)
-        except _TEMPLATE_FAULTS as error:
+                layout = self._ended(chat, layout)
+        except TEMPLATE_FAULTS as error:
             raise RenderingError(f"{source}: the model's chat template refuses this row: {error}") from error
         except RenderingError as error:
-            raise RenderingError(f"{source}: {error}") from error
-        return Rendering(layout=layout, texts=edited, sentinels=sentinels)
+            raise type(error)(f"{source}: {error}") from error
+        return Rendering(layout=layout, texts=texts, sentinels=choose_sentinels(texts, chat.given))
 
-    def _placed(
-        self, turns: Sequence[Turn], texts: tuple[str, ...], rendered: str, *, prompt: bool
-    ) -> tuple[Layout, tuple[str, ...]]:
-        """Return the layout and the texts as rendered; together they must give `rendered`."""
+    def _chat(self, turns: tuple[Turn, ...], tools: tuple[str, ...], *, blank: bool = True) -> Chat:
+        """Number the texts of a conversation."""
+        thinks = any(turn.role == "assistant" and CLOSES in turn.text for turn in turns)
+        cuts = self._dialect.cuts if thinks else None
+        if cuts == "key":
+            turns = tuple(_by_key(turn) if turn.role == "assistant" else turn for turn in turns)
+        if any(turn.reasoning.strip() for turn in turns) and self._dialect.reasoning_key is None:
+            raise ThinkingError(
+                "the row has thoughts beside an answer's text, and the model's chat template takes none. Write them "
+                "into the turn's text as the model is to write them, or leave them out."
+            )
+        return Chat(turns=turns, slots=slots_of(turns, inline=cuts == "text", blank=blank), tools=tools)
+
+    def _placed(self, chat: Chat, *, prompt: bool) -> tuple[Layout, tuple[str, ...]]:
+        """Return the layout to train on and the texts as rendered; as the template has it they must give its writing.
+
+        Raises:
+            RenderingError: they do not.
+        """
+        texts = chat.texts
+        rendered = self._render(chat, texts, prompt=prompt)
         # A template may write the date: a kept layout that no longer fits is analysed afresh.
         for fresh in (False, True):
-            layout = self._layout(turns, prompt=prompt, fresh=fresh)
-            if layout.fill(texts) == rendered:
-                return layout, texts
-            edited = _edited(layout, texts, rendered)
-            if edited is not None:
-                return layout, edited
-        raise RenderingError(_rewritten(layout, turns, texts, rendered))
+            analysis = self._analysis(chat, prompt=prompt, fresh=fresh)
+            written = texts if analysis.written.fill(texts) == rendered else edited(analysis.written, texts, rendered)
+            if written is not None:
+                found = analysis.found
+                kept = (text.removeprefix(found.without.get(part, "")) for part, text in enumerate(written))
+                return found.layout, (*kept, *[""] * found.layout.empty)
+        raise RenderingError(_rewritten(analysis.written, chat, rendered))
 
-    def _layout(self, turns: Sequence[Turn], *, prompt: bool, fresh: bool) -> Layout:
-        key = (
-            prompt,
-            tuple((turn.role, turn.supervised, *(isinstance(p, ImageRef) for p in turn.parts)) for turn in turns),
-        )
+    def _analysis(self, chat: Chat, *, prompt: bool, fresh: bool) -> _Analysis:
+        key = (prompt, chat.shape)
         if fresh or key not in self._layouts:
-            self._layouts[key] = self._analyse(turns, prompt=prompt)
+            written = self._written(chat, prompt=prompt)
+            found = Found(layout=written) if prompt else self._finder.find(chat, written)
+            if len(self._layouts) >= _KEPT_LAYOUTS:
+                self._layouts.clear()
+            self._layouts[key] = _Analysis(written=written, found=found)
         return self._layouts[key]
 
-    def _analyse(self, turns: Sequence[Turn], *, prompt: bool) -> Layout:
-        literals, order = self._split(turns, prompt=prompt)
-        count = len(texts_of(turns))
-        if len(set(order)) < len(order):
-            raise RenderingError("the chat template writes the text of a turn twice.")
-        for missing in set(range(count)) - set(order):
-            role, number = _owner(turns, missing)
-            raise RenderingError(
-                f"the chat template leaves out the text of turn {number} ({role}). Remove that turn or part "
-                "from the data, or give the model a chat template that writes it."
-            )
-        layout = Layout(literals=literals, order=order)
-        if prompt:
-            return layout
-        answers: list[Answer] = []
-        part = 0
-        for number, turn in enumerate(turns):
-            if turn.is_answer:
-                answers.append(self._answer(turns, number, part, layout))
-            part += len(texts_of([turn]))
-        return Layout(literals=literals, order=order, answers=tuple(answers))
+    def _written(self, chat: Chat, *, prompt: bool) -> Layout:
+        """Return what the template writes around the texts.
 
-    def _answer(self, turns: Sequence[Turn], number: int, part: int, layout: Layout) -> Answer:
-        if number == 0:
-            raise RenderingError(
-                "the conversation begins with an answer, to which nothing leads. Remove that turn, or put the user's "
-                "before it."
-            )
-        place = layout.order.index(part)
-        before, after = layout.literals[place], layout.literals[place + 1]
-        lead = self._lead(turns[:number], before)
-        if number < len(turns) - 1:
-            literals, order = self._split(turns[: number + 1], prompt=False)
-            after = common_prefix(after, literals[order.index(part) + 1])
-        ends = [after.find(token) + len(token) for token in self._eos_tokens if token in after]
-        tail = after[: min(ends)] if ends else after.rstrip()
-        return Answer(part=part, turn=number, lead=lead, tail=tail, ended=bool(ends))
-
-    def _lead(self, turns: Sequence[Turn], before: str) -> str:
-        """Return what follows the generation prompt before the answer's text.
-
-        Only the stretch since the last text is compared: some templates write earlier turns differently
-        once later ones exist, which does not move this turn's header.
+        Raises:
+            RenderingError: it leaves a text out, or writes one twice.
         """
-        prompted = self._split(turns, prompt=True)[0][-1]
-        common = common_prefix(before, prompted)
-        lead = before[len(common) :]
-        if len(common) == len(prompted):
-            return lead
-        if lead.strip():
-            raise RenderingError(
-                f"the chat template prompts an answer with {prompted[len(common) :]!r} but writes "
-                f"{lead!r} there in a finished turn, so what the model must produce is not defined."
-            )
-        self._say(
-            "The chat template prompts answers with %r, which its finished turns do not contain: there the "
-            "supervised tokens start with the answer's text.",
-            prompted[len(common) :],
-        )
-        return ""
+        layout = self._split(chat, prompt)
+        if len(set(layout.order)) < len(layout.order):
+            raise RenderingError("the chat template writes the text of a turn twice.")
+        for missing in sorted(set(range(len(chat.slots))) - set(layout.order)):
+            slot = chat.slots[missing]
+            if slot.kind == "text":
+                raise RenderingError(
+                    f"the chat template leaves out the text of turn {slot.turn} ({chat.turns[slot.turn].role}). Remove "
+                    "that turn or part from the data, or give the model a chat template that writes it."
+                )
+            if not prompt and not chat.is_last(slot.turn):
+                self._say(
+                    "The chat template leaves out the thoughts of an answer once the user asks again: such answers are "
+                    "learnt without them."
+                )
+        return layout
 
-    def _ended(self, layout: Layout) -> Layout:
+    def _ended(self, chat: Chat, layout: Layout) -> Layout:
         """Return the layout with the last answer ended by an eos, appended where the template has none."""
         if not layout.answers or layout.answers[-1].ended:
             return layout
         last = layout.answers[-1]
-        if layout.order[-1] != last.part:
+        if layout.order[-1] != last.parts[1]:
             return layout
         if not self._style.append_eos:
             raise RenderingError("the chat template ends the last answer without an eos token.")
+        eos_token = self._next_header(chat, last) or self._eos_token
         self._say(
             "The chat template ends no answer with an eos token: %r is appended after the last answer, or "
             "the model would never learn to stop.",
-            self._eos_token,
+            eos_token,
         )
-        tail = last.tail + self._eos_token
-        ended = Answer(part=last.part, turn=last.turn, lead=last.lead, tail=tail, ended=True)
-        return Layout(literals=(*layout.literals[:-1], tail), order=layout.order, answers=(*layout.answers[:-1], ended))
+        tail = last.tail + eos_token
+        return replace(
+            layout,
+            literals=(*layout.literals[:-1], tail),
+            answers=(*layout.answers[:-1], replace(last, tail=tail, ended=True)),
+        )
 
-    def _split(self, turns: Sequence[Turn], *, prompt: bool) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        sentinels = choose_sentinels(texts_of(turns))
-        return split_at(self._render(turns, sentinels, prompt=prompt), sentinels)
+    def _next_header(self, chat: Chat, last: Answer) -> str | None:
+        """Return the eos token that a further turn would put behind the last answer, or None.
 
-    def _render(self, turns: Sequence[Turn], texts: Sequence[str], *, prompt: bool) -> str:
-        messages = self._messages(turns, texts)
+        GLM's next turn begins with `<|user|>`, behind a call with `<|observation|>`: its models stop there.
+        """
+        turn = Turn(role="tool" if chat.turns[-1].tool_calls else "user", parts=(Text(text="?"),))
+        slots = (*chat.slots, Slot(turn=len(chat.turns), text="?"))
+        longer = replace(chat, turns=(*chat.turns, turn), slots=slots)
+        sentinels = choose_sentinels(longer.texts, longer.given)
+        try:
+            rendered = self._render(longer, sentinels, prompt=False)
+        except TEMPLATE_FAULTS:
+            return None
+        end = (sentinels[last.parts[1]] if last.parts[1] < len(chat.slots) else "") + last.tail
+        return max((token for token in self._eos_tokens if end + token in rendered), key=len, default=None)
+
+    def _split(self, chat: Chat, prompt: bool) -> Layout:
+        sentinels = choose_sentinels(chat.texts, chat.given)
+        literals, order = split_at(self._render(chat, sentinels, prompt=prompt), sentinels)
+        return Layout(literals=literals, order=order)
+
+    def _render(self, chat: Chat, texts: Sequence[str], *, prompt: bool) -> str:
+        tools = [json.loads(tool) for tool in chat.tools]
+        return self._apply(self._messages(chat, texts), add_generation_prompt=prompt, tools=tools)
+
+    def _apply(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool, tools: Sequence[Any] = ()
+    ) -> str:
         rendered: str = self._tokenizer.apply_chat_template(
-            messages, chat_template=self._template, tokenize=False, add_generation_prompt=prompt
+            list(messages),
+            chat_template=self._template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            **({"tools": list(tools)} if tools else {}),
         )
         return rendered
 
-    def _messages(self, turns: Sequence[Turn], texts: Sequence[str]) -> list[dict[str, Any]]:
-        remaining = iter(texts)
+    def _messages(self, chat: Chat, texts: Sequence[str]) -> list[dict[str, Any]]:
         images = 0
         messages: list[dict[str, Any]] = []
-        for turn in turns:
-            parts: list[dict[str, str]] = []
+        for number, turn in enumerate(chat.turns):
+            own = [(slot, text) for slot, text in zip(chat.slots, texts, strict=True) if slot.turn == number]
             if turn.role == "assistant":
-                if any(isinstance(part, ImageRef) for part in turn.parts):
-                    raise RenderingError("an assistant turn holds an image: a model that writes text cannot learn it.")
-                parts.append({"type": "text", "text": next(remaining)})
-            else:
-                for part in turn.parts:
-                    image = isinstance(part, ImageRef)
-                    images += image
-                    if image and self._as_string:
-                        parts.append({"type": "text", "text": self._placeholder.format(n=images)})
-                    else:
-                        parts.append({"type": "image"} if image else {"type": "text", "text": next(remaining)})
-            content = "".join(part["text"] for part in parts) if self._as_string else parts
-            messages.append({"role": turn.role, "content": content})
+                messages.append(self._answer(turn, own))
+                continue
+            remaining = (text for _, text in own)
+            parts: list[dict[str, str]] = []
+            for part in turn.parts:
+                image = isinstance(part, ImageRef)
+                images += image
+                if image and self._as_string:
+                    parts.append({"type": "text", "text": self._placeholder.format(n=images)})
+                else:
+                    parts.append({"type": "image"} if image else {"type": "text", "text": next(remaining)})
+            as_string = self._as_string or (turn.role == "tool" and all(part["type"] == "text" for part in parts))
+            content = "".join(part["text"] for part in parts) if as_string else parts
+            ids = {"name": turn.name, "tool_call_id": turn.tool_call_id}
+            messages.append({"role": turn.role, "content": content, **{k: v for k, v in ids.items() if v is not None}})
         return messages
+
+    def _answer(self, turn: Turn, own: Sequence[tuple[Slot, str]]) -> dict[str, Any]:
+        """Return an answer as a message."""
+        if any(isinstance(part, ImageRef) for part in turn.parts):
+            raise RenderingError("an assistant turn holds an image: a model that writes text cannot learn it.")
+        message: dict[str, Any] = {"role": "assistant"}
+        text = next((text for slot, text in own if slot.kind == "text"), None)
+        for slot, thought in own:
+            if slot.kind == "thought" and slot.inline:
+                text = f"{slot.opening}{thought}{CLOSES}{text}"
+            elif slot.kind == "thought":
+                message[str(self._dialect.reasoning_key)] = thought
+        if turn.tool_calls:
+            message["tool_calls"] = self._dialect.calls(turn.tool_calls)
+        if text is None and turn.tool_calls and self._dialect.call_form is not None:
+            message["content"] = self._dialect.call_form.empty
+        else:
+            message["content"] = self._content(turn.text if text is None else text)
+        return message
+
+    def _content(self, text: str) -> Any:
+        return text if self._as_string else [{"type": "text", "text": text}]
+
+    def _check_given(self, chat: Chat, *, prompt: bool) -> None:
+        """Refuse a row whose tools or calls the template does not write, or writes where they would be taken apart.
+
+        Raises:
+            RenderingError: names what is left out, or the control token inside.
+        """
+        tools = [json.loads(tool) for tool in chat.tools]
+        messages = self._messages(chat, chat.texts)
+        calls = [call for message in messages for call in message.get("tool_calls", ())]
+        if not tools and not calls:
+            return
+        for text in (inner for told in told_by(tools, calls) for inner in _opened(told)):
+            if control := self._controls.search(text):
+                raise RenderingError(
+                    f"the row's tools or calls hold {control.group()!r}, which is a control token of this model. Write "
+                    "it otherwise, or leave the row out."
+                )
+        marking = Marking((*chat.texts, *chat.given))
+        messages, tools = marking.messages(messages), marking.tools(tools)
+        missing = marking.missing(self._apply(messages, add_generation_prompt=prompt, tools=tools))
+        if missing:
+            raise RenderingError(
+                f"the model's chat template leaves out {missing[0]!r} of the row's tools or calls"
+                + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
+                + ". Write the tools into the system turn's text and calls into the answer's, or leave them out."
+            )
+
+    def _takes_thoughts(self) -> bool:
+        return self._dialect.reasoning_key is not None
 
     def _wants_string(self) -> bool:
         """Try a list of parts; True where the template fails on it or does not write its text as text."""
         sentinel = FIRST_SENTINEL
         messages = [{"role": "user", "content": [{"type": "text", "text": sentinel}]}]
         try:
-            rendered = self._tokenizer.apply_chat_template(
-                messages, chat_template=self._template, tokenize=False, add_generation_prompt=True
-            )
-        except _TEMPLATE_FAULTS:
+            rendered = self._apply(messages, add_generation_prompt=True)
+        except TEMPLATE_FAULTS:
             return True
-        return rendered.count(sentinel) != 1 or "'type'" in rendered
+        return rendered.count(sentinel) != 1 or "'type'" in rendered or '"type"' in rendered
 
     def _say(self, message: str, *values: object) -> None:
         """Log a message about the template once."""
@@ -368,39 +350,28 @@ def _template_of(processor: Any) -> str:
     return template
 
 
-def _edited(layout: Layout, texts: Sequence[str], rendered: str) -> tuple[str, ...] | None:
-    """Return the texts as a trimming template wrote them, or None where that does not give `rendered`."""
-    edited = list(texts)
-
-    def place(index: int, start: int) -> bool:
-        literal = layout.literals[index]
-        if not rendered.startswith(literal, start):
-            return False
-        start += len(literal)
-        if index == len(layout.order):
-            return start == len(rendered)
-        part = layout.order[index]
-        text = texts[part]
-        for candidate in dict.fromkeys((text, text.strip(), text.rstrip(), text.lstrip())):
-            if rendered.startswith(candidate, start) and place(index + 1, start + len(candidate)):
-                edited[part] = candidate
-                return True
-        return False
-
-    return tuple(edited) if place(0, 0) else None
+def _by_key(turn: Turn) -> Turn:
+    """Return an answer with the thoughts of its text beside it; as it is where it has others, or more than one."""
+    before, _, text = turn.text.partition(CLOSES)
+    left, _, thought = before.rpartition(OPENS)
+    if CLOSES not in turn.text or CLOSES in text or left.strip() or turn.reasoning.strip():
+        return turn
+    return replace(turn, reasoning=thought.strip("\n"), parts=(Text(text=text.lstrip("\n")),))
 
 
-def _owner(turns: Sequence[Turn], part: int) -> tuple[str, int]:
-    """Return role and number of the turn that holds text `part`."""
-    for number, turn in enumerate(turns):
-        part -= len(texts_of([turn]))
-        if part < 0:
-            return turn.role, number
-    raise IndexError(part)
+def _opened(text: str) -> Iterator[str]:
+    """Yield a text, and where it is JSON, what its strings say."""
+    yield text
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    yield from told_by([value], [])
 
 
-def _rewritten(layout: Layout, turns: Sequence[Turn], texts: Sequence[str], rendered: str) -> str:
+def _rewritten(layout: Layout, chat: Chat, rendered: str) -> str:
     """Say which turn's text the template changed: the first after which the rendering differs."""
+    texts = chat.texts
     expected = layout.fill(texts)
     same = len(common_prefix(expected, rendered))
     position = 0
@@ -410,10 +381,10 @@ def _rewritten(layout: Layout, turns: Sequence[Turn], texts: Sequence[str], rend
         if same < position:
             changed = part
             break
-    role, number = _owner(turns, changed)
+    number = chat.slots[changed].turn
     return (
-        f"the chat template rewrites the text of turn {number} ({role}) or what stands next to it: it writes "
-        f"{rendered[max(0, same - 20) : same + 40]!r} where the row would give "
+        f"the chat template rewrites the text of turn {number} ({chat.turns[number].role}) or what stands next to it: "
+        f"it writes {rendered[max(0, same - 20) : same + 40]!r} where the row would give "
         f"{expected[max(0, same - 20) : same + 40]!r}. Labels on such a row would be wrong: bring the text "
         "into the form that the template writes, for example without reasoning tags."
     )

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import BatchEncoding
 
-from vlm_lora.batching.rendering import split_at
+from vlm_lora.batching.chat.layouts import split_at
 from vlm_lora.errors import ModelError, RenderingError
 
 

@@ -193,6 +193,9 @@ class ModelConfig:
     """Images with fewer pixels are shown larger (Qwen-VL's families); by default as the processor has it."""
     max_pixels: int | None = None
     """Images with more pixels are shown smaller (Qwen-VL's families); by default as the processor has it."""
+    enable_thinking: bool | None = None
+    """Whether the chat template prompts for thoughts, where it reads `enable_thinking` (Qwen3.5, GLM); saved with it,
+    so that ask, eval and serving prompt alike. By default as the template has it."""
 
     def __post_init__(self) -> None:
         _check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from PIL.Image import Image
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,17 @@ Part: TypeAlias = Text | ImageRef
 
 
 @dataclass(frozen=True, kw_only=True)
+class ToolCall:
+    """A call of a function, which an answer asks for."""
+
+    name: str
+    arguments: str
+    """A JSON object, written out."""
+    id: str | None = None
+    """By which a tool's turn may say whose result it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Turn:
     """One turn of a conversation."""
 
@@ -48,6 +59,14 @@ class Turn:
     supervised: bool = True
     """Whether an assistant turn is trained on; a row may mark an answer as one that is only read. Of other turns it
     says nothing: they never are."""
+    reasoning: str = ""
+    """What an answer is preceded by in thought, where the row holds it apart from the text."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """What an answer calls, behind its text."""
+    name: str | None = None
+    """Of a tool's turn: the function whose result it is."""
+    tool_call_id: str | None = None
+    """Of a tool's turn: the call whose result it is."""
 
     @property
     def is_answer(self) -> bool:
@@ -87,6 +106,8 @@ class Conversation:
     turns: tuple[Turn, ...]
     source: RowSource
     accepted_answers: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
+    """What the answers may call: each a JSON object that describes a function, written out."""
     number: int | None = None
     """Its number in the split that a loader reads, which the row table counts by; None elsewhere."""
 

@@ -31,8 +31,13 @@ class Answer:
 
     @property
     def exact(self) -> bool:
-        """True where the generated text equals an accepted answer, white space at the ends aside."""
-        return self.generated.strip() in {text.strip() for text in self.accepted}
+        """True where the generated text equals an accepted answer, white space at the ends and thoughts aside."""
+        return any(_said(self.generated) == _said(text) for text in self.accepted)
+
+
+def _said(text: str) -> str:
+    """Return what an answer says behind its thoughts."""
+    return text.rpartition("</think>")[2].strip()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,7 @@ from vlm_lora.model.folder_faults import (
 )
 from vlm_lora.model.image_size import set_pixels
 from vlm_lora.model.loading_errors import few, first_line, translated, weights_name
+from vlm_lora.model.thinking import set_thinking
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,8 @@ def load_processor(config: ModelConfig) -> Any:
         )
     with translated(config, base, "processor", place=place):
         _set_image_backend(processor, place, config.image_backend, access)
-    set_pixels(processor, config, trained=place if folder is not None and place == str(folder) else None)
+    trained = place if folder is not None and place == str(folder) else None
+    set_pixels(processor, config, trained=trained)
     if Path(place).is_dir():
         check_processor_keys(Path(place), processor)
     complete_processor(processor)
@@ -131,6 +133,7 @@ def load_processor(config: ModelConfig) -> Any:
     if not processor.chat_template:
         # Some processors lose the template on the way (Phi-4 multimodal); their tokenizer still has it.
         processor.chat_template = processor.tokenizer.chat_template
+    set_thinking(processor, config, trained=trained)
     if not processor.chat_template and family.rendering.kind == "chat":
         raise ModelError(
             f"{place}: it has no chat template, so conversations cannot be rendered as the model expects them. Use "

@@ -64,7 +64,9 @@ class Inspection:
             images=images,
             content=content,
             stamp=files ^ _stamp_of_urls(conversation),
-            unanswered=any(turn.is_answer and not turn.text.strip() for turn in conversation.turns),
+            unanswered=any(
+                turn.is_answer and not turn.text.strip() and not turn.tool_calls for turn in conversation.turns
+            ),
         )
 
 
@@ -172,9 +174,13 @@ def _content_of(conversation: Conversation, pictures: Sequence[bytes]) -> bytes:
     """Hash what a row says; lengths go in, so that no two different rows give the same bytes."""
     digest = blake2b(digest_size=16)
     following = iter(pictures)
+    if conversation.tools:
+        digest.update(repr(conversation.tools).encode(errors="surrogatepass"))
     for turn in conversation.turns:
         read_only = turn.role == "assistant" and not turn.supervised
         digest.update(f"turn {turn.role}{' read only' if read_only else ''} {len(turn.parts)}\0".encode())
+        if any(beside := (turn.reasoning, turn.tool_calls, turn.name, turn.tool_call_id)):
+            digest.update(repr(beside).encode(errors="surrogatepass"))
         for part in turn.parts:
             content = part.text.encode(errors="surrogatepass") if isinstance(part, Text) else next(following)
             digest.update(f"{type(part).__name__} {len(content)}\0".encode())

@@ -66,25 +66,23 @@ REASONING = TEMPLATE.replace("{{ content['text'] }}", "{{ content['text'].split(
 """Like the templates of reasoning models, which write an answer without its thoughts."""
 
 
-@pytest.mark.parametrize("turn", [1, 3])
-def test_reasoning_that_the_template_drops_is_refused(turn: int) -> None:
-    turns = [("user", (IMAGE, "a?")), ("assistant", ("b",)), ("user", ("c?",)), ("assistant", ("d",))]
-    turns[turn] = ("assistant", ("<think>\nIt is red.\n</think>\n\nbus",))
-    with pytest.raises(RenderingError, match=rf"rewrites the text of turn {turn} \(assistant\)"):
-        new_encoder("qwen2_5_vl", with_template(REASONING)).encode(conversation(turns))  # type: ignore[arg-type]
+def test_reasoning_that_the_template_drops_is_refused_in_the_last_answer_and_left_out_before() -> None:
+    encoder = new_encoder("qwen2_5_vl", with_template(REASONING))
+    plain = [("user", (IMAGE, "a?")), ("assistant", ("bus",)), ("user", ("c?",)), ("assistant", ("d",))]
+    wanted = encoder.encode(conversation(plain))  # type: ignore[arg-type]
+    thought = ("assistant", ("<think>\nIt is red.\n</think>\n\nbus",))
+    row = encoder.encode(conversation([plain[0], thought, *plain[2:]]))  # type: ignore[list-item]
+    assert row.input_ids.equal(wanted.input_ids)
+    assert row.labels.equal(wanted.labels)
+    with pytest.raises(RenderingError, match=r"row 3: the chat template leaves out the thoughts .* of turn 3"):
+        encoder.encode(conversation([*plain[:3], thought]))  # type: ignore[list-item]
 
 
-@pytest.mark.parametrize("template", ["qwen3_5_think", "qwen3_5_nothink", "lfm2_2_5_vl"])
-def test_reasoning_that_a_published_template_rewrites_is_refused(template: str) -> None:
-    turns = (
-        ("user", ("a?",)),
-        ("assistant", ("<think>x</think>b",)),
-        ("user", ("c?",)),
-        ("assistant", ("d",)),
-    )
-    encoder = new_encoder("qwen2_5_vl", with_template(trl_template(template)))
-    with pytest.raises(RenderingError, match="rewrites the text of turn 1"):
-        encoder.encode(conversation(turns))  # type: ignore[arg-type]
+def test_a_text_that_a_template_rewrites_is_refused() -> None:
+    rewriting = TEMPLATE.replace("{{ content['text'] }}", "{{ content['text'].replace('bus', 'car') }}")
+    turns = [("user", ("a?",)), ("assistant", ("b",)), ("user", ("c?",)), ("assistant", ("A bus.",))]
+    with pytest.raises(RenderingError, match=r"rewrites the text of turn 3 \(assistant\)"):
+        new_encoder("qwen2_5_vl", with_template(rewriting)).encode(conversation(turns))  # type: ignore[arg-type]
 
 
 def test_a_prompt_that_contradicts_the_finished_turn_is_refused() -> None:

@@ -249,8 +249,8 @@ def test_chats_as_json_text_and_with_null_filled_turns() -> None:
         ),
         (openai(("user", "q")), "No assistant turn"),
         (
-            openai(("user", "q"), ("tool", "x"), ("assistant", "a")),
-            r"Turn 2 has the unknown role 'tool'.*human",
+            openai(("user", "q"), ("critic", "x"), ("assistant", "a")),
+            r"Turn 2 has the unknown role 'critic'.*human",
         ),
         (openai(("user", "q"), ("assistant", None)), r"Turn 2 \(assistant\) has no content"),
         (

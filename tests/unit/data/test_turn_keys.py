@@ -105,11 +105,11 @@ def test_marks_that_cannot_be_honoured_are_bad_rows(turns: list[dict[str, Any]],
 
 
 CALL = [{"type": "function", "function": {"name": "zoom", "arguments": "{}"}}]
+READ = ("tool_calls", "tool_call", "function_call", "reasoning_content", "reasoning", "thinking", "tools")
+"""Read elsewhere (test_tools.py)."""
 UNREAD: list[dict[str, Any]] = [
-    *({key: CALL} for key in ("tool_calls", "tool_call")),
-    {"function_call": {"name": "zoom", "arguments": "{}"}},
-    *({key: "It has a tail."} for key in ("reasoning_content", "reasoning", "thinking", "Thought")),
-    *({"reasoning_details": [{"text": "x"}]}, {"refusal": "No."}, {"tools": CALL}),
+    *({key: "It has a tail."} for key in ("thought", "Thought")),
+    *({"reasoning_details": [{"text": "x"}]}, {"refusal": "No."}),
     *({"images": ["a.png"]}, {"image": "a.png"}, {"video": "a.mp4"}, {"audio": {"id": "x"}}),
 ]
 
@@ -133,7 +133,7 @@ def test_keys_that_are_not_read_make_bad_rows(key: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("nothing", [None, "", [], {}, [None], {"name": None, "arguments": None}, "[]"])
 def test_keys_that_hold_nothing_are_not_there(nothing: Any) -> None:
-    answer = {"role": "assistant", "content": "a", **{key: nothing for unread in UNREAD for key in unread}}
+    answer = {"role": "assistant", "content": "a", **{key: nothing for unread in UNREAD for key in (*unread, *READ)}}
     assert trained_on({"messages": [ASKED, answer], "tools": nothing, "tool_calls": nothing}) == ["a"]
 
 
@@ -148,8 +148,8 @@ def test_keys_that_hold_nothing_are_not_there(nothing: Any) -> None:
         ),
         ({"content": "a", "from": "gpt", "value": "b"}, "Turn 2 has two texts that differ"),
         (
-            {"tool_calls": CALL},
-            r"'messages' is no list of turns: 2 has no \"role\" and \"content\", but 'role', 'tool_calls'",
+            {"reasoning": "x"},
+            r"'messages' is no list of turns: 2 has no \"role\" and \"content\", but 'role', 'reasoning'",
         ),
         ({"content": [{"type": "tool_use", "name": "zoom"}]}, "the type 'tool_use'"),
     ],
@@ -161,23 +161,11 @@ def test_an_answer_whose_text_lies_elsewhere_is_a_bad_row(answer: dict[str, Any]
     assert trained_on({"messages": [ASKED, named]}) == [""], "the control: keys that carry no answer"
 
 
-@pytest.mark.parametrize("role", ["tool", "function", "observation", "function_call"])
-def test_roles_of_tools_are_bad_rows(role: str) -> None:
-    with pytest.raises(DataError, match=f"Turn 2 has the unknown role '{role}'"):
-        build({"messages": [ASKED, {"role": role, "content": "x"}, {"role": "assistant", "content": "a"}]})
-
-
-@pytest.mark.parametrize("tools", [CALL, json.dumps(CALL), [{"name": "zoom", "parameters": {}}]])
-def test_columns_that_belong_to_turns_are_bad_rows(tools: Any, tmp_path: Path) -> None:
+def test_columns_that_belong_to_turns_are_bad_rows(tmp_path: Path) -> None:
     chat = {"messages": turns_of(0, {}), "image": None}
     pair = {"question": "q", "answer": "a", "image": None}
     for row in (chat, pair):
-        for column in ("tools", "Functions"):
-            said = read_back([row, {**row, column: tools}], tmp_path).told
-            assert said[0] == [[("q0" if row is chat else "q")], [("a0" if row is chat else "a")]]
-            assert f"rows.jsonl row 1: The column '{column}' (" in said[1]
-            assert "Write the tools into the system turn's text" in said[1]
-        (said,) = read_back([{**row, "tool_calls": tools, "reasoning_content": None}], tmp_path).told
+        (said,) = read_back([{**row, "tool_calls": CALL, "reasoning_content": None}], tmp_path).told
         assert "The column 'tool_calls' (" in said
     (said,) = read_back([{**chat, "loss_mask": [0, 1]}], tmp_path).told
     assert "The column 'loss_mask' ([0, 1]) belongs to the turns" in said

@@ -60,6 +60,9 @@ CONTEXT_OF_PROMPT: Mapping[str, str] = {"instruction": "input"}
 TURN_KEYS: tuple[tuple[str, str], ...] = (("role", "content"), ("from", "value"), ("role", "parts"))
 """Keys of a turn: OpenAI's, ShareGPT's, whose user texts mark images by `<image>`, and Gemini's."""
 
+CALL_ROLES = ("tool_call", "function_call")
+"""Roles of turns whose text is a call (ms-swift's, LLaMA-Factory's): they are answers."""
+
 ROLES: Mapping[str, Role] = {
     "system": "system",
     "user": "user",
@@ -67,8 +70,19 @@ ROLES: Mapping[str, Role] = {
     "assistant": "assistant",
     "gpt": "assistant",
     "model": "assistant",
+    **dict.fromkeys(CALL_ROLES, "assistant"),
+    **dict.fromkeys(("tool", "tool_response", "observation", "function"), "tool"),
 }
 """What a turn's (case-folded) role is called in the data."""
+
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""Keys of an answer (case does not count) with its thoughts."""
+
+CALL_KEYS = ("tool_calls", "tool_call", "function_call")
+"""Keys of an answer with what it calls."""
+
+TOOL_KEYS = ("tools", "functions")
+"""Keys of a turn, and columns, with descriptions of what answers may call."""
 
 TEXT_PARTS: Mapping[str, tuple[str, ...]] = {
     "text": ("text", "value", "content"),

@@ -13,11 +13,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from vlm_lora.data.columns.names import PLACEHOLDER
 from vlm_lora.data.columns.search import NO_PICTURES
-from vlm_lora.data.conversation import ImageRef, Part, Role, Text, Turn
+from vlm_lora.data.conversation import ImageRef, Part, Role, Text, ToolCall, Turn
 from vlm_lora.data.conversations.texts import IMAGE_TAG, OTHER_MARKS
 from vlm_lora.data.images.values import ImagePlace, read_image_value
 from vlm_lora.errors import DataError
@@ -48,6 +48,16 @@ class Draft:
     parts: Sequence[Part | NextImage | UserText]
     supervised: bool = True
     """Of an answer: whether it is trained on."""
+    reasoning: str = ""
+    """Of an answer: its thoughts."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Of an answer: what it calls."""
+    name: str | None = None
+    """Of a tool's turn: the function whose result it is."""
+    tool_call_id: str | None = None
+    """Of a tool's turn: the call whose result it is."""
+    tools: Any = None
+    """What it tells of tools, as the row holds it."""
 
     @property
     def text(self) -> str:
@@ -223,6 +233,10 @@ def _finish(turns: Sequence[_Read], chosen: Mapping[int, ImageRef], drafts: Sequ
             role=role,
             parts=tuple(chosen[id(part)] if isinstance(part, NextImage) else part for part in parts),
             supervised=draft.supervised,
+            reasoning=draft.reasoning,
+            tool_calls=draft.tool_calls,
+            name=draft.name,
+            tool_call_id=draft.tool_call_id,
         )
         for (role, parts), draft in zip(turns, drafts, strict=True)
     )

@@ -6,17 +6,19 @@ their number, every chat ends with an answer, and what cannot be read is an erro
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vlm_lora.data.columns.names import CAPTION_QUESTION, PLACEHOLDER, TURN_KEYS
+from vlm_lora.data.columns.names import CAPTION_QUESTION, PLACEHOLDER
 from vlm_lora.data.columns.schema import Schema
 from vlm_lora.data.columns.unknown import refuse_unknown_columns
 from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
 from vlm_lora.data.conversations.choices import refuse_hidden, show_choices
 from vlm_lora.data.conversations.image_places import Draft, UserText, place_images, read_tags
 from vlm_lora.data.conversations.region_rows import convert_boxes, convert_page
-from vlm_lora.data.conversations.texts import parse_turns, question_parts, read_question
+from vlm_lora.data.conversations.texts import is_turn, parse_turns, question_parts, read_question
+from vlm_lora.data.conversations.tools import read_tools, tool_columns
 from vlm_lora.data.conversations.turns import (
     after_history,
     check_unicode,
@@ -98,10 +100,12 @@ def build_asked(
         DataError: The row cannot be used; the message begins with file and row.
     """
     accepted: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
+    row = schema.without_ignored(row)
+    told = tool_columns(row, schema.columns, chat=schema.is_chat) if schema.layout in _DRAFTERS else []
     try:
-        row = schema.without_ignored(row)
         refuse_media(row, schema.columns)
-        refuse_unread_columns(row, schema.columns, chat=schema.is_chat)
+        refuse_unread_columns(row, (*schema.columns, *told), chat=schema.is_chat)
         refuse_unknown_columns(row, schema.reading)
         images = _images_of(row, schema, place)
         if schema.boxes is not None:
@@ -114,6 +118,8 @@ def build_asked(
         else:
             drafts, accepted = _DRAFTERS[schema.layout](row, schema, place)
             drafts = after_history(read_history(row, schema.told, _shown(schema, place), schema.ignored_keys), drafts)
+            held = [(f"The column '{column}'", row[column]) for column in told]
+            tools = read_tools([*held, *(("A turn's 'tools'", draft.tools) for draft in drafts)])
             if not schema.no_pictures:
                 drafts = read_tags(drafts, place)
             versions = [place_images(drafts, images, typed=schema.no_pictures)]
@@ -122,11 +128,15 @@ def build_asked(
         versions = [with_system(turns, system_text(row, schema.told)) for turns in versions]
         for turns in versions:
             _check_turns(turns)
+        check_unicode("".join(tools), "The row's tools")
         _check_meant(row, schema, versions[0])
     except DataError as error:
         raise type(error)(f"{source}: {error}") from error
     system = () if system_prompt is None else (Turn(role="system", parts=(Text(text=system_prompt),)),)
-    return [Conversation(turns=_led(turns, system), source=source, accepted_answers=accepted) for turns in versions]
+    return [
+        Conversation(turns=_led(turns, system), source=source, accepted_answers=accepted, tools=tools)
+        for turns in versions
+    ]
 
 
 def _images_of(row: Row, schema: Schema, place: ImagePlace) -> tuple[ImageRef, ...]:
@@ -203,7 +213,7 @@ def _require_turns(value: Any, column: str) -> list[Mapping[str, Any]]:
     if turns is None:
         what = "is empty" if not value else f"is no list of turns ({type(value).__name__})"
         for number, turn in enumerate(value if isinstance(value, list | tuple) else (), start=1):
-            if isinstance(turn, Mapping) and not any(role in turn and text in turn for role, text in TURN_KEYS):
+            if isinstance(turn, Mapping) and not is_turn(turn):
                 what = f'is no list of turns: {number} has no "role" and "content", but {quoted(turn)}'
                 break
         raise DataError(f"The chat in column '{column}' {what}.")
@@ -229,7 +239,10 @@ def _check_turns(turns: Sequence[Turn]) -> None:
             f"The last turn is the {last.role}'s ({last.text[:40]!r}) and has no answer. Remove it or answer it."
         )
     for number, turn in enumerate(turns, start=1):
-        check_unicode(turn.text, f"Turn {number} ({turn.role})")
+        check_unicode(turn.text + turn.reasoning, f"Turn {number} ({turn.role})")
+        for call in turn.tool_calls:
+            arguments = json.dumps(json.loads(call.arguments), ensure_ascii=False)
+            check_unicode(call.name + arguments, f"A call of turn {number} ({turn.role})")
         if turn.role == "assistant" and any(isinstance(part, ImageRef) for part in turn.parts):
             raise DataError(f"Turn {number} (assistant) holds an image; models here answer with text only.")
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from vlm_lora.data.columns.names import PLACEHOLDER, TURN_KEYS
+from vlm_lora.data.columns.names import CALL_KEYS, PLACEHOLDER, TURN_KEYS
 from vlm_lora.data.conversation import ImageRef, Part, Text
 
 _TEXT = r"""[uU]?(?:'(?:[^'\\\r\n]|\\.)*'|"(?:[^"\\\r\n]|\\.)*")"""
@@ -79,12 +79,18 @@ def parse_turns(value: Any, *, pairs: bool = False) -> list[Mapping[str, Any]] |
         return [{"role": role, "content": text} for pair in value for role, text in zip(roles, pair, strict=True)]
     if not isinstance(value, list | tuple) or not value or not all(isinstance(turn, Mapping) for turn in value):
         return None
-    if all(any(role in turn and text in turn for role, text in TURN_KEYS) for turn in value):
+    if all(map(is_turn, value)):
         return list(value)
     keys = next((keys for keys in ASKED_AND_ANSWERED if all({*keys} <= turn.keys() for turn in value)), None)
     if keys is None:
         return None
     return [turn for exchange in value for turn in _turns_of_exchange(exchange, *keys)]
+
+
+def is_turn(value: Mapping[str, Any]) -> bool:
+    """Tell whether an object is a turn: it has a role, and a text or calls of tools."""
+    calls = any(key.casefold() in CALL_KEYS for key in value)
+    return any(role in value and (calls or text in value) for role, text in TURN_KEYS)
 
 
 def _written(text: str) -> Any:

@@ -12,16 +12,27 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vlm_lora.data.columns.answers import AnswerReading
 from vlm_lora.data.columns.harmless import holds_nothing
-from vlm_lora.data.columns.names import IMAGE_PARTS, ROLES, SHOWN_BY_KEY, TEXT_PARTS, TURN_KEYS
+from vlm_lora.data.columns.names import (
+    CALL_KEYS,
+    CALL_ROLES,
+    IMAGE_PARTS,
+    REASONING_KEYS,
+    ROLES,
+    SHOWN_BY_KEY,
+    TEXT_PARTS,
+    TOOL_KEYS,
+    TURN_KEYS,
+)
 from vlm_lora.data.conversation import Part, Role, Text, Turn
 from vlm_lora.data.conversations.image_parts import unwrapped
 from vlm_lora.data.conversations.image_places import Draft, NextImage, UserText, split_marks, without_marks
-from vlm_lora.data.conversations.texts import parse_turns, written_list
+from vlm_lora.data.conversations.texts import is_turn, parse_turns, written_list
+from vlm_lora.data.conversations.tools import calls_in, read_calls, read_thoughts
 from vlm_lora.data.conversations.unread import read_mark, refuse_unread_keys, says_nothing, unknown_keys
 from vlm_lora.data.formats.rows import Row
 from vlm_lora.data.images.values import ImagePlace, is_missing, read_image_value
@@ -136,17 +147,20 @@ def read_turns(
     Raises:
         DataError: a turn that cannot be read as it is meant; the message begins with its number and role.
     """
-    drafts = []
+    drafts: list[Draft] = []
     for number, turn in enumerate(without_keys(turns, ignored), start=1):
         role_key, text_key = _find_keys(turn, number)
         name = turn[role_key]
         role = ROLES.get(str(name).casefold())
         if role is None:
             raise DataError(f"Turn {number} has the unknown role {name!r}. Known are {', '.join(ROLES)}.")
-        content = turn[text_key]
+        content = turn.get(text_key)
         try:
-            refuse_unread_keys(turn)
-            drafts += [] if content is None else [_read_turn(turn, role, text_key, place)]
+            refuse_unread_keys(turn, (*TOOL_KEYS, *(_OF_ANSWERS if role == "assistant" else ())))
+            if content is None and role == "assistant" and read_calls(turn):
+                content = ""
+            if content is not None:
+                drafts = _with_turn(drafts, _read_turn({**turn, text_key: content}, role, text_key, place))
         except DataError as error:
             raise type(error)(f"Turn {number} ({name}): {error}") from error
         if content is None:
@@ -169,26 +183,65 @@ def _without(content: Any, ignored: Collection[str]) -> Any:
     return content
 
 
+_OF_ANSWERS = (*REASONING_KEYS, *CALL_KEYS)
+"""Keys of an answer that are read beside its text."""
+
+
+def _with_turn(drafts: list[Draft], draft: Draft) -> list[Draft]:
+    """Add a turn; one that is a call alone belongs to an answer right before it."""
+    before = drafts[-1] if drafts else None
+    if before is None or before.role != "assistant" or not draft.tool_calls or draft.text or draft.reasoning:
+        return [*drafts, draft]
+    if before.supervised != draft.supervised:
+        raise DataError("it calls what the answer before it belongs to, and one of them alone is trained on.")
+    return [*drafts[:-1], replace(before, tool_calls=(*before.tool_calls, *draft.tool_calls))]
+
+
 def _read_turn(turn: Mapping[str, Any], role: Role, text_key: str, place: ImagePlace | None) -> Draft:
     content = turn[text_key]
     wanted = read_mark(turn, role)
     supervised = True if wanted is None else wanted
-    parts = list(_read_content(content, place, role, supervised=supervised))
+    tools = next((value for key, value in turn.items() if key.casefold() in TOOL_KEYS and value), None)
     if role == "assistant":
-        return Draft(role=role, parts=parts, supervised=supervised)
+        return replace(_read_answer_turn(turn, content, place, supervised=supervised), tools=tools)
+    draft = _read_other(turn, content, role, text_key, place)
+    return replace(draft, tools=tools)
+
+
+def _read_answer_turn(turn: Mapping[str, Any], content: Any, place: ImagePlace | None, *, supervised: bool) -> Draft:
+    if str(turn.get("role", turn.get("from"))).casefold() in CALL_ROLES:
+        calls = tuple(calls_in(content, "its text"))
+        return Draft(role="assistant", parts=[], supervised=supervised, tool_calls=calls)
+    thoughts, content = read_thoughts(turn, content)
+    calls = read_calls(turn)
+    parts = list(_read_content(content, place, "assistant", supervised=supervised))
+    said = any(isinstance(part, Text) and part.text.strip() for part in parts)
+    if thoughts and not calls and not said:
+        raise DataError("its thoughts lead to no text and no call: the model would learn to say nothing.")
+    return Draft(role="assistant", parts=parts, supervised=supervised, reasoning=thoughts, tool_calls=calls)
+
+
+def _read_other(turn: Mapping[str, Any], content: Any, role: Role, text_key: str, place: ImagePlace | None) -> Draft:
+    """Read a turn that is no answer."""
+    parts = list(_read_content(content, place, role, supervised=False))
     if role == "user" and text_key == "value" and isinstance(content, str):
         # ShareGPT: each mark is a place
         marked = [Text(text=without_marks(content))] if place is None else list(split_marks(content))
         return Draft(role=role, parts=marked)
     if role == "user":
         return Draft(role=role, parts=[UserText(text=p.text) if isinstance(p, Text) else p for p in parts])
+    if role == "tool":
+        ids = (turn.get(key) for key in ("name", "tool_call_id"))
+        name, call = (None if value is None else str(value) for value in ids)
+        return Draft(role=role, parts=parts, name=name, tool_call_id=call)
     return Draft(role=role, parts=parts)
 
 
 def _find_keys(turn: Mapping[str, Any], number: int) -> tuple[str, str]:
     """Return the keys of a turn's role and text: the style that is not null, where Arrow filled in both."""
     present = [keys for keys in TURN_KEYS if keys[0] in turn and keys[1] in turn]
-    texts = [turn[text] for _, text in present if turn[text] is not None]
+    present = present or [keys for keys in TURN_KEYS if keys[0] in turn]  # calls without a text
+    texts = [turn[text] for _, text in present if turn.get(text) is not None]
     if len(texts) == 2 and texts[0] != texts[1]:
         raise DataError(
             f"Turn {number} has two texts that differ: {quoted(text for _, text in present)}. Leave one out."
@@ -449,7 +502,7 @@ def _pair(item: Any, number: int) -> list[dict[str, Any]]:
         return [{"role": "user", "content": item[0]}, {"role": "assistant", "content": item[1]}]
     if isinstance(item, Mapping):
         given = {key: value for key, value in item.items() if value is not None}
-        if any(role in given and text in given for role, text in TURN_KEYS):
+        if is_turn(given):
             return [given]
         asked = [key for key in given if key.casefold() in _ASKED]
         answered = [key for key in given if key.casefold() in _ANSWERED]

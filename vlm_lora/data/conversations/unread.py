@@ -1,8 +1,8 @@
 """What a row holds and training would not read: such a row is refused, so that nothing in it is passed over.
 
 1. Sound and video next to a row's text, which no model here is shown. A mere name of a file is refused nowhere.
-2. Keys of a turn in addition to role and text. A mark of whether an answer is trained on is read. What belongs to an
-   answer and that no template is given here, such as the call of a tool or a reasoning text, is refused.
+2. Keys of a turn in addition to role and text. A mark of whether an answer is trained on is read, and so are
+   an answer's thoughts and calls (`tools.py`). What else belongs to a turn and is not read is refused.
 3. Marks in a text that stand for boxes or names of a row's `objects` column, which nothing fills in.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vlm_lora.data.columns.harmless import holds_nothing
@@ -114,6 +114,9 @@ PART_KEYS = frozenset(
 """Keys of a part that are read, or refused where they do not belong."""
 
 
+_TYPES = (None, "", *TEXT_PARTS, *IMAGE_PARTS)
+
+
 def says_nothing(value: Any) -> bool:
     """Tell whether a value is there in name only: null, false, NaN, empty, or nothing but such values inside."""
     if isinstance(value, Mapping):
@@ -125,8 +128,12 @@ def says_nothing(value: Any) -> bool:
     return value is None or value is False or (isinstance(value, float) and math.isnan(value))
 
 
-def refuse_unread_keys(turn: Mapping[str, Any]) -> None:
+def refuse_unread_keys(turn: Mapping[str, Any], read: Collection[str] = ()) -> None:
     """Refuse a turn with a key that is not read and holds something.
+
+    Args:
+        turn: as the row holds it.
+        read: keys that are read, in small letters.
 
     Raises:
         DataError: names the key and what to do.
@@ -134,7 +141,7 @@ def refuse_unread_keys(turn: Mapping[str, Any]) -> None:
     for key, value in turn.items():
         cure = next((cure for keys, cure in _CURES.items() if key.casefold() in keys), None)
         silent = value is None if key.casefold() in _OTHER_MARKS else says_nothing(value)
-        if cure is not None and not silent:
+        if cure is not None and not silent and key.casefold() not in read:
             raise DataError(f"its '{key}' ({short(value)}) is not read. {cure}")
     for key, value in unknown_keys(turn):
         raise DataError(
@@ -152,7 +159,8 @@ def unknown_keys(turn: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield from _left_over(turn, _READ | known)
     for content in (turn.get(key) for _, key in TURN_KEYS):
         for part in content if isinstance(content, list | tuple) else [content]:
-            if isinstance(part, Mapping) and part.keys() & PART_KEYS:  # else it is no part, but a broken row
+            # Anything else is no part that is read, but makes a bad row.
+            if isinstance(part, Mapping) and part.keys() & PART_KEYS and part.get("type") in _TYPES:
                 yield from _left_over(part, PART_KEYS | known | frozenset(MARKS))
 
 
@@ -204,7 +212,7 @@ def refuse_unread_columns(row: Mapping[str, Any], read: Iterable[str], *, chat: 
         name = column.casefold()
         if column in taken or says_nothing(value):
             continue
-        if name in _TOOLS and (chat or _defines_functions(value)):
+        if name in _TOOLS and (chat or defines_functions(value)):
             cure = "Write the tools into the system turn's text, or leave the column out."
         elif name in _CALLS or name == "reasoning_content":
             cure = "Write it into the answer's text as the model is to write it, or leave the column out."
@@ -226,13 +234,15 @@ def is_refused(row: Mapping[str, Any], column: str, read: Iterable[str], *, chat
     return column.casefold() in _BOX_COLUMNS and any(_BOX_MARK.search(text) for text in texts_in(row))
 
 
-def _defines_functions(value: Any) -> bool:
+def defines_functions(value: Any) -> bool:
     """Tell whether a value defines functions, as a list or as text of one."""
     if isinstance(value, str):
         return '"function"' in value or ('"name"' in value and '"parameters"' in value)
     items = value if isinstance(value, list | tuple) else [value]
     return any(
-        isinstance(item, Mapping)
+        defines_functions(item)
+        if isinstance(item, str)
+        else isinstance(item, Mapping)
         and ("function" in item or ("name" in item and not item.keys().isdisjoint(_OF_FUNCTIONS)))
         for item in items
     )
