@@ -24,6 +24,7 @@ from vlm_lora.data.columns.names import (
     ROLES,
     ColumnRole,
 )
+from vlm_lora.data.columns.other_forms import refuse_other_forms
 from vlm_lora.data.columns.search import (
     SAMPLE,
     ColumnSearch,
@@ -116,6 +117,8 @@ def detect_schema(rows: Rows, config: DataConfig, *, quiet: bool = False) -> Sch
     sample = [rows[i] for i in range(min(len(rows), SAMPLE))]
     search = ColumnSearch(columns=rows.columns, sample=sample, where=where_from(rows), place=rows.source, quiet=quiet)
     mapped = read_mapping(search, config)
+    if not mapped.keys() - {"image"}:
+        refuse_other_forms(search)
     pictures = find_images(search, mapped.get("image"))
     schema = replace(_detect(rows, search, config, mapped, pictures), more_images=pictures.more, either=pictures.either)
     told = find_told(rows.columns, schema.columns)
