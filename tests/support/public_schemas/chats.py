@@ -35,7 +35,7 @@ CHATS: tuple[PublicSet, ...] = (
         name="the_cauldron",
         columns="`images`, `texts` (`user`, `assistant`, `source`)",
         how="exchanges",
-        source="HuggingFaceM4/the_cauldron",
+        source=MEMORY,
         rows=[
             {
                 "images": [stored(0)],
@@ -64,7 +64,7 @@ CHATS: tuple[PublicSet, ...] = (
         name="Docmatix",
         columns="`images`, `texts` (`user`, `assistant`, `source`)",
         how="exchanges over the pages of a document",
-        source="HuggingFaceM4/Docmatix",
+        source=MEMORY,
         rows=[
             {
                 "images": [stored(0), stored(1), stored(2)],

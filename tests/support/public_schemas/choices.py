@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from support.public_schemas.form import MEMORY, PublicSet, stored
+from support.public_schemas.form import PublicSet, stored
 
 EVALUATION = "https://github.com/EvolvingLMMs-Lab/lmms-eval/blob/main/lmms_eval/tasks/"
 
 CHOICES: tuple[PublicSet, ...] = (
     PublicSet(
         name="A-OKVQA",
-        pending="taken as the response",
         columns="`image`, `question_id`, `question`, `choices`, `correct_choice_idx`, `direct_answers`, "
         "`difficult_direct_answer`, `rationales`",
         how="question with its choices, the right one",
-        source=MEMORY,
+        source="https://github.com/allenai/aokvqa/blob/main/README.md",
         rows=[
             {
                 "image": stored(0),
@@ -47,7 +46,6 @@ CHOICES: tuple[PublicSet, ...] = (
     ),
     PublicSet(
         name="ScienceQA",
-        pending="does not show them all",
         columns="`image`, `question`, `choices`, `answer` (a number from 0), `hint`, `task`, `grade`, `subject`, "
         "`topic`, `category`, `skill`, `lecture`, `solution`",
         how="question with its hint and choices, the right one's letter",
@@ -95,7 +93,6 @@ CHOICES: tuple[PublicSet, ...] = (
     ),
     PublicSet(
         name="AI2D",
-        pending="does not show them all",
         columns="`question`, `options`, `answer` (a number from 0, as text), `image`",
         how="question with its choices, the right one's letter",
         source=f"{EVALUATION}ai2d/utils.py",
@@ -154,7 +151,6 @@ CHOICES: tuple[PublicSet, ...] = (
     ),
     PublicSet(
         name="MMBench",
-        pending="wrong",
         columns="`index`, `question`, `hint`, `answer`, `A`, `B`, `C`, `D`, `category`, `image`, `source`, "
         "`L2-category`, `comment`, `split`",
         how="question with its hint and choices, letter",
@@ -251,7 +247,6 @@ CHOICES: tuple[PublicSet, ...] = (
     ),
     PublicSet(
         name="MathVista",
-        pending="could be the prompt",
         columns="`pid`, `question`, `image` (a name), `decoded_image`, `choices`, `unit`, `precision`, `answer`, "
         "`question_type`, `answer_type`, `metadata`, `query`",
         how="query, answer",

@@ -29,6 +29,9 @@ HUB = "https://huggingface.co/datasets/"
 MEMORY = "from memory, not verified"
 """The source of columns that could not be looked up."""
 
+SEEN = "public programs that load it; its card was not read"
+"""The source of columns that were seen in use."""
+
 
 @cache
 def picture(number: int) -> bytes:
@@ -73,13 +76,11 @@ class PublicSet:
     """Columns and keys of turns that hold something and that training does not read."""
     refused: str = ""
     """For data that is refused by name: what the message must say."""
-    pending: str = ""
-    """What happens today, where that is not what `told` or `refused` says: a pattern of the error, or `wrong`."""
 
     @property
     def address(self) -> str:
         """The source as a whole address."""
-        return self.source if self.source == MEMORY or "://" in self.source else f"{HUB}{self.source}"
+        return self.source if self.source in (MEMORY, SEEN) or "://" in self.source else f"{HUB}{self.source}"
 
     def write(self, folder: Path) -> Path:
         """Write its files and return the one that `--dataset_name` names."""

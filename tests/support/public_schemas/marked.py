@@ -13,7 +13,7 @@ MARKED: tuple[PublicSet, ...] = (
         name="CPPE-5",
         columns="`image_id`, `image`, `width`, `height`, `objects` (`id`, `area`, `bbox`, `category`)",
         how="boxes",
-        source="rishitdagli/cppe-5",
+        source="https://github.com/huggingface/datasets/blob/040102f100964a33fd334e2695f1c493fa6b92db/datasets/cppe-5/README.md",
         rows=[
             {
                 "image_id": 15,
@@ -41,7 +41,6 @@ MARKED: tuple[PublicSet, ...] = (
     ),
     PublicSet(
         name="CORD v2",
-        pending="wrong",
         columns="`image`, `ground_truth` (JSON text with `gt_parse`, `meta`, `valid_line`, ...)",
         how="the question that is typed, `gt_parse` as JSON",
         source="https://github.com/clovaai/donut/blob/master/README.md",
@@ -247,5 +246,27 @@ MARKED: tuple[PublicSet, ...] = (
             }
         ],
         refused="'html' holds a table in pieces",
+    ),
+    PublicSet(
+        name="Visual Genome (region_descriptions)",
+        columns="`image`, `image_id`, `url`, `width`, `height`, `coco_id`, `flickr_id`, `regions` (`phrase`, `x`, `y`, "
+        "`width`, `height`, ...)",
+        how="a row for each phrase, or boxes as `objects`",
+        source="https://github.com/huggingface/datasets/blob/040102f100964a33fd334e2695f1c493fa6b92db/datasets/visual_genome/README.md",
+        rows=[
+            {
+                "image": stored(1),
+                "image_id": 1,
+                "url": "https://example.com/1.jpg",
+                "width": 96,
+                "height": 64,
+                "coco_id": None,
+                "flickr_id": None,
+                "regions": [
+                    {"region_id": 1382, "image_id": 1, "phrase": "a bar", "x": 4, "y": 5, "width": 8, "height": 13}
+                ],
+            }
+        ],
+        refused="'regions' holds several questions or texts for each row",
     ),
 )

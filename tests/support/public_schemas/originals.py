@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from support.public_schemas.form import MEMORY, PublicSet
+from support.public_schemas.form import MEMORY, SEEN, PublicSet
 
 _INFO = {"year": 2017, "version": "1.0", "description": "made up", "contributor": "", "url": "", "date_created": ""}
 _IMAGES = [
@@ -136,7 +136,7 @@ ORIGINALS: tuple[PublicSet, ...] = (
         columns="`info`, `questions` (`image_index`, `program`, `question_index`, `image_filename`, "
         "`question_family_index`, `split`, `answer`, `question`); images in `images/train/`",
         how="question, answer",
-        source=MEMORY,
+        source=SEEN,
         file="CLEVR_train_questions.json",
         document={
             "info": {"split": "train", "license": "CC BY 4.0", "version": "1.0", "date": "2/14/2017"},
@@ -159,7 +159,7 @@ ORIGINALS: tuple[PublicSet, ...] = (
         unread=("image_index", "program", "question_index", "question_family_index", "split"),
     ),
     PublicSet(
-        name="Visual Genome (question_answers)",
+        name="Visual Genome (original question_answers)",
         columns="`id`, `qas` (`question`, `answer`, `image_id`, `qa_id`, `a_objects`, `q_objects`)",
         how='a row a question: `{"image": ..., "question": ..., "answer": ...}`',
         source=MEMORY,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 
-from support.public_schemas.form import MEMORY, PublicSet, picture, stored
+from support.public_schemas.form import MEMORY, SEEN, PublicSet, picture, stored
 
 _TEN = [{"answer": text, "answer_confidence": "yes", "answer_id": place} for place, text in enumerate(["net", "web"])]
 
@@ -34,7 +34,6 @@ QUESTIONS: tuple[PublicSet, ...] = (
     ),
     PublicSet(
         name="InfographicVQA",
-        pending="2 columns that could be the image",
         columns="`questionId`, `question`, `answers`, `answer_type`, `image`, `image_url`, `operation/reasoning`, "
         "`ocr`, `data_split`",
         how="question, first of the answers",
@@ -57,7 +56,6 @@ QUESTIONS: tuple[PublicSet, ...] = (
     ),
     PublicSet(
         name="DocVQA with OCR (pixparse)",
-        pending="has OCR pages",
         columns="`image`, `question_id`, `question`, `answers`, `data_split`, `ocr_results`, `other_metadata`",
         how="question, first of the answers",
         source="pixparse/docvqa-single-page-questions/blob/main/README.md",
@@ -87,6 +85,7 @@ QUESTIONS: tuple[PublicSet, ...] = (
                 "other_metadata": {"ucsf_document_id": "xnbl0037", "doc_id": 279, "image": "documents/xnbl0037_1.png"},
             }
         ],
+        flag="--response_column answers",
         told=[["user: <2>What is the date?", "assistant: 1/8/93"]],
         unread=("question_id", "data_split", "ocr_results", "other_metadata"),
     ),
@@ -94,7 +93,7 @@ QUESTIONS: tuple[PublicSet, ...] = (
         name="ChartQA",
         columns="`image`, `query`, `label`, `human_or_machine`",
         how="question, answer",
-        source="HuggingFaceM4/ChartQA",
+        source=MEMORY,
         rows=[{"image": stored(0), "query": "How many bars?", "label": ["4"], "human_or_machine": 0}],
         labels={"human_or_machine": ["human", "machine"]},
         told=[["user: <0>How many bars?", "assistant: 4"]],
@@ -104,7 +103,7 @@ QUESTIONS: tuple[PublicSet, ...] = (
         name="ChartQA (original)",
         columns="`imgname`, `query`, `label`; images in `png/`",
         how="question, answer",
-        source=MEMORY,
+        source=SEEN,
         file="train_human.json",
         rows=[
             {"imgname": "41699051005347.png", "query": "How many bars?", "label": "4"},
@@ -203,7 +202,7 @@ QUESTIONS: tuple[PublicSet, ...] = (
         name="VQA-RAD",
         columns="`image`, `question`, `answer`",
         how="question, answer",
-        source="flaviagiammarino/vqa-rad",
+        source="flaviagiammarino/vqa-rad/commit/0be11a5dbdd87e29586d0c9028153cb4f44dc877",
         rows=[{"image": stored(0), "question": "are regions of the brain infarcted?", "answer": "yes"}],
         told=[["user: <0>are regions of the brain infarcted?", "assistant: yes"]],
     ),
@@ -211,7 +210,7 @@ QUESTIONS: tuple[PublicSet, ...] = (
         name="PathVQA",
         columns="`image`, `question`, `answer`",
         how="question, answer",
-        source="flaviagiammarino/path-vqa",
+        source="flaviagiammarino/path-vqa/blob/dd0d9debb4f6ac03277cc191c69cb229324844fb/README.md",
         rows=[{"image": stored(1), "question": "where are liver stem cells located?", "answer": "in the canals"}],
         told=[["user: <1>where are liver stem cells located?", "assistant: in the canals"]],
     ),
@@ -276,8 +275,52 @@ QUESTIONS: tuple[PublicSet, ...] = (
         ),
     ),
     PublicSet(
+        name="Visual Genome (question_answers)",
+        columns="`image`, `image_id`, `url`, `width`, `height`, `coco_id`, `flickr_id`, "
+        "`qas` (`question`, `answer`, ...)",
+        how="exchanges",
+        source="https://github.com/huggingface/datasets/blob/040102f100964a33fd334e2695f1c493fa6b92db/datasets/visual_genome/README.md",
+        rows=[
+            {
+                "image": stored(1),
+                "image_id": 1,
+                "url": "https://example.com/1.jpg",
+                "width": 96,
+                "height": 64,
+                "coco_id": None,
+                "flickr_id": None,
+                "qas": [
+                    {
+                        "qa_id": 986768,
+                        "image_id": 1,
+                        "question": "What colour is the clock?",
+                        "answer": "Green.",
+                        "a_objects": [],
+                        "q_objects": [],
+                    },
+                    {
+                        "qa_id": 986777,
+                        "image_id": 1,
+                        "question": "Where is it?",
+                        "answer": "On a pole.",
+                        "a_objects": [{"object_id": 1058498, "synsets": ["pole.n.01"]}],
+                        "q_objects": [],
+                    },
+                ],
+            }
+        ],
+        told=[
+            [
+                "user: <1>What colour is the clock?",
+                "assistant: Green.",
+                "user: Where is it?",
+                "assistant: On a pole.",
+            ]
+        ],
+        unread=("image_id", "url", "width", "height", "qas.qa_id", "qas.image_id", "qas.a_objects"),
+    ),
+    PublicSet(
         name="OCR-VQA",
-        pending="2 columns that could be the image",
         columns="`image`, `image_id`, `questions`, `answers`, `ocr_tokens`, `ocr_info`, `title`, `authorName`, "
         "`genre`, `image_width`, `image_height`, `image_url`, `set_name`",
         how="each question with its answer",
@@ -353,10 +396,9 @@ QUESTIONS: tuple[PublicSet, ...] = (
     ),
     PublicSet(
         name="M3IT",
-        pending="taken as the response",
         columns="`instruction`, `inputs`, `image_base64_str` (a list), `outputs`",
         how="instruction and input, answer",
-        source=MEMORY,
+        source=SEEN,
         file="train.jsonl",
         rows=[
             {
@@ -400,7 +442,6 @@ QUESTIONS: tuple[PublicSet, ...] = (
     ),
     PublicSet(
         name="NoCaps",
-        pending="taken as the prompt",
         columns="`image`, `image_coco_url`, `image_date_captured`, `image_file_name`, `image_height`, `image_width`, "
         "`image_id`, `image_license`, `image_open_images_id`, `annotations_ids`, `annotations_captions`",
         how="first caption",
@@ -437,17 +478,16 @@ QUESTIONS: tuple[PublicSet, ...] = (
     ),
     PublicSet(
         name="WebSight",
-        pending="taken as the response",
-        columns="`image`, `text`",
+        columns="`image`, `text`, `llm_generated_idea`",
         how="the question that is typed, the page's HTML",
-        source=MEMORY,
-        rows=[{"image": stored(0), "text": "<html><body>Shop</body></html>"}],
+        source=SEEN,
+        rows=[{"image": stored(0), "text": "<html><body>Shop</body></html>", "llm_generated_idea": "A shop."}],
+        unread=("llm_generated_idea",),
         flag='--default_prompt "Write this page as HTML."',
         told=[["user: <0>Write this page as HTML.", "assistant: <html><body>Shop</body></html>"]],
     ),
     PublicSet(
         name="PubTabNet (html)",
-        pending="taken as the prompt",
         columns="`image`, `split`, `imgid`, `html`, `html_table`",
         how="the question that is typed, the table's HTML",
         source="apoidea/pubtabnet-html/blob/25c1352f9a5b0f1e926d8736a56750df283eddd2/README.md",
@@ -460,8 +500,8 @@ QUESTIONS: tuple[PublicSet, ...] = (
                 "html_table": "<table><tr><td>1</td></tr></table>",
             }
         ],
-        flag="--response_column html_table",
-        told=[["user: <1>Describe the picture.", "assistant: <table><tr><td>1</td></tr></table>"]],
+        flag='--default_prompt "Write the table as HTML."',
+        told=[["user: <1>Write the table as HTML.", "assistant: <table><tr><td>1</td></tr></table>"]],
         unread=("split", "imgid", "html"),
     ),
 )

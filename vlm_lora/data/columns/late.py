@@ -62,7 +62,7 @@ class LateColumns:
         )
 
     def _part(self, column: str) -> str:
-        if column.casefold() == CONTEXT_OF_PROMPT.get((self._schema.prompt or "").casefold()):
+        if column.casefold() in CONTEXT_OF_PROMPT.get((self._schema.prompt or "").casefold(), ()):
             return f"continue the prompt '{self._schema.prompt}'"
         if is_numbered(column) and role_of_name(column) is None:
             return "hold a further image"

@@ -34,6 +34,7 @@ def refuse_other_forms(search: ColumnSearch) -> None:
     chats = [column for column in search.columns if search.has_chat(column)]
     if _named(search, "chosen") and _named(search, "rejected"):
         _refuse(search, _preferences(search, chats))
+    _refuse(search, _nested(search))
     marked = Marked.among(search.columns, search.sample)
     if not (chats or marked.boxes or marked.pages):
         for form in _FORMS:
@@ -106,13 +107,13 @@ def _pieces(search: ColumnSearch) -> str | None:
 
 
 def _nested(search: ColumnSearch) -> str | None:
-    column = next((c for c in search.columns if c.casefold() in _NESTED and search.mostly_holds(c, _is_list)), None)
-    if column is None or search.named("prompt"):
-        return None
-    return (
-        f"'{column}' holds several questions or texts for each row, and no image. Write a row for each, such as "
-        f"{_NESTED[column.casefold()]}."
-    )
+    for column in search.columns:
+        wanted = _NESTED.get(column.casefold())
+        is_chat = search.has_chat(column) and search.named("image")
+        if wanted is not None and search.mostly_holds(column, _is_list) and not is_chat and not search.named("prompt"):
+            lacks = "" if search.named("image") else ", and no image"
+            return f"'{column}' holds several questions or texts for each row{lacks}. Write a row for each: {wanted}."
+    return None
 
 
 def _judged(search: ColumnSearch) -> str | None:
@@ -126,7 +127,7 @@ def _judged(search: ColumnSearch) -> str | None:
     )
 
 
-_FORMS: tuple[Callable[[ColumnSearch], str | None], ...] = (_tags, _boxes, _points, _pieces, _nested, _judged)
+_FORMS: tuple[Callable[[ColumnSearch], str | None], ...] = (_tags, _boxes, _points, _pieces, _judged)
 
 
 def _named(search: ColumnSearch, name: str) -> str:

@@ -22,6 +22,7 @@ from vlm_lora.data.columns.names import (
     IMAGE_PARTS,
     PLACEHOLDER,
     ROLES,
+    TEXTS,
     ColumnRole,
 )
 from vlm_lora.data.columns.other_forms import refuse_other_forms
@@ -34,6 +35,7 @@ from vlm_lora.data.columns.search import (
     read_mapping,
     where_from,
 )
+from vlm_lora.data.conversations.choice_numbers import first_number
 from vlm_lora.data.conversations.region_rows import SIDES, SIZE_COLUMNS
 from vlm_lora.data.conversations.texts import OTHER_MARKS, parse_turns
 from vlm_lora.data.conversations.turns import HISTORY, Told, find_told
@@ -316,6 +318,8 @@ def _caption_schema(
     others = [c for c in search.named("response") if c not in (image, *captions)]
     responses = [*captions, *others] if given is None else [given]
     question = config.default_prompt
+    if question is not None and not responses:
+        responses = [c for c in search.columns if c.casefold() in TEXTS and c != image]
     if question is None and image is not None and len(responses) == 1 and responses[0].casefold() in CAPTIONS:
         question = CAPTION_QUESTION
     if question is None:
@@ -350,24 +354,33 @@ def _pair_schema(
         taken = {image, *mapped.values(), *columns.values()}
         given = mapped.get(role)
         candidates = [c for c in search.named(role) if c not in taken]
+        if role == "prompt":
+            candidates = search.holding_the_others(candidates)
         columns[role] = given if given is not None else search.single(role, candidates)
         why = f"named by {COLUMN_NAMES[role].flag}" if given is not None else "by its name"
         reasons.append(f"{role}: column '{columns[role]}', {why}")
     prompt, response = columns["prompt"], columns["response"]
     chat = [c for c in (prompt, response) if search.has_chat(c)]
-    known = CONTEXT_OF_PROMPT.get(prompt.casefold())
-    context = next((c for c in search.columns if c.casefold() == known and c not in (image, prompt, response)), None)
+    known = CONTEXT_OF_PROMPT.get(prompt.casefold(), ())
+    context = next((c for c in search.columns if c.casefold() in known and c not in (image, prompt, response)), None)
     if context is not None:
         reasons.append(f"context: column '{context}' continues '{prompt}' on a new line where it is not empty")
     asked = [value for value in search.values(prompt) if isinstance(value, str)]
     if any(PLACEHOLDER in value or OTHER_MARKS.search(value) for value in asked):
         reasons.append(_explain_marks(asked, pictures))
+    if search.mostly_holds(prompt, lambda value: isinstance(value, list | tuple)) and not chat:
+        reasons.append(f"each question of '{prompt}' is asked in a turn, with the answer at its place in '{response}'")
     if response == image or prompt == response:
         raise DataError(f"{search.where}: '{response}' cannot be the response and something else at once.")
     answers, why_answers = describe_answers(rows, search, response)
     shows = "response" not in mapped and not answers.names and not chat and config.choices == "shown"
+    if shows:
+        asking = [column for column in (prompt, context, response) if column is not None]
+        answers = replace(answers, first_choice=first_number(search.sample, asking, response))
+    if answers.first_choice is not None:
+        reasons.append(f"answers: the numbers of '{response}' count choices from {answers.first_choice}: their letters")
     if "response" not in mapped and not answers.names:
-        reasons += refuse_bare_choices(search, prompt, context, response, shown=shows)
+        reasons += refuse_bare_choices(search, prompt, context, response, shown=shows, first=answers.first_choice)
     return Schema(
         layout="prompt_completion" if chat else "question_answer",
         image=image,

@@ -59,7 +59,7 @@ ASKED_AND_ANSWERED = (
 )
 """Keys of one exchange as an object: what the user says and what is answered (the cauldron: user, assistant)."""
 
-_BESIDE = frozenset({"source", "id", "index", "question_id", "uid"})
+_BESIDE = frozenset({"source", "id", "index", "question_id", "uid", "qa_id", "image_id", "a_objects", "q_objects"})
 """Keys of an exchange that say nothing to the model. With any other that holds something it is no exchange."""
 
 
@@ -146,6 +146,26 @@ def read_question(text: str, fill: Callable[[str], str] = str) -> Question:
     """
     before, mark, after = text.partition(PLACEHOLDER)
     return PlacedQuestion(before=fill(before), after=fill(after)) if mark else fill(text)
+
+
+PARSE = "gt_parse"
+"""The key of the answer in Donut's JSON, next to the words' places and the like, which Donut does not use either."""
+
+
+def holds_parse(text: str) -> bool:
+    """Tell whether a text is the JSON of an object with an answer for Donut."""
+    return parsed_answer(text) is not None
+
+
+def parsed_answer(text: str) -> str | None:
+    """Return the answer in Donut's JSON, as JSON on one line; None where the text is no such thing."""
+    if not text.lstrip().startswith("{"):
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return json.dumps(value[PARSE], ensure_ascii=False) if PARSE in value else None
 
 
 def question_parts(question: Question, images: Sequence[ImageRef]) -> tuple[Part, ...]:

@@ -19,7 +19,7 @@ from vlm_lora.data.columns.answers import AnswerReading
 from vlm_lora.data.columns.names import IMAGE_PARTS, ROLES, TEXT_PARTS, TURN_KEYS
 from vlm_lora.data.conversation import Part, Role, Text, Turn
 from vlm_lora.data.conversations.image_places import Draft, NextImage, UserText, split_marks, without_marks
-from vlm_lora.data.conversations.texts import parse_turns, written_list
+from vlm_lora.data.conversations.texts import PARSE, parse_turns, parsed_answer, written_list
 from vlm_lora.data.conversations.unread import read_mark, refuse_other_text, refuse_unread_keys, says_nothing
 from vlm_lora.data.formats.rows import Row
 from vlm_lora.data.images.values import ImagePlace, is_missing, read_image_value
@@ -78,6 +78,13 @@ def read_answers(value: Any, column: str, reading: AnswerReading) -> tuple[str, 
                 'Write it as one: ["..."].'
             )
         value = items
+    if reading.parsed and isinstance(value, str):
+        answer = parsed_answer(value)
+        if answer is None:
+            raise DataError(
+                f"The text of {what} is no JSON object with {PARSE}, and most of the first rows' texts are."
+            )
+        return answer, ()
     if not isinstance(value, list | tuple):
         return _read_answer(value, what, reading), ()
     if not value:
