@@ -157,6 +157,7 @@ CHATS: tuple[PublicSet, ...] = (
         ],
         images={"allava_laion/images/100277305.jpeg": 1},
         told=[["user: <1>\nPlease depict the image in words.", "assistant: A silver ring."]],
+        telling=("original_caption",),
         unread=("id", "original_caption", "url"),
     ),
     PublicSet(

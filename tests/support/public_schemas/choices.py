@@ -42,6 +42,7 @@ CHOICES: tuple[PublicSet, ...] = (
             ],
             ["user: <1>What is in his mouth?\nA. toothpick\nB. food\nC. popsicle stick\nD. cigarette", "assistant: A"],
         ],
+        telling=("direct_answers", "rationales"),
         unread=("question_id", "direct_answers", "difficult_direct_answer", "rationales"),
     ),
     PublicSet(
@@ -89,6 +90,7 @@ CHOICES: tuple[PublicSet, ...] = (
             ],
             ["user: Which is heavier?\nA. a cup\nB. a bus", "assistant: A"],
         ],
+        telling=("lecture", "solution"),
         unread=("task", "grade", "subject", "topic", "category", "skill", "lecture", "solution"),
     ),
     PublicSet(
@@ -147,6 +149,7 @@ CHOICES: tuple[PublicSet, ...] = (
             ],
             ["user: <2> What is the net cost?", "assistant: 42"],
         ],
+        telling=("explanation",),
         unread=("id", "explanation", "img_type", "topic_difficulty", "question_type", "subfield"),
     ),
     PublicSet(
@@ -289,6 +292,7 @@ CHOICES: tuple[PublicSet, ...] = (
             ],
             ["user: <1>Hint: Answer with one decimal place.\nQuestion: How far is it? (Unit: m)", "assistant: 1.2"],
         ],
+        telling=("unit", "precision"),
         unread=("pid", "question", "image", "unit", "precision", "question_type", "answer_type", "metadata"),
     ),
     PublicSet(

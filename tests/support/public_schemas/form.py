@@ -74,6 +74,8 @@ class PublicSet:
     """What is typed in addition to `--dataset_name`; nothing, or one flag."""
     unread: tuple[str, ...] = ()
     """Columns and keys of turns that hold something and that training does not read."""
+    telling: tuple[str, ...] = ()
+    """Those of them that say something that a model could learn from; the others are ids, sources, sizes, kinds."""
     refused: str = ""
     """For data that is refused by name: what the message must say."""
 

@@ -1,4 +1,4 @@
-"""Public questions and answers, and captions."""
+"""Public questions and answers."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ QUESTIONS: tuple[PublicSet, ...] = (
             }
         ],
         told=[["user: <1>How many users are under 35?", "assistant: 62%"]],
+        telling=("ocr",),
         unread=("questionId", "answer_type", "image_url", "operation/reasoning", "ocr", "data_split"),
     ),
     PublicSet(
@@ -87,6 +88,7 @@ QUESTIONS: tuple[PublicSet, ...] = (
         ],
         flag="--response_column answers",
         told=[["user: <2>What is the date?", "assistant: 1/8/93"]],
+        telling=("ocr_results",),
         unread=("question_id", "data_split", "ocr_results", "other_metadata"),
     ),
     PublicSet(
@@ -137,6 +139,7 @@ QUESTIONS: tuple[PublicSet, ...] = (
             }
         ],
         told=[["user: <0>what is the brand of phone?", "assistant: nokia"]],
+        telling=("ocr_tokens",),
         unread=(
             *("image_id", "question_id", "question_tokens", "image_width", "image_height", "flickr_original_url"),
             *("flickr_300k_url", "image_classes", "set_name", "ocr_tokens"),
@@ -161,6 +164,7 @@ QUESTIONS: tuple[PublicSet, ...] = (
             }
         ],
         told=[["user: <3>What is this photo taken looking through?", "assistant: net"]],
+        telling=("multiple_choice_answer",),
         unread=("question_type", "multiple_choice_answer", "image_id", "answer_type", "question_id"),
     ),
     PublicSet(
@@ -269,6 +273,7 @@ QUESTIONS: tuple[PublicSet, ...] = (
             }
         ],
         told=[["user: <0>Is the sky dark?", "assistant: yes"]],
+        telling=("fullAnswer",),
         unread=(
             *("id", "fullAnswer", "isBalanced", "groups", "entailed", "equivalent", "types", "annotations"),
             *("semantic", "semanticStr"),
@@ -355,6 +360,7 @@ QUESTIONS: tuple[PublicSet, ...] = (
                 "assistant: Business",
             ]
         ],
+        telling=("ocr_tokens", "ocr_info", "title", "authorName"),
         unread=(
             *("image_id", "ocr_tokens", "ocr_info", "title", "authorName", "genre", "image_width", "image_height"),
             *("image_url", "set_name"),
@@ -392,6 +398,7 @@ QUESTIONS: tuple[PublicSet, ...] = (
             }
         ],
         told=[["user: <3>Find x.", "assistant: <think>\n2 + 1\n</think>\n\n<answer>3</answer>"]],
+        telling=("original_question", "original_answer"),
         unread=("original_question", "original_answer"),
     ),
     PublicSet(
@@ -413,95 +420,13 @@ QUESTIONS: tuple[PublicSet, ...] = (
     PublicSet(
         name="HatefulMemes",
         columns="`id`, `img`, `label` (0 or 1), `text`",
-        how="the question that is typed, the number",
+        how="the text in the image as the question, the number",
         source=MEMORY,
         file="train.jsonl",
         rows=[{"id": 42953, "img": "img/42953.png", "label": 1, "text": "its their character"}],
         images={"img/42953.png": 2},
-        flag='--default_prompt "Is this meme hateful? Answer 1 or 0."',
-        told=[["user: <2>Is this meme hateful? Answer 1 or 0.", "assistant: 1"]],
-        unread=("id", "text"),
-    ),
-    PublicSet(
-        name="Flickr30k",
-        columns="`image`, `caption` (a list), `sentids`, `split`, `img_id`, `filename`",
-        how="first caption",
-        source="umaru97/flickr30k_train_val_test/blob/main/README.md",
-        rows=[
-            {
-                "image": stored(0),
-                "caption": ["Two men stand in a yard.", "Two friends talk."],
-                "sentids": ["0", "1"],
-                "split": "train",
-                "img_id": "0",
-                "filename": "1000092795.jpg",
-            }
-        ],
-        told=[["user: <0>Describe the picture.", "assistant: Two men stand in a yard."]],
-        unread=("sentids", "split", "img_id", "filename"),
-    ),
-    PublicSet(
-        name="NoCaps",
-        columns="`image`, `image_coco_url`, `image_date_captured`, `image_file_name`, `image_height`, `image_width`, "
-        "`image_id`, `image_license`, `image_open_images_id`, `annotations_ids`, `annotations_captions`",
-        how="first caption",
-        source="lmms-lab/NoCaps/blob/be84f0fe133980d08ab38f43b41f2c49dd16b366/README.md",
-        rows=[
-            {
-                "image": stored(1),
-                "image_coco_url": "https://example.com/0013ea2087020901.jpg",
-                "image_date_captured": "2018-11-06 11:04:33",
-                "image_file_name": "0013ea2087020901.jpg",
-                "image_height": 1024,
-                "image_width": 732,
-                "image_id": 0,
-                "image_license": 0,
-                "image_open_images_id": "0013ea2087020901",
-                "annotations_ids": [0, 1],
-                "annotations_captions": ["A baby in a bath.", "A child washes."],
-            }
-        ],
-        told=[["user: <1>Describe the picture.", "assistant: A baby in a bath."]],
-        unread=(
-            *("image_coco_url", "image_date_captured", "image_file_name", "image_height", "image_width", "image_id"),
-            *("image_license", "image_open_images_id", "annotations_ids"),
-        ),
-    ),
-    PublicSet(
-        name="ROCO",
-        columns="`image`, `image_id`, `caption`, `cui`",
-        how="caption",
-        source=MEMORY,
-        rows=[{"image": stored(2), "image_id": "ROCOv2_2023_train_1", "caption": "A chest scan.", "cui": ["C0040405"]}],
-        told=[["user: <2>Describe the picture.", "assistant: A chest scan."]],
-        unread=("image_id", "cui"),
-    ),
-    PublicSet(
-        name="WebSight",
-        columns="`image`, `text`, `llm_generated_idea`",
-        how="the question that is typed, the page's HTML",
-        source=SEEN,
-        rows=[{"image": stored(0), "text": "<html><body>Shop</body></html>", "llm_generated_idea": "A shop."}],
-        unread=("llm_generated_idea",),
-        flag='--default_prompt "Write this page as HTML."',
-        told=[["user: <0>Write this page as HTML.", "assistant: <html><body>Shop</body></html>"]],
-    ),
-    PublicSet(
-        name="PubTabNet (html)",
-        columns="`image`, `split`, `imgid`, `html`, `html_table`",
-        how="the question that is typed, the table's HTML",
-        source="apoidea/pubtabnet-html/blob/25c1352f9a5b0f1e926d8736a56750df283eddd2/README.md",
-        rows=[
-            {
-                "image": stored(1),
-                "split": "train",
-                "imgid": 548625,
-                "html": "<html><body><table><tr><td>1</td></tr></table></body></html>",
-                "html_table": "<table><tr><td>1</td></tr></table>",
-            }
-        ],
-        flag='--default_prompt "Write the table as HTML."',
-        told=[["user: <1>Write the table as HTML.", "assistant: <table><tr><td>1</td></tr></table>"]],
-        unread=("split", "imgid", "html"),
+        flag="--prompt_column text",
+        told=[["user: <2>its their character", "assistant: 1"]],
+        unread=("id",),
     ),
 )

@@ -68,6 +68,7 @@ def test_at_most_one_flag_is_typed() -> None:
 
 @pytest.mark.parametrize("one", PUBLIC_SETS, ids=name)
 def test_what_is_not_read_is_in_the_rows(one: PublicSet) -> None:
+    assert {*one.telling} <= {*one.unread}
     assert one.rows is not None or isinstance(one.document, dict | bytes)
     text = repr(one.rows if one.document is None else one.document).replace('\\"', "'").replace('"', "'")
     assert [column for column in one.unread if f"'{column.split('.')[-1]}':" not in text] == []
