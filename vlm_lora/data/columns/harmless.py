@@ -41,7 +41,7 @@ _NAMES: Mapping[str, str] = {
         supercategory subtask sub_task class_type topic topics subtopic topic_difficulty subject subjects subfield
         subfields field fields domain domains discipline difficulty difficult level grade skill skills subpart lang
         langs language languages locale modality location genre program semantic operation_reasoning image_classes
-        difficult_direct_answer is_balanced status
+        difficult_direct_answer is_balanced question_tokens status
     """,
     "how it was made or judged": """
         model models model_name generator generated_by engine temperature seed score scores rating ratings confidence

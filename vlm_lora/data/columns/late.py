@@ -12,7 +12,7 @@ from vlm_lora.data.columns.schema import Schema, detect_schema
 from vlm_lora.data.columns.search import is_numbered, may_be_image
 from vlm_lora.data.columns.unknown import Unknown
 from vlm_lora.data.conversations.texts import parse_turns
-from vlm_lora.data.conversations.turns import HISTORY, SYSTEM
+from vlm_lora.data.conversations.told import HISTORY, SYSTEM
 from vlm_lora.data.formats.rows import Rows
 from vlm_lora.data.images.values import is_missing, looks_like_image
 from vlm_lora.data.ocr.boxes import holds_boxes
@@ -63,7 +63,7 @@ class LateColumns:
         )
 
     def _part(self, column: str) -> str:
-        if column.casefold() == CONTEXT_OF_PROMPT.get((self._schema.prompt or "").casefold()):
+        if column.casefold() in CONTEXT_OF_PROMPT.get((self._schema.prompt or "").casefold(), ()):
             return f"continue the prompt '{self._schema.prompt}'"
         if is_numbered(column) and role_of_name(column) is None:
             return "hold a further image"

@@ -22,9 +22,11 @@ from vlm_lora.data.columns.names import (
     IMAGE_PARTS,
     PLACEHOLDER,
     ROLES,
+    TEXTS,
     TURN_KEYS,
     ColumnRole,
 )
+from vlm_lora.data.columns.other_forms import refuse_other_forms
 from vlm_lora.data.columns.search import (
     SAMPLE,
     ColumnSearch,
@@ -35,9 +37,11 @@ from vlm_lora.data.columns.search import (
     where_from,
 )
 from vlm_lora.data.columns.unknown import Reading, Unknown, explain_left_out, find_unknown
+from vlm_lora.data.conversations.choice_numbers import first_number
 from vlm_lora.data.conversations.region_rows import SIDES, SIZE_COLUMNS
 from vlm_lora.data.conversations.texts import OTHER_MARKS, parse_turns
-from vlm_lora.data.conversations.turns import HISTORY, Told, find_told, without_keys
+from vlm_lora.data.conversations.told import HISTORY, Told, find_told
+from vlm_lora.data.conversations.turns import without_keys
 from vlm_lora.data.formats.rows import Row, Rows
 from vlm_lora.data.ocr.boxes import BoxReading
 from vlm_lora.data.ocr.task_answers import PageReading
@@ -136,6 +140,8 @@ def detect_schema(rows: Rows, config: DataConfig, *, quiet: bool = False) -> Sch
     """
     search = _search(rows, config, quiet=quiet)
     mapped = read_mapping(search, config)
+    if not mapped.keys() - {"image"}:
+        refuse_other_forms(search)
     pictures = find_images(search, mapped.get("image"))
     schema = replace(_detect(rows, search, config, mapped, pictures), more_images=pictures.more, either=pictures.either)
     told = find_told(search.columns, schema.columns)
@@ -146,7 +152,10 @@ def detect_schema(rows: Rows, config: DataConfig, *, quiet: bool = False) -> Sch
         ignored_columns=frozenset(config.ignore_columns),
         ignored_keys=config.ignore_keys,
     )
-    reading = Reading(columns=schema.columns, chat=schema.is_chat, decided=_decided(mapped, config))
+    inside = [] if schema.prompt is None else search.named("prompt")
+    inside = inside if search.holding_the_others(inside) == [schema.prompt] else []
+    columns = schema.columns | {*inside, *pictures.aside}  # the prompt says what they say
+    reading = Reading(columns=columns, chat=schema.is_chat, decided=_decided(mapped, config))
     schema = replace(schema, reading=reading)
     unknown = find_unknown(search.where, search.sample, reading, _chats(search, schema))
     left_out = [column for column in rows.columns if column not in schema.columns | unknown.columns.keys()]
@@ -366,6 +375,8 @@ def _caption_schema(
     others = [c for c in search.named("response") if c not in (image, *captions)]
     responses = [*captions, *others] if given is None else [given]
     question = config.default_prompt
+    if question is not None and not responses:
+        responses = [c for c in search.columns if c.casefold() in TEXTS and c != image]
     if question is None and image is not None and len(responses) == 1 and responses[0].casefold() in CAPTIONS:
         question = CAPTION_QUESTION
     if question is None:
@@ -389,8 +400,8 @@ def _caption_schema(
 
 
 def _context_of(prompt: str, columns: Sequence[str], taken: Collection[str | None]) -> str | None:
-    known = CONTEXT_OF_PROMPT.get(prompt.casefold())
-    return next((column for column in columns if column.casefold() == known and column not in taken), None)
+    known = CONTEXT_OF_PROMPT.get(prompt.casefold(), ())
+    return next((column for column in columns if column.casefold() in known and column not in taken), None)
 
 
 def _pair_schema(
@@ -405,6 +416,8 @@ def _pair_schema(
         taken = {image, *mapped.values(), *columns.values()}
         given = mapped.get(role)
         candidates = [c for c in search.named(role) if c not in taken]
+        if role == "prompt":
+            candidates = search.holding_the_others(candidates)
         columns[role] = given if given is not None else search.single(role, candidates)
         why = f"named by {COLUMN_NAMES[role].flag}" if given is not None else "by its name"
         reasons.append(f"{role}: column '{columns[role]}', {why}")
@@ -418,12 +431,19 @@ def _pair_schema(
     asked = [value for value in search.values(prompt) if isinstance(value, str)]
     if any(PLACEHOLDER in value or OTHER_MARKS.search(value) for value in asked):
         reasons.append(_explain_marks(asked, pictures))
+    if search.mostly_holds(prompt, lambda value: isinstance(value, list | tuple)) and not chat:
+        reasons.append(f"each question of '{prompt}' is asked in a turn, with the answer at its place in '{response}'")
     if response == image or prompt == response:
         raise DataError(f"{search.where}: '{response}' cannot be the response and something else at once.")
     answers, why_answers = describe_answers(rows, search, response)
     shows = "response" not in mapped and not answers.names and not chat and config.choices == "shown"
+    if shows:
+        asking = [column for column in (prompt, context, response) if column is not None]
+        answers = replace(answers, first_choice=first_number(search.sample, asking, response))
+    if answers.first_choice is not None:
+        reasons.append(f"answers: the numbers of '{response}' count choices from {answers.first_choice}: their letters")
     if "response" not in mapped and not answers.names:
-        reasons += refuse_bare_choices(search, prompt, context, response, shown=shows)
+        reasons += refuse_bare_choices(search, prompt, context, response, shown=shows, first=answers.first_choice)
     return Schema(
         layout="prompt_completion" if chat else "question_answer",
         image=image,

@@ -13,7 +13,7 @@ from typing import Any
 
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.columns.harmless import holds_nothing
-from vlm_lora.data.columns.names import ColumnRole, role_of_name
+from vlm_lora.data.columns.names import NOTHING, ColumnRole, role_of_name
 from vlm_lora.data.conversations.choices import listed_choices
 from vlm_lora.data.conversations.texts import parse_turns
 from vlm_lora.data.conversations.unread import is_refused, says_nothing, unknown_keys
@@ -38,7 +38,7 @@ class Reading:
 
     def accounts_for(self, column: str, value: Any) -> bool:
         """Tell whether a column is read, or may be left out without a word."""
-        if column in self.columns or holds_nothing(column, value) or says_nothing(value):
+        if column in self.columns or holds_nothing(column, value) or says_nothing(value) or value == NOTHING:
             return True
         role = role_of_name(column)
         if role in self.decided or (role == "image" and isinstance(value, int)):  # a number names no image

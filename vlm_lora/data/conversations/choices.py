@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vlm_lora.data.columns.names import NOTHING
 from vlm_lora.data.conversations.texts import texts_in, written_list
 from vlm_lora.data.conversations.unread import says_nothing
 from vlm_lora.data.wording import quoted, short
@@ -74,7 +75,8 @@ def listed_choices(row: Mapping[str, Any], taken: Iterable[str]) -> Iterator[Cho
     groups: dict[str, dict[str, str]] = {}
     for column in free:
         found = _ONE_EACH.fullmatch(column.casefold())
-        if found is not None and isinstance(row[column], str | int | float) and not says_nothing(row[column]):
+        value = row[column]
+        if found is not None and isinstance(value, str | int | float) and not says_nothing(value) and value != NOTHING:
             place = found.group(1) or found.group(2)
             groups.setdefault(column.casefold()[: -len(place)], {})[place] = column
     for group in groups.values():
@@ -92,7 +94,12 @@ def _in_order(place: str) -> tuple[int, str]:
 
 def hidden(answer: str, choices: Choices, question: str) -> bool:
     """Tell whether an answer only says which of the choices is right, and the question does not show them all."""
-    return _is_place(answer, choices.texts) and not all(_shows(question, text) for text in choices.texts)
+    return _is_place(answer, choices.texts) and not shows_all(question, choices)
+
+
+def shows_all(question: str, choices: Choices) -> bool:
+    """Tell whether a question shows each of the choices."""
+    return all(_shows(question, text) for text in choices.texts)
 
 
 def refuse_hidden(row: Mapping[str, Any], taken: Iterable[str], *, question: str, answer: str) -> None:
@@ -128,7 +135,7 @@ def show_choices(row: Mapping[str, Any], taken: Iterable[str], *, question: str,
             meant (some data count from 0, some from 1), and the question stays as it is.
     """
     for choices in listed_choices(row, taken):
-        if len(choices.texts) <= _MOST and choices.has(answer) and not all(_shows(question, t) for t in choices.texts):
+        if len(choices.texts) <= _MOST and choices.has(answer) and not shows_all(question, choices):
             question = "\n".join([question, *(f"{letter}. {text}" for letter, text in choices.lettered().items())])
     return question
 

@@ -182,6 +182,26 @@ def read_question(text: str, fill: Callable[[str], str] = str) -> Question:
     return PlacedQuestion(before=fill(before), after=fill(after)) if mark else fill(text)
 
 
+PARSE = "gt_parse"
+"""The key of the answer in Donut's JSON, next to the words' places and the like, which Donut does not use either."""
+
+
+def holds_parse(text: str) -> bool:
+    """Tell whether a text is the JSON of an object with an answer for Donut."""
+    return parsed_answer(text) is not None
+
+
+def parsed_answer(text: str) -> str | None:
+    """Return the answer in Donut's JSON, as JSON on one line; None where the text is no such thing."""
+    if not text.lstrip().startswith("{"):
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return json.dumps(value[PARSE], ensure_ascii=False) if PARSE in value else None
+
+
 def question_parts(question: Question, images: Sequence[ImageRef]) -> tuple[Part, ...]:
     """Return the parts of a user's turn that asks a question about all of a row's images."""
     if isinstance(question, str):

@@ -231,7 +231,7 @@ def is_refused(row: Mapping[str, Any], column: str, read: Iterable[str], *, chat
         refuse_unread_columns(alone, read, chat=chat)
     except DataError:
         return True
-    return column.casefold() in _BOX_COLUMNS and any(_BOX_MARK.search(text) for text in texts_in(row))
+    return column.casefold() in _BOX_COLUMNS and any(BOX_MARK.search(text) for text in texts_in(row))
 
 
 def defines_functions(value: Any) -> bool:
@@ -252,7 +252,9 @@ _OF_FUNCTIONS = ("parameters", "input_schema", "arguments", "description")
 """Keys in addition to a function's name."""
 
 
-_BOX_MARK = re.compile(r"<(bbox|ref-object|ref_object|box|ref|quad|polygon|point)>")
+BOX_MARK = re.compile(r"<(bbox|ref-object|ref_object|box|ref|quad|polygon|point)>")
+"""What stands in a text for a box, or for the name of what it shows."""
+
 _BOX_COLUMNS = ("objects", "object", "grounding", "bbox", "bboxes", "box", "boxes", "ref", "refs", "regions", "points")
 """Columns (case does not count) that hold what such marks stand for."""
 
@@ -272,8 +274,8 @@ def refuse_box_marks(row: Mapping[str, Any], turns: Sequence[Turn]) -> None:
     """
     held = [column for column, value in row.items() if column.casefold() in _BOX_COLUMNS and not says_nothing(value)]
     for number, turn in enumerate(turns, start=1):
-        marks = [mark for mark in dict.fromkeys(_BOX_MARK.findall(turn.text)) if f"</{mark}>" not in turn.text]
-        alone = turn.role == "assistant" and not re.search(r"\w", _BOX_MARK.sub("", turn.text))
+        marks = [mark for mark in dict.fromkeys(BOX_MARK.findall(turn.text)) if f"</{mark}>" not in turn.text]
+        alone = turn.role == "assistant" and not re.search(r"\w", BOX_MARK.sub("", turn.text))
         if marks and (held or alone):
             what = f"the column {quoted(held)}" if held else "a column such as 'objects', which the row does not have"
             raise DataError(

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlm_lora.data.formats.json_documents import refuse_document, rows_key
 from vlm_lora.errors import DataError
 
 _BLANK = re.compile(r"[ \t\n\r]*")
@@ -176,13 +177,10 @@ def _read_document(path: Path, text: str, skipped: int, stamp: tuple[int, int]) 
         if _skip_blank(text, end) < len(text):
             one_a_line = "\n" not in text[first:end]
             return read_json_lines(path) if one_a_line else _read_list(path, text, first, skipped, stamp, bare=True)
-        data_list = _find_data_list(text, first)
-        if data_list is not None:
-            return _read_list(path, text, data_list, skipped, stamp, inner=True)
-        raise DataError(
-            f"{path}: an object with the keys {', '.join(map(repr, document)) or '(none)'}. Rows are read from a "
-            "list of objects, from an object with a `data` list, or from one object a line (.jsonl)."
-        )
+        key = rows_key(document)
+        if key is None:
+            raise refuse_document(path, document)
+        return _read_list(path, text, _find_list(text, first, key), skipped, stamp, inner=True)
     if not opening:
         return _RowIndex(path, stamp).finish()
     raise DataError(f"{path} line 1: rows are read from a list of objects or an object with a `data` list.")
@@ -242,19 +240,16 @@ def _read_list(
     return index.finish()
 
 
-def _find_data_list(text: str, opening: int) -> int | None:
-    """Return where the list under the key `data` opens in the (well-formed) object at `opening`."""
+def _find_list(text: str, opening: int, wanted: str) -> int:
+    """Return where the list under a key opens in the (well-formed) object at `opening`, which has it."""
     position = _skip_blank(text, opening + 1)
-    while text[position] != "}":
+    while True:
         key, end = _DECODER.raw_decode(text, position)
         value = _skip_blank(text, _skip_blank(text, end) + 1)
-        if key == "data" and text[value] == "[":
+        if key == wanted:
             return value
         _, end = _DECODER.raw_decode(text, value)
-        position = _skip_blank(text, end)
-        if text[position] == ",":
-            position = _skip_blank(text, position + 1)
-    return None
+        position = _skip_blank(text, _skip_blank(text, end) + 1)
 
 
 def _parse_line(path: Path, number: int, line: bytes) -> object:

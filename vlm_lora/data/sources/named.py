@@ -138,5 +138,13 @@ def _open_large_parquet(paths: Sequence[Path]) -> Rows:
     return Rows([HeldOpen.of(loaded)], origins, [(str(path), parquet_features(path)) for path in paths])
 
 
+_PICKLES = (".p", ".pk", ".pkl", ".pickle")
+
+
 def _explain_suffix(path: Path) -> str:
+    if path.suffix.casefold() in _PICKLES:
+        return (
+            f"{path}: this is a pickle by its name, and reading one can run code. Write its rows as JSON Lines, one "
+            "object a line, with the program that made it or with one that you trust."
+        )
     return f"{path}: files ending in '{path.suffix}' are not read. Readable are {', '.join(READERS)}, .tar, .tar.gz."
