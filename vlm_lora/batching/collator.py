@@ -97,6 +97,18 @@ class Collator:
         del batch["labels"]
         return batch
 
+    def produced(self, row: Conversation, tokenizer: Any) -> str:
+        """Return what the model would have to generate for a row's last answer, special tokens left out.
+
+        Raises:
+            RenderingError, ImageError: the row cannot be encoded.
+        """
+        labels = self._encoder.encode(row).labels.tolist()
+        end = max(place for place, label in enumerate(labels) if label != IGNORE_INDEX) + 1
+        start = max(place for place, label in enumerate(labels[:end]) if label == IGNORE_INDEX) + 1
+        text: str = tokenizer.decode(labels[start:end], skip_special_tokens=True)
+        return text
+
     def collate(self, rows: Sequence[EncodedRow]) -> dict[str, torch.Tensor]:
         """Pad rows that are already encoded, as `__call__`."""
         if self._plan is None:

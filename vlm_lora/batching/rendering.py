@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,7 +29,7 @@ from vlm_lora.batching.chat.layouts import (
 )
 from vlm_lora.batching.chat.slots import CLOSES, OPENS, Chat, Slot, slots_of
 from vlm_lora.batching.style import RenderingStyle
-from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
+from vlm_lora.data.conversation import Conversation, ImageRef, Role, RowSource, Text, Turn
 from vlm_lora.errors import ModelError, RenderingError, ThinkingError
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class ChatTemplate:
         self._placeholder = style.image_placeholder or getattr(processor, "image_token", None) or ""
         self._layouts: dict[object, _Analysis] = {}
         self._said: set[str] = set()
-        self._as_string = style.content == "string" or (style.content == "auto" and self._wants_string())
+        self._string_roles = self._roles_of_strings()
         self._dialect = Dialect(self._template, self._apply, self._content)
         self._controls = controls_of(self._tokenizer, eos_tokens)
         self._finder = AnswerFinder(
@@ -254,15 +254,16 @@ class ChatTemplate:
                 messages.append(self._answer(turn, own))
                 continue
             remaining = (text for _, text in own)
+            texts_alone = not any(isinstance(part, ImageRef) for part in turn.parts)
+            as_string = turn.role in self._string_roles or (turn.role == "tool" and texts_alone)
             parts: list[dict[str, str]] = []
             for part in turn.parts:
                 image = isinstance(part, ImageRef)
                 images += image
-                if image and self._as_string:
+                if image and as_string:
                     parts.append({"type": "text", "text": self._placeholder.format(n=images)})
                 else:
                     parts.append({"type": "image"} if image else {"type": "text", "text": next(remaining)})
-            as_string = self._as_string or (turn.role == "tool" and all(part["type"] == "text" for part in parts))
             content = "".join(part["text"] for part in parts) if as_string else parts
             ids = {"name": turn.name, "tool_call_id": turn.tool_call_id}
             messages.append({"role": turn.role, "content": content, **{k: v for k, v in ids.items() if v is not None}})
@@ -276,7 +277,8 @@ class ChatTemplate:
         text = next((text for slot, text in own if slot.kind == "text"), None)
         for slot, thought in own:
             if slot.kind == "thought" and slot.inline:
-                text = f"{slot.opening}{thought}{CLOSES}{text}"
+                rest = turn.text.partition(CLOSES)[2] if text is None else text
+                text = f"{slot.opening}{thought}{CLOSES}{rest}"
             elif slot.kind == "thought":
                 message[str(self._dialect.reasoning_key)] = thought
         if turn.tool_calls:
@@ -288,7 +290,7 @@ class ChatTemplate:
         return message
 
     def _content(self, text: str) -> Any:
-        return text if self._as_string else [{"type": "text", "text": text}]
+        return text if "assistant" in self._string_roles else [{"type": "text", "text": text}]
 
     def _check_given(self, chat: Chat, *, prompt: bool) -> None:
         """Refuse a row whose tools or calls the template does not write, or writes where they would be taken apart.
@@ -296,11 +298,11 @@ class ChatTemplate:
         Raises:
             RenderingError: names what is left out, or the control token inside.
         """
+        if not chat.given:
+            return
         tools = [json.loads(tool) for tool in chat.tools]
         messages = self._messages(chat, chat.texts)
         calls = [call for message in messages for call in message.get("tool_calls", ())]
-        if not tools and not calls:
-            return
         for text in (inner for told in told_by(tools, calls) for inner in _opened(told)):
             if control := self._controls.search(text):
                 raise RenderingError(
@@ -320,15 +322,34 @@ class ChatTemplate:
     def _takes_thoughts(self) -> bool:
         return self._dialect.reasoning_key is not None
 
-    def _wants_string(self) -> bool:
-        """Try a list of parts; True where the template fails on it or does not write its text as text."""
-        sentinel = FIRST_SENTINEL
-        messages = [{"role": "user", "content": [{"type": "text", "text": sentinel}]}]
+    def _roles_of_strings(self) -> frozenset[Role]:
+        """Return the roles whose content the template takes as a string, as parts it fails or writes something else.
+
+        Where it takes a user's parts, answers and system turns are tried out as well: GLM-4.1V writes an answer's parts
+        as Python would. What a tool says is a string wherever it holds no image.
+        """
+        parts = [{"type": "text", "text": FIRST_SENTINEL}]
+        if self._style.content == "string":
+            return frozenset(("user", "assistant", "system", "tool"))
+        asked: dict[str, Any] = {"role": "user", "content": [{"type": "text", "text": "?"}]}
+        if self._style.content == "auto" and not self._writes([{**asked, "content": parts}]):
+            return frozenset(("user", "assistant", "system", "tool"))
+        tried: dict[Role, Callable[[Any], list[Any]]] = {
+            "assistant": lambda content: [asked, {"role": "assistant", "content": content}],
+            "system": lambda content: [{"role": "system", "content": content}, asked],
+        }
+        strings = (
+            r for r, chat in tried.items() if not self._writes(chat(parts)) and self._writes(chat(parts[0]["text"]))
+        )
+        return frozenset(strings) if self._style.content == "auto" else frozenset()
+
+    def _writes(self, messages: Sequence[Mapping[str, Any]]) -> bool:
+        """Tell whether the template writes the sentinel in messages once, and as text."""
         try:
-            rendered = self._apply(messages, add_generation_prompt=True)
+            rendered = self._apply(messages, add_generation_prompt=messages[-1]["role"] == "user")
         except TEMPLATE_FAULTS:
-            return True
-        return rendered.count(sentinel) != 1 or "'type'" in rendered or '"type"' in rendered
+            return False
+        return rendered.count(FIRST_SENTINEL) == 1 and "'type'" not in rendered and '"type"' not in rendered
 
     def _say(self, message: str, *values: object) -> None:
         """Log a message about the template once."""

@@ -117,10 +117,14 @@ class Answerer:
             chunk = [rows[i] for i in range(start, min(start + batch_size, len(rows)))]
             texts = self.answer(chunk)
             answers += [
-                Answer(source=str(row.source), generated=text, accepted=accepted_answers(row))
+                Answer(source=str(row.source), generated=text, accepted=self._accepted(row))
                 for row, text in zip(chunk, texts, strict=True)
             ]
         return answers
+
+    def _accepted(self, row: Conversation) -> tuple[str, ...]:
+        """Return the texts that count as right; calls of tools count as the model's template writes them."""
+        return (self._collator.produced(row, self._tokenizer),) if row.answer.tool_calls else accepted_answers(row)
 
 
 def accepted_answers(row: Conversation) -> tuple[str, ...]:

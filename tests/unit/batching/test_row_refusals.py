@@ -154,6 +154,19 @@ def test_string_templates_are_found_out() -> None:
     assert row.text == "<|user|>\nHi<|end|>\n<|assistant|>\nYo<|end|>\n<|endoftext|>"
 
 
+def test_a_template_that_takes_parts_of_users_alone_gets_its_answers_as_strings() -> None:
+    """Like GLM-4.1V's, which writes a list as Python does; so do some with their system turns."""
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'user' %}"
+        "{% for c in m['content'] %}{{ '<|image_pad|>' if c['type'] == 'image' else c['text'] }}{% endfor %}"
+        "{% else %}{{ m['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    row = new_encoder("qwen2_5_vl", with_template(template)).encode(conversation(CASES["system"]))
+    assert row.text.startswith("<|im_start|>system\nBe short.<|im_end|>\n<|im_start|>user\nLook ")
+    assert row.text.endswith("<|im_start|>assistant\nyes<|im_end|>\n")
+
+
 def with_string_template() -> object:
     processor = build_processor("phi4_multimodal")
     processor.chat_template = trl_template("phi3_5")

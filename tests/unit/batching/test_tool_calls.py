@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from support.mask_cases import case_of, marked, new_encoder, processor_of, read_image, style_of, trl_template
+from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.encoding import RowEncoder
 from vlm_lora.data.conversation import Conversation, RowSource, Text, ToolCall, Turn
 from vlm_lora.errors import RenderingError, ThinkingError
+from vlm_lora.evaluation.generation import Answer
 
 TOOL = (
     '{"type": "function", "function": {"name": "zoom", "description": "Look closer.", "parameters": {"type": "object", '
@@ -122,6 +124,13 @@ def test_a_call_behind_a_text_and_thoughts_is_one_answer() -> None:
     assert tail("qwen3_6", said) == f"<think>\n⟦Hm.\n</think>\n\nCloser:\n\n{calls}<|im_end|>⟧\n"
 
 
+def test_a_call_behind_thoughts_in_the_text_has_no_text_between() -> None:
+    beside = Turn(role="assistant", parts=(), reasoning="Hm.", tool_calls=(ZOOM,))
+    inside = Turn(role="assistant", parts=text("<think>\nHm.\n</think>\n\n"), tool_calls=(ZOOM,))
+    wanted = f"<think>\n⟦Hm.\n</think>\n\n{QWEN3_6_CALL}<|im_end|>⟧\n"
+    assert tail("qwen3_6", beside) == tail("qwen3_6", inside) == wanted
+
+
 def test_an_earlier_call_is_learnt_as_the_template_writes_it_later() -> None:
     """Qwen3.6 leaves out thoughts once the user asks again, and with them the prompt's `<think>`."""
     asked_again = Turn(role="user", parts=text("r?"))
@@ -186,6 +195,29 @@ def test_what_a_template_does_not_write_is_a_bad_row(
 ) -> None:
     with pytest.raises(RenderingError, match=rf"(?s)^rows\.jsonl row 3: .*(?:{said})"):
         encoder_of(template).encode(row(ASKED, *turns, tools=tools))
+
+
+def test_a_generated_call_is_compared_with_the_call_as_the_template_writes_it() -> None:
+    encoder = encoder_of("qwen3_vl")
+    collator = Collator(encoder, style_of("qwen2_5_vl"), pad_token_id=0)
+    asked = row(ASKED, CALLS, RESULT, ANSWER, ASKED, CALLS)
+    assert collator.produced(asked, encoder._plain) == QWEN3_CALL
+    right = Answer(source="r", generated=f"{QWEN3_CALL}\n", accepted=(QWEN3_CALL,))
+    assert right.exact
+    assert not Answer(source="r", generated="", accepted=(QWEN3_CALL,)).exact, "the control"
+
+
+@pytest.mark.parametrize(
+    ("generated", "accepted", "exact"),
+    [
+        ("Hm.\n</think>\n\nRed.", "Red.", True),
+        ("<think>\nHm.\n</think>\n\nRed.", "<think>Ho.</think>Red.", True),
+        ("Hm.\n</think>\n\nBlue.", "Red.", False),
+        ("Red.</think>", "Red.", False),
+    ],
+)
+def test_exact_match_compares_what_stands_behind_thoughts(generated: str, accepted: str, exact: bool) -> None:
+    assert Answer(source="r", generated=generated, accepted=(accepted,)).exact is exact
 
 
 def test_control_tokens_in_a_result_stay_text() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from support.datasets import write_image
 from vlm_lora.config.run_config import DataConfig
-from vlm_lora.data.conversation import Conversation, Part, Text
+from vlm_lora.data.conversation import Conversation, Part, Text, Turn
 from vlm_lora.data.dataset import load_splits
 from vlm_lora.data.images.loader import read_size
 
@@ -22,7 +22,18 @@ LONGEST = 5
 
 def told(conversation: Conversation) -> list[str]:
     """Write a conversation as the page does, a turn a line."""
-    return [f"{turn.role}: {''.join(map(tell, turn.parts))}" for turn in conversation.turns]
+    return [
+        f"{turn.role}: {''.join((*thoughts(turn), *map(tell, turn.parts), *calls(turn)))}"
+        for turn in conversation.turns
+    ]
+
+
+def thoughts(turn: Turn) -> list[str]:
+    return [f"({turn.reasoning}) "] if turn.reasoning else []
+
+
+def calls(turn: Turn) -> list[str]:
+    return [f"{call.name}({call.arguments})" for call in turn.tool_calls]
 
 
 def tell(part: Part) -> str:

@@ -54,7 +54,7 @@ class Chat:
             (
                 *(turn.role, turn.supervised, turn.tool_calls, turn.name, turn.tool_call_id),
                 *(isinstance(part, ImageRef) for part in turn.parts),
-                None if number in named else turn.text,
+                None if number in named else turn.text.rpartition(CLOSES)[2],
             )
             for number, turn in enumerate(self.turns)
         )
@@ -111,6 +111,6 @@ def _of_answer(turn: Turn, number: int, *, inline: bool, blank: bool) -> list[Sl
                 "rest out."
             )
         thoughts = [Slot(turn=number, kind="thought", text=thought, opening=opening, inline=True)]
-    if not text.strip() and (turn.tool_calls or not blank) and not any(thought.inline for thought in thoughts):
+    if not text.strip() and (turn.tool_calls or not blank):
         return thoughts
     return [*thoughts, Slot(turn=number, text=text)]

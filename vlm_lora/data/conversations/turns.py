@@ -162,7 +162,8 @@ def read_turns(
             if content is None and role == "assistant" and read_calls(turn):
                 content = ""
             if content is not None:
-                drafts = _with_turn(drafts, _read_turn({**turn, text_key: content}, role, text_key, place))
+                draft = _read_turn({**turn, text_key: content}, role, text_key, place)
+                drafts = _with_call(drafts, draft) if str(name).casefold() in CALL_ROLES else [*drafts, draft]
         except DataError as error:
             raise type(error)(f"Turn {number} ({name}): {error}") from error
         if content is None:
@@ -189,10 +190,10 @@ _OF_ANSWERS = (*REASONING_KEYS, *CALL_KEYS)
 """Keys of an answer that are read beside its text."""
 
 
-def _with_turn(drafts: list[Draft], draft: Draft) -> list[Draft]:
-    """Add a turn; one that is a call alone belongs to an answer right before it."""
+def _with_call(drafts: list[Draft], draft: Draft) -> list[Draft]:
+    """Add a turn that is a call; it belongs to an answer right before it."""
     before = drafts[-1] if drafts else None
-    if before is None or before.role != "assistant" or not draft.tool_calls or draft.text or draft.reasoning:
+    if before is None or before.role != "assistant":
         return [*drafts, draft]
     if before.supervised != draft.supervised:
         raise DataError("it calls what the answer before it belongs to, and one of them alone is trained on.")
