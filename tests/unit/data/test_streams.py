@@ -146,10 +146,16 @@ PAGE = {"lines": [{"text": "l", "bbox": [0, 0, 1, 1]}]}
             {"input": "more"},
             "'input' may continue the prompt 'instruction'.*not meant, rename it",
         ),
+        (
+            {"image": "0.png", "question": "q", "answer": "a"},
+            {"hint": "h"},
+            "'hint' may continue the prompt 'question'.*not meant, rename it",
+        ),
         ({"image": "0.png", "caption": "a"}, {"question": "q"}, "If it is not meant, rename it"),
         # Controls: what the same rows without streaming read alike.
         ({"image": "0.png", "query": "q", "label": "a"}, {"filename": "x.png", "caption": "c", "input": "i"}, None),
         ({"image": "0.png", "query": "q", "label": "a"}, {"text": "plain", "objects": 5, "chat": "c"}, None),
+        ({"image": "0.png", "query": "q", "label": "a"}, {"hint": "h"}, None),
         ({"image": "0.png", **CHAT}, {"answer": "a"}, None),
         ({"image": "0.png", "text": PAGE}, {"answer": "a", "ocr": "plain"}, None),
     ],
