@@ -83,7 +83,9 @@ def test_donuts_json_is_its_parse(tmp_path: Path) -> None:
 
 def test_the_question_that_holds_the_other_is_asked(tmp_path: Path) -> None:
     row = {**IMAGE, "question": "Which?", "query": "Hint: name it.\nQuestion: Which?", "answer": "cup"}
-    assert read_back([row], tmp_path).told == [[["<0.png>", "Hint: name it.\nQuestion: Which?"], ["cup"]]]
+    found = read_back([row], tmp_path)
+    assert found.told == [[["<0.png>", "Hint: name it.\nQuestion: Which?"], ["cup"]]]
+    assert "prompt: column 'query', which holds the text of 'question'" in found.schema.explain()
     with pytest.raises(DataError, match="2 columns that could be the prompt"):
         read_back([row, {**row, "question": "What else?"}], tmp_path)
     with pytest.raises(DataError, match="2 columns that could be the prompt"):

@@ -148,6 +148,11 @@ PAGE = {"lines": [{"text": "l", "bbox": [0, 0, 1, 1]}]}
             {"input": "more"},
             "'input' may continue the prompt 'instruction'.*not meant, type --ignore_columns input",
         ),
+        (
+            {"image": "0.png", "question": "q", "answer": "a"},
+            {"hint": "h"},
+            "'hint' may continue the prompt 'question'.*not meant, type --ignore_columns hint",
+        ),
         ({"image": "0.png", "caption": "a"}, {"question": "q"}, "If it is not meant, type --ignore_columns question"),
         # What the same rows without streaming do not read either.
         (

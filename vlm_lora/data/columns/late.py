@@ -82,7 +82,8 @@ class LateColumns:
 
 
 def _is_known(column: str) -> bool:
-    return role_of_name(column) is not None or column.casefold() in (*SYSTEM, *HISTORY) or is_numbered(column)
+    told = (*SYSTEM, *HISTORY, *(name for names in CONTEXT_OF_PROMPT.values() for name in names))
+    return role_of_name(column) is not None or column.casefold() in told or is_numbered(column)
 
 
 def _kind(column: str, value: Any) -> Hashable:

@@ -415,11 +415,12 @@ def _pair_schema(
     for role in ("prompt", "response"):
         taken = {image, *mapped.values(), *columns.values()}
         given = mapped.get(role)
-        candidates = [c for c in search.named(role) if c not in taken]
-        if role == "prompt":
-            candidates = search.holding_the_others(candidates)
+        named = [c for c in search.named(role) if c not in taken]
+        candidates = search.holding_the_others(named) if role == "prompt" else named
+        others = [c for c in named if c not in candidates]
         columns[role] = given if given is not None else search.single(role, candidates)
-        why = f"named by {COLUMN_NAMES[role].flag}" if given is not None else "by its name"
+        by_name = f"which holds the text of {quoted(others)}" if others else "by its name"
+        why = f"named by {COLUMN_NAMES[role].flag}" if given is not None else by_name
         reasons.append(f"{role}: column '{columns[role]}', {why}")
     prompt, response = columns["prompt"], columns["response"]
     chat = [c for c in (prompt, response) if search.has_chat(c)]
