@@ -22,7 +22,7 @@ from vlm_lora.data.conversations.image_places import Draft, NextImage, UserText,
 from vlm_lora.data.conversations.texts import parse_turns, written_list
 from vlm_lora.data.conversations.unread import read_mark, refuse_other_text, refuse_unread_keys, says_nothing
 from vlm_lora.data.formats.rows import Row
-from vlm_lora.data.images.values import ImagePlace, is_missing, read_image_value
+from vlm_lora.data.images.values import ImagePlace, is_missing, read_image_value, read_own_size, with_size
 from vlm_lora.data.wording import quoted, short
 from vlm_lora.errors import DataError
 
@@ -104,8 +104,6 @@ _NOT_OF_TEXT = ("image", "images", "image_url", "image_urls", "bytes", "base64",
 """Keys of a text part that would hold another part's content."""
 _NOT_OF_IMAGES = ("text", "content", "source", "data", "file", "file_id", "video", "audio")
 """Keys of an image part that would hold another part's content, or an image in a way that is not read."""
-_SIZES = ("min_pixels", "max_pixels", "resized_height", "resized_width", "total_pixels")
-"""Keys of an image part with a size of its own."""
 _TYPELESS = ("text", "image", "image_url")
 """Keys that say what a part without a type is."""
 
@@ -222,22 +220,17 @@ def _read_typed(given: Mapping[str, Any], kind: str, place: ImagePlace | None) -
         yield Text(text=text)
     elif kind in IMAGE_PARTS:
         _refuse_others(given, kind, _NOT_OF_IMAGES)
-        sizes = [key for key in _SIZES if key in given]
-        if sizes:
-            raise DataError(
-                f"A part of type {kind!r} has {quoted(sizes)}; an image's own size is not read. Leave it out, and type "
-                "--max_pixels or --min_pixels for all images (Qwen-VL's families)."
-            )
+        size = read_own_size(given)
         if place is None:
             return
         value = next((given[key] for key in IMAGE_PARTS[kind] if given.get(key)), None)
         if isinstance(value, Mapping) and "url" in value:
             value = value["url"]
         if value is not None:
-            yield read_image_value(value, place)
+            yield with_size(read_image_value(value, place), size)
         else:
             index = given.get("index")
-            yield NextImage(index if isinstance(index, int) else None)
+            yield NextImage(index if isinstance(index, int) else None, size)
     else:
         known = ", ".join((*TEXT_PARTS, *IMAGE_PARTS))
         raise DataError(f"A part has the type {kind!r}. Known are {known}; sound and video are not.")

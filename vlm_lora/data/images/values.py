@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import re
 import stat
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 from PIL import Image
 
-from vlm_lora.data.conversation import ImageRef, Url
+from vlm_lora.data.conversation import ImageRef, OwnSize, Url
 from vlm_lora.errors import ImageError
 
 _ACCEPTED = "Accepted are whole numbers 0-255 as height x width (gray) or height x width x 3 (red, green, blue)."
@@ -76,6 +77,9 @@ MAGICS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"BM", b"GIF8", b"II*\
 
 ADDRESS_KEYS = ("url", "src")
 """Keys of an object that hold an image's address or path; the Hub's viewer writes `src`, `height`, `width`."""
+
+_BUDGET, _SIDES = ("min_pixels", "max_pixels"), ("resized_height", "resized_width")
+"""Keys of an image part with a size of its own, as Qwen-VL's have them."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _DATA_URI = re.compile(r"data:([\w.+/-]*)((?:;[\w=.+-]+)*),", re.IGNORECASE)
@@ -205,14 +209,50 @@ def resolve_path(text: str, place: ImagePlace) -> Path:
     return real
 
 
+def read_own_size(given: Mapping[str, Any]) -> OwnSize | None:
+    """Return the size that an image part, or an object for an image, asks for; None where it asks for none.
+
+    Raises:
+        ImageError: it is no size, or says two things at once.
+    """
+    found = {key: given[key] for key in (*_BUDGET, *_SIDES) if given.get(key) is not None}
+    if given.get("total_pixels") is not None:
+        raise ImageError("total_pixels is for the frames of a video. Of an image write max_pixels, or leave it out.")
+    for key, value in found.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ImageError(f"An image's {key} is {value!r}. It must be a whole number of pixels from 1.")
+    sides = [key for key in _SIDES if key in found]
+    if sides and len(found) != len(_SIDES):
+        raise ImageError(
+            f"An image's own size is given as {', '.join(found)}. Write resized_height and resized_width, both, or "
+            "min_pixels and max_pixels."
+        )
+    if found.get("min_pixels", 0) > found.get("max_pixels", math.inf):
+        raise ImageError(f"An image's min_pixels {found['min_pixels']} are more than its max_pixels.")
+    return OwnSize(**found) if found else None
+
+
+def with_size(image: ImageRef, size: OwnSize | None) -> ImageRef:
+    """Return an image shown at a size of its own; without one as it is.
+
+    Raises:
+        ImageError: the image has another size already.
+    """
+    if size is None or image.size == size:
+        return image
+    if image.size is not None:
+        raise ImageError("A part and the image that it stands for have two sizes that differ. Leave one out.")
+    return replace(image, size=size)
+
+
 def _read_struct(value: Mapping[str, Any], place: ImagePlace) -> ImageRef:
     """Read {"bytes", "path"}: the bytes where there are any, else the path, else a URL or path under its keys."""
-    encoded = value.get("bytes")
+    encoded, size = value.get("bytes"), read_own_size(value)
     if encoded is not None:
-        return read_image_value(encoded, place)
+        return with_size(read_image_value(encoded, place), size)
     address = next((value[key] for key in ("path", *ADDRESS_KEYS) if value.get(key)), None)
     if address is not None:
-        return read_image_value(address, place)
+        return with_size(read_image_value(address, place), size)
     raise ImageError(
         f"An image is given as an object with the keys {', '.join(map(str, value)) or '(none)'}; it needs "
         "`bytes`, `path`, `url` or `src` with a value."
