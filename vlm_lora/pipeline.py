@@ -354,7 +354,7 @@ def _adapt(session: Session, preprocessing: Preprocessing, base: Any) -> Any:
     from vlm_lora.model.image_size import match_model
     from vlm_lora.model.quantization import check_quantized, find_layers
 
-    match_model(base.config, preprocessing.processor)
+    match_model(base, preprocessing.processor)
     model = session.run.model
     if model.load_in_4bit:
         check_quantized(

@@ -23,7 +23,7 @@ from vlm_lora.launch.placement import by_accelerate
 from vlm_lora.launch.roll_call import introduce, limit_waiting
 from vlm_lora.model.families import Family, family_of
 from vlm_lora.model.folder_faults import template_place
-from vlm_lora.model.image_size import describe_size, match_model
+from vlm_lora.model.image_size import describe_size, match_config
 from vlm_lora.model.loading import load_config, load_processor
 from vlm_lora.model.quantization import check_request
 from vlm_lora.model.terminators import eos_token_ids
@@ -179,7 +179,7 @@ def open_preprocessing(run: RunConfig) -> Preprocessing:
         raise ConfigError(f"--model_type {run.model.model_type}: the model's configuration says {config.model_type}.")
     family = family_of(config)
     processor = load_processor(run.model)
-    match_model(config, processor)
+    match_config(config, processor)
     shown = describe_size(processor)
     logger.info("Images are shown %s.", shown)
     tokenizer = processor.tokenizer

@@ -258,6 +258,12 @@ def _plan_flags() -> argparse.ArgumentParser:
 
 def _plan(rest: Sequence[str]) -> None:
     own, others = _plan_flags().parse_known_args(rest)
+    for flag, value in zip(others, [*others[1:], ""], strict=True):
+        if flag.replace("-", "_") == "__image_size" and "x" in value:
+            raise ConfigError(
+                f"--image_size {value}: it says how large the model is shown images, by one number. For the size of "
+                f"images that a plan without data assumes, type --assumed_size {value}."
+            )
     run = configure(others, {}, log_level="error", verb="plan", needed=(MODEL,))
     from rich.console import Console
 

@@ -103,7 +103,7 @@ def trained_here(folder: Path) -> bool:
     return any((folder / name).is_file() for name in OF_A_RUN)
 
 
-def match_model(config: Any, processor: Any) -> None:
+def match_config(config: Any, processor: Any) -> None:
     """Let a model cut images as its processor did: LLaVA-NeXT's families have the sizes in both configurations.
 
     The model finds out anew which of them each image was brought to. A saved adapter has no configuration of the
@@ -113,15 +113,27 @@ def match_model(config: Any, processor: Any) -> None:
         config: the model's configuration; changed in place.
         processor: the model's processor.
     """
+    if _copy_sizes(config, processor):
+        logger.info(
+            "The model's image_grid_pinpoints are set to the processor's: %s. Another program that loads the adapter "
+            "has to do the same with its base model's configuration.",
+            _spell(_plain(processor.image_processor.image_grid_pinpoints)),
+        )
+
+
+def match_model(model: Any, processor: Any) -> None:
+    """As `match_config`, for a loaded model, whose modules may have configurations of their own."""
+    for part in model.modules():
+        _copy_sizes(getattr(part, "config", None), processor)
+
+
+def _copy_sizes(config: Any, processor: Any) -> bool:
+    """Copy a processor's sizes to a configuration that has them too; say whether they differed."""
     own, wanted = getattr(config, _PINPOINTS, None), getattr(processor.image_processor, _PINPOINTS, None)
     if own is None or wanted is None or _plain(own) == _plain(wanted):
-        return
+        return False
     setattr(config, _PINPOINTS, [list(size) for size in wanted])
-    logger.info(
-        "The model's image_grid_pinpoints are set to the processor's: %s. Another program that loads the adapter has "
-        "to do the same with its base model's configuration.",
-        _spell(_plain(wanted)),
-    )
+    return True
 
 
 def _read(processor: Any, scaling: Scaling) -> Settings:

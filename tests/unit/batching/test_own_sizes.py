@@ -104,6 +104,8 @@ def test_parts_and_objects_carry_their_size(tmp_path: Path) -> None:
     assert read(tmp_path, {"type": "image", "max_pixels": 9}, images=["a.png"]).size == OwnSize(max_pixels=9)
     object_ = {"path": "a.png", "max_pixels": 9}
     assert read(tmp_path, {"type": "image"}, images=[object_]).size == OwnSize(max_pixels=9)
+    url = {"type": "image_url", "image_url": {"url": "a.png", "max_pixels": 9}}
+    assert read(tmp_path, url).size == OwnSize(max_pixels=9)
     with pytest.raises(DataError, match="two sizes that differ"):
         read(tmp_path, {"type": "image", "max_pixels": 8}, images=[object_])
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 from PIL import Image
 
 from support.mask_cases import IMAGE, conversation, picture
-from support.rows import write_uneven_rows
+from support.rows import write_uneven_rows, write_varied_rows
 from support.runs import script_flags
 from support.tiny import available, build_processor
 from vlm_lora.batching.encoding import RowEncoder
@@ -23,7 +25,7 @@ from vlm_lora.config.run_config import ModelConfig
 from vlm_lora.errors import ConfigError
 from vlm_lora.model.families import FAMILIES
 from vlm_lora.model.image_scaling import SCALINGS
-from vlm_lora.model.image_size import describe_size, match_model, scaling_of, set_image_size
+from vlm_lora.model.image_size import describe_size, match_config, match_model, scaling_of, set_image_size
 from vlm_lora.model.loading import load_processor
 from vlm_lora.training.outputs import save_processor
 
@@ -204,7 +206,7 @@ def test_a_run_keeps_its_size_and_another_one_is_said(
     model_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """LLaVA-NeXT's model has the sizes too: it would cut images that its processor did not."""
-    data = write_uneven_rows(tmp_path / "data", rows=2, validation=2)
+    data = write_varied_rows(tmp_path / "data", rows=2, validation=2)
     adapter, loud = tmp_path / "adapter", {"log_level": "warning"}
     words = {"do_train": True, "max_steps": 1, "max_pixels": 2048}
     assert run_script(script_flags(model_folder("llava_next"), data, adapter, **words)) == 0
@@ -221,13 +223,78 @@ def test_a_run_keeps_its_size_and_another_one_is_said(
     assert "was trained with" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("family", ["internvl", "smolvlm"])
+def test_weights_that_a_run_saved_say_it_as_an_adapter_does(
+    family: str, model_folder: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved = shutil.copytree(model_folder(family), tmp_path / "saved")
+    load_processor(ModelConfig(model_name_or_path=str(saved), max_pixels=1024))
+    assert "was trained with" not in caplog.text, "the control: a published model"
+    (saved / "run_files.json").write_text("{}")
+    load_processor(ModelConfig(model_name_or_path=str(saved), max_pixels=1024))
+    assert f"{saved} was trained with images" in caplog.text
+
+
+def test_a_models_own_code_with_crops() -> None:
+    """Phi-3-Vision's processor comes with the model; this has its setting."""
+
+    class Phi3VImageProcessor:
+        num_crops = 16
+
+    tokenizer = SimpleNamespace(get_vocab=dict, init_kwargs={})
+    processor: Any = SimpleNamespace(image_processor=Phi3VImageProcessor(), tokenizer=tokenizer)
+    assert describe_size(processor) == "in up to 16 crops of 336x336 pixels (Phi3VImageProcessor: num_crops 16)"
+    set_image_size(processor, ModelConfig(image_size=2 * 336), trained=None)
+    assert processor.image_processor.num_crops == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("image_resolution", "512", "--image_size SIDE or --max_pixels N"),
+        ("image_resize_algorithm", "bicubic", "as the model's own processor does; leave it out"),
+        ("max_dynamic_patch", "6", "--max_pixels or --min_pixels: so many tiles times 448x448"),
+        ("min_dynamic_patch", "2", "--max_pixels or --min_pixels: so many tiles times 448x448"),
+        ("force_image_size", "224", "type --max_pixels N"),
+        ("image_resized_width", "224", "type --max_pixels N"),
+        ("image_resized_height", "224", "type --max_pixels N"),
+        ("num_crops", "4", "so many crops times 336x336"),
+    ],
+)
+def test_other_tools_names_say_what_to_type(
+    name: str, value: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["preview", "--model_name_or_path", "m", "--dataset_name", "d", f"--{name}", value]) == 1
+    error = capsys.readouterr().err
+    assert f"--{name} {value}: " in error
+    assert words in error
+
+
+def test_the_plan_tells_its_assumed_size_from_the_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--model_name_or_path", "m", "--image_size", "1024x768"]) == 1
+    assert "--assumed_size 1024x768" in capsys.readouterr().err
+
+
+def test_a_model_cuts_images_otherwise_than_a_processor_it_was_not_brought_to() -> None:
+    """The control of the next test: without it, training fails or reads the wrong tiles."""
+    from support.tiny import build_model
+
+    processor = sized("llava_next", max_pixels=2048)
+    model = build_model("llava_next", processor.tokenizer)
+    inputs = processor(text=["<image> a"], images=[[picture(size=(64, 64))]], return_tensors="pt")
+    with pytest.raises((ValueError, RuntimeError)):
+        model(**inputs)
+    match_model(model, processor)
+    assert model(**inputs).logits.isfinite().all()
+
+
 def test_a_model_is_brought_to_the_sizes_of_its_processor() -> None:
     from support.tiny.configurations import CONFIGURATIONS
 
     processor = sized("llava_next", max_pixels=2048)
     config = CONFIGURATIONS["llava_next"](processor.tokenizer)
     assert len(config.image_grid_pinpoints) == 3
-    match_model(config, processor)
+    match_config(config, processor)
     assert config.image_grid_pinpoints == [[32, 64], [64, 32]]
 
 

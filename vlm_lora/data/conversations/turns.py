@@ -225,6 +225,7 @@ def _read_typed(given: Mapping[str, Any], kind: str, place: ImagePlace | None) -
             return
         value = next((given[key] for key in IMAGE_PARTS[kind] if given.get(key)), None)
         if isinstance(value, Mapping) and "url" in value:
+            size = size or read_own_size(value)
             value = value["url"]
         if value is not None:
             yield with_size(read_image_value(value, place), size)
