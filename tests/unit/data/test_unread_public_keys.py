@@ -1,4 +1,4 @@
-"""Public training data with keys that nobody reads: each is named or known to hold nothing, and the line to paste works."""
+"""Public training data with keys that nobody reads: each is named or holds nothing, and the line to paste works."""
 
 from __future__ import annotations
 
