@@ -1,7 +1,8 @@
-"""Small WebDataset tars for tests, written by Python's tarfile and not by the project's own writer."""
+"""Small WebDataset tars for tests, written by Python's tarfile and not by the project's own writer, and OCR tasks."""
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import tarfile
@@ -9,6 +10,33 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from support.datasets import draw_chart, encode_png
+
+TASK_COUNTS = {
+    ("conditional_detection", "[lines, image]", "box", "give the boxes of {text} in {image}."): 9,
+    ("conditional_detection", "[words, image]", "box", "give the boxes of {text} in {image}."): 9,
+    ("detection", "[lines, image]", "box", "give the boxes of all lines in {image}."): 6,
+    ("detection", "[paragraphs, image]", "box", "give the boxes of all paragraphs in {image}."): 6,
+    ("detection", "[latex, image]", "box", "give the boxes of all formulas in {image}."): 6,
+    ("localized_reading", "[box, image]", "lines", "give the lines inside {box} in {image}."): 9,
+    ("localized_reading", "[box, image]", "paragraphs", "give the paragraphs inside {box} in {image}."): 9,
+    ("reading", "image", "[lines, box]", "give each line with its box in {image}."): 9,
+    ("reading", "image", "[paragraphs, box]", "give each paragraph with its box in {image}."): 4,
+    ("reading", "image", "[latex, box]", "give each formula with its box in {image}."): 7,
+    ("reading", "image", "text", "give the text of {image}."): 7,
+    ("reading", "image", "text2d", "give the text of {image} as it is laid out."): 5,
+}
+"""How many questions of each combination the task file of the OCR tool has: 86 in all."""
+
+
+def write_task_file(path: Path) -> Path:
+    """Write a task file with the combinations of `TASK_COUNTS`, in words of our own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("task", "input_type", "output_type", "question"))
+        for (*row, question), count in TASK_COUNTS.items():
+            writer.writerows([*row, f"Variant {number}: {question}"] for number in range(1, count + 1))
+    return path
 
 
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]], *, format: int = tarfile.USTAR_FORMAT) -> Path:

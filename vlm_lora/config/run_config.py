@@ -75,6 +75,9 @@ class DataConfig:
     """OCR tasks with these output types only, for example text lines,box; by default all of the task file."""
     task_seed: int = 42
     """Seed of the OCR task that each page gets in each epoch."""
+    answer_style: str = "auto"
+    """How answers about OCR pages are written: bbox (as the OCR tool has it whose task files these are: text and bbox,
+    bare boxes, from top to bottom), bbox_2d (ours), or auto: bbox with --task_file, unless its questions say bbox_2d."""
     system_prompt: str | None = None
     """System turn put before every conversation that has none, of its own or in a column `system`."""
     validation_fraction: float = 0.05
@@ -118,6 +121,7 @@ class DataConfig:
                 )
         _check_choice("choices", self.choices, ("shown", "refuse"))
         _check_choice("box_format", self.box_format, ("xywh", "xyxy"))
+        _check_choice("answer_style", self.answer_style, ("auto", "bbox", "bbox_2d"))
         for flag in ("max_train_samples", "max_eval_samples", "max_image_pixels", "max_image_bytes", "shuffle_buffer"):
             _check_positive(flag, getattr(self, flag))
         _check_choice("on_bad_sample", self.on_bad_sample, ("error", "skip"))
