@@ -1,8 +1,9 @@
 """Names that users of other tools and of older transformers already type, in one table.
 
 A row says what becomes of a name: it means a setting here (`Alias`), transformers 5 says it differently (`Restated`)
-or has no such setting any more (`Dropped`), it is accepted without effect (`Ignored`), or it brings another setting
-with it (`Implied`). A new name is a new row. Names of an adapter's users are declared by the adapter.
+or has no such setting any more (`Dropped`), it is accepted without effect (`Ignored`), it says what others mean
+(`Settled`), or it brings another setting with it (`Implied`). A new name is a new row. Names of an adapter's users are
+declared by the adapter.
 """
 
 from __future__ import annotations
@@ -34,9 +35,14 @@ class Implied:
     """A setting that brings another with it, unless that one is given."""
 
     name: str
+    """Of the setting, or another name of it: then that name alone brings the other, as those who type it expect."""
     setting: str
     value: str
     """`{value}` in it is the first one's."""
+    when: Any = None
+    """The value that brings the other; None for any that is not empty."""
+    unless: tuple[str, ...] = ()
+    """Further settings of which none may be given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +68,16 @@ class Ignored:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Settled:
+    """A name that says what others mean; `sources` has a function for it."""
+
+    name: str
+    text: str
+    """How that reads."""
+    users: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Dropped:
     """A key that a class no longer has: which values lose nothing, and what to do about the others."""
 
@@ -74,8 +90,9 @@ class Dropped:
     """Whose key it is."""
 
 
-OtherName = Alias | Implied | Restated | Ignored | Dropped
+OtherName = Alias | Implied | Restated | Ignored | Dropped | Settled
 
+_LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora", "use_dora")
 _NO_APEX = "only torch's own mixed precision is left; leave the key out"
 
 _TABLE: tuple[OtherName, ...] = (
@@ -91,8 +108,24 @@ _TABLE: tuple[OtherName, ...] = (
         eval_tar_pattern="validation_name",
         val_samples_per_epoch="max_eval_samples",
     ),
+    Alias(
+        name="system_prompt_file",
+        canonical="system_prompt",
+        users=_OCR,
+        from_file=True,
+        text="system_prompt, read from this file",
+    ),
     switch(_OCR, "train_vision", "freeze_vision", true=False, false=True),
+    *(
+        Implied(name="train_vision", setting=setting, value=value, when=False, unless=_LORA)
+        for setting, value in (("peft_method", "none"), ("freeze_embeddings", "true"), ("freeze_head", "true"))
+    ),
     switch(_OCR, "no_eval", "do_eval", true=False, false=True),
+    Settled(
+        name="load_model_only",
+        text="true: model_name_or_path = the checkpoint of --resume_from_checkpoint, which is not resumed",
+        users=_OCR,
+    ),
     *renamed(
         _CONFIG_DRIVEN,
         training_data_path="dataset_name",
@@ -212,14 +245,6 @@ _TABLE: tuple[OtherName, ...] = (
         cure="8-bit weights are not offered; type --load_in_4bit, which takes half of their memory, or leave it out",
     ),
     Dropped(
-        name="load_model_only",
-        hint=bool,
-        harmless=(False,),
-        cure="to begin anew with a checkpoint's weights, type --model_name_or_path CHECKPOINT and no "
-        "--resume_from_checkpoint",
-        users=_OCR,
-    ),
-    Dropped(
         name="push_to_hub_organization",
         hint=str | None,
         harmless=(None,),
@@ -230,6 +255,7 @@ _TABLE: tuple[OtherName, ...] = (
 IMPLIED = tuple(row for row in _TABLE if isinstance(row, Implied))
 RESTATED: Mapping[str, Restated] = {row.name: row for row in _TABLE if isinstance(row, Restated)}
 IGNORED: Mapping[str, Ignored] = {row.name: row for row in _TABLE if isinstance(row, Ignored)}
+SETTLED: Mapping[str, Settled] = {row.name: row for row in _TABLE if isinstance(row, Settled)}
 DROPPED: Mapping[str, Dropped] = {row.name: row for row in _TABLE if isinstance(row, Dropped)}
 
 LAUNCHER_KEYS = frozenset({"world_size", "use_mpi", "use_deepspeed", "hostfile", "master_port", "use_env", "map_by"})
@@ -261,6 +287,7 @@ def describe_aliases() -> list[tuple[str, str, str]]:
     described += [
         (row.name, f"accepted without effect: {', '.join(sorted(row.keys))}", row.users) for row in IGNORED.values()
     ]
+    described += [(row.name, row.text, row.users) for row in SETTLED.values()]
     described += [(row.name, _loss(row), row.users) for row in DROPPED.values()]
     return described
 
@@ -269,13 +296,22 @@ def _meaning(row: Alias) -> str:
     if row.text:
         return row.text
     if row.values is None:
-        implied = [f"; {each.setting} = {each.value} unless given" for each in IMPLIED if each.name == row.canonical]
-        return "".join([row.canonical, *implied])
+        return f"{row.canonical}{_brought(row, None)}"
     parts = {
-        spell(switch): "not set" if meaning is None else f"{row.canonical} = {spell(meaning)}"
+        spell(switch): "not set" if meaning is None else f"{row.canonical} = {spell(meaning)}{_brought(row, meaning)}"
         for switch, meaning in row.values.items()
     }
     return "; ".join(f"{switch}: {meaning}" for switch, meaning in parts.items())
+
+
+def _brought(row: Alias, value: Any) -> str:
+    """Say what a name brings with it, as far as it needs a certain value for that."""
+    brought = [
+        f"{each.setting} = {each.value}"
+        for each in IMPLIED
+        if each.name in (row.name, row.canonical) and each.when == value
+    ]
+    return f", {' and '.join(brought)} unless given" if brought else ""
 
 
 def _loss(row: Dropped) -> str:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
-from vlm_lora.config.values import convert
+from vlm_lora.config.values import MismatchError, convert
 
 GROUP = "vlm_lora.backends"
 """The entry points by which adapters are found. Loading one imports no torch."""
@@ -27,6 +28,8 @@ class Alias:
     """For a switch: what true and false stand for. None as a value means that nothing is set."""
     empty_means_none: bool = False
     """An empty value is allowed and means that nothing is set."""
+    from_file: bool = False
+    """Its value names a file, and the text in that file is the setting's value."""
     text: str = ""
     """What it means, where that depends on what is installed."""
     implied: tuple[Any, ...] = ()
@@ -38,10 +41,12 @@ class Alias:
         """Return the canonical setting's value, or None for nothing to set.
 
         Raises:
-            MismatchError: a switch was given something other than true or false.
+            MismatchError: a switch was given something other than true or false, or there is no text in the file.
         """
         if self.empty_means_none and (value is None or value == ""):
             return None
+        if self.from_file:
+            return _read_text(value)
         return value if self.values is None else self.values[convert(value, bool)]
 
     def restore(self, value: Any) -> Any:
@@ -56,6 +61,19 @@ class Alias:
             if meaning == value:
                 return switch
         raise LookupError(self.name)
+
+
+def _read_text(name: Any) -> str:
+    """Return the text of a file without the line breaks at its end. Raises MismatchError: there is none."""
+    path = Path(name).expanduser() if isinstance(name, str) and name.strip() else None
+    try:
+        text = "" if path is None else path.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise MismatchError(f"a file with text in UTF-8 ({path.absolute() if path else name}: {reason})") from error
+    if not text.strip():
+        raise MismatchError("the name of a file with text in UTF-8" if path is None else "a file that is not empty")
+    return text
 
 
 def switch(

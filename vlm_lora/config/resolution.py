@@ -18,6 +18,7 @@ from vlm_lora.config.aliases import (
     LAUNCHER_KEYS,
     RESTATED,
     SECRETS,
+    SETTLED,
     aliases,
     canonical_name,
     shown,
@@ -33,6 +34,9 @@ from vlm_lora.errors import ConfigError, nearest
 WIDER_HINTS: Mapping[str, Any] = {"resume_from_checkpoint": Literal[True, False] | str | None}
 """Fields that take more here than their class declares: `true` resumes from the newest checkpoint."""
 
+ZERO_MEANS_NONE = frozenset({"dataloader_prefetch_factor"})
+"""Fields of which 0 says that there is none of it, as users of other tools type it; torch takes 1 or more, or None."""
+
 _SECRET_VARIABLE = re.compile("TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)
 
 
@@ -46,7 +50,8 @@ class _Shape:
     def typed(self, name: str, value: Any, written: str) -> Any:
         """Return `value` as field `name` wants it; `written` is the key the user set."""
         choices = self.fields[name].metadata.get("choices")
-        return _typed(written, value, WIDER_HINTS.get(name, self.hints[name]), choices)
+        typed = _typed(written, value, WIDER_HINTS.get(name, self.hints[name]), choices)
+        return None if name in ZERO_MEANS_NONE and typed == 0 else typed
 
 
 @dataclass(kw_only=True)
@@ -242,7 +247,7 @@ _RESTATE: Mapping[str, Callable[[_Draft, str, Any], None]] = {
 
 def _unknown_message(keys: list[str], run: RunConfig, shape: _Shape) -> str:
     """Explain every key that the class does not have: whose it is, or the nearest name."""
-    known = [*own_fields(), *shape.fields, *aliases(), *RESTATED, *DROPPED]
+    known = [*own_fields(), *shape.fields, *aliases(), *RESTATED, *SETTLED, *DROPPED]
     lines = [_explain(key, run, known) for key in keys]
     if len(lines) == 1:
         return lines[0]

@@ -77,7 +77,8 @@ class DataConfig:
     """Seed of the OCR task that each page gets in each epoch."""
     answer_style: str = "auto"
     """How answers about OCR pages are written: bbox (as the OCR tool has it whose task files these are: text and bbox,
-    bare boxes, from top to bottom), bbox_2d (ours), or auto: bbox with --task_file, unless its questions say bbox_2d."""
+    boxes alone as bare lists, from top to bottom), bbox_2d (ours), or auto: bbox with --task_file, unless its questions
+    say bbox_2d."""
     system_prompt: str | None = None
     """System turn put before every conversation that has none, of its own or in a column `system`."""
     validation_fraction: float = 0.05

@@ -59,8 +59,8 @@ STYLES: Mapping[str, AnswerStyle] = {
         bare_boxes=True,
         sorted=True,
         json_levels=True,
-        text='[{"text": ..., "bbox": [x1, y1, x2, y2]}, ...] from top to bottom, boxes alone as [[x1, y1, x2, y2], ...], '
-        "words, lines, paragraphs and latex of a page in JSON too",
+        text='[{"text": ..., "bbox": [x1, y1, x2, y2]}, ...] from top to bottom, boxes alone as [[x1, y1, x2, y2], '
+        "...]; words, lines, paragraphs and latex of a page come in JSON too",
     ),
     "bbox_2d": AnswerStyle(
         name="bbox_2d",
@@ -70,7 +70,7 @@ STYLES: Mapping[str, AnswerStyle] = {
         sorted=False,
         json_levels=False,
         text='[{"bbox_2d": [x1, y1, x2, y2], "text": ...}, ...] in the order of the page, without "text" where boxes '
-        "alone are asked for, words, lines, paragraphs and latex of a page one on each line",
+        "alone are asked for; words, lines, paragraphs and latex of a page come one on each line",
     ),
 }
 """By the values of `--answer_style`: that of the OCR tool whose task files these are, and our own."""

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vlm_lora.data.conversations.texts import Question, read_question
 from vlm_lora.data.ocr.answer_styles import STYLES, AnswerStyle
@@ -182,7 +182,7 @@ def _answer(page: Page, task: Task, given: Item | None, style: AnswerStyle) -> s
 
 
 def _reads_alike(item: Item, given: Item) -> bool:
-    """Tell whether an item is one that a question with another one's text asks for: whatever the case of its letters."""
+    """Tell whether an item is among those that a given one's text asks for, whatever the case of its letters."""
     return item.text.strip().casefold() == given.text.strip().casefold()
 
 
