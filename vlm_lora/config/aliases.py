@@ -9,88 +9,23 @@ declared by the adapter.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from vlm_lora.config.declaration import Alias, declarations, renamed, switch
+from vlm_lora.config.name_rows import TRANSFORMERS, Dropped, Ignored, Implied, OtherName, Restated, Settled
+from vlm_lora.config.other_tools import CONFIG_DRIVEN, LLAMA_FACTORY, OTHER_TOOLS, TRL
 from vlm_lora.config.values import spell
 
 CONFIG_VARIABLES = ("VLM_LORA_CONFIG", "SFT_TRAINER_CONFIG_JSON_PATH")
 """Environment variables that may name the configuration file, the first that is set wins."""
 
-SECRETS = frozenset({"token", "hub_token"})
+SECRETS = frozenset({"token", "hub_token", "ms_hub_token", "om_hub_token"})
 """Keys whose values are never written or shown."""
 
 _OCR = "OCR tuning over tar shards"
-_CONFIG_DRIVEN = "config-driven tuning"
 _TABULAR = "tabular workflow"
-_TRANSFORMERS = "transformers"
-_TRL = "TRL"
-_LLAMA_FACTORY = "LLaMA-Factory"
 
-
-@dataclass(frozen=True, kw_only=True)
-class Implied:
-    """A setting that brings another with it, unless that one is given."""
-
-    name: str
-    """Of the setting, or another name of it: then that name alone brings the other, as those who type it expect."""
-    setting: str
-    value: str
-    """`{value}` in it is the first one's."""
-    when: Any = None
-    """The value that brings the other; None for any that is not empty."""
-    unless: tuple[str, ...] = ()
-    """Further settings of which none may be given."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Restated:
-    """A key that transformers 5 says differently; `resolution` has a function for each."""
-
-    name: str
-    setting: str
-    """What it becomes."""
-    text: str
-    """How that reads."""
-    users: str = f"{_TRANSFORMERS} 4"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ignored:
-    """A mapping that is accepted without effect: rows are always prepared here."""
-
-    name: str
-    keys: frozenset[str]
-    """Those that it may hold."""
-    users: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settled:
-    """A name that says what others mean; `sources` has a function for it."""
-
-    name: str
-    text: str
-    """How that reads."""
-    users: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dropped:
-    """A key that a class no longer has: which values lose nothing, and what to do about the others."""
-
-    name: str
-    hint: Any
-    harmless: tuple[Any, ...]
-    """Values that ask for what happens anyway; empty where every value does."""
-    cure: str
-    users: str = f"{_TRANSFORMERS} 4"
-    """Whose key it is."""
-
-
-OtherName = Alias | Implied | Restated | Ignored | Dropped | Settled
 
 _LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora", "use_dora")
 _NO_APEX = "only torch's own mixed precision is left; leave the key out"
@@ -127,7 +62,7 @@ _TABLE: tuple[OtherName, ...] = (
         users=_OCR,
     ),
     *renamed(
-        _CONFIG_DRIVEN,
+        CONFIG_DRIVEN,
         training_data_path="dataset_name",
         validation_data_path="validation_name",
         dataset_text_field="messages_column",
@@ -136,7 +71,7 @@ _TABLE: tuple[OtherName, ...] = (
         r="lora_rank",
         target_modules="lora_targets",
     ),
-    switch(_CONFIG_DRIVEN, "use_flash_attn", "attn_implementation", true="flash_attention_2", false="sdpa"),
+    switch(CONFIG_DRIVEN, "use_flash_attn", "attn_implementation", true="flash_attention_2", false="sdpa"),
     *renamed(
         _TABULAR,
         base_model="model_name_or_path",
@@ -148,10 +83,10 @@ _TABLE: tuple[OtherName, ...] = (
     switch(_TABULAR, "use_flash_attention", "attn_implementation", true="flash_attention_2", false="sdpa"),
     Alias(name="deepspeed_config", canonical="deepspeed", users=_TABULAR, empty_means_none=True),
     Alias(name="wandb_project", canonical="environment.WANDB_PROJECT", users=_TABULAR, empty_means_none=True),
-    *renamed(_LLAMA_FACTORY, image_min_pixels="min_pixels", image_max_pixels="max_pixels"),
-    *renamed(_TRL, use_bnb_nested_quant="bnb_4bit_use_double_quant"),
+    *renamed(LLAMA_FACTORY, image_min_pixels="min_pixels", image_max_pixels="max_pixels"),
+    *renamed(TRL, use_bnb_nested_quant="bnb_4bit_use_double_quant"),
     *renamed(
-        _TRANSFORMERS,
+        TRANSFORMERS,
         evaluation_strategy="eval_strategy",
         per_gpu_train_batch_size="per_device_train_batch_size",
         per_gpu_eval_batch_size="per_device_eval_batch_size",
@@ -159,16 +94,16 @@ _TABLE: tuple[OtherName, ...] = (
         push_to_hub_model_id="hub_model_id",
         push_to_hub_token="hub_token",
     ),
-    switch(_TRANSFORMERS, "use_cpu", "backend", true="cpu", false=None),
-    switch(_TRANSFORMERS, "no_cuda", "backend", true="cpu", false=None),
-    switch(_TRANSFORMERS, "adafactor", "optim", true="adafactor", false=None),
-    switch(_TRANSFORMERS, "group_by_length", "train_sampling_strategy", true="group_by_length", false="random"),
-    switch(_TRANSFORMERS, "include_inputs_for_metrics", "include_for_metrics", true=["inputs"], false=None),
+    switch(TRANSFORMERS, "use_cpu", "backend", true="cpu", false=None),
+    switch(TRANSFORMERS, "no_cuda", "backend", true="cpu", false=None),
+    switch(TRANSFORMERS, "adafactor", "optim", true="adafactor", false=None),
+    switch(TRANSFORMERS, "group_by_length", "train_sampling_strategy", true="group_by_length", false="random"),
+    switch(TRANSFORMERS, "include_inputs_for_metrics", "include_for_metrics", true=["inputs"], false=None),
     *(
         Alias(
             name=f"activation_checkpointing{end}",
             canonical=f"gradient_checkpointing{end}",
-            users=_TRANSFORMERS,
+            users=TRANSFORMERS,
             preferred=True,
         )
         for end in ("", "_kwargs")
@@ -192,14 +127,14 @@ _TABLE: tuple[OtherName, ...] = (
         setting="fsdp_config",
         text="fsdp_config: {transformer_layer_cls_to_wrap}",
     ),
-    Ignored(name="dataset_kwargs", keys=frozenset({"skip_prepare_dataset"}), users=_CONFIG_DRIVEN),
+    Ignored(name="dataset_kwargs", keys=frozenset({"skip_prepare_dataset"}), users=CONFIG_DRIVEN),
     Dropped(
         name="save_safetensors",
         hint=bool,
         harmless=(True,),
         cure="this transformers writes safetensors only; leave the key out",
     ),
-    Dropped(name="use_mps_device", hint=bool, harmless=(), cure=""),
+    Dropped(name="use_mps_device", hint=bool, any_value=True, cure=""),
     Dropped(
         name="jit_mode_eval", hint=bool, harmless=(False,), cure="evaluation by torch.jit is gone; use --torch_compile"
     ),
@@ -250,6 +185,7 @@ _TABLE: tuple[OtherName, ...] = (
         harmless=(None,),
         cure="write --hub_model_id ORGANIZATION/NAME",
     ),
+    *OTHER_TOOLS,
 )
 
 IMPLIED = tuple(row for row in _TABLE if isinstance(row, Implied))
@@ -295,6 +231,12 @@ def describe_aliases() -> list[tuple[str, str, str]]:
 def _meaning(row: Alias) -> str:
     if row.text:
         return row.text
+    if row.words is not None:
+        meanings = [
+            f"{spell(word)}: {'not set' if meaning is None else f'{row.canonical} = {spell(meaning)}'}"
+            for word, meaning in row.words.items()
+        ]
+        return "; ".join([*meanings, f"otherwise {row.others}" if row.others else f"otherwise {row.canonical}"])
     if row.values is None:
         return f"{row.canonical}{_brought(row, None)}"
     parts = {
@@ -315,6 +257,9 @@ def _brought(row: Alias, value: Any) -> str:
 
 
 def _loss(row: Dropped) -> str:
-    if not row.harmless:
+    if row.any_value:
         return "accepted without effect"
-    return f"accepted without effect when {', '.join(map(spell, row.harmless))}; otherwise {row.cure}"
+    values = [*map(spell, row.harmless), *([f"the value of {row.same_as}"] if row.same_as else [])]
+    return (
+        f"accepted without effect when {', '.join(values)}; otherwise {row.cure}" if values else f"refused: {row.cure}"
+    )

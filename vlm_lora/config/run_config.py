@@ -262,6 +262,16 @@ class TuningConfig:
                 "left to train. Leave one of them out."
             )
 
+    def _contradicts_lora(self, part: str) -> bool:
+        """Say whether a part's --freeze_* asks for something else than what becomes of it with these LoRA targets."""
+        frozen = getattr(self, f"freeze_{part}")
+        if frozen == getattr(TuningConfig(), f"freeze_{part}"):
+            return False
+        targets = {target.strip() for target in self.lora_targets.split(",")}
+        if not targets <= {"language", "vision", "projector", "all"}:
+            return True
+        return frozen == (part in targets or ("all" in targets and part not in ("embeddings", "head")))
+
     def refuse_what_has_no_effect(self) -> None:
         """Before training: refuse a setting of the other method, which would be ignored.
 
@@ -269,8 +279,7 @@ class TuningConfig:
             ConfigError: names the settings and what to type instead.
         """
         if self.peft_method == "lora":
-            untouched = TuningConfig()
-            if any(getattr(self, f"freeze_{part}") != getattr(untouched, f"freeze_{part}") for part in self.frozen):
+            if any(self._contradicts_lora(part) for part in self.frozen):
                 raise ConfigError(
                     "--freeze_* and --train_vision are for --peft_method none. With LoRA type "
                     "--lora_targets language,vision (or projector, all) to choose the parts."

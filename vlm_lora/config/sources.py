@@ -274,7 +274,7 @@ def _interpret(pair: _Pair) -> Iterator[tuple[str, _Given]]:
         except MismatchError as error:
             raise _refusal(pair, pair.value, error) from error
         name = alias.canonical
-        if value is None and pair.value is not None:
+        if value is None and (pair.value is not None or alias.chooses):
             return
     if name.startswith(_ENVIRONMENT):
         if value is not None:
