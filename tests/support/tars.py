@@ -28,6 +28,27 @@ TASK_COUNTS = {
 """How many questions of each combination the task file of the OCR tool has: 86 in all."""
 
 
+def page_members(number: int, *, empty: bool = False, dotted: bool = False) -> list[tuple[str, bytes]]:
+    """Return JSON and image of one OCR page of two lines, with words, paragraphs and formulas.
+
+    Args:
+        number: of the page; no other one gives the same image.
+        empty: whether its JSON has the same keys and nothing in them.
+        dotted: whether its files are called `NUMBER.ocr.json` and `NUMBER.PNG`.
+    """
+    lines = [{"text": f"line {n} of {number}", "bbox": [2, 12 * n, 60, 12 * n + 10]} for n in range(1, 3)]
+    words = [{"text": "line", "bbox": [2, 12 * n, 20, 12 * n + 10]} for n in range(1, 3)]
+    latex = [{"latex": f"x^{{{number}}}", "box": [30, 36, 50, 46]}]
+    text: dict[str, object] = {"lines": lines, "words": words, "paragraphs": lines[:1], "latex": latex}
+    if empty:
+        text = {level: [] for level in text}
+    text["text"] = "" if empty else "\n".join(str(line["text"]) for line in lines)
+    record = {"text": text, "image": {"width": 64, "height": 48}}
+    picture, _, _ = draw_chart(number, (64, 48))
+    name = f"{number:05d}{'.ocr' if dotted else ''}.json"
+    return [(name, json.dumps(record).encode()), (f"{number:05d}.PNG", encode_png(picture))]
+
+
 def write_task_file(path: Path) -> Path:
     """Write a task file with the combinations of `TASK_COUNTS`, in words of our own."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -116,8 +116,10 @@ def _take_weights_only(merged: dict[str, _Given]) -> None:
     """
     asked = merged.pop(WEIGHTS_ONLY, None)
     checkpoint = merged.get(_RESUME)
+    if asked is None:
+        return
     try:
-        if asked is None or not convert(asked.value, bool) or checkpoint is None:
+        if not convert(asked.value, bool) or checkpoint is None:
             return
     except MismatchError as error:
         raise ConfigError(f"{asked.written}: must be {error}.") from error

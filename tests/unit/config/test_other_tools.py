@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from vlm_lora.config.aliases import DROPPED, RESTATED, SETTLED, Dropped, aliases, shown
+from vlm_lora.config.aliases import DROPPED, RESTATED, SETTLED, aliases, shown
 from vlm_lora.config.argument_fields import arguments_like
 from vlm_lora.config.declaration import Alias
 from vlm_lora.config.early import check_keys
 from vlm_lora.config.fields import flatten, own_fields
+from vlm_lora.config.name_rows import Dropped
 from vlm_lora.config.other_tools import FAMILIES, OTHER_TOOLS
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.sources import from_settings, parse
@@ -191,10 +192,10 @@ def test_any_other_value_is_one_line_that_says_what_to_type() -> None:
         value = another(row)
         assert refusal({row.name: value}) == f"--{row.name} {shown(row.name, value)}: {row.cure}."
         assert "\n" not in row.cure
-    for row in ALIAS_ROWS:
-        if row.others:
-            said = refusal({row.name: "other"})
-            assert re.fullmatch(rf"--{row.name} other: must be .*; {re.escape(row.others)}\.", said), said
+    for alias in ALIAS_ROWS:
+        if alias.others:
+            said = refusal({alias.name: "other"})
+            assert re.fullmatch(rf"--{alias.name} other: must be .*; {re.escape(alias.others)}\.", said), said
 
 
 def test_what_is_told_to_be_typed_exists() -> None:
