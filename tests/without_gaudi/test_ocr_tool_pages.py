@@ -88,7 +88,7 @@ def test_the_tools_task_file_is_read_whole_and_its_combinations_are_counted(
     assert main(command.split()) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["splits"]["train"]["rows"], report["bad"]) == (PAGES, [])
-    said = " ".join(report["columns"])
+    said = " ".join(report["splits"]["train"]["columns"])
     assert "86 in all, from " in said
     for (name, given, output, _), count in TASK_COUNTS.items():
         assert f"{name} {given} -> {output} ({count})" in said
