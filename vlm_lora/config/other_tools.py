@@ -117,7 +117,7 @@ _SHARED: tuple[OtherName, ...] = (
         _SEVERAL, _OPTIMIZER, use_galore=False, use_apollo=False, use_badam=False, use_adam_mini=False, use_muon=False
     ),
     *_only(_SEVERAL, _KERNELS, use_unsloth=False, use_unsloth_gc=False),
-    *_only(_SEVERAL, _PARALLEL, sequence_parallel_size=1, sequence_parallel_degree=1, context_parallel_size=1),
+    *_only(_SEVERAL, _PARALLEL, sequence_parallel_size=1, sequence_parallel_degree=1),
     *_only(_SEVERAL, _PARALLEL, tensor_parallel_size=1),
     *_only(_SEVERAL, "activations stay where they are; leave it out", activation_offloading=False),
     *_only(_SEVERAL, "processes are started by `vlm-lora launch` or torchrun; leave it out", use_ray=False),

@@ -14,7 +14,7 @@ import pytest
 
 from vlm_lora.config.aliases import DROPPED, RESTATED, SETTLED, aliases, shown
 from vlm_lora.config.argument_fields import arguments_like
-from vlm_lora.config.declaration import Alias
+from vlm_lora.config.declaration import Alias, declarations
 from vlm_lora.config.early import check_keys
 from vlm_lora.config.fields import flatten, own_fields
 from vlm_lora.config.name_rows import Dropped
@@ -152,7 +152,8 @@ def test_a_name_stands_in_one_row_and_hides_no_setting() -> None:
     assert [name for name, count in counts.items() if count > 1] == []
     arguments = arguments_like("auto")
     assert arguments is not None
-    settings = {*own_fields(), *(field.name for field in fields(arguments)), *RESTATED, *SETTLED}
+    adapters = {flag for declared in declarations().values() for flag in declared.flags}
+    settings = {*own_fields(), *(field.name for field in fields(arguments)), *adapters, *RESTATED, *SETTLED}
     assert [name for name in counts if name in settings] == []
 
 
