@@ -31,11 +31,10 @@ _MODULES = "parts without LoRA stay frozen; leave it out, or train full weights 
 _ADAPTER = "training starts from a base model; go on with a run by --resume_from_checkpoint, or merge its adapter first"
 _ANSWERS = "answers alone are trained on, never questions; leave it out"
 _PARTS = "type --freeze_language, --freeze_vision or --freeze_projector with --peft_method none, or --lora_targets"
-_LINEAR = "type --lora_targets language, or --lora_targets all for vision tower and projector too"
 _LORA_ONLY = "of PEFT's methods LoRA alone is offered, with --use_dora and --use_rslora; leave it out"
 _RATES = "type --vision_learning_rate, --projector_learning_rate or --language_learning_rate, or leave it out"
 _OPTIMIZER = "optimizers are chosen by --optim; leave it out"
-_KERNELS = "type --use_liger_kernel for fused kernels, or leave it out"
+_KERNELS = "attention is chosen by --attn_implementation, and there are no other fused kernels; leave it out"
 _PARALLEL = "a row is not divided among devices; leave it out, or type --deepspeed zero3 for models that are too large"
 _LOSS = "the loss is the mean negative log-likelihood of the supervised tokens of a global batch; leave it out"
 _AS_LOADED = "the model is trained as its folder has it; leave it out"
@@ -242,7 +241,8 @@ _LLAMA_FACTORY: tuple[OtherName, ...] = (
     *_refused(LLAMA_FACTORY, _TEMPLATE, "tool_format"),
     *_no_effect(LLAMA_FACTORY, "overwrite_cache preprocessing_batch_size preprocessing_num_workers"),
     *_no_effect(LLAMA_FACTORY, "print_param_status use_kv_cache infer_dtype infer_backend offload_folder"),
-    *_no_effect(LLAMA_FACTORY, "data_shared_file_system"),
+    *_no_effect(LLAMA_FACTORY, "data_shared_file_system video_max_pixels video_min_pixels video_fps video_maxlen"),
+    *_no_effect(LLAMA_FACTORY, "use_audio_in_video audio_sampling_rate"),
 )
 
 _SWIFT: tuple[OtherName, ...] = (
@@ -252,7 +252,6 @@ _SWIFT: tuple[OtherName, ...] = (
         val_dataset="validation_name",
         split_dataset_ratio="validation_fraction",
         system="system_prompt",
-        attn_impl="attn_implementation",
         freeze_llm="freeze_language",
         freeze_vit="freeze_vision",
         freeze_aligner="freeze_projector",
@@ -272,6 +271,7 @@ _SWIFT: tuple[OtherName, ...] = (
         )
         for name in ("tuner_type", "train_type")
     ),
+    _choice(SWIFT, "attn_impl", "attn_implementation", {"flash_attn": "flash_attention_2"}),
     _choice(SWIFT, "quant_bits", "load_in_4bit", {"4": True, "null": None}, _TYPE_4BIT),
     _choice(SWIFT, "truncation_strategy", "on_overflow", {"delete": "drop", "raise": "error", "null": None}, _OVERFLOW),
     switch(SWIFT, "train_dataloader_shuffle", "train_sampling_strategy", true="random", false="sequential"),
@@ -359,13 +359,13 @@ _AXOLOTL: tuple[OtherName, ...] = (
             ("use_tensorboard", "tensorboard"),
         )
     ),
+    switch(AXOLOTL, "lora_target_linear", "lora_targets", true="all-linear", false=None),
     switch(AXOLOTL, "bfloat16", "dtype", true="bfloat16", false=None),
     switch(AXOLOTL, "float16", "dtype", true="float16", false=None),
     switch(AXOLOTL, "float32", "dtype", true="float32", false=None),
     switch(AXOLOTL, "auto_resume_from_checkpoints", "resume_from_checkpoint", true=True, false=None),
     *_refused(AXOLOTL, f"name files or a Hub id by --dataset_name, and {_COLUMNS}", "datasets pretraining_dataset"),
     *_refused(AXOLOTL, "name files or a Hub id by --validation_name", "test_datasets"),
-    *_refused(AXOLOTL, _LINEAR, "lora_target_linear"),
     *_refused(AXOLOTL, _PARTS, "unfrozen_parameters freeze_mm_modules"),
     *_refused(AXOLOTL, _ADAPTER, "lora_model_dir"),
     *_only(AXOLOTL, _LORA_ONLY, lora_fan_in_fan_out=False, relora=False, peft_init_lora_weights=True),
@@ -487,7 +487,5 @@ FAMILIES: Mapping[str, str] = {
     "swanlab_": "type --report_to swanlab, and set what it needs under environment in the configuration file",
     "aim_": "type --report_to with a tracker that transformers knows, such as mlflow, wandb or tensorboard",
     "flash_attn_": _KERNELS,
-    "video_": "rows hold images, not videos; leave it out",
-    "audio_": "rows hold images, not sound; leave it out",
 }
 """How names begin that belong to something that is not here: what to do, where the name itself is in no other row."""

@@ -80,7 +80,8 @@ class DataConfig:
     boxes alone as bare lists, from top to bottom), bbox_2d (ours), or auto: bbox with --task_file, unless its questions
     say bbox_2d."""
     system_prompt: str | None = None
-    """System turn put before every conversation that has none, of its own or in a column `system`."""
+    """System turn put before every conversation that has none, of its own or in a column `system`;
+    --system_prompt_file FILE reads it from a file."""
     validation_fraction: float = 0.05
     """Share of the training rows held out, by seed, when the data names no validation split; 0 trains on all."""
     split_seed: int = 42
@@ -268,9 +269,10 @@ class TuningConfig:
         if frozen == getattr(TuningConfig(), f"freeze_{part}"):
             return False
         targets = {target.strip() for target in self.lora_targets.split(",")}
-        if not targets <= {"language", "vision", "projector", "all"}:
+        every = targets & {"all", "all-linear"}
+        if not targets <= {"language", "vision", "projector", *every}:
             return True
-        return frozen == (part in targets or ("all" in targets and part not in ("embeddings", "head")))
+        return frozen == (part in targets or (bool(every) and part not in ("embeddings", "head")))
 
     def refuse_what_has_no_effect(self) -> None:
         """Before training: refuse a setting of the other method, which would be ignored.

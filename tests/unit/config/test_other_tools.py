@@ -67,7 +67,10 @@ MEANINGS: Mapping[str, list[tuple[Any, dict[str, Any]]]] = {
     "val_dataset": [("d.json", {"validation_name": "d.json"})],
     "split_dataset_ratio": [("0.2", {"validation_fraction": 0.2})],
     "system": [("s", {"system_prompt": "s"})],
-    "attn_impl": [("sdpa", {"attn_implementation": "sdpa"})],
+    "attn_impl": [
+        ("flash_attn", {"attn_implementation": "flash_attention_2"}),
+        ("sdpa", {"attn_implementation": "sdpa"}),
+    ],
     "freeze_llm": [("true", {"freeze_language": True})],
     "freeze_vit": [("false", {"freeze_vision": False})],
     "freeze_aligner": [("true", {"freeze_projector": True})],
@@ -110,6 +113,7 @@ MEANINGS: Mapping[str, list[tuple[Any, dict[str, Any]]]] = {
     "use_comet": [("true", {"report_to": "comet_ml"}), ("false", {})],
     "use_trackio": [("true", {"report_to": "trackio"}), ("false", {})],
     "use_tensorboard": [("true", {"report_to": "tensorboard"}), ("false", {})],
+    "lora_target_linear": [("true", {"lora_targets": "all-linear"}), ("false", {})],
     "bfloat16": [("true", {"dtype": "bfloat16"}), ("false", {})],
     "float16": [("true", {"dtype": "float16"}), ("false", {})],
     "float32": [("true", {"dtype": "float32"}), ("false", {})],
@@ -303,6 +307,7 @@ FILES: Mapping[str, str] = {
     "LLaMA-Factory": """
         model_name_or_path: m
         image_max_pixels: 262144
+        video_max_pixels: 16384
         trust_remote_code: true
         stage: sft
         do_train: true
