@@ -78,9 +78,9 @@ class EndedEarlyError(Exception):
     """A run that was told to end has saved a checkpoint and can go on from it; no mistake, but not done either."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ` Did you mean 'x'?` for the closest known name, or an empty string."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+def nearest(name: str, known: Iterable[str], *, likeness: float = 0.6) -> str:
+    """Return ` Did you mean 'x'?` for the closest known name, or an empty string where none is so alike (0 to 1)."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=likeness)
     return f" Did you mean '{matches[0]}'?" if matches else ""
 
 

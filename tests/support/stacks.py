@@ -103,13 +103,15 @@ def recorded(
     python: Path,
     launcher: Sequence[str | Path] = (),
     variables: Mapping[str, str],
+    cwd: Path = ROOT / "examples",
     cold: bool = False,
 ) -> list[list[dict[str, Any]]]:
     """Run lists of flags under the recorder; return the records, a list per rank. A failure fails the test."""
     folder.mkdir(parents=True)
     (folder / "runs.json").write_text(json.dumps([list(map(str, flags)) for flags in runs]), encoding="utf-8")
     report = folder / "report.json"
-    done = run_words([*launcher, RECORDER, report, folder / "runs.json"], python=python, variables=variables, cold=cold)
+    words = [*launcher, RECORDER, report, folder / "runs.json"]
+    done = run_words(words, python=python, cwd=cwd, variables=variables, cold=cold)
     assert done.returncode == 0, done.stderr[-6000:]
     ranks = [report, *sorted(folder.glob("report.json.*"))]
     return [json.loads(path.read_text(encoding="utf-8")) for path in ranks]

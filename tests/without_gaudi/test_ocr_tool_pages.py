@@ -6,11 +6,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from support.datasets import encode_png
-from support.tars import write_tar
+from support.tars import TASK_COUNTS, page_members, write_tar, write_task_file
 from vlm_lora.cli.main import main
 
 PAGES = 12
@@ -19,17 +17,8 @@ QUIET = "--use_cpu --disable_tqdm --log_level error"
 
 
 def page(number: int) -> list[tuple[str, bytes]]:
-    """Return JSON and image of one page in the tool's schema; page 5 has no text."""
-    from PIL import Image
-
-    generator = np.random.default_rng(number)
-    picture = Image.fromarray(generator.integers(0, 256, (48, 64, 3), dtype=np.uint8))
-    lines = [{"text": f"line {n} of {number}", "bbox": [2, 12 * n, 60, 12 * n + 10]} for n in range(1, 3)]
-    if number == EMPTY:
-        lines = []
-    text = {"lines": lines, "text": "\n".join(str(line["text"]) for line in lines)}
-    record = {"text": text, "image": {"width": 64, "height": 48}}
-    return [(f"{number:05d}.json", json.dumps(record).encode()), (f"{number:05d}.PNG", encode_png(picture))]
+    """Return JSON and image of one page in the tool's schema; page 5 has no text, and odd ones a second dot."""
+    return page_members(number, empty=number == EMPTY, dotted=number % 2 == 1)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +41,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_train_on_tasks_from_shards(model_folder: Callable[[str], Path], shards: Path, tmp_path: Path) -> None:
     command = (
         f"train --model-name {model_folder('qwen2_5_vl')} --tar-pattern {shards}/train/train-{{000000..000001}}.tar "
-        f"--eval-tar-pattern {shards}/eval/*.tar --tasks reading localized_reading --output-types text lines "
+        f"--eval-tar-pattern {shards}/eval/*.tar;{shards}/eval/*.tar --tasks reading localized_reading --output-types "
+        "text lines "
         f"--max-length 2048 --epochs 1 --batch-size 2 --grad-accum 1 --output-dir {tmp_path}/out --seed 42 "
         "--learning-rate 1e-4 --warmup-steps 1 --num-workers 1 --persistent-workers --prefetch-factor 2 "
         f"--val-samples-per-epoch 3 --save_steps 3 {QUIET}"
@@ -66,18 +56,43 @@ def test_train_on_tasks_from_shards(model_folder: Callable[[str], Path], shards:
     assert report["bad"] == []
 
 
-def test_list_checkpoints(
+def test_list_checkpoints_and_begin_anew_with_the_weights_of_one(
     model_folder: Callable[[str], Path], shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = (
-        f"train --model-name {model_folder('llava')} --tar-pattern {shards}/train/*.tar --no-eval --epochs 1 "
-        f"--batch-size 1 --output-dir {tmp_path}/out --num-workers 0 --save_steps 5 {QUIET}"
-    )
-    assert main(command.split()) == 0
+        f"train --model-name {model_folder('qwen2_5_vl')} --tar-pattern {shards}/train/*.tar --no-eval --train-vision "
+        f"--batch-size 1 --num-workers 0 --persistent-workers False --prefetch-factor 0 {QUIET}"
+    ).split()
+    assert main([*command, "--output-dir", f"{tmp_path}/out", "--epochs", "1", "--save_steps", "5"]) == 0
     capsys.readouterr()
     assert main(["train", "--list-checkpoints", str(tmp_path / "out")]) == 0
     listed = capsys.readouterr().out
     assert listed.index("checkpoint-5") < listed.index("checkpoint-10"), "by number, not by letters"
+    checkpoint = tmp_path / "out" / "checkpoint-10"
+    anew = ["--output-dir", f"{tmp_path}/anew", "--resume-from-checkpoint", str(checkpoint), "--load-model-only"]
+    assert main([*command, *anew, "--max_steps", "1"]) == 0
+    state = json.loads((tmp_path / "anew" / "trainer_state.json").read_text(encoding="utf-8"))
+    assert state["global_step"] == 1
+    assert f"model_name_or_path: {checkpoint}" in (tmp_path / "anew" / "run_config.yaml").read_text(encoding="utf-8")
+
+
+def test_the_tools_task_file_is_read_whole_and_its_combinations_are_counted(
+    model_folder: Callable[[str], Path], shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = model_folder("qwen2_5_vl")
+    capsys.readouterr()
+    command = (
+        f"check --model-name {model} --tar-pattern {shards}/train/*.tar --no-eval --validation_fraction 0 "
+        f"--task-file {write_task_file(tmp_path / 'tasks.csv')} --json --workers 0"
+    )
+    assert main(command.split()) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["splits"]["train"]["rows"], report["bad"]) == (PAGES, [])
+    said = " ".join(report["splits"]["train"]["columns"])
+    assert "86 in all, from " in said
+    for (name, given, output, _), count in TASK_COUNTS.items():
+        assert f"{name} {given} -> {output} ({count})" in said
+    assert "the OCR tool's own, because a task file is given" in said
 
 
 def test_dry_run_without_a_model(

@@ -1,85 +1,33 @@
 """Names that users of other tools and of older transformers already type, in one table.
 
 A row says what becomes of a name: it means a setting here (`Alias`), transformers 5 says it differently (`Restated`)
-or has no such setting any more (`Dropped`), it is accepted without effect (`Ignored`), or it brings another setting
-with it (`Implied`). A new name is a new row. Names of an adapter's users are declared by the adapter.
+or has no such setting any more (`Dropped`), it is accepted without effect (`Ignored`), it says what others mean
+(`Settled`), or it brings another setting with it (`Implied`). A new name is a new row. Names of an adapter's users are
+declared by the adapter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from vlm_lora.config.declaration import Alias, declarations, renamed, switch
+from vlm_lora.config.name_rows import TRANSFORMERS, Dropped, Ignored, Implied, OtherName, Restated, Settled
+from vlm_lora.config.other_tools import CONFIG_DRIVEN, LLAMA_FACTORY, OTHER_TOOLS, TRL
 from vlm_lora.config.values import spell
 
 CONFIG_VARIABLES = ("VLM_LORA_CONFIG", "SFT_TRAINER_CONFIG_JSON_PATH")
 """Environment variables that may name the configuration file, the first that is set wins."""
 
-SECRETS = frozenset({"token", "hub_token"})
+SECRETS = frozenset({"token", "hub_token", "ms_hub_token", "om_hub_token"})
 """Keys whose values are never written or shown."""
 
 _OCR = "OCR tuning over tar shards"
-_CONFIG_DRIVEN = "config-driven tuning"
 _TABULAR = "tabular workflow"
-_TRANSFORMERS = "transformers"
-_TRL = "TRL"
-_LLAMA_FACTORY = "LLaMA-Factory"
-_AXOLOTL = "axolotl"
-_INTERNVL = "InternVL's scripts"
-_FINETUNE = "Qwen2-VL-Finetune, Phi3-Vision-Finetune"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Implied:
-    """A setting that brings another with it, unless that one is given."""
-
-    name: str
-    setting: str
-    value: str
-    """`{value}` in it is the first one's."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Restated:
-    """A key that transformers 5 says differently; `resolution` has a function for each."""
-
-    name: str
-    setting: str
-    """What it becomes."""
-    text: str
-    """How that reads."""
-    users: str = f"{_TRANSFORMERS} 4"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ignored:
-    """A mapping that is accepted without effect: rows are always prepared here."""
-
-    name: str
-    keys: frozenset[str]
-    """Those that it may hold."""
-    users: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dropped:
-    """A key that a class no longer has: which values lose nothing, and what to do about the others."""
-
-    name: str
-    hint: Any
-    harmless: tuple[Any, ...]
-    """Values that ask for what happens anyway; empty where every value does."""
-    cure: str
-    users: str = f"{_TRANSFORMERS} 4"
-    """Whose key it is."""
-
-
-OtherName = Alias | Implied | Restated | Ignored | Dropped
-
-_BY_TILES = "type --max_pixels or --min_pixels: so many tiles times 448x448"
+_LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora", "use_dora")
 _NO_APEX = "only torch's own mixed precision is left; leave the key out"
 
 _TABLE: tuple[OtherName, ...] = (
@@ -95,10 +43,26 @@ _TABLE: tuple[OtherName, ...] = (
         eval_tar_pattern="validation_name",
         val_samples_per_epoch="max_eval_samples",
     ),
+    Alias(
+        name="system_prompt_file",
+        canonical="system_prompt",
+        users=_OCR,
+        from_file=True,
+        text="system_prompt, read from this file",
+    ),
     switch(_OCR, "train_vision", "freeze_vision", true=False, false=True),
+    *(
+        Implied(name="train_vision", setting=setting, value=value, when=False, unless=_LORA)
+        for setting, value in (("peft_method", "none"), ("freeze_embeddings", "true"), ("freeze_head", "true"))
+    ),
     switch(_OCR, "no_eval", "do_eval", true=False, false=True),
+    Settled(
+        name="load_model_only",
+        text="true: model_name_or_path = the checkpoint of --resume_from_checkpoint, which is not resumed",
+        users=_OCR,
+    ),
     *renamed(
-        _CONFIG_DRIVEN,
+        CONFIG_DRIVEN,
         training_data_path="dataset_name",
         validation_data_path="validation_name",
         dataset_text_field="messages_column",
@@ -107,7 +71,7 @@ _TABLE: tuple[OtherName, ...] = (
         r="lora_rank",
         target_modules="lora_targets",
     ),
-    switch(_CONFIG_DRIVEN, "use_flash_attn", "attn_implementation", true="flash_attention_2", false="sdpa"),
+    switch(CONFIG_DRIVEN, "use_flash_attn", "attn_implementation", true="flash_attention_2", false="sdpa"),
     *renamed(
         _TABULAR,
         base_model="model_name_or_path",
@@ -119,10 +83,10 @@ _TABLE: tuple[OtherName, ...] = (
     switch(_TABULAR, "use_flash_attention", "attn_implementation", true="flash_attention_2", false="sdpa"),
     Alias(name="deepspeed_config", canonical="deepspeed", users=_TABULAR, empty_means_none=True),
     Alias(name="wandb_project", canonical="environment.WANDB_PROJECT", users=_TABULAR, empty_means_none=True),
-    *renamed(_LLAMA_FACTORY, image_min_pixels="min_pixels", image_max_pixels="max_pixels"),
-    *renamed(_TRL, use_bnb_nested_quant="bnb_4bit_use_double_quant"),
+    *renamed(LLAMA_FACTORY, image_min_pixels="min_pixels", image_max_pixels="max_pixels"),
+    *renamed(TRL, use_bnb_nested_quant="bnb_4bit_use_double_quant"),
     *renamed(
-        _TRANSFORMERS,
+        TRANSFORMERS,
         evaluation_strategy="eval_strategy",
         per_gpu_train_batch_size="per_device_train_batch_size",
         per_gpu_eval_batch_size="per_device_eval_batch_size",
@@ -130,16 +94,16 @@ _TABLE: tuple[OtherName, ...] = (
         push_to_hub_model_id="hub_model_id",
         push_to_hub_token="hub_token",
     ),
-    switch(_TRANSFORMERS, "use_cpu", "backend", true="cpu", false=None),
-    switch(_TRANSFORMERS, "no_cuda", "backend", true="cpu", false=None),
-    switch(_TRANSFORMERS, "adafactor", "optim", true="adafactor", false=None),
-    switch(_TRANSFORMERS, "group_by_length", "train_sampling_strategy", true="group_by_length", false="random"),
-    switch(_TRANSFORMERS, "include_inputs_for_metrics", "include_for_metrics", true=["inputs"], false=None),
+    switch(TRANSFORMERS, "use_cpu", "backend", true="cpu", false=None),
+    switch(TRANSFORMERS, "no_cuda", "backend", true="cpu", false=None),
+    switch(TRANSFORMERS, "adafactor", "optim", true="adafactor", false=None),
+    switch(TRANSFORMERS, "group_by_length", "train_sampling_strategy", true="group_by_length", false="random"),
+    switch(TRANSFORMERS, "include_inputs_for_metrics", "include_for_metrics", true=["inputs"], false=None),
     *(
         Alias(
             name=f"activation_checkpointing{end}",
             canonical=f"gradient_checkpointing{end}",
-            users=_TRANSFORMERS,
+            users=TRANSFORMERS,
             preferred=True,
         )
         for end in ("", "_kwargs")
@@ -163,14 +127,14 @@ _TABLE: tuple[OtherName, ...] = (
         setting="fsdp_config",
         text="fsdp_config: {transformer_layer_cls_to_wrap}",
     ),
-    Ignored(name="dataset_kwargs", keys=frozenset({"skip_prepare_dataset"}), users=_CONFIG_DRIVEN),
+    Ignored(name="dataset_kwargs", keys=frozenset({"skip_prepare_dataset"}), users=CONFIG_DRIVEN),
     Dropped(
         name="save_safetensors",
         hint=bool,
         harmless=(True,),
         cure="this transformers writes safetensors only; leave the key out",
     ),
-    Dropped(name="use_mps_device", hint=bool, harmless=(), cure=""),
+    Dropped(name="use_mps_device", hint=bool, any_value=True, cure=""),
     Dropped(
         name="jit_mode_eval", hint=bool, harmless=(False,), cure="evaluation by torch.jit is gone; use --torch_compile"
     ),
@@ -216,64 +180,18 @@ _TABLE: tuple[OtherName, ...] = (
         cure="8-bit weights are not offered; type --load_in_4bit, which takes half of their memory, or leave it out",
     ),
     Dropped(
-        name="load_model_only",
-        hint=bool,
-        harmless=(False,),
-        cure="to begin anew with a checkpoint's weights, type --model_name_or_path CHECKPOINT and no "
-        "--resume_from_checkpoint",
-        users=_OCR,
-    ),
-    Dropped(
-        name="image_resolution",
-        hint=int | None,
-        harmless=(None,),
-        cure="some versions mean a side by it and others a number of pixels; type --image_size SIDE or --max_pixels N",
-        users=_LLAMA_FACTORY,
-    ),
-    Dropped(
-        name="image_resize_algorithm",
-        hint=str | None,
-        harmless=(None,),
-        cure="images are resampled as the model's own processor does; leave it out",
-        users=_AXOLOTL,
-    ),
-    Dropped(name="max_dynamic_patch", hint=int | None, harmless=(None,), cure=_BY_TILES, users=_INTERNVL),
-    Dropped(name="min_dynamic_patch", hint=int | None, harmless=(None,), cure=_BY_TILES, users=_INTERNVL),
-    Dropped(
-        name="force_image_size",
-        hint=int | None,
-        harmless=(None, 448),
-        cure="a tile's side is the model's own; type --max_pixels N for how many pixels all tiles have",
-        users=_INTERNVL,
-    ),
-    *(
-        Dropped(
-            name=f"image_resized_{side}",
-            hint=int | None,
-            harmless=(None,),
-            cure="write both resized sides into the rows' image parts, or type --max_pixels N for all images",
-            users=_FINETUNE,
-        )
-        for side in ("width", "height")
-    ),
-    Dropped(
-        name="num_crops",
-        hint=int | None,
-        harmless=(None,),
-        cure="type --max_pixels N: so many crops times 336x336",
-        users=_FINETUNE,
-    ),
-    Dropped(
         name="push_to_hub_organization",
         hint=str | None,
         harmless=(None,),
         cure="write --hub_model_id ORGANIZATION/NAME",
     ),
+    *OTHER_TOOLS,
 )
 
 IMPLIED = tuple(row for row in _TABLE if isinstance(row, Implied))
 RESTATED: Mapping[str, Restated] = {row.name: row for row in _TABLE if isinstance(row, Restated)}
 IGNORED: Mapping[str, Ignored] = {row.name: row for row in _TABLE if isinstance(row, Ignored)}
+SETTLED: Mapping[str, Settled] = {row.name: row for row in _TABLE if isinstance(row, Settled)}
 DROPPED: Mapping[str, Dropped] = {row.name: row for row in _TABLE if isinstance(row, Dropped)}
 
 LAUNCHER_KEYS = frozenset({"world_size", "use_mpi", "use_deepspeed", "hostfile", "master_port", "use_env", "map_by"})
@@ -305,6 +223,7 @@ def describe_aliases() -> list[tuple[str, str, str]]:
     described += [
         (row.name, f"accepted without effect: {', '.join(sorted(row.keys))}", row.users) for row in IGNORED.values()
     ]
+    described += [(row.name, row.text, row.users) for row in SETTLED.values()]
     described += [(row.name, _loss(row), row.users) for row in DROPPED.values()]
     return described
 
@@ -312,17 +231,35 @@ def describe_aliases() -> list[tuple[str, str, str]]:
 def _meaning(row: Alias) -> str:
     if row.text:
         return row.text
+    if row.words is not None:
+        meanings = [
+            f"{spell(word)}: {'not set' if meaning is None else f'{row.canonical} = {spell(meaning)}'}"
+            for word, meaning in row.words.items()
+        ]
+        return "; ".join([*meanings, f"otherwise {row.others}" if row.others else f"otherwise {row.canonical}"])
     if row.values is None:
-        implied = [f"; {each.setting} = {each.value} unless given" for each in IMPLIED if each.name == row.canonical]
-        return "".join([row.canonical, *implied])
+        return f"{row.canonical}{_brought(row, None)}"
     parts = {
-        spell(switch): "not set" if meaning is None else f"{row.canonical} = {spell(meaning)}"
+        spell(switch): "not set" if meaning is None else f"{row.canonical} = {spell(meaning)}{_brought(row, meaning)}"
         for switch, meaning in row.values.items()
     }
     return "; ".join(f"{switch}: {meaning}" for switch, meaning in parts.items())
 
 
+def _brought(row: Alias, value: Any) -> str:
+    """Say what a name brings with it, as far as it needs a certain value for that."""
+    brought = [
+        f"{each.setting} = {each.value}"
+        for each in IMPLIED
+        if each.name in (row.name, row.canonical) and each.when == value
+    ]
+    return f", {' and '.join(brought)} unless given" if brought else ""
+
+
 def _loss(row: Dropped) -> str:
-    if not row.harmless:
+    if row.any_value:
         return "accepted without effect"
-    return f"accepted without effect when {', '.join(map(spell, row.harmless))}; otherwise {row.cure}"
+    values = [*map(spell, row.harmless), *([f"the value of {row.same_as}"] if row.same_as else [])]
+    return (
+        f"accepted without effect when {', '.join(values)}; otherwise {row.cure}" if values else f"refused: {row.cure}"
+    )

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
-from vlm_lora.config.values import convert
+from vlm_lora.config.values import MismatchError, convert
 
 GROUP = "vlm_lora.backends"
 """The entry points by which adapters are found. Loading one imports no torch."""
@@ -27,6 +28,13 @@ class Alias:
     """For a switch: what true and false stand for. None as a value means that nothing is set."""
     empty_means_none: bool = False
     """An empty value is allowed and means that nothing is set."""
+    words: Mapping[str, Any] | None = None
+    """For a choice: what its values stand for, by the value in small letters (`null` for none); None means that nothing
+    is set. In a list each item is one."""
+    others: str = ""
+    """With `words`: what to type for a value that is none of them; empty where it is taken as it is."""
+    from_file: bool = False
+    """Its value names a file, and the text in that file is the setting's value."""
     text: str = ""
     """What it means, where that depends on what is installed."""
     implied: tuple[Any, ...] = ()
@@ -34,15 +42,39 @@ class Alias:
     preferred: bool = False
     """Where a backend's class has both names, it wants this one (the other warns)."""
 
+    @property
+    def chooses(self) -> bool:
+        """Whether its values stand for others: null then sets nothing, unless the row says otherwise."""
+        return self.values is not None or self.words is not None
+
     def translate(self, value: Any) -> Any:
         """Return the canonical setting's value, or None for nothing to set.
 
         Raises:
-            MismatchError: a switch was given something other than true or false.
+            MismatchError: a switch was given something other than true or false, a choice has no such value, or there
+                is no text in the file.
         """
         if self.empty_means_none and (value is None or value == ""):
             return None
-        return value if self.values is None else self.values[convert(value, bool)]
+        if self.from_file:
+            return _read_text(value)
+        if self.words is not None:
+            return self._choose(value)
+        if self.values is None or value is None:
+            return value
+        return self.values[convert(value, bool)]
+
+    def _choose(self, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            meant = [meaning for item in value if (meaning := self._choose(item)) is not None]
+            return meant or None
+        words = self.words or {}
+        word = "null" if value is None else str(value).strip().lower()
+        if word in words:
+            return words[word]
+        if not self.others:
+            return value
+        raise MismatchError(f"{' or '.join(filter(None, words))}; {self.others}")
 
     def restore(self, value: Any) -> Any:
         """Return this name's value for a canonical one, for a class that has only this name.
@@ -56,6 +88,19 @@ class Alias:
             if meaning == value:
                 return switch
         raise LookupError(self.name)
+
+
+def _read_text(name: Any) -> str:
+    """Return the text of a file without the line breaks at its end. Raises MismatchError: there is none."""
+    path = Path(name).expanduser() if isinstance(name, str) and name.strip() else None
+    try:
+        text = "" if path is None else path.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise MismatchError(f"a file with text in UTF-8 ({path.absolute() if path else name}: {reason})") from error
+    if not text.strip():
+        raise MismatchError("the name of a file with text in UTF-8" if path is None else "a file that is not empty")
+    return text
 
 
 def switch(

@@ -124,7 +124,7 @@ def is_path_of_model(name: str) -> bool:
 
 
 def _check_data(flag: str, name: str | None) -> None:
-    if name is None or any(mark in name for mark in "*?[{,+"):
+    if name is None or any(mark in name for mark in "*?[{,;:+"):
         return  # several names, or a pattern: whoever opens them knows how to read it
     path = Path(name).expanduser()
     if not path.exists() and (name.startswith((".", "/", "~")) or name.lower().endswith(DATA_SUFFIXES)):

@@ -18,6 +18,7 @@ from vlm_lora.config.aliases import (
     LAUNCHER_KEYS,
     RESTATED,
     SECRETS,
+    SETTLED,
     aliases,
     canonical_name,
     shown,
@@ -25,13 +26,20 @@ from vlm_lora.config.aliases import (
 from vlm_lora.config.declaration import asking_for, declarations
 from vlm_lora.config.fields import flatten, own_fields
 from vlm_lora.config.files import write_mapping
+from vlm_lora.config.other_tools import FAMILIES
 from vlm_lora.config.run_config import RunConfig
-from vlm_lora.config.values import MismatchError, convert, spell
+from vlm_lora.config.values import NONE_WORDS, MismatchError, convert, spell
 from vlm_lora.config.version import __version__
 from vlm_lora.errors import ConfigError, nearest
 
 WIDER_HINTS: Mapping[str, Any] = {"resume_from_checkpoint": Literal[True, False] | str | None}
 """Fields that take more here than their class declares: `true` resumes from the newest checkpoint."""
+
+ZERO_MEANS_NONE = frozenset({"dataloader_prefetch_factor"})
+"""Fields of which 0 says that there is none of it, as users of other tools type it; torch takes 1 or more, or None."""
+
+SLIP = 0.8
+"""How alike an unknown key must be to a known one to be a slip of it: `use_peft` is none of `use_ipex` (0.75)."""
 
 _SECRET_VARIABLE = re.compile("TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)
 
@@ -46,7 +54,8 @@ class _Shape:
     def typed(self, name: str, value: Any, written: str) -> Any:
         """Return `value` as field `name` wants it; `written` is the key the user set."""
         choices = self.fields[name].metadata.get("choices")
-        return _typed(written, value, WIDER_HINTS.get(name, self.hints[name]), choices)
+        typed = _typed(written, value, WIDER_HINTS.get(name, self.hints[name]), choices)
+        return None if name in ZERO_MEANS_NONE and typed == 0 else typed
 
 
 @dataclass(kw_only=True)
@@ -90,6 +99,7 @@ def resolve(run: RunConfig, arguments_class: type) -> tuple[RunConfig, dict[str,
         hints=get_type_hints(arguments_class),
     )
     draft = _Draft(shape=shape, values={}, written={}, environment=dict(run.environment))
+    wrong: list[str] = []
     unknown: list[str] = []
     restated: list[str] = []
     for key, value in run.raw.items():
@@ -100,11 +110,11 @@ def resolve(run: RunConfig, arguments_class: type) -> tuple[RunConfig, dict[str,
             else:
                 draft.put(*place, key)
         elif key in DROPPED:
-            _check_dropped(key, value)
+            wrong += _check_dropped(key, value, run)
         else:
             restated.append(key)
-    if unknown:
-        raise ConfigError(_unknown_message(unknown, run, shape))
+    if wrong or unknown:
+        raise ConfigError(_wrong_message([*wrong, *_explained(unknown, run, shape)]))
     for key in restated:
         _RESTATE[key](draft, key, run.raw[key])
     raw = {canonical_name(name): _canonical_value(name, value) for name, value in draft.values.items()}
@@ -170,12 +180,20 @@ def _typed(key: str, value: Any, hint: Any, choices: Any = None) -> Any:
         raise ConfigError(f"--{key} {shown(key, value)}: must be {error}.") from error
 
 
-def _check_dropped(key: str, value: Any) -> None:
-    """Accept a value that asks for what happens anyway. Raises ConfigError for any other."""
+def _check_dropped(key: str, value: Any, run: RunConfig) -> list[str]:
+    """Return nothing for a value that asks for what happens anyway, and what is wrong with any other."""
     rule = DROPPED[key]
-    typed = _typed(key, value, rule.hint)
-    if rule.harmless and typed not in rule.harmless:
-        raise ConfigError(f"--{key} {spell(value)}: {rule.cure}.")
+    if rule.any_value:
+        return []
+    typed = None if rule.hint is Any and _says_nothing(value) else _typed(key, value, rule.hint)
+    same = {**flatten(run), **run.raw}.get(rule.same_as) if rule.same_as else None
+    if typed in rule.harmless or (same is not None and typed == same):
+        return []
+    return [f"--{key} {shown(key, value)}: {rule.cure}."]
+
+
+def _says_nothing(value: Any) -> bool:
+    return value in (None, "", [], {}) or str(value).lower() in NONE_WORDS
 
 
 def _restate_warmup_ratio(draft: _Draft, key: str, value: Any) -> None:
@@ -240,12 +258,15 @@ _RESTATE: Mapping[str, Callable[[_Draft, str, Any], None]] = {
 }
 
 
-def _unknown_message(keys: list[str], run: RunConfig, shape: _Shape) -> str:
+def _explained(keys: list[str], run: RunConfig, shape: _Shape) -> list[str]:
     """Explain every key that the class does not have: whose it is, or the nearest name."""
-    known = [*own_fields(), *shape.fields, *aliases(), *RESTATED, *DROPPED]
+    known = [*own_fields(), *shape.fields, *aliases(), *RESTATED, *SETTLED]
     # Whoever asks for another size of images must not be led to the setting that refuses them.
     known.remove("max_image_pixels")
-    lines = [_explain(key, run, known) for key in keys]
+    return [_explain(key, run, known) for key in keys]
+
+
+def _wrong_message(lines: list[str]) -> str:
     if len(lines) == 1:
         return lines[0]
     return "Keys that cannot be used:\n" + "\n".join(f"  {line}" for line in lines)
@@ -265,7 +286,10 @@ def _explain(key: str, run: RunConfig, known: list[str]) -> str:
             f"--{key} belongs to the launcher and stands before the name of the verb or script: "
             "vlm-lora launch --world_size 8 train ..."
         )
-    suggestion = nearest(key, known) or " `vlm-lora train --help_all` lists every key."
+    for beginning, cure in FAMILIES.items():
+        if key.startswith(beginning):
+            return f"--{key}: {cure}."
+    suggestion = nearest(key, known, likeness=SLIP) or " `vlm-lora train --help_all` lists every key."
     return f"--{key} is not a known key.{suggestion}"
 
 

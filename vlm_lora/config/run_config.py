@@ -98,8 +98,13 @@ class DataConfig:
     """OCR tasks with these output types only, for example text lines,box; by default all of the task file."""
     task_seed: int = 42
     """Seed of the OCR task that each page gets in each epoch."""
+    answer_style: str = "auto"
+    """How answers about OCR pages are written: bbox (as the OCR tool has it whose task files these are: text and bbox,
+    boxes alone as bare lists, from top to bottom), bbox_2d (ours), or auto: bbox with --task_file, unless its questions
+    say bbox_2d."""
     system_prompt: str | None = None
-    """System turn put before every conversation that has none, of its own or in a column `system`."""
+    """System turn put before every conversation that has none, of its own or in a column `system`;
+    --system_prompt_file FILE reads it from a file."""
     validation_fraction: float = 0.05
     """Share of the training rows held out, by seed, when the data names no validation split; 0 trains on all."""
     split_seed: int = 42
@@ -142,6 +147,7 @@ class DataConfig:
         _check_ignored(self)
         _check_choice("choices", self.choices, ("shown", "refuse"))
         _check_choice("box_format", self.box_format, ("xywh", "xyxy"))
+        _check_choice("answer_style", self.answer_style, ("auto", "bbox", "bbox_2d"))
         for flag in ("max_train_samples", "max_eval_samples", "max_image_pixels", "max_image_bytes", "shuffle_buffer"):
             _check_positive(flag, getattr(self, flag))
         _check_choice("on_bad_sample", self.on_bad_sample, ("error", "skip"))
@@ -287,6 +293,17 @@ class TuningConfig:
                 "left to train. Leave one of them out."
             )
 
+    def _contradicts_lora(self, part: str) -> bool:
+        """Say whether a part's --freeze_* asks for something else than what becomes of it with these LoRA targets."""
+        frozen = getattr(self, f"freeze_{part}")
+        if frozen == getattr(TuningConfig(), f"freeze_{part}"):
+            return False
+        targets = {target.strip() for target in self.lora_targets.split(",")}
+        every = targets & {"all", "all-linear"}
+        if not targets <= {"language", "vision", "projector", *every}:
+            return True
+        return frozen == (part in targets or (bool(every) and part not in ("embeddings", "head")))
+
     def refuse_what_has_no_effect(self) -> None:
         """Before training: refuse a setting of the other method, which would be ignored.
 
@@ -294,8 +311,7 @@ class TuningConfig:
             ConfigError: names the settings and what to type instead.
         """
         if self.peft_method == "lora":
-            untouched = TuningConfig()
-            if any(getattr(self, f"freeze_{part}") != getattr(untouched, f"freeze_{part}") for part in self.frozen):
+            if any(self._contradicts_lora(part) for part in self.frozen):
                 raise ConfigError(
                     "--freeze_* and --train_vision are for --peft_method none. With LoRA type "
                     "--lora_targets language,vision (or projector, all) to choose the parts."

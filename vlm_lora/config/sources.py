@@ -20,7 +20,16 @@ from vlm_lora.config.aliases import CONFIG_VARIABLES, IGNORED, IMPLIED, aliases,
 from vlm_lora.config.fields import SECTIONS, assemble, own_fields
 from vlm_lora.config.files import SUFFIXES, read_mapping
 from vlm_lora.config.run_config import RunConfig
-from vlm_lora.config.values import SWITCHES, MismatchError, convert, expected, spell
+from vlm_lora.config.values import (
+    FALSE_WORDS,
+    NONE_WORDS,
+    SWITCHES,
+    TRUE_WORDS,
+    MismatchError,
+    convert,
+    expected,
+    spell,
+)
 from vlm_lora.errors import ConfigError
 
 AUTO = "auto"
@@ -31,6 +40,7 @@ CPU_VARIABLE = "ACCELERATE_USE_CPU"
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z0-9_]+)?")
 _ENVIRONMENT = "environment."
+WEIGHTS_ONLY, _RESUME = "load_model_only", "resume_from_checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +52,8 @@ class _Given:
     """As the user wrote it, for messages: `--lora_r 8`, or `lora_r: 8 (run.yaml)`."""
     implied: tuple[Any, ...] = ()
     """Values that say the same more exactly."""
+    name: str = ""
+    """The name that it was given by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,17 +85,54 @@ def parse(argv: Sequence[str], *, environ: Mapping[str, str]) -> RunConfig:
     flags = _settle(pair for pair in pairs if pair.name != "config")
     path = _config_path(positional, named, environ)
     merged = {**(_settle(_read_file(path)) if path else {}), **flags}
+    return _finish(merged, environ)
+
+
+def _finish(merged: dict[str, _Given], environ: Mapping[str, str]) -> RunConfig:
     _imply(merged)
+    _take_weights_only(merged)
     _take_cpu(merged, environ)
     return _assemble(merged)
 
 
 def _imply(merged: dict[str, _Given]) -> None:
     """Add what a given setting stands for in addition to itself."""
+    given_before = set(merged)
     for row in IMPLIED:
-        given = merged.get(row.name)
-        if given is not None and given.value and row.setting not in merged:
-            merged[row.setting] = _Given(value=row.value.format(value=given.value), written=given.written)
+        given = next((each for key, each in merged.items() if row.name in (key, each.name)), None)
+        if given is None or row.setting in merged or given_before.intersection(row.unless):
+            continue
+        if given.value == row.when if row.when is not None else given.value:
+            field = own_fields().get(row.setting)
+            value = row.value.format(value=given.value)
+            merged[row.setting] = _Given(value=field.typed(value) if field else value, written=given.written)
+
+
+def _take_weights_only(merged: dict[str, _Given]) -> None:
+    """Read `--load_model_only` next to a checkpoint: its weights are the model to begin with, and nothing is resumed.
+
+    Raises:
+        ConfigError: no checkpoint is named, or it is neither true nor false.
+    """
+    asked = merged.pop(WEIGHTS_ONLY, None)
+    checkpoint = merged.get(_RESUME)
+    if asked is None:
+        return
+    try:
+        if not convert(asked.value, bool) or checkpoint is None:
+            return
+    except MismatchError as error:
+        raise ConfigError(f"{asked.written}: must be {error}.") from error
+    words = str(checkpoint.value).lower()
+    if checkpoint.value is None or words in (*FALSE_WORDS, *NONE_WORDS):
+        return
+    if not isinstance(checkpoint.value, str) or words in TRUE_WORDS:
+        raise ConfigError(
+            f"{asked.written} with {checkpoint.written}: the checkpoint whose weights are loaded must be named: type "
+            f"--{_RESUME} DIR/checkpoint-N (--list_checkpoints DIR shows them)."
+        )
+    del merged[_RESUME]
+    merged["model_name_or_path"] = _Given(value=checkpoint.value, written=checkpoint.written)
 
 
 def from_settings(settings: Mapping[str, Any], *, environ: Mapping[str, str]) -> RunConfig:
@@ -96,10 +145,7 @@ def from_settings(settings: Mapping[str, Any], *, environ: Mapping[str, str]) ->
         _Pair(name=name, value=str(value) if isinstance(value, Path) else value, file=None)
         for name, value in settings.items()
     )
-    merged = _settle(pairs)
-    _imply(merged)
-    _take_cpu(merged, environ)
-    return _assemble(merged)
+    return _finish(_settle(pairs), environ)
 
 
 def _take_cpu(merged: dict[str, _Given], environ: Mapping[str, str]) -> None:
@@ -230,7 +276,7 @@ def _interpret(pair: _Pair) -> Iterator[tuple[str, _Given]]:
         except MismatchError as error:
             raise _refusal(pair, pair.value, error) from error
         name = alias.canonical
-        if value is None and pair.value is not None:
+        if value is None and (pair.value is not None or alias.chooses):
             return
     if name.startswith(_ENVIRONMENT):
         if value is not None:
@@ -238,7 +284,7 @@ def _interpret(pair: _Pair) -> Iterator[tuple[str, _Given]]:
         return
     if name in own_fields() and not _is_backends_debug(name, value):
         value = _own_value(pair, name, value)
-    yield name, _Given(value=value, written=pair.written(pair.value), implied=implied)
+    yield name, _Given(value=value, written=pair.written(pair.value), implied=implied, name=pair.name)
 
 
 def _own_value(pair: _Pair, name: str, value: Any) -> Any:

@@ -95,6 +95,11 @@ def check_arguments(values: Mapping[str, Any]) -> None:
             raise ConfigError(f"--{name} {value}: must be {least} or more.")
     if (values.get("learning_rate") or 0) < 0:
         raise ConfigError(f"--learning_rate {values['learning_rate']}: must be 0 or more, for example 1e-4.")
+    if values.get("dataloader_persistent_workers") and not values.get("dataloader_num_workers"):
+        raise ConfigError(
+            "--dataloader_persistent_workers true: without workers (--dataloader_num_workers 0) none can persist. "
+            "Leave it out, or give a number of workers, such as --dataloader_num_workers 4."
+        )
     for name, (allowed, reason) in UNSUPPORTED.items():
         value = values.get(name, allowed[0])
         if value not in allowed:

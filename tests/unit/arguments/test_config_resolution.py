@@ -17,6 +17,7 @@ from vlm_lora.config.resolution import resolve, to_mapping, write_resolved
 from vlm_lora.config.run_config import ModelConfig, RunConfig
 from vlm_lora.config.sources import parse
 from vlm_lora.errors import ConfigError
+from vlm_lora.training.arguments import check_arguments
 
 
 class Interval(str, Enum):
@@ -64,6 +65,9 @@ class NewArguments:
     max_steps: int = -1
     warmup_steps: float = 0
     train_sampling_strategy: str = "random"
+    dataloader_num_workers: int = 0
+    dataloader_prefetch_factor: int | None = None
+    dataloader_persistent_workers: bool = False
     use_cpu: bool = False
     bf16: bool = False
     per_device_train_batch_size: int = 8
@@ -279,6 +283,26 @@ def test_a_layer_to_wrap_joins_the_fsdp_config() -> None:
 def test_a_refusal_says_what_to_do(words: str, parts: tuple[str, ...]) -> None:
     text = refused(*words.split())
     assert [part for part in parts if part not in text] == []
+
+
+@pytest.mark.parametrize("flag", ["--prefetch-factor", "--dataloader_prefetch_factor"])
+def test_0_prefetched_batches_are_none(flag: str) -> None:
+    words = ["--num-workers", "0", "--persistent-workers", "False"]
+    values = resolved(*words, flag, "0")
+    assert values == {
+        "dataloader_num_workers": 0,
+        "dataloader_persistent_workers": False,
+        "dataloader_prefetch_factor": None,
+    }
+    check_arguments(values)
+    assert resolved(flag, "2") == {"dataloader_prefetch_factor": 2}, "the control"
+
+
+def test_workers_that_are_not_there_cannot_persist() -> None:
+    for workers in ({}, {"dataloader_num_workers": 0}):
+        with pytest.raises(ConfigError, match=r"--dataloader_num_workers 0\) none can persist"):
+            check_arguments({"dataloader_persistent_workers": True, **workers})
+    check_arguments({"dataloader_persistent_workers": True, "dataloader_num_workers": 1})
 
 
 def test_a_sampling_that_an_old_class_cannot_do_is_refused() -> None:

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
-from vlm_lora.config.aliases import DROPPED, IGNORED, RESTATED, aliases, describe_aliases
+from vlm_lora.config.aliases import DROPPED, IGNORED, RESTATED, SETTLED, aliases, describe_aliases
 from vlm_lora.config.fields import flatten, own_fields
+from vlm_lora.config.other_tools import OTHER_TOOLS
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.sources import parse
+from vlm_lora.errors import ConfigError
 
 ROAD = (aliases()["use_habana"].values or {})[True]
 """Gaudi's adapter that goes with the installed transformers."""
@@ -25,7 +27,12 @@ MEANINGS: list[tuple[str, Any, dict[str, Any]]] = [
     ("tar_pattern", "s/*.tar", {"dataset_name": "s/*.tar"}),
     ("eval_tar_pattern", "e/*.tar", {"validation_name": "e/*.tar"}),
     ("val_samples_per_epoch", "3", {"max_eval_samples": 3}),
-    ("train_vision", "true", {"freeze_vision": False}),
+    ("system_prompt_file", __file__, {"system_prompt": Path(__file__).read_text(encoding="utf-8").rstrip("\n")}),
+    (
+        "train_vision",
+        "true",
+        {"freeze_vision": False, "peft_method": "none", "freeze_embeddings": True, "freeze_head": True},
+    ),
     ("train_vision", "false", {"freeze_vision": True}),
     ("no_eval", "true", {"do_eval": False}),
     ("training_data_path", "d.json", {"dataset_name": "d.json"}),
@@ -90,7 +97,8 @@ def test_alias(alias: str, value: str, meaning: dict[str, Any]) -> None:
 
 
 def test_every_alias_is_tested() -> None:
-    assert {alias for alias, _, _ in MEANINGS} == set(aliases())
+    others = {row.name for row in OTHER_TOOLS}
+    assert {alias for alias, _, _ in MEANINGS} == set(aliases()) - others, "those of test_other_tools.py"
 
 
 @pytest.mark.parametrize("row", aliases().values(), ids=lambda row: row.name)
@@ -102,7 +110,7 @@ def test_no_alias_hides_a_setting_or_chains(row: Any) -> None:
 def test_every_name_is_described_once() -> None:
     names = [alias for alias, _, _ in describe_aliases()]
     assert len(names) == len(set(names))
-    assert set(names) == {*aliases(), *DROPPED, *RESTATED, *IGNORED}
+    assert set(names) == {*aliases(), *DROPPED, *RESTATED, *IGNORED, *SETTLED}
     assert (
         "use_flash_attn",
         "true: attn_implementation = flash_attention_2; false: attn_implementation = sdpa",
@@ -111,7 +119,11 @@ def test_every_name_is_described_once() -> None:
 
 def test_what_an_alias_implies_is_described() -> None:
     meanings = {alias: meaning for alias, meaning, _ in describe_aliases()}
-    assert meanings["wandb_project"] == "environment.WANDB_PROJECT; report_to = wandb unless given"
+    assert meanings["wandb_project"] == "environment.WANDB_PROJECT, report_to = wandb unless given"
+    assert meanings["train_vision"] == (
+        "true: freeze_vision = false, peft_method = none and freeze_embeddings = true and freeze_head = true unless "
+        "given; false: freeze_vision = true"
+    )
     assert meanings["lora_r"] == "lora_rank"
 
 
@@ -155,6 +167,69 @@ def test_the_models_name_is_its_folder_unless_one_is_given() -> None:
 
 def test_an_explicit_report_to_wins_over_the_project() -> None:
     assert parse(["--wandb_project", "p", "--report_to", "none"], environ={}).raw == {"report_to": "none"}
+
+
+def test_the_ocr_tools_switch_for_the_tower_stands_for_its_full_weights() -> None:
+    tuning = parse(["--train-vision"], environ={}).tuning
+    assert [part for part, frozen in tuning.frozen.items() if not frozen] == ["language", "vision", "projector"]
+    assert parse(["--train-vision", "--freeze_head", "false"], environ={}).tuning.frozen["head"] is False
+    ours = parse(["--peft_method", "none", "--freeze_vision", "false"], environ={}).tuning
+    assert not any(ours.frozen.values()), "our own name for it brings nothing else"
+    assert parse(["--no_train_vision"], environ={}).tuning == RunConfig().tuning
+    for words in (["--lora_rank", "8"], ["--peft_method", "lora"]):
+        with pytest.raises(ConfigError, match="--train_vision are for --peft_method none"):
+            parse(["--train-vision", *words], environ={}).tuning.refuse_what_has_no_effect()
+
+
+CHECKPOINT = ["--model-name", "m", "--resume-from-checkpoint", "out/checkpoint-3"]
+
+
+@pytest.mark.parametrize(
+    ("words", "model", "raw"),
+    [
+        ([*CHECKPOINT, "--load-model-only"], "out/checkpoint-3", {}),
+        ([*CHECKPOINT, "--load-model-only", "False"], "m", {"resume_from_checkpoint": "out/checkpoint-3"}),
+        (CHECKPOINT, "m", {"resume_from_checkpoint": "out/checkpoint-3"}),
+        (["--model-name", "m", "--load-model-only"], "m", {}),
+        (
+            ["--model-name", "m", "--load-model-only", "--resume_from_checkpoint", "false"],
+            "m",
+            {"resume_from_checkpoint": "false"},
+        ),
+    ],
+)
+def test_a_checkpoints_weights_alone(words: list[str], model: str, raw: dict[str, Any]) -> None:
+    run = parse(words, environ={})
+    assert (run.model.model_name_or_path, dict(run.raw)) == (model, raw)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--load-model-only", "--resume_from_checkpoint"], "must be named: type --resume_from_checkpoint DIR/checkpo"),
+        (["--load-model-only", "maybe"], "--load_model_only maybe: must be true or false"),
+    ],
+)
+def test_a_checkpoint_that_is_not_named_is_asked_for(words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse([*words, *([] if "--resume_from_checkpoint" in words else CHECKPOINT)], environ={})
+
+
+def test_a_system_prompt_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "system_prompt.txt"
+    file.write_text("  Read.\nÄ\n\n", encoding="utf-8")
+    assert parse(["--system-prompt-file", str(file)], environ={}).data.system_prompt == "  Read.\nÄ"
+    for words, said in (
+        (["--system_prompt_file", str(file), "--system_prompt", "Else."], "contradict each other"),
+        (["--system_prompt_file", str(tmp_path / "none.txt")], r"none\.txt: must be a file with .*No such file"),
+        (["--system_prompt_file"], "must be the name of a file"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            parse(words, environ={})
+    for content, said in ((b" \n", "must be a file that is not empty"), (b"\xff", "not UTF-8")):
+        file.write_bytes(content)
+        with pytest.raises(ConfigError, match=said):
+            parse(["--system_prompt_file", str(file)], environ={})
 
 
 def test_environment_variables_merge_one_by_one(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ BY_NAME: dict[str, st.SearchStrategy[Any]] = {
     "image_backend": st.sampled_from(["pil", "torchvision"]),
     "choices": st.sampled_from(["shown", "refuse"]),
     "box_format": st.sampled_from(["xywh", "xyxy"]),
+    "answer_style": st.sampled_from(["auto", "bbox", "bbox_2d"]),
     "peft_method": st.sampled_from(["lora", "none"]),
     "on_overflow": st.sampled_from(["error", "drop", "shrink_images", "trim_turns"]),
     "freeze_language": st.just(False),

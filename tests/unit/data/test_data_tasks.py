@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from vlm_lora.config.sources import parse
-from vlm_lora.data.ocr.pages import Page, read_page
+from vlm_lora.data.ocr.pages import Item, Page, read_page
 from vlm_lora.data.ocr.task_answers import (
     PHRASES,
     Draw,
@@ -23,6 +23,7 @@ from vlm_lora.data.ocr.task_answers import (
     clipped,
     page_text,
     page_text2d,
+    with_blanks,
 )
 from vlm_lora.data.ocr.tasks import COLUMNS, OWN_FILE, Task, load_tasks, read_tasks
 from vlm_lora.errors import DataError
@@ -132,10 +133,48 @@ def test_an_empty_page_is_a_negative_sample() -> None:
     for value in empty:
         assert ask(value, task(None, "text")) == ("Q", "")
         assert ask(value, task(None, "text2d"))[1] == ""
-        assert ask(value, task(None, "lines,box"))[1] == "[]"
-        assert not can_serve(read_page(value), task("box", "text"))
-    with pytest.raises(DataError, match=r"None of the tasks .* It holds nothing; wanted: box to text"):
+        assert not can_serve(read_page(value), task("box", "text")), "its image's size is not known"
+        assert not can_serve(read_page(value), task("lines", "box")), "there is no text to ask for"
+    with pytest.raises(DataError, match=r"None of the tasks .* It holds nothing to read, under no key; wanted: box to"):
         ask({}, task("box", "text"))
+
+
+def test_an_empty_page_is_a_negative_sample_of_every_kind_that_it_has_a_key_for() -> None:
+    kinds: list[tuple[Task, str]] = [
+        (task(None, "lines"), ""),
+        (task(None, "lines,box"), "[]"),
+        (Task(name="detection", given=None, output="box", question="Q", among="lines"), "[]"),
+        (task("box", "lines"), ""),
+    ]
+    for blank in ([], [{"text": " ", "bbox": [0, 0, 1, 1]}]):
+        page = with_blanks(read_page({"lines": blank}), (64, 48), Draw().generator(1))
+        others = with_blanks(read_page({"latex": [], "text": ""}), (64, 48), Draw().generator(1))
+        for asked, answer in kinds:
+            found = ask_about(page, PageReading(column="text", tasks=(asked,), seed=1), Draw())
+            assert (found.answer, can_serve(others, asked)) == (answer, False)
+    assert all(can_serve(page, t) for t in (task(None, "box"), task("box", "text")))
+    assert not can_serve(with_blanks(read_page({}), (64, 48), Draw().generator(1)), task(None, "box"))
+
+
+def test_boxes_in_which_nothing_is_written_lie_on_the_page_and_are_those_of_its_row() -> None:
+    def drawn(row: int, size: tuple[int, int] = (640, 480), seed: int = 1) -> tuple[Item, ...]:
+        return with_blanks(read_page({"lines": []}), size, Draw(row=row).generator(seed)).blanks
+
+    assert drawn(3) == drawn(3)
+    assert len({drawn(3), drawn(4), drawn(3, seed=2)}) == 3
+    for size in ((640, 480), (3, 2), (1, 1)):
+        for item in drawn(0, size):
+            left, top, right, bottom = item.box or (0, 0, 0, 0)
+            assert 0 <= left < right <= size[0]
+            assert 0 <= top < bottom <= size[1]
+    held = with_blanks(read_page({"lines": LINES}), (640, 480), Draw().generator(1))
+    assert held.blanks == (), "a page that holds text gives its own"
+    asked = ask_about(
+        with_blanks(read_page({"lines": []}), (640, 480), Draw().generator(1)),
+        PageReading(column="text", tasks=(task("box", "lines", "In {box}?"),), seed=1),
+        Draw(),
+    )
+    assert str(asked.question) in {f"In {json.dumps(item.box)}?" for item in drawn(0)}
 
 
 def test_a_blank_text_beside_items_that_hold_text_is_missing() -> None:

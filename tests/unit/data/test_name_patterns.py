@@ -19,6 +19,13 @@ from vlm_lora.errors import DataError
         ("a.tar", ["a.tar"]),
         ("a.tar,b.tar", ["a.tar", "b.tar"]),
         ("a.tar, b.tar", ["a.tar", "b.tar"]),
+        ("a.tar;b.tar; c.jsonl", ["a.tar", "b.tar", "c.jsonl"]),
+        ("a-{0..1}.tar:b.tgz: c/*.TAR", ["a-0.tar", "a-1.tar", "b.tgz", "c/*.TAR"]),
+        ("a.tar:b.tar,c.tar", ["a.tar", "b.tar", "c.tar"]),
+        ("s3://bucket/a.tar", ["s3://bucket/a.tar"]),
+        ("C:\\data\\a.tar", ["C:\\data\\a.tar"]),
+        ("a.tar:b", ["a.tar:b"]),
+        ("{a;b,c}", ["a;b", "c"]),
         ("s/{0..2}.tar", ["s/0.tar", "s/1.tar", "s/2.tar"]),
         ("{9..11}", ["9", "10", "11"]),
         ("{008..011}", ["008", "009", "010", "011"]),
@@ -43,6 +50,7 @@ def test_expansion(typed: str, names: list[str]) -> None:
         ("{}", "neither a range"),
         ("a,,b", "empty"),
         ("a,", "empty"),
+        ("a.tar;", "empty"),
         ("{0..99999999}", "more than 1000000 names"),
         ("pipe:touch x", "commands are not run"),
         ("a.tar,PIPE:touch x", "commands are not run"),
@@ -71,6 +79,8 @@ def test_names_of_several_files(tmp_path: Path) -> None:
 
     assert keys(f"{tmp_path}/a{{0..1}}.tar") == ["000000", "000001", "000002"]
     assert keys(f"{tmp_path}/a*.tar,{tmp_path}/more") == ["000000", "000001", "000002", "000004"]
+    assert keys(f"{tmp_path}/b.tar;{tmp_path}/a?.tar") == ["000003", "000000", "000001", "000002"]
+    assert keys(f"{tmp_path}/a?.tar:{tmp_path}/b.tar") == ["000000", "000001", "000002", "000003"]
     assert keys(f"{tmp_path}/b.tar,{tmp_path}/a?.tar,{tmp_path}/b.tar") == ["000003", "000000", "000001", "000002"]
     with pytest.raises(DataError, match=r"a2\.tar: no file matches"):
         open_source(f"{tmp_path}/a{{0..2}}.tar")

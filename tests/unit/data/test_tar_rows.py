@@ -48,6 +48,19 @@ def test_json_fields_and_the_image_are_columns(tmp_path: Path) -> None:
     assert row == {"question": "q", "n": 1, "image": PNG, "__key__": "f/a"}
 
 
+@pytest.mark.parametrize(("image", "column"), [("d0.png", "image"), ("d0.page.png", "page.png")])
+def test_names_with_a_second_dot(tmp_path: Path, image: str, column: str) -> None:
+    """As the OCR tool's shards have them: its own reader takes any member that ends in .json, and in .png."""
+    page = {"text": {"lines": [{"text": "a", "bbox": [0, 0, 9, 9]}], "text": "a"}}
+    tar = write_tar(tmp_path / "a.tar", [("d0.ocr.json", json.dumps(page).encode()), (image, PNG)])
+    assert rows_of(tar)[0] == {**page, column: PNG, "__key__": "d0"}
+    data = load_splits(
+        DataConfig(dataset_name=str(tar), validation_fraction=0.0), need_train=True, need_validation=False
+    )
+    assert isinstance(data.train, ConversationDataset)
+    assert (data.train.schema.image, data.train[0].turns[-1].text) == (column, "a")
+
+
 def test_json_that_is_no_object_texts_and_named_images(tmp_path: Path) -> None:
     members = [("a.json", b"[1, 2]"), ("a.txt", "grün".encode()), ("a.cls", b"3"), ("a.left.png", PNG)]
     row = one_row(tmp_path, *members)
@@ -110,7 +123,12 @@ def test_a_run_takes_the_image_and_messages_name_tar_and_key(tmp_path: Path) -> 
         ([("a.json", b"[" * 100_000), ("a.png", PNG)], r"row 0 \(key a\): \.json: not JSON"),
         ([("a.json", b'"\xff"'), ("a.png", PNG)], r"\(key a\): \.json: not UTF-8"),
         ([("a.txt", b"\xff"), ("a.png", PNG)], r"\(key a\): \.txt: not UTF-8 text"),
-        ([("a.1.json", b"{}"), ("a.png", PNG)], "key ends at the first dot"),
+        ([("a.1.json", b"{}"), ("a.2.json", b"{}"), ("a.png", PNG)], r"has 2 JSON members \(\.1\.json and \.2\.json\)"),
+        (
+            [("a.json", b"{}"), ("a.ocr.json", b"{}"), ("a.png", PNG)],
+            r"\(\.json and \.ocr\.json\).*ends at the first dot",
+        ),
+        ([("a.ocr.json", b"{"), ("a.png", PNG)], r"row 0 \(key a\): \.ocr\.json: not JSON"),
     ],
 )
 def test_unusable_samples_are_named_with_tar_and_key(

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from support.tars import TASK_COUNTS, write_task_file
+from vlm_lora.config.run_config import DataConfig
+from vlm_lora.data.columns.annotations import read_pages
 from vlm_lora.data.ocr.pages import read_page
 from vlm_lora.data.ocr.task_answers import PHRASES, Draw, PageReading, ask_about, can_serve
 from vlm_lora.data.ocr.tasks import COLUMNS, Task, load_tasks, read_tasks
@@ -55,7 +58,8 @@ def test_a_page_without_boxes_of_the_level_is_not_asked(tmp_path: Path) -> None:
         assert told(page, task, plain)[0] == "Read."
         with pytest.raises(DataError, match=r"It holds lines.*wanted: words to box"):
             told(page, task)
-    assert told({"lines": []}, task) == ("All?", "[]"), "a page without text has none of them"
+    assert told({"words": []}, task) == ("All?", "[]"), "a page without text has none of them"
+    assert not can_serve(read_page({"lines": []}), task), "nobody said anything about its words"
 
 
 def test_a_question_that_gives_a_text_still_gives_one(tmp_path: Path) -> None:
@@ -68,25 +72,21 @@ def test_a_question_that_gives_a_text_still_gives_one(tmp_path: Path) -> None:
         write(tmp_path / "t.csv", ("detection", "[lines, image]", "box", "Where is {box}?"))
 
 
-MANY = {
-    ("conditional_detection", "[lines, image]", "box", "Where is {text} in {image}?"): 9,
-    ("conditional_detection", "[words, image]", "box", "Where is {text} in {image}?"): 9,
-    ("detection", "[lines, image]", "box", "Where are the lines in {image}?"): 6,
-    ("detection", "[paragraphs, image]", "box", "Where are the paragraphs in {image}?"): 6,
-    ("detection", "[latex, image]", "box", "Where are the formulas in {image}?"): 6,
-    ("localized_reading", "[box, image]", "lines", "Read {box} of {image}."): 9,
-    ("localized_reading", "[box, image]", "paragraphs", "Read {box} of {image}."): 9,
-    ("reading", "image", "[lines, box]", "Read {image}, with boxes."): 4,
-    ("reading", "image", "text2d", "Read {image}."): 3,
-}
-"""A file as users have it, by the number of its questions of each kind."""
-
-
-def test_a_whole_task_file_of_many_questions_is_read(tmp_path: Path) -> None:
-    write(tmp_path / "t.csv", *(row for row, count in MANY.items() for _ in range(count)))
-    tasks = load_tasks(tmp_path / "t.csv")
+def test_the_whole_task_file_of_the_ocr_tool_is_read(tmp_path: Path) -> None:
+    tasks = load_tasks(write_task_file(tmp_path / "t.csv"))
     counts = Counter((task.name, task.given, task.among, task.output) for task in tasks)
-    assert sum(counts.values()) == sum(MANY.values())
+    assert sum(counts.values()) == sum(TASK_COUNTS.values()) == 86
     assert [counts["detection", None, level, "box"] for level in ("lines", "paragraphs", "latex")] == [6, 6, 6]
     assert counts["conditional_detection", "words", None, "box"] == 9
     assert len(load_tasks(tmp_path / "t.csv", outputs=["box"])) == 36
+
+
+def test_the_number_of_questions_of_each_combination_is_shown(tmp_path: Path) -> None:
+    file = write_task_file(tmp_path / "t.csv")
+    _, (said, _) = read_pages("text", DataConfig(task_file=str(file)))
+    for (name, given, output, _), count in TASK_COUNTS.items():
+        assert f"{name} {given} -> {output} ({count})" in said
+    assert "; 86 in all, from " in said
+    _, (said, _) = read_pages("text", DataConfig(task_file=str(file), output_types=("box",)))
+    assert "; 36 in all, from " in said
+    assert "text2d" not in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.columns.names import COLUMN_NAMES
 from vlm_lora.data.formats.rows import Rows, declared_names
+from vlm_lora.data.ocr.answer_styles import choose_style
 from vlm_lora.data.ocr.boxes import CATEGORY_KEYS, QUESTION, BoxReading, holds_boxes
 from vlm_lora.data.ocr.pages import holds_page
 from vlm_lora.data.ocr.task_answers import PageReading
@@ -83,13 +85,21 @@ def read_pages(column: str, config: DataConfig) -> tuple[PageReading, tuple[str,
     """
     path = None if config.task_file is None else Path(config.task_file).expanduser()
     tasks = load_tasks(path, names=config.tasks, outputs=config.output_types)
-    counts: dict[str, int] = {}
-    for task in tasks:
-        counts[task.name] = counts.get(task.name, 0) + 1
-    listed = ", ".join(f"{name} ({count})" for name, count in counts.items())
+    counts = Counter(f"{task.name} {task.input} -> {_bracketed(task.output)}" for task in tasks)
+    listed = ", ".join(f"{combination} ({count})" for combination, count in counts.items())
     where = config.task_file or "our own file (--task_file brings others)"
-    reading = PageReading(column=column, tasks=tasks, seed=config.task_seed)
-    return reading, (f"tasks: {listed}, from {where}; drawn by --task_seed {config.task_seed}, epoch and row",)
+    style, by = choose_style(config.answer_style, (task.question for task in tasks), from_file=path is not None)
+    reading = PageReading(column=column, tasks=tasks, seed=config.task_seed, style=style)
+    return reading, (
+        f"tasks: {listed}; {sum(counts.values())} in all, from {where}; drawn by --task_seed {config.task_seed}, epoch "
+        "and row",
+        f"answers: {style.text} ({by})",
+    )
+
+
+def _bracketed(output: str) -> str:
+    """Write an output type as task files do: `[lines, box]`."""
+    return f"[{output.replace(',', ', ')}]" if "," in output else output
 
 
 _WANTED: Mapping[str, tuple[str, str]] = {
@@ -102,7 +112,7 @@ _WANTED: Mapping[str, tuple[str, str]] = {
 
 FLAGS: Mapping[str, tuple[str, ...]] = {
     "boxes": ("box_format", "box_labels", "box_prompt"),
-    "page": ("task_file", "tasks", "output_types", "task_seed"),
+    "page": ("task_file", "tasks", "output_types", "task_seed", "answer_style"),
     "caption": ("default_prompt",),
     "question_answer": ("context_column",),
 }

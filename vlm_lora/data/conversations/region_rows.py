@@ -13,7 +13,7 @@ from vlm_lora.data.conversations.turns import read_text
 from vlm_lora.data.images.loader import read_size
 from vlm_lora.data.ocr.boxes import BoxReading, answer_boxes, check_size
 from vlm_lora.data.ocr.pages import read_page
-from vlm_lora.data.ocr.task_answers import PageReading, clipped
+from vlm_lora.data.ocr.task_answers import Draw, PageReading, clipped, with_blanks
 from vlm_lora.data.ocr.task_sampling import Ask
 from vlm_lora.errors import DataError
 
@@ -63,7 +63,8 @@ def convert_page(
     page = read_page(row.get(reading.column))
     check_size((_number(page.size[0]), _number(page.size[1])), size)
     check_size(_given_size(row), size)
-    pairs = dict.fromkeys((asked.question, asked.answer) for asked in ask(clipped(page, size), reading, number))
+    page = with_blanks(clipped(page, size), size, Draw(row=number).generator(reading.seed))
+    pairs = dict.fromkeys((asked.question, asked.answer) for asked in ask(page, reading, number))
     return [_turns(images, question, answer) for question, answer in pairs]
 
 

@@ -42,6 +42,8 @@ class Page:
     text2d: str | None = None
     size: tuple[Any, Any] = (None, None)
     """Width and height that the data names; None where it does not."""
+    blanks: tuple[Item, ...] = ()
+    """Of a page with nothing to read, once its image's size is known: boxes in which nothing is written."""
 
     @property
     def is_empty(self) -> bool:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vlm_lora.data.conversations.texts import Question, read_question
-from vlm_lora.data.ocr.boxes import as_json, read_box
+from vlm_lora.data.ocr.answer_styles import STYLES, AnswerStyle
+from vlm_lora.data.ocr.boxes import Box, read_box
 from vlm_lora.data.ocr.pages import LEVELS, Item, Page
 from vlm_lora.data.ocr.tasks import PLACEHOLDER, Task
 from vlm_lora.data.ocr.text2d import join_lines, lay_out
@@ -31,6 +32,9 @@ PHRASES = (
     "the attached image",
 )
 """What `{image}` becomes."""
+
+BLANKS = 8
+"""Boxes of which a question about an empty page gives one; the same in all epochs, so that each can be looked at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,8 @@ class PageReading:
     column: str
     tasks: tuple[Task, ...]
     seed: int
+    style: AnswerStyle = STYLES["bbox_2d"]
+    """How answers are written."""
 
 
 class TaskSample(NamedTuple):
@@ -80,7 +86,7 @@ def ask_about(page: Page, reading: PageReading, draw: Draw) -> TaskSample:
     category = generator.choice(categories)
     task = generator.choice([task for task in served if task.name == category])
     given = generator.choice(givable(page, task)) if task.given is not None else None
-    return asked(page, task, given, generator.choice(PHRASES))
+    return asked(page, task, given, generator.choice(PHRASES), reading.style)
 
 
 def servable(page: Page, reading: PageReading) -> Sequence[Task]:
@@ -98,18 +104,15 @@ def servable(page: Page, reading: PageReading) -> Sequence[Task]:
     return served
 
 
-def asked(page: Page, task: Task, given: Item | None, phrase: str) -> TaskSample:
-    """Return a task's question, with the item that it gives and a phrase for the image, and the answer."""
-    return TaskSample(_fill(task.question, given, phrase), _answer(page, task, given), task.name)
+def asked(page: Page, task: Task, given: Item | None, phrase: str, style: AnswerStyle) -> TaskSample:
+    """Return a task's question, with the item that it gives and a phrase for the image, and the answer in a style."""
+    return TaskSample(_fill(task.question, given, phrase), _answer(page, task, given, style), task.name)
 
 
 def can_serve(page: Page, task: Task) -> bool:
-    """Tell whether a page holds what a task gives and asks for.
-
-    An empty page serves every task that gives nothing in addition to the image.
-    """
+    """Tell whether a page holds what a task gives and asks for; of an empty page, whether its answer is known."""
     if page.is_empty:
-        return task.given is None
+        return _is_known_to_be_empty(page, task)
     if task.given is not None:
         return bool(givable(page, task))
     if task.output == "text":
@@ -120,6 +123,22 @@ def can_serve(page: Page, task: Task) -> bool:
         return bool(page.boxed(task.among) if task.among else _boxed_level(page))
     level = str(task.level)
     return bool(page.written(level) and (page.boxed(level) or "," not in task.output))
+
+
+def _is_known_to_be_empty(page: Page, task: Task) -> bool:
+    """Tell whether an empty page says that there is nothing of the kind that a task asks for: by that kind's key.
+
+    A page without the key may hold formulas, say, that nobody marked. As a text it is empty whatever its keys are.
+    Of text that is not there none can be given.
+    """
+    level = task.level or task.among
+    if not (task.given is None or (task.given == "box" and page.blanks)):
+        return False
+    if level is not None:
+        return level in page.items
+    if task.output == "box":
+        return bool(page.items)
+    return task.given is None or bool(page.items) or page.text is not None or page.text2d is not None
 
 
 def page_text(page: Page) -> str:
@@ -141,33 +160,39 @@ def page_text2d(page: Page) -> str:
     return lay_out(page.boxed(level)) if level else ""
 
 
-def _answer(page: Page, task: Task, given: Item | None) -> str:
-    """Return the answer; where there is nothing, an empty text, or `[]` for boxes."""
+def _answer(page: Page, task: Task, given: Item | None, style: AnswerStyle) -> str:
+    """Return the answer; where there is nothing, an empty text, or `[]` where a list is asked for."""
     with_box = task.output.split(",")[-1] == "box"
+    listed = with_box or (task.level is not None and task.given is None and style.json_levels)
     if page.is_empty:
-        return "[]" if with_box else ""
+        return "[]" if listed else ""
     if task.given == "box":
         assert given is not None  # only tasks that give nothing come without
         return lay_out([given]) if task.output == "text2d" else given.text
     if with_box:
         level = task.given or task.level or task.among or str(_boxed_level(page))
-        items = [item for item in page.boxed(level) if given is None or item.text == given.text]
-        return as_json([_described(item, with_text="," in task.output) for item in items])
+        items = [item for item in page.boxed(level) if given is None or _reads_alike(item, given)]
+        return style.write(items, with_text="," in task.output)
     if task.level is not None:
+        if style.json_levels:
+            return style.write(page.items[task.level], with_text=True)
         between = "\n\n" if task.level == "paragraphs" else "\n"
         return between.join(item.text for item in page.items[task.level])
     return page_text2d(page) if task.output == "text2d" else page_text(page)
 
 
-def _described(item: Item, *, with_text: bool) -> Mapping[str, Any]:
-    return {"bbox_2d": item.box, "text": item.text} if with_text else {"bbox_2d": item.box}
+def _reads_alike(item: Item, given: Item) -> bool:
+    """Tell whether an item is among those that a given one's text asks for, whatever the case of its letters."""
+    return item.text.strip().casefold() == given.text.strip().casefold()
 
 
 def givable(page: Page, task: Task) -> Sequence[Item | None]:
     """Return what a question can give: each item with box and text, or None alone where a task gives nothing."""
     if task.given is None:
         return (None,)
-    level = (task.level or _boxed_level(page)) if task.given == "box" else task.given
+    if task.given == "box" and page.is_empty:
+        return page.blanks
+    level = (task.level or task.among or _boxed_level(page)) if task.given == "box" else task.given
     return [item for item in page.boxed(level) if item.text.strip()] if level else []
 
 
@@ -189,9 +214,11 @@ def _fill(question: str, given: Item | None, phrase: str) -> Question:
 
 
 def _holding(page: Page) -> str:
-    levels = [f"{level}{'' if page.boxed(level) else ' without boxes'}" for level in LEVELS if page.items.get(level)]
     texts = [key for key, value in (("text", page.text), ("text2d", page.text2d)) if value is not None]
-    return ", ".join([*levels, *texts]) or "nothing"
+    if page.is_empty:
+        return f"nothing to read, under {', '.join((*page.items, *texts)) or 'no key'}"
+    levels = [f"{level}{'' if page.boxed(level) else ' without boxes'}" for level in LEVELS if page.items.get(level)]
+    return ", ".join([*levels, *texts])
 
 
 def clipped(page: Page, size: tuple[int, int]) -> Page:
@@ -211,3 +238,29 @@ def clipped(page: Page, size: tuple[int, int]) -> Page:
                 raise DataError(f"Item {number} of '{level}': {error}") from error
         items[level] = tuple(kept)
     return replace(page, items=items)
+
+
+def with_blanks(page: Page, size: tuple[int, int], generator: random.Random) -> Page:
+    """Return an empty page with boxes of the size of a word up to some lines, anywhere on it; any other as it is.
+
+    Args:
+        page: the page.
+        size: the image's width and height in pixels.
+        generator: of the page's row, so that its boxes stay the same.
+    """
+    if not page.is_empty:
+        return page
+    return replace(page, blanks=tuple(Item(text="", box=_drawn_box(size, generator)) for _ in range(BLANKS)))
+
+
+def _drawn_box(size: tuple[int, int], generator: random.Random) -> Box:
+    (left, right), (top, bottom) = (
+        _drawn_span(side, share, generator) for side, share in zip(size, ((0.05, 0.6), (0.015, 0.1)), strict=True)
+    )
+    return left, top, right, bottom
+
+
+def _drawn_span(side: int, share: tuple[float, float], generator: random.Random) -> tuple[int, int]:
+    length = max(1, round(generator.uniform(*share) * side))
+    start = generator.randint(0, side - length)
+    return start, start + length

@@ -69,7 +69,7 @@ def longest_of_each_task(tokens: Callable[[str], int]) -> Ask:
         yield ask_about(page, reading, Draw(row=row))
         phrase = max(PHRASES, key=tokens)
         for task in servable(page, reading):
-            choices = [asked(page, task, given, phrase) for given in givable(page, task)]
+            choices = [asked(page, task, given, phrase, reading.style) for given in givable(page, task)]
             yield max(choices, key=lambda choice: tokens(str(choice.question)) + tokens(choice.answer))
 
     return ask
@@ -81,4 +81,4 @@ def everything(page: Page, reading: PageReading, row: int) -> Iterator[TaskSampl
     for task in servable(page, reading):
         for given in givable(page, task):
             for phrase in PHRASES:
-                yield asked(page, task, given, phrase)
+                yield asked(page, task, given, phrase, reading.style)

@@ -1,9 +1,10 @@
 """The tasks of OCR pages: a CSV that users bring, one question a row. It is data, never code.
 
 Columns `task,input_type,output_type,question`. A type is one word or several in brackets: `image`,
-`[lines, image]`, `[lines, box]`. A question may hold `{image}` (a varied phrase for the image), `{text}`
-(the text of an item that is given) and `{box}` (the box of an item that is given); other braces are text.
+`[lines, image]`, `[box, lines, image]`, `[lines, box]`. A question may hold `{image}` (a varied phrase for the image),
+`{text}` (the text of an item that is given) and `{box}` (the box of an item that is given); other braces are text.
 A question of `[lines, image]` (or another level) without `{text}` gives no item: it asks for the boxes of all of them.
+With `{box}` it gives the box of one of them, as `[box, lines, image]` does, and its text is the answer.
 One `<image>` is the place of the image, which else goes first.
 """
 
@@ -24,7 +25,7 @@ OWN_FILE = Path(__file__).with_name("ocr_tasks.csv")
 
 COLUMNS = ("task", "input_type", "output_type", "question")
 INPUTS = ("box", *LEVELS)
-"""What a question may give in addition to the image, one at a time."""
+"""What an input type may name in addition to the image: one of them, or `box` and the level that it is a box of."""
 OUTPUTS = ("text", "text2d", *LEVELS, "box")
 """What may be asked for; `box` also together with a level."""
 
@@ -38,12 +39,16 @@ class Task:
     name: str
     """Its category, such as `reading`."""
     given: str | None
-    """What the question gives in addition to the image: `box`, a level, or nothing."""
+    """What the question gives in addition to the image: the box of an item (`box`), the text of one (its level), or
+    nothing."""
     output: str
     """What is asked for: `text`, `text2d`, a level, `box`, or `LEVEL,box`."""
     question: str
     among: str | None = None
-    """The level whose boxes are asked for, all of them, where the output is `box` alone and nothing is given."""
+    """The level that the input type names in addition to what is given: the level whose boxes are asked for, all of
+    them, where nothing is given; the level of the item whose box is given."""
+    input: str = "image"
+    """The input type, as messages write it."""
 
     @property
     def level(self) -> str | None:
@@ -112,30 +117,50 @@ def _read_task(name: str, input_type: str, output_type: str, question: str) -> T
         raise DataError("its task is empty. Name its category, for example reading.")
     if not question.strip():
         raise DataError("its question is empty.")
-    given = _read_input(input_type)
+    named = _read_input(input_type)
     output = _read_output(output_type)
+    level = next((word for word in named if word in LEVELS), None)
+    held = {match.group(1) for match in PLACEHOLDER.finditer(question)}
+    tells = output in ("text", "text2d", level)
+    if "box" in named or ("box" in held and tells):
+        given, among = "box", level
+    elif level is not None and not held & {"text", "box"}:
+        given, among = None, level
+    else:
+        given, among = level, None
+    _check_answerable(input_type, output_type, output, given, level)
+    _check_placeholders(question, given)
+    written = f"[{', '.join((*named, 'image'))}]" if named else "image"
+    return Task(name=name.strip(), given=given, output=output, question=question, among=among, input=written)
+
+
+def _check_answerable(input_type: str, output_type: str, output: str, given: str | None, level: str | None) -> None:
+    """Check that what is asked for is known of what is given, and not given itself."""
     if given == "box" and "box" in output.split(","):
         raise DataError(f"input_type {input_type} gives a box and output_type {output_type} asks for it.")
-    if given in LEVELS and output not in ("box", f"{given},box"):
+    if given == "box" and level is not None and output not in ("text", "text2d", level):
         raise DataError(
-            f"input_type {input_type} gives the text of one of the {given}, so output_type {output_type} cannot be "
-            f"answered: it must be box or [{given}, box]."
+            f"input_type {input_type} gives the box of one of the {level}, so output_type {output_type} cannot be "
+            f"answered: it must be {level}, text or text2d."
         )
-    if given in LEVELS and not {"{text}", "{box}"} & {match.group() for match in PLACEHOLDER.finditer(question)}:
-        _check_placeholders(question, None)
-        return Task(name=name.strip(), given=None, output=output, question=question, among=given)
-    _check_placeholders(question, given)
-    return Task(name=name.strip(), given=given, output=output, question=question)
+    if given != "box" and level is not None and output not in ("box", f"{level},box"):
+        raise DataError(
+            f"input_type {input_type} gives the text of one of the {level}, so output_type {output_type} cannot be "
+            f"answered: it must be box or [{level}, box]; or the question holds {{box}} and output_type is {level}."
+        )
 
 
-def _read_input(text: str) -> str | None:
+def _read_input(text: str) -> tuple[str, ...]:
+    """Return what an input type names in addition to the image: `box` first, then the level."""
     words = _words(text)
     others = [word for word in words if word != "image"]
-    if "image" not in words or len(others) > 1 or any(word not in INPUTS for word in others):
+    levels = [word for word in others if word in LEVELS]
+    if "image" not in words or any(word not in INPUTS for word in others) or len(levels) > 1 or len(others) > 2:
         raise DataError(
-            f"input_type {text!r} is not known: allowed are image, {', '.join(f'[{name}, image]' for name in INPUTS)}."
+            f"input_type {text!r} is not known: allowed are image, {', '.join(f'[{name}, image]' for name in INPUTS)}, "
+            "and [box, lines, image] (or another level)."
         )
-    return others[0] if others else None
+    return (*dict.fromkeys(word for word in others if word == "box"), *levels)
 
 
 def _read_output(text: str) -> str:

@@ -1,7 +1,7 @@
 """Which files a name stands for, and by which split: an existing file or folder, a glob, a list, else a Hub id.
 
-1. Names of many files in one word: `{0000..0007}`, `{a,b}`, and lists separated by commas. Nothing is ever run:
-   `pipe:` commands, which WebDataset knows, are refused.
+1. Names of many files in one word: `{0000..0007}`, `{a,b}`, and lists separated by commas or semicolons, tars also by
+   colons. Nothing is ever run: `pipe:` commands, which WebDataset knows, are refused.
 2. A file belongs to a split by the words of its name, then by the folders that it lies in.
 3. None is opened but those that may be the metadata of an image folder.
 """
@@ -38,7 +38,7 @@ _PADDED = re.compile(r"-?0\d")
 
 
 def expand(text: str, *, flag: str) -> list[str]:
-    """Return the names that a word stands for; a word without braces and commas is one name.
+    """Return the names that a word stands for; a word without braces and separators is one name.
 
     >>> expand("s/{08..11}.tar,t/{a,b}.tar", flag="dataset_name")
     ['s/08.tar', 's/09.tar', 's/10.tar', 's/11.tar', 't/a.tar', 't/b.tar']
@@ -47,27 +47,39 @@ def expand(text: str, *, flag: str) -> list[str]:
         DataError: A command (`pipe:`), an empty name, a brace without its partner, or far too many names.
     """
     names = []
-    for part in split_commas(text, flag=flag):
+    for part in split_list(text, flag=flag):
         if part.strip().lower().startswith("pipe:"):
             raise DataError(
                 f"--{flag} {part}: commands are not run. Let the command write its output to a file, and name the file."
             )
         if not part.strip():
-            raise DataError(f"--{flag} {text}: a name between the commas is empty.")
+            raise DataError(f"--{flag} {text}: a name between the separators is empty.")
         names += list(itertools.islice(_expand(part.strip(), text, flag), MOST_NAMES + 1))
         if len(names) > MOST_NAMES:
             raise DataError(f"--{flag} {text}: stands for more than {MOST_NAMES} names.")
     return names
 
 
-def split_commas(text: str, *, flag: str) -> list[str]:
-    """Split at the commas that stand outside braces."""
+def split_list(text: str, *, flag: str) -> list[str]:
+    """Split at commas and semicolons outside braces, and at colons where each part between them names tars.
+
+    A colon stands in addresses (`s3://...`) and in Windows' paths, too: only a list of tars is parted by it.
+    """
+    names: list[str] = []
+    for part in _split(text, ",;", flag):
+        pieces = part.split(":")
+        names += pieces if all(is_tar(Path(piece.strip())) for piece in pieces) else [part]
+    return names
+
+
+def _split(text: str, separators: str, flag: str) -> list[str]:
+    """Split at the separators that stand outside braces. Raises DataError for a brace without its partner."""
     parts, depth, start = [], 0, 0
     for place, character in enumerate(text):
         depth += {"{": 1, "}": -1}.get(character, 0)
         if depth < 0:
             break
-        if character == "," and depth == 0:
+        if character in separators and depth == 0:
             parts.append(text[start:place])
             start = place + 1
     if depth:
@@ -102,7 +114,7 @@ def _choices(body: str, text: str, flag: str) -> Iterator[str]:
         for number in range(low, high + step, step):
             yield f"{number:0{width}d}"
         return
-    parts = split_commas(body, flag=flag)
+    parts = _split(body, ",", flag)
     if len(parts) < 2:
         raise DataError(f"--{flag} {text}: {{{body}}} is neither a range such as {{0000..0007}} nor a list {{a,b}}.")
     for part in parts:

@@ -24,7 +24,7 @@ from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.version import __version__
 from vlm_lora.config.whole_files import write_json
 from vlm_lora.data.mixture import JOINT, split_names
-from vlm_lora.data.sources.files import split_commas
+from vlm_lora.data.sources.files import split_list
 from vlm_lora.engines.zero_numbers import without_numbers
 from vlm_lora.errors import ConfigError, DataError
 from vlm_lora.training.arguments import CHECKPOINTING
@@ -160,7 +160,7 @@ def _absolute(name: str) -> str:
     path = Path(name).expanduser()
     if path.exists():
         return str(path.resolve())
-    names = [part.strip() for part in split_commas(name, flag="dataset_name")]
+    names = [part.strip() for part in split_list(name, flag="dataset_name")]
     local = [one for one in names if len(names) > 1 or one.startswith((".", "/", "~")) or set("*?[{") & set(one)]
     return ",".join(str(Path(one).expanduser().resolve()) for one in local) if local else name
 

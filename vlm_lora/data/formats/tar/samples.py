@@ -5,7 +5,7 @@ in small letters.
 
 | Member | Column |
 |---|---|
-| `KEY.json` | one for each field of the object; `json` where it is no object |
+| `KEY.json`, `KEY.ocr.json` | one for each field of the object; `json` where it is no object |
 | `KEY.png` (jpg, webp, ...) | `image` |
 | `KEY.0.png`, `KEY.1.png` | `images`, in the order of the numbers |
 | `KEY.left.png` | `left.png` |
@@ -53,7 +53,7 @@ def kind_of(extension: str) -> Kind:
     front, dot, last = extension.rpartition(".")
     if last in IMAGES:
         return "picture" if not dot else ("numbered" if front.isascii() and front.isdigit() else "named")
-    if extension == "json":
+    if last == "json":
         return "json"
     return "text" if extension in TEXTS else "other"
 
@@ -65,10 +65,6 @@ def check_member(extension: str, size: int) -> str | None:
         return (
             f"files ending in .{last} are refused: their usual decoders can run code that the file brings. "
             "Write images as PNG or JPEG and everything else as JSON"
-        )
-    if last == "json" and extension != "json":
-        return (
-            "a key ends at the first dot of a name, so this would be a second JSON of its sample. Use keys without dots"
         )
     kind = kind_of(extension)
     most = LARGEST_TEXT if kind in ("json", "text") else LARGEST_IMAGE
@@ -82,6 +78,11 @@ def check_sample(extensions: Sequence[str]) -> str | None:
         return "has no image"
     if not {"json", "text"} & set(kinds):
         return "has an image and no JSON or text"
+    if kinds.count("json") > 1:
+        found = " and ".join(f".{e}" for e, kind in zip(extensions, kinds, strict=True) if kind == "json")
+        return (
+            f"has {kinds.count('json')} JSON members ({found}) and may have one; a key ends at the first dot of a name"
+        )
     if kinds.count("picture") > 1:
         return "has two images; several are numbered, KEY.0.png and KEY.1.png"
     if "picture" in kinds and "numbered" in kinds:

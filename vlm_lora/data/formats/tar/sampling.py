@@ -39,7 +39,7 @@ class MemberChoice:
     def takes(self, extension: str) -> bool:
         """Tell whether a member is taken."""
         if kind_of(extension) in ("json", "text"):
-            return self.meta in (None, extension)
+            return self.meta in (None, extension, extension.rpartition(".")[2])
         return self.pictures is None or extension.rpartition(".")[2] in self.pictures
 
     def check(self) -> None:
