@@ -309,7 +309,7 @@ def test_check_plan_and_preview_say_the_size_and_the_tokens(
 ) -> None:
     data = write_uneven_rows(tmp_path / "data", rows=2, validation=1)
     words = ["--model_name_or_path", str(model_folder("internvl")), "--dataset_name", str(data), "--use_cpu"]
-    said = "in 2 to 2 tiles of 32x32 pixels (GotOcr2ImageProcessor"
+    said = "in 2 tiles of 32x32 pixels (GotOcr2ImageProcessor"
     assert main(["preview", *words, "--rows", "1", "--json", "--min_pixels", "2048"]) == 0
     row = printed(capsys)[0]
     assert row["image_size"].startswith(said)
@@ -336,3 +336,12 @@ def test_a_wrong_name_is_never_led_to_the_setting_that_refuses_images(
     error = capsys.readouterr().err
     assert f"--{name} is not a known key" in error
     assert "max_image_pixels" not in error
+
+
+def test_llamas_shapes_of_tiles_are_numbered_by_their_most() -> None:
+    """Why it is refused: the model looks its positions up by these numbers, which are of four tiles."""
+    images = build_processor("mllama").image_processor
+    tall = [Image.new("RGB", (32, 64))]
+    assert images(images=tall, return_tensors="pt")["aspect_ratio_ids"].tolist() == [[5]]
+    images.max_image_tiles = 2
+    assert images(images=tall, return_tensors="pt")["aspect_ratio_ids"].tolist() == [[3]], "of four tiles: 1x3"
