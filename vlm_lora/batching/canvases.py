@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from vlm_lora.data.conversation import OwnSize
-from vlm_lora.errors import RenderingError
+from vlm_lora.errors import ImageError
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -79,10 +79,10 @@ def own_size(own: OwnSize, size: Size, image_processor: Any) -> Size:
         image_processor: the model's; its class and patches decide.
 
     Raises:
-        RenderingError: the model's images have no such sizes.
+        ImageError: the model's images have no such sizes.
     """
     if not type(image_processor).__name__.startswith(BY_PIXELS):
-        raise RenderingError(
+        raise ImageError(
             "an image has a size of its own (min_pixels, max_pixels, resized_height, resized_width), which Qwen-VL's "
             "families alone can show. Leave it out, or resize the image."
         )

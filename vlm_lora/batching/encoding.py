@@ -191,8 +191,7 @@ class RowEncoder:
         """Return one image as `encode` would load it, in RGB, at its own size where it has one.
 
         Raises:
-            ImageError: it cannot be read.
-            RenderingError: it has a size of its own, and this model's images cannot have one.
+            ImageError: it cannot be read, or has a size of its own and this model's images cannot have one.
         """
         picture = self._load_image(image.source, limits=self._image_limits)
         if self._watcher is not None:

@@ -88,7 +88,11 @@ def _whole(value: int, unit: int, what: str) -> int:
     return value // unit
 
 
-def _split_budget(settings: Settings, most: int) -> Settings:
+def _between(least: int, most: int) -> str:
+    return str(most) if least == most else f"{least} to {most}"
+
+
+def _lower_budget(settings: Settings, most: int) -> Settings:
     return {"size": {**settings["size"], "longest_edge": most}}
 
 
@@ -109,10 +113,10 @@ def _check_budget(settings: Settings, vocabulary: Collection[str]) -> None:
 _BUDGET = Scaling(
     keys=("size",),
     fixed=("patch_size", "merge_size"),
-    words=lambda s: f"scaled to {s['size']['shortest_edge']} to {s['size']['longest_edge']} pixels",
-    max_pixels=_split_budget,
+    words=lambda s: f"scaled to {_between(s['size']['shortest_edge'], s['size']['longest_edge'])} pixels",
+    max_pixels=_lower_budget,
     min_pixels=_raise_budget,
-    image_size=_square(_split_budget),
+    image_size=_square(_lower_budget),
     check=_check_budget,
 )
 
@@ -141,7 +145,7 @@ def _check_patches(settings: Settings, vocabulary: Collection[str]) -> None:
 _PATCHES = Scaling(
     keys=("min_patches", "max_patches"),
     fixed=("size",),
-    words=lambda s: f"in {s['min_patches']} to {s['max_patches']} tiles of {_tile(s)} pixels",
+    words=lambda s: f"in {_between(s['min_patches'], s['max_patches'])} tiles of {_tile(s)} pixels",
     max_pixels=_most_tiles("max_patches"),
     min_pixels=_least_patches,
     image_size=_square(_most_tiles("max_patches")),
@@ -284,10 +288,11 @@ def _tiles_or_tokens(settings: Settings, most: int) -> Settings:
 
 def _say_tiles_or_tokens(settings: Settings) -> str:
     token, tile = _token_pixels(settings), settings["tile_size"]
-    whole = f"scaled to {settings['min_image_tokens'] * token} to {settings['max_image_tokens'] * token} pixels"
+    pixels = _between(settings["min_image_tokens"] * token, settings["max_image_tokens"] * token)
+    whole = f"scaled to {pixels} pixels"
     if not settings["do_image_splitting"]:
         return whole
-    return f"{whole}, larger ones in {settings['min_tiles']} to {settings['max_tiles']} tiles of {tile}x{tile}"
+    return f"{whole}, larger ones in {_between(settings['min_tiles'], settings['max_tiles'])} tiles of {tile}x{tile}"
 
 
 def _check_tiles_or_tokens(settings: Settings, vocabulary: Collection[str]) -> None:

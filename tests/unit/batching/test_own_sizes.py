@@ -16,7 +16,7 @@ from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.conversation import Conversation, ImageRef, OwnSize, RowSource, Text, Turn
 from vlm_lora.data.dataset import load_splits
 from vlm_lora.data.images.values import ImagePlace, read_image_value
-from vlm_lora.errors import DataError, ImageError, RenderingError
+from vlm_lora.errors import DataError, ImageError
 
 
 def row_of(size: OwnSize | None, sides: tuple[int, int] = (200, 120)) -> Conversation:
@@ -76,7 +76,7 @@ def test_sizes_are_those_of_qwens_own_tool() -> None:
 @pytest.mark.parametrize("family", ["gemma3", "llava"])
 def test_other_families_say_that_they_cannot(family: str) -> None:
     assert encoder_of(family).encode(row_of(None)), "the control"
-    with pytest.raises(RenderingError, match=r"a\.jsonl row 3: an image has a size of its own .*Qwen-VL's"):
+    with pytest.raises(ImageError, match=r"a\.jsonl row 3: an image has a size of its own .*Qwen-VL's"):
         encoder_of(family).encode(row_of(OwnSize(max_pixels=1024)))
 
 

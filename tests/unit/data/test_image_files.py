@@ -17,9 +17,11 @@ from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.conversation import ImageRef
 from vlm_lora.data.dataset import ConversationDataset, load_splits
 from vlm_lora.data.formats.tar.samples import kind_of
+from vlm_lora.data.formats.tar.sampling import MemberChoice, samples_of
 from vlm_lora.data.images import formats, numbers
 from vlm_lora.data.images.loader import ImageLimits, load_image, read_size
 from vlm_lora.data.images.values import ImagePlace, looks_like_image, read_image_values
+from vlm_lora.data.sources.named import open_source
 from vlm_lora.errors import DataError, ImageError
 
 TURNED = 6
@@ -260,3 +262,30 @@ def test_ids_of_no_file_and_of_several_are_bad_rows(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="row 5: The image True names no file below"):
         data[5]
     assert isinstance(data[2].images[0], ImageRef)
+
+
+def test_shards_keep_such_files_and_name_images_by_ids(tmp_path: Path) -> None:
+    for name, content in (("139.heic", encode("HEIF")), ("COCO_000000000285.avif", encode("AVIF"))):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / name).write_bytes(content)
+    lines = [json.dumps({"image_id": one, "question": "What?", "answer": "x"}) for one in (139, 285)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    source = open_source(str(tmp_path / "train.jsonl"))
+    config = DataConfig(image_root=str(tmp_path / "images"))
+    samples = samples_of(source.splits["train"], config, MemberChoice())
+    assert [sorted(sample.payloads) for sample in (samples[0], samples[1])] == [["heic", "json"], ["avif", "json"]]
+    assert json.loads(samples[0].payloads["json"])["image_id"] == 139
+
+
+def test_shards_keep_every_image_of_a_list_that_is_text_and_refuse_a_size(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        save(tmp_path / name)
+    row = {"image": '["a.png", "b.png"]', "question": "What?", "answer": "x"}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row))
+    samples = samples_of(open_source(str(tmp_path / "train.jsonl")).splits["train"], DataConfig(), MemberChoice())
+    assert sorted(samples[0].payloads) == ["0.png", "1.png", "json"]
+    sized = {**row, "image": {"path": "a.png", "max_pixels": 9}}
+    (tmp_path / "sized.jsonl").write_text(json.dumps(sized))
+    samples = samples_of(open_source(str(tmp_path / "sized.jsonl")).splits["train"], DataConfig(), MemberChoice())
+    with pytest.raises(DataError, match="a size of its own for an image"):
+        samples[0]

@@ -309,7 +309,7 @@ def test_check_plan_and_preview_say_the_size_and_the_tokens(
 ) -> None:
     data = write_uneven_rows(tmp_path / "data", rows=2, validation=1)
     words = ["--model_name_or_path", str(model_folder("internvl")), "--dataset_name", str(data), "--use_cpu"]
-    said = "in 2 to 2 tiles of 32x32 pixels (GotOcr2ImageProcessor"
+    said = "in 2 tiles of 32x32 pixels (GotOcr2ImageProcessor"
     assert main(["preview", *words, "--rows", "1", "--json", "--min_pixels", "2048"]) == 0
     row = printed(capsys)[0]
     assert row["image_size"].startswith(said)
@@ -336,3 +336,39 @@ def test_a_wrong_name_is_never_led_to_the_setting_that_refuses_images(
     error = capsys.readouterr().err
     assert f"--{name} is not a known key" in error
     assert "max_image_pixels" not in error
+
+
+def test_llamas_shapes_of_tiles_are_numbered_by_their_most() -> None:
+    """Why it is refused: the model looks its positions up by these numbers, which are of four tiles."""
+    images = build_processor("mllama").image_processor
+    tall = [Image.new("RGB", (32, 64))]
+    assert images(images=tall, return_tensors="pt")["aspect_ratio_ids"].tolist() == [[5]]
+    images.max_image_tiles = 2
+    assert images(images=tall, return_tensors="pt")["aspect_ratio_ids"].tolist() == [[3]], "of four tiles: 1x3"
+
+
+@pytest.mark.parametrize(
+    ("family", "setting", "size", "after"),
+    [("gemma3", {"image_size": 96}, (1024, 256), 4 * 16), ("idefics3", {"image_size": 64}, (64, 64), 5 * 16)],
+)
+def test_a_run_that_turns_tiles_on_trains_answers_and_saves_them(
+    family: str,
+    setting: dict[str, Any],
+    size: tuple[int, int],
+    after: int,
+    model_folder: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    from transformers import AutoProcessor
+
+    picture(size=size).save(tmp_path / "a.png")
+    row = {"image": "a.png", "question": "What?", "answer": "x"}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+    output = tmp_path / "out"
+    words = {"do_train": True, "max_steps": 1, "validation_fraction": 0, **setting}
+    assert run_script(script_flags(model_folder(family), tmp_path / "train.jsonl", output, **words)) == 0
+    report = json.loads((output / "data_report.json").read_text(encoding="utf-8"))
+    assert report["splits"]["train"]["image_tokens"]["most"] >= after, "fences are counted there"
+    assert tokens(AutoProcessor.from_pretrained(output), family, size) == after
+    asked = ["ask", "--model_name_or_path", str(output), "--image", str(tmp_path / "a.png"), "--prompt", "What?"]
+    assert main([*asked, "--use_cpu", "--max_length", "500"]) == 0

@@ -238,21 +238,21 @@ def _without_history(chats: Sequence[str], *, alone: bool) -> list[str]:
     return others if others or not alone else [*chats]
 
 
-def find_image_column(rows: Rows, config: DataConfig) -> str:
-    """Return the column that holds the images, whatever the others mean.
+def find_image_column(rows: Rows, config: DataConfig) -> tuple[str, bool]:
+    """Return the column that holds the images, whatever the others mean, and whether it names them by ids.
 
     Raises:
         DataError: None, several, or one that is named and not there.
     """
     search = _search(rows, config)
-    found = find_images(search, read_mapping(search, config).get("image"))
+    found = find_images(search, read_mapping(search, config).get("image"), config.image_root)
     if found.more:
         raise DataError(
             f"{search.where}: {quoted([str(found.column), *found.more])} all hold images, and a tar takes those of one "
             "column. Put them into one, as a list, or type --image_column with the one that is meant."
         )
     column = found.column
-    return column if column is not None else search.single("image", [])
+    return (column, found.by_id) if column is not None else (search.single("image", []), False)
 
 
 def _single_mark(search: ColumnSearch, marked: Marked) -> Mapping[ColumnRole, str]:

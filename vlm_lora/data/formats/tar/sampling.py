@@ -23,7 +23,17 @@ from vlm_lora.data.images.loader import ImageLimits, load_image
 from vlm_lora.data.images.values import ImagePlace, read_image_values
 from vlm_lora.errors import ConfigError, DataError, ImageError
 
-_ENDINGS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "GIF": "gif", "TIFF": "tif"}
+_ENDINGS = {
+    "JPEG": "jpg",
+    "MPO": "jpg",
+    "PNG": "png",
+    "WEBP": "webp",
+    "BMP": "bmp",
+    "GIF": "gif",
+    "TIFF": "tif",
+    "HEIF": "heic",
+    "AVIF": "avif",
+}
 """Pillow's name of a format to the extension it is written with; PPM's variants are all `ppm`."""
 
 
@@ -128,7 +138,7 @@ class _RowSamples:
 
     def __init__(self, rows: Rows, config: DataConfig) -> None:
         self._rows = rows
-        self._column = find_image_column(rows, config)
+        self._column, self._by_id = find_image_column(rows, config)
         self._root = Path(config.image_root).expanduser().resolve() if config.image_root else None
         self._limits = ImageLimits.of(config)
         self._width = max(6, len(str(len(rows))))
@@ -140,8 +150,11 @@ class _RowSamples:
         row = dict(self._rows[number])
         own = self._rows.origin(number).folder
         folder = self._root or own
-        place = ImagePlace(folder=folder, roots=(folder,) if folder else (), data_folder=own if self._root else None)
-        value = row.pop(self._column, None)
+        place = ImagePlace(
+            folder=folder, roots=(folder,) if folder else (), data_folder=own if self._root else None, by_id=self._by_id
+        )
+        # An id is kept in the JSON: it says more than which file it names.
+        value = row.get(self._column) if self._by_id else row.pop(self._column, None)
         try:
             refs = read_image_values(value, place)
             if not refs:
