@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora.backend import installed
+from vlm_lora.batching.boxes.writing import Region
 from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.encoded import EncodedRow
 from vlm_lora.batching.order import FillableRows
@@ -42,6 +43,7 @@ from vlm_lora.session import (
     open_session,
     resolve_anywhere,
     resolve_for_reading,
+    say_boxes,
     wants_static_shapes,
 )
 from vlm_lora.training.arguments import check_arguments
@@ -57,7 +59,7 @@ from vlm_lora.training.outputs import (
 from vlm_lora.training.streaming import check_streaming, training_rows
 
 if TYPE_CHECKING:
-    from vlm_lora.evaluation.generation import Answerer
+    from vlm_lora.evaluation.generation import Answerer, Reply
     from vlm_lora.memory.request import PlanReport, PlanRequest
     from vlm_lora.memory.run import Subject
     from vlm_lora.training.checkpoints.resumption import Resumption
@@ -127,6 +129,11 @@ def _train(run: RunConfig, observers: Observers) -> dict[str, Any]:
 
 def ask(run: RunConfig, *, images: Sequence[ImageSource], prompt: str) -> str:
     """Answer one question about the given images with a model or adapter folder."""
+    return ask_for_boxes(run, images=images, prompt=prompt)[0]
+
+
+def ask_for_boxes(run: RunConfig, *, images: Sequence[ImageSource], prompt: str) -> tuple[str, tuple[Region, ...]]:
+    """As `ask`; also return the boxes and points that the answer names, in pixels of the images as they are stored."""
     session = open_session(without_engine(run))
     preprocessing = open_preprocessing(session.run)
     parts: tuple[Part, ...] = (*(ImageRef(source=image) for image in images), Text(text=prompt))
@@ -138,7 +145,8 @@ def ask(run: RunConfig, *, images: Sequence[ImageSource], prompt: str) -> str:
     )
     preprocessing.encoder.encode_prompt(question)  # a bad image is found before the weights load
     model = _load_for_answers(session, preprocessing).to(session.backend.device())
-    return _answerer(session, preprocessing, model).answer([question])[0]
+    (reply,) = _answerer(session, preprocessing, model).reply([question])
+    return reply.text, reply.boxes(preprocessing.boxes, bare=False)
 
 
 def preview(run: RunConfig, *, rows: int) -> list[tuple[EncodedRow, Any]]:
@@ -148,13 +156,13 @@ def preview(run: RunConfig, *, rows: int) -> list[tuple[EncodedRow, Any]]:
     data = load_splits(everything, need_train=True, need_validation=False).train
     preprocessing = open_preprocessing(run)
     shown = range(min(rows, len(data))) if data is not None else range(0)
+    say_boxes(data, preprocessing)
     encoded = [preprocessing.encoder.encode_kept(data[index], keep_images=True) for index in shown if data is not None]
     return [(row, preprocessing.tokenizer) for row in encoded if row is not None]
 
 
 def dry_run(run: RunConfig) -> list[ShownRow]:
     """Encode the first training rows as training would; with the model, add its loss and its answer on each."""
-    from vlm_lora.evaluation.generation import accepted_answers
     from vlm_lora.evaluation.losses import RowScorer
 
     asked = run.dry_run_options
@@ -169,6 +177,7 @@ def dry_run(run: RunConfig) -> list[ShownRow]:
     data = load_splits(run.data, need_train=True, need_validation=False).train
     preprocessing = open_preprocessing(run)
     assert data is not None  # need_train
+    say_boxes(data, preprocessing)
     rows = [data[index] for index in range(min(asked.dry_run_samples, len(data)))]
     encoded = [preprocessing.encoder.encode_kept(row, keep_images=True) for row in rows]
     kept = [(row, seen) for row, seen in zip(rows, encoded, strict=True) if seen is not None]
@@ -182,9 +191,17 @@ def dry_run(run: RunConfig) -> list[ShownRow]:
         return shown
     answerer = _answerer(session, preprocessing, model, asked.dry_run_max_new_tokens)
     return [
-        replace(one, generated=answerer.answer([row])[0], accepted=accepted_answers(row))
-        for one, (row, _) in zip(shown, kept, strict=True)
+        _answered(one, row, answerer.reply([row])[0], preprocessing) for one, (row, _) in zip(shown, kept, strict=True)
     ]
+
+
+def _answered(shown: ShownRow, row: Conversation, reply: Reply, preprocessing: Preprocessing) -> ShownRow:
+    from vlm_lora.evaluation.generation import accepted_answers
+
+    boxes = reply.boxes(preprocessing.boxes, bare=reply.prompt.answer is not None)
+    return replace(
+        shown, generated=reply.text, accepted=accepted_answers(row, reply.prompt.answer), generated_boxes=boxes
+    )
 
 
 def check(run: RunConfig, *, workers: int | None, show_progress: bool) -> DataReport:
@@ -195,6 +212,7 @@ def check(run: RunConfig, *, workers: int | None, show_progress: bool) -> DataRe
     static_shapes = wants_static_shapes(run)
     epochs = _epochs_of(values, arguments_class, static_shapes=static_shapes)
     preprocessing = open_preprocessing(run)
+    say_boxes(splits.train or splits.validation, preprocessing)
     parallel = ParallelMap(workers=workers, show_progress=show_progress, timeout=run.batching.dataloader_timeout)
     read = read_rows(run, splits, preprocessing, parallel=parallel, epochs=epochs, static_shapes=static_shapes)
     return report_on(run, splits, preprocessing, read)
@@ -258,6 +276,7 @@ def _read_rows(
     """
     run, arguments = session.run, session.arguments
     preprocessing = open_preprocessing(run)
+    say_boxes(splits.train or splits.validation, preprocessing)
     static_shapes = wants_static_shapes(run, session.backend)
     prepared = prepare_rows(
         run,
@@ -467,6 +486,7 @@ def _answerer(
         tokenizer=preprocessing.tokenizer,
         max_new_tokens=max_new_tokens or session.run.generation.max_new_tokens,
         generation_kwargs=session.backend.generation_keywords(),
+        boxes=preprocessing.boxes,
     )
 
 

@@ -10,12 +10,14 @@ from functools import cached_property
 from typing import Any
 
 from vlm_lora.backend import Backend, installed, select
+from vlm_lora.batching.boxes.conventions import BoxConvention, convention_for, explain
 from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.encoding import RowEncoder
 from vlm_lora.config.aliases import canonical_name
 from vlm_lora.config.argument_fields import arguments_like
 from vlm_lora.config.resolution import resolve
 from vlm_lora.config.run_config import RunConfig
+from vlm_lora.data.dataset import Conversations, each_data_set
 from vlm_lora.data.images.loader import ImageLimits
 from vlm_lora.engines.zero_numbers import check_numbers, with_file_numbers
 from vlm_lora.errors import ConfigError, ModelError, RenderingError
@@ -26,6 +28,7 @@ from vlm_lora.model.folder_faults import template_place
 from vlm_lora.model.loading import load_config, load_processor
 from vlm_lora.model.quantization import check_request
 from vlm_lora.model.terminators import eos_token_ids
+from vlm_lora.model.trained_boxes import with_trained_boxes
 from vlm_lora.model.vocabulary import check_vocabulary
 from vlm_lora.training.arguments import CHECKPOINTING, FORCED_ARGUMENTS, check_arguments, default_arguments
 from vlm_lora.training.checkpoints.run_settings import effective_settings
@@ -86,6 +89,8 @@ class Preprocessing:
     """Longest row in tokens."""
     eos_token_ids: frozenset[int]
     """Tokens that end an answer."""
+    boxes: BoxConvention
+    """How the model counts and writes boxes."""
 
 
 def open_session(run: RunConfig) -> Session:
@@ -94,6 +99,7 @@ def open_session(run: RunConfig) -> Session:
     Variables that the backend wants were set before torch was imported, by the command line or by `called`.
     """
     backend, probe = select(run.backend)
+    run = with_trained_boxes(run)
     logger.info("Backend: %s on %s.", backend.name, probe.device)
     run, values = resolve(run, backend.arguments_class())
     os.environ.update(run.environment)  # completed by keys that stand for variables
@@ -128,6 +134,7 @@ def resolve_anywhere(run: RunConfig) -> tuple[RunConfig, dict[str, Any], type]:
     Raises:
         ConfigError: unknown keys, wrong values, contradictions.
     """
+    run = with_trained_boxes(run)
     named = installed().get(run.backend)
     if named is None or named.probe().usable:
         chosen = select(run.backend)[0]
@@ -155,7 +162,7 @@ def resolve_for_reading(run: RunConfig) -> tuple[RunConfig, dict[str, Any], type
     if named is None or named.probe().usable:
         read = arguments_like(select(run.backend)[0].name)
         if read is not None:
-            return *resolve(run, read), read
+            return *resolve(with_trained_boxes(run), read), read
     return resolve_anywhere(run)
 
 
@@ -180,12 +187,14 @@ def open_preprocessing(run: RunConfig) -> Preprocessing:
     check_vocabulary(config, family, tokenizer, trust_remote_code=run.model.trust_remote_code)
     longest = run.batching.max_length or getattr(config.get_text_config(), "max_position_embeddings", None)
     ends = eos_token_ids(run.model, config, tokenizer)
+    boxes = convention_for(config.model_type, run.data.box_coordinates)
     encoder = RowEncoder(
         processor,
         family.rendering,
         eos_token_ids=ends,
         max_length=longest,
         on_overflow=run.batching.on_overflow,
+        boxes=boxes,
         image_limits=ImageLimits.of(run.data),
     )
     try:
@@ -209,4 +218,11 @@ def open_preprocessing(run: RunConfig) -> Preprocessing:
         collator=collator,
         longest=longest,
         eos_token_ids=ends,
+        boxes=boxes,
     )
+
+
+def say_boxes(data: Conversations | None, preprocessing: Preprocessing) -> None:
+    """Say how boxes are written, where the data has any."""
+    if any(member.schema.names_places for member in each_data_set(data)):
+        logger.info("Boxes: %s.", explain(preprocessing.boxes, preprocessing.config.model_type))

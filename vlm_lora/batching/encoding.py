@@ -21,13 +21,16 @@ from typing import Any
 import torch
 from transformers import BatchFeature
 
+from vlm_lora.batching.boxes.conventions import PIXELS, BoxConvention, SeenImage
+from vlm_lora.batching.boxes.fed_sizes import fed_size, feeds_whole_images
+from vlm_lora.batching.boxes.writing import is_placed, write_places
 from vlm_lora.batching.canvases import Size, nearest, resized
 from vlm_lora.batching.encoded import IGNORE_INDEX, EncodedRow
 from vlm_lora.batching.image_counts import tokens_by_image
 from vlm_lora.batching.masks import Span, check_mask, supervise
 from vlm_lora.batching.overflow import COARSE_SIDES, SIDES, encode_within_limit, scaled
 from vlm_lora.batching.prefix_suffix import PrefixSuffix
-from vlm_lora.batching.rendering import ChatTemplate, Rendering, prompt_turns
+from vlm_lora.batching.rendering import ChatTemplate, Rendering, controls_of, prompt_turns
 from vlm_lora.batching.style import RenderingStyle
 from vlm_lora.batching.tokenization import ControlTokens, SubstitutingTokenizer, Tokenized, assemble
 from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
@@ -47,6 +50,7 @@ class RowEncoder:
         eos_token_ids: tokens at which generation stops.
         max_length: longest row in tokens, images included; None for no limit.
         on_overflow: what happens to a longer row, one of `config.OVERFLOW_POLICIES`.
+        boxes: how the model counts and writes boxes.
         image_limits: handed to `load_image` as `limits=`; None takes the project's defaults.
         load_image: decodes one image source; None takes the project's own loader.
 
@@ -62,6 +66,7 @@ class RowEncoder:
         eos_token_ids: frozenset[int],
         max_length: int | None,
         on_overflow: str = "error",
+        boxes: BoxConvention = PIXELS,
         image_limits: Any = None,
         load_image: Callable[..., Any] | None = None,
     ) -> None:
@@ -73,6 +78,7 @@ class RowEncoder:
         self._eos_token_ids = eos_token_ids
         self._max_length = max_length
         self._on_overflow = on_overflow
+        self._boxes = boxes
         self._canvases: tuple[Size, ...] = ()
         self._watcher: Callable[[Any], None] | None = None
         self._load_image, self._image_limits = _loader(load_image, image_limits)
@@ -81,6 +87,12 @@ class RowEncoder:
         media = _media_tokens(processor, style)
         self._media_token_ids = frozenset(media.values()) - eos_token_ids
         self._placeholders = _placeholders(processor, style)
+        if boxes.unit == "resized_pixels" and not feeds_whole_images(processor.image_processor):
+            raise ModelError(
+                f"--box_coordinates resized_pixels: {type(processor.image_processor).__name__} feeds no whole image at "
+                "one size that follows from the image's own (it cuts, pads or tiles). Allowed are auto, "
+                "pixels, per_mille."
+            )
         self._media_names = frozenset(processor.image_processor.model_input_names)
         self._renderer: ChatTemplate | PrefixSuffix
         if style.kind == "prefix_suffix":
@@ -127,9 +139,12 @@ class RowEncoder:
         decoded = {} if loaded is None else loaded
 
         def attempt(smaller: Conversation, side: float) -> EncodedRow:
-            rendering = self._renderer.render(smaller)
             pictures = self._pictures(smaller, smaller.images, side, decoded)
-            row = self._placed_row(rendering, smaller, pictures, counts_images=keep_images)
+            seen = self._seen(smaller.images, pictures, decoded)
+            written, placed = self._written(smaller, smaller.images, seen)
+            rendering = self._renderer.render(written)
+            row = self._placed_row(rendering, written, pictures, counts_images=keep_images)
+            row = replace(row, **placed)
             return replace(row, pictures=tuple(pictures)) if keep_images else row
 
         return encode_within_limit(conversation, self._on_overflow, attempt, self._sides)
@@ -157,8 +172,11 @@ class RowEncoder:
         def attempt(smaller: Conversation, side: float) -> EncodedRow:
             turns = prompt_turns(smaller.turns)
             images = tuple(part for turn in turns for part in turn.parts if isinstance(part, ImageRef))
-            rendering = self._renderer.render_prompt(smaller)
-            return self._placed_row(rendering, smaller, self._pictures(smaller, images, side, loaded), prompt=True)
+            pictures = self._pictures(smaller, images, side, loaded)
+            answered = replace(smaller, turns=smaller.turns[: len(turns) + 1])
+            written, placed = self._written(answered, images, self._seen(images, pictures, loaded))
+            rendering = self._renderer.render_prompt(written)
+            return replace(self._placed_row(rendering, written, pictures, prompt=True), **placed)
 
         return encode_within_limit(conversation, self._on_overflow, attempt, self._sides)
 
@@ -210,6 +228,35 @@ class RowEncoder:
             sizes = [nearest(sizes, self._canvases)] * len(images)
         return [resized(picture, scaled(size, side)) for picture, size in zip(pictures, sizes, strict=True)]
 
+    def _seen(
+        self, images: Sequence[ImageRef], pictures: Sequence[Any], loaded: Mapping[int, Any]
+    ) -> tuple[SeenImage, ...]:
+        """Return the sizes of images that are given to the processor as `pictures`."""
+        whole = self._boxes.unit == "resized_pixels"
+        return tuple(
+            SeenImage(
+                size=loaded[id(image)].size,
+                given=picture.size,
+                fed=fed_size(self._processor.image_processor, picture.size) if whole else None,
+            )
+            for image, picture in zip(images, pictures, strict=True)
+        )
+
+    def _written(
+        self, conversation: Conversation, images: Sequence[ImageRef], seen: tuple[SeenImage, ...]
+    ) -> tuple[Conversation, dict[str, Any]]:
+        """Return the conversation with its boxes as text, and what `EncodedRow` says of them."""
+        if not is_placed(conversation.turns):
+            return conversation, {"seen": seen}
+        try:
+            turns, regions = write_places(conversation.turns, images, seen, self._boxes)
+        except RenderingError as error:
+            raise type(error)(f"{conversation.source}: {error}") from error
+        written = replace(conversation, turns=turns)
+        asked = any(turn.is_answer for turn in conversation.turns)
+        has_boxes = asked and is_placed([conversation.answer])
+        return written, {"seen": seen, "regions": regions, "answer": written.answer.text if has_boxes else None}
+
     def _placed_row(
         self,
         rendering: Rendering,
@@ -237,7 +284,8 @@ class RowEncoder:
         counts_images: bool,
     ) -> EncodedRow:
         self._check_placeholders(rendering, len(pictures))
-        outputs, tokenized = self._call(rendering, pictures, prompt=prompt)
+        outputs, tokenized = self._call(rendering, conversation, pictures, prompt=prompt)
+        self._check_fed(outputs, pictures)
         ids = tokenized.input_ids
         labels = torch.full_like(ids, IGNORE_INDEX)
         self._check_length(len(ids))
@@ -271,7 +319,9 @@ class RowEncoder:
         except UserError as error:
             raise type(error)(f"{conversation.source}: {error}") from error
 
-    def _call(self, rendering: Rendering, pictures: list[Any], *, prompt: bool) -> tuple[Mapping[str, Any], Tokenized]:
+    def _call(
+        self, rendering: Rendering, conversation: Conversation, pictures: list[Any], *, prompt: bool
+    ) -> tuple[Mapping[str, Any], Tokenized]:
         """Call the processor, once."""
         text = rendering.aided
         extra: dict[str, Any] = {}
@@ -281,7 +331,8 @@ class RowEncoder:
             extra["add_special_tokens"] = False  # the rendering has its own bos
         if pictures:
             extra["images"] = [pictures]
-        self._tokenizer.expect(rendering.sentinels, rendering.texts)
+        turns = prompt_turns(conversation.turns) if prompt else conversation.turns
+        self._tokenizer.expect(rendering.sentinels, rendering.texts, controls_of(turns, rendering.texts))
         try:
             if self._style.kind == "prefix_suffix":
                 # PaliGemma's processor makes labels by numpy; from tensors, numpy 2 deprecates that.
@@ -323,6 +374,20 @@ class RowEncoder:
             media_token_ids=self._media_token_ids,
         )
         return mask
+
+    def _check_fed(self, outputs: Mapping[str, Any], pictures: Sequence[Any]) -> None:
+        """Check that images are fed at the sizes that boxes were written for."""
+        if self._boxes.unit != "resized_pixels" or not pictures:
+            return
+        processor = self._processor.image_processor
+        sizes = [fed_size(processor, picture.size) for picture in pictures]
+        patch = processor.patch_size
+        fed = [(int(columns) * patch, int(rows) * patch) for _, rows, columns in outputs["image_grid_thw"].tolist()]
+        if fed != sizes:
+            raise RenderingError(
+                f"{type(processor).__name__} feeds images at {fed} pixels where {sizes} was worked out, so boxes in "
+                "pixels after resizing would be wrong. Type --box_coordinates per_mille."
+            )
 
     def _check_placeholders(self, rendering: Rendering, images: int) -> None:
         written = max(

@@ -19,7 +19,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from vlm_lora.batching.style import RenderingStyle
-from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Turn
+from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
 from vlm_lora.errors import ModelError, RenderingError
 
 # The upper halves of the supplementary private-use planes: no published tokenizer or template gives these
@@ -39,6 +39,29 @@ def texts_of(turns: Sequence[Turn]) -> tuple[str, ...]:
         else:
             texts += [part.text for part in turn.parts if not isinstance(part, ImageRef)]
     return tuple(texts)
+
+
+def controls_of(turns: Sequence[Turn], texts: Sequence[str]) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """Return, for each of a rendering's texts, where the encoder itself wrote marks of boxes into it.
+
+    Args:
+        turns: what was rendered.
+        texts: its texts in the order of `texts_of`, as the template wrote them: some trim.
+    """
+    found: list[tuple[str, list[tuple[int, int]]]] = []
+    for turn in turns:
+        parts = [part for part in turn.parts if isinstance(part, Text)]
+        for group in [parts] if turn.role == "assistant" else [[part] for part in parts]:
+            text, spans = "", []
+            for part in group:
+                spans += [(start + len(text), end + len(text)) for start, end in part.controls]
+                text += part.text
+            found.append((text, spans))
+    shifts = [max(0, whole.find(text)) for (whole, _), text in zip(found, texts, strict=True)]
+    return tuple(
+        tuple((start - shift, end - shift) for start, end in spans)
+        for (_, spans), shift in zip(found, shifts, strict=True)
+    )
 
 
 def choose_sentinels(texts: Sequence[str]) -> tuple[str, ...]:

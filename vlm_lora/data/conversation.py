@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -27,6 +29,8 @@ class Text:
     """A stretch of text exactly as the row holds it; it is never interpreted as control tokens."""
 
     text: str
+    controls: tuple[tuple[int, int], ...] = ()
+    """Start and end of the marks for boxes in it that the encoder wrote, not the row: those are control tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,94 @@ class ImageRef:
     source: ImageSource
 
 
-Part: TypeAlias = Text | ImageRef
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A box or a point of an image, as data: what is written for it depends on the model and the size it is shown."""
+
+    numbers: tuple[int, ...]
+    """Left, top, right, bottom of a box, or x, y of a point, in pixels of the image upright and before any resizing."""
+    size: tuple[int, int]
+    """That image's width and height."""
+    image: ImageRef | None = field(default=None, compare=False)
+    """Which image of the conversation; None for its only one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """What a text calls the thing in a box, which some models mark."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaceList:
+    """An answer that lists boxes: each an object of named values, or a box alone."""
+
+    items: tuple[tuple[tuple[str, str | int | Place], ...] | Place, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxQuestion:
+    """The question for all boxes where the data and the user ask nothing; it says how the model is to count."""
+
+    images: int = 1
+    """How many images it is about."""
+
+
+Piece: TypeAlias = str | Place | Named | PlaceList | BoxQuestion
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacedText:
+    """One stretch of text with places of images in it; `str()` gives it with pixels, as plain JSON has them."""
+
+    pieces: tuple[Piece, ...]
+
+    @property
+    def text(self) -> str:
+        """The text in pixels of the images before resizing: for messages and comparison, never for a model."""
+        return "".join(map(_in_pixels, self.pieces))
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def joined_text(pieces: Iterable[Piece]) -> str | PlacedText:
+    """Return one stretch of text, plain where nothing in it depends on a model."""
+    kept = tuple(piece for piece in pieces if piece != "")
+    if all(isinstance(piece, str) for piece in kept):
+        return "".join(map(str, kept))
+    return PlacedText(pieces=kept)
+
+
+def text_part(text: str | PlacedText) -> Text | PlacedText:
+    """Return a stretch of text as a part of a turn."""
+    return Text(text=text) if isinstance(text, str) else text
+
+
+QUESTION = (
+    "Find every object in the picture. Answer with a JSON list of "
+    '{"bbox_2d": [x1, y1, x2, y2], "label": "..."}, in pixels.'
+)
+"""What is asked where the data asks nothing, of a model that counts in pixels; `--box_prompt` replaces it."""
+
+
+def _in_pixels(piece: Piece) -> str:
+    if isinstance(piece, Place):
+        return json.dumps(piece.numbers)
+    if isinstance(piece, PlaceList):
+        items = [item.numbers if isinstance(item, Place) else _plain(item) for item in piece.items]
+        return json.dumps(items, ensure_ascii=False)
+    if isinstance(piece, BoxQuestion):
+        return QUESTION
+    return piece if isinstance(piece, str) else piece.text
+
+
+def _plain(item: tuple[tuple[str, str | int | Place], ...]) -> dict[str, object]:
+    return {key: value.numbers if isinstance(value, Place) else value for key, value in item}
+
+
+Part: TypeAlias = Text | PlacedText | ImageRef
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +148,7 @@ class Turn:
     @property
     def text(self) -> str:
         """The turn's text parts joined without a separator."""
-        return "".join(part.text for part in self.parts if isinstance(part, Text))
+        return "".join(part.text for part in self.parts if not isinstance(part, ImageRef))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,4 +189,9 @@ class Conversation:
     @property
     def images(self) -> tuple[ImageRef, ...]:
         """All images in reading order."""
-        return tuple(p for turn in self.turns for p in turn.parts if isinstance(p, ImageRef))
+        return images_of(self.turns)
+
+
+def images_of(turns: Sequence[Turn]) -> tuple[ImageRef, ...]:
+    """Return the images of turns in reading order."""
+    return tuple(part for turn in turns for part in turn.parts if isinstance(part, ImageRef))

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from vlm_lora.batching.boxes.writing import Region
 from vlm_lora.batching.encoded import IGNORE_INDEX, EncodedRow
 from vlm_lora.batching.masks import decode_between
 
@@ -30,6 +31,8 @@ class ShownRow:
     """The model's own answer; None where it was not asked for one."""
     accepted: tuple[str, ...] = ()
     """What would have been right."""
+    generated_boxes: tuple[Region, ...] = ()
+    """The boxes and points that the model's own answer names, in pixels of the images as they are stored."""
 
 
 def runs(row: EncodedRow) -> Iterator[tuple[int, int, bool]]:
@@ -58,6 +61,7 @@ def row_report(row: EncodedRow, tokenizer: Any) -> dict[str, Any]:
             if supervised
         ],
         "pictures": [list(picture.size) for picture in row.pictures],
+        "boxes": [region.record() for region in row.regions],
         "overflow": row.overflow,
         "tensors": {name: list(value.shape) for name, value in {**row.token_tensors, **row.media}.items()},
     }

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from support.read_back import read_back
-from vlm_lora.data.ocr.boxes import QUESTION
+from vlm_lora.data.conversation import QUESTION
 from vlm_lora.errors import DataError
 
 BOXES = {"bbox": [[2, 3, 10, 5]], "category": ["car"]}

@@ -25,7 +25,7 @@ GOOD = {"bbox": [[1, 2, 3, 4]], "category": ["mask"]}
 
 
 def answer(value: Any, **options: Any) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(answer_boxes(value, BoxReading(column="objects", **options), SIZE))
+    found: list[dict[str, Any]] = json.loads(answer_boxes(value, BoxReading(column="objects", **options), [SIZE]).text)
     return found
 
 
@@ -74,7 +74,7 @@ def test_boxes_of_another_format_or_image_are_refused(
         with pytest.raises(
             DataError, match=rf"Box 1 in column 'objects': .*{said}.*\(--box_format {style}; allowed are"
         ):
-            answer_boxes({"bbox": [box], "category": ["a"]}, BoxReading(column="objects", format=style), size)
+            answer_boxes({"bbox": [box], "category": ["a"]}, BoxReading(column="objects", format=style), [size])
 
 
 @pytest.mark.parametrize("flat", [[10, 20, 10, 20], [10.4, 5, 10.4, 9], [0.0, 0.0, 0.0, 0.0]])
@@ -180,7 +180,7 @@ def test_numbers_are_those_that_the_names_were_declared_for(tmp_path: Path) -> N
 
 def test_answers_are_json_whatever_the_labels_hold() -> None:
     label = 'a "quoted" label, größer\n\\'
-    found = answer_boxes({"bbox": [[1, 2, 3, 4]], "label": [label]}, BoxReading(column="objects"), SIZE)
+    found = answer_boxes({"bbox": [[1, 2, 3, 4]], "label": [label]}, BoxReading(column="objects"), [SIZE]).text
     assert "größer" in found
     assert "\n" not in found
     assert json.loads(found) == [{"bbox_2d": [1, 2, 4, 6], "label": label}]
@@ -244,8 +244,8 @@ def test_flags_name_column_format_labels_and_question(tmp_path: Path) -> None:
     assert [turn.text for turn in turns] == ["Where?", '[{"bbox_2d": [1, 2, 3, 4], "label": "b"}]']
     with pytest.raises(DataError, match=r"2 columns that could be the boxes: 'found', 'objects'\. Type --boxes_column"):
         load(tmp_path, row)
-    with pytest.raises(ConfigError, match="--box_format cxcywh: allowed are xywh, xyxy"):
-        DataConfig(box_format="cxcywh")
+    with pytest.raises(ConfigError, match="--box_format yolo: allowed are xywh, xyxy, cxcywh, relative_xywh"):
+        DataConfig(box_format="yolo")
 
 
 @pytest.mark.parametrize(
@@ -270,8 +270,8 @@ def test_what_could_be_meant_otherwise_is_asked(tmp_path: Path, row: dict[str, A
         ({"image": "a.png", "objects": GOOD, "width": 200, "height": 100}, "for an image of 200x100"),
         ({"image": "a.png", "objects": GOOD, "width": 200.0, "height": 100.0}, "for an image of 200x100"),
         ({"image": "a.png", "objects": GOOD, "width": "200.0", "height": "100"}, "for an image of 200x100"),
-        ({"image": ["a.png", "a.png"], "objects": GOOD}, "marks one image, and the row has 2"),
-        ({"image": None, "objects": GOOD}, "marks one image, and the row has 0"),
+        ({"image": ["a.png", "a.png"], "objects": GOOD}, "the row has 2 images, and the box has no image_id"),
+        ({"image": None, "objects": GOOD}, "marks an image, and the row has none"),
         (
             {"image": "a.png", "text": {"lines": [{"text": "a", "bbox": [150, 2, 160, 4]}]}},
             "Item 1 of 'lines': .*outside",

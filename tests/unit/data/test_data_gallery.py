@@ -16,10 +16,9 @@ import pytest
 
 from support.datasets import draw_chart, encode_png, write_jsonl
 from vlm_lora.config.run_config import DataConfig
-from vlm_lora.data.conversation import ImageRef, Part, Text, Turn
+from vlm_lora.data.conversation import QUESTION, ImageRef, Part, Turn
 from vlm_lora.data.dataset import load_splits
 from vlm_lora.data.images.loader import ImageLimits, load_image
-from vlm_lora.data.ocr.boxes import QUESTION
 
 ONE, TWO = encode_png(draw_chart(1, (40, 30))[0]), encode_png(draw_chart(2, (40, 30))[0])
 URI = f"data:image/png;base64,{base64.b64encode(ONE).decode()}"
@@ -148,7 +147,7 @@ def shown(turns: tuple[Turn, ...]) -> tuple[tuple[str, tuple[Any, ...]], ...]:
 
 
 def show(part: Part) -> Any:
-    if isinstance(part, Text):
+    if not isinstance(part, ImageRef):
         return part.text
     pixels = load_image(part.source, limits=ImageLimits()).tobytes()
     for encoded, mark in ((ONE, A), (TWO, B)):

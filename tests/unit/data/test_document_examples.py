@@ -10,7 +10,7 @@ import pytest
 
 from support.datasets import write_image
 from vlm_lora.config.run_config import DataConfig
-from vlm_lora.data.conversation import Conversation, Part, Text
+from vlm_lora.data.conversation import Conversation, ImageRef, Part
 from vlm_lora.data.dataset import load_splits
 from vlm_lora.data.images.loader import read_size
 
@@ -26,7 +26,7 @@ def told(conversation: Conversation) -> list[str]:
 
 
 def tell(part: Part) -> str:
-    if isinstance(part, Text):
+    if not isinstance(part, ImageRef):
         return part.text.replace("\n", "\\n")
     if isinstance(part.source, Path):
         return f"<{part.source.name}>"

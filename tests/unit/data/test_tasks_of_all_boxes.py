@@ -30,7 +30,7 @@ def write(path: Path, *rows: tuple[str, str, str, str]) -> tuple[Task, ...]:
 
 def told(page: dict[str, Any], *tasks: Task) -> tuple[str, str]:
     question, answer, _ = ask_about(read_page(page), PageReading(column="text", tasks=tasks, seed=1), Draw())
-    return str(question), answer
+    return str(question), str(answer)
 
 
 @pytest.mark.parametrize("level", ["lines", "latex"])

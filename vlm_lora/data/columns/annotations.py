@@ -10,7 +10,7 @@ from typing import Any
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.columns.names import COLUMN_NAMES
 from vlm_lora.data.formats.rows import Rows, declared_names
-from vlm_lora.data.ocr.boxes import CATEGORY_KEYS, QUESTION, BoxReading, holds_boxes
+from vlm_lora.data.ocr.boxes import CATEGORY_KEYS, BoxReading, holds_boxes
 from vlm_lora.data.ocr.pages import holds_page
 from vlm_lora.data.ocr.task_answers import PageReading
 from vlm_lora.data.ocr.tasks import load_tasks
@@ -67,12 +67,21 @@ def read_boxes(rows: Rows, column: str, config: DataConfig, prompt: str | None) 
         format=config.box_format,
         names=names,
         numbers=key,
-        question=config.box_prompt or QUESTION,
+        question=config.box_prompt or None,
         prompt=prompt,
     )
-    asked = f"question: {reading.question!r}" if prompt is None else f"question: column '{prompt}' asks for the boxes"
+    own = "our own, which says how the model is to count" if reading.question is None else repr(reading.question)
+    asked = f"question: {own}" if prompt is None else f"question: column '{prompt}' asks for the boxes"
     named = f"names of categories: {', '.join(names)}, {source}" if names else "categories are named in the rows"
-    return reading, (asked, f"boxes are {config.box_format}; {named}")
+    return reading, (asked, f"boxes are {config.box_format}; {named}", how_boxes_are_written(config))
+
+
+def how_boxes_are_written(config: DataConfig) -> str:
+    """Say what becomes of boxes, and that those inside a row's texts stay as they are."""
+    return (
+        f"boxes are written in numbers by --box_coordinates {config.box_coordinates}; numbers inside the data's own "
+        "texts and set questions stay as they are"
+    )
 
 
 def read_pages(column: str, config: DataConfig) -> tuple[PageReading, tuple[str, ...]]:
@@ -89,7 +98,9 @@ def read_pages(column: str, config: DataConfig) -> tuple[PageReading, tuple[str,
     listed = ", ".join(f"{name} ({count})" for name, count in counts.items())
     where = config.task_file or "our own file (--task_file brings others)"
     reading = PageReading(column=column, tasks=tasks, seed=config.task_seed)
-    return reading, (f"tasks: {listed}, from {where}; drawn by --task_seed {config.task_seed}, epoch and row",)
+    drawn = f"tasks: {listed}, from {where}; drawn by --task_seed {config.task_seed}, epoch and row"
+    boxed = any("box" in (task.given, *task.output.split(",")) for task in tasks)
+    return reading, (drawn, *([how_boxes_are_written(config)] if boxed else []))
 
 
 _WANTED: Mapping[str, tuple[str, str]] = {

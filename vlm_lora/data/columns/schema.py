@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from vlm_lora.config.run_config import DataConfig
-from vlm_lora.data.columns.annotations import Marked, read_boxes, read_pages, refuse_two_answers
+from vlm_lora.data.columns.annotations import Marked, how_boxes_are_written, read_boxes, read_pages, refuse_two_answers
 from vlm_lora.data.columns.answers import AnswerReading, describe_answers, refuse_bare_choices
 from vlm_lora.data.columns.names import (
     CAPTION_QUESTION,
@@ -33,6 +33,8 @@ from vlm_lora.data.columns.search import (
     read_mapping,
     where_from,
 )
+from vlm_lora.data.conversations.grounding import COLUMN as OBJECTS
+from vlm_lora.data.conversations.grounding import holds_references
 from vlm_lora.data.conversations.region_rows import SIDES, SIZE_COLUMNS
 from vlm_lora.data.conversations.texts import OTHER_MARKS, parse_turns
 from vlm_lora.data.conversations.turns import HISTORY, Told, find_told
@@ -68,6 +70,8 @@ class Schema:
     messages: str | None = None
     boxes: BoxReading | None = None
     page: PageReading | None = None
+    objects: str | None = None
+    """Column whose names and boxes fill marks in the texts."""
     told: Told = field(default_factory=Told)
     """What was said before the question: system texts and histories."""
     show_choices: bool = False
@@ -79,6 +83,11 @@ class Schema:
     any other text is a word."""
     reasons: tuple[str, ...] = ()
 
+    @property
+    def names_places(self) -> bool:
+        """Whether questions or answers are made from boxes, so that it matters how a model counts."""
+        return self.boxes is not None or self.page is not None or self.objects is not None
+
     @cached_property
     def columns(self) -> frozenset[str]:
         """All columns that say something."""
@@ -89,6 +98,7 @@ class Schema:
             self.context,
             self.response,
             self.messages,
+            self.objects,
             *self.told.columns,
         }
         if self.boxes is not None:
@@ -125,8 +135,20 @@ def detect_schema(rows: Rows, config: DataConfig, *, quiet: bool = False) -> Sch
         as_they_are=bool(config.response_column or config.messages_column),
         reasons=(*schema.reasons, *told.explain(config.system_prompt)),
     )
+    if schema.layout in ("messages", "question_answer", "prompt_completion"):
+        schema = _with_objects(schema, search, config)
     unused = [column for column in rows.columns if column not in schema.columns]
     return replace(schema, reasons=(*schema.reasons, f"not used: {quoted(unused)}")) if unused else schema
+
+
+def _with_objects(schema: Schema, search: ColumnSearch, config: DataConfig) -> Schema:
+    """Take a column of objects as what marks in the texts stand for."""
+    columns = [c for c in search.columns if c.casefold() == OBJECTS and c not in schema.columns]
+    column = next((c for c in columns if any(map(holds_references, search.values(c)))), None)
+    if column is None:
+        return schema
+    why = f"objects: column '{column}' fills <ref-object> and <bbox> in the texts, in order"
+    return replace(schema, objects=column, reasons=(*schema.reasons, why, how_boxes_are_written(config)))
 
 
 def _detect(

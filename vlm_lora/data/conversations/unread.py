@@ -3,7 +3,7 @@
 1. Sound and video next to a row's text, which no model here is shown. A mere name of a file is refused nowhere.
 2. Keys of a turn in addition to role and text. A mark of whether an answer is trained on is read. What belongs to an
    answer and that no template is given here, such as the call of a tool or a reasoning text, is refused.
-3. Marks in a text that stand for boxes or names of a row's `objects` column, which nothing fills in.
+3. Marks in a text that stand for boxes or names of another column and that nothing has filled in (`grounding`).
 4. Choices that a row lists apart from its question, which a mere letter as the answer means nothing without: in one
    column (`choices`, `options`), as a list, an object by letter, or text with a mark before each, or in a column for
    each (`A`, `B`, `C`; `choice_a`, `choice_b`; `option_1`).
@@ -244,8 +244,9 @@ def refuse_box_marks(row: Mapping[str, Any], turns: Sequence[Turn]) -> None:
             what = f"the column {quoted(held)}" if held else "a column such as 'objects', which the row does not have"
             raise DataError(
                 f"Turn {number} ({turn.role}) holds {joined(f'<{mark}>' for mark in marks)}, which stands for a "
-                f"value of {what}; such marks are not filled in. Write the boxes or names themselves into the text, "
-                "as the model is to read or write them."
+                f"value of {what}; such marks are filled in from a column 'objects' of "
+                '{"ref": [...], "bbox": [...]} alone. Write the boxes or names themselves into the text, as the model '
+                "is to read or write them."
             )
 
 

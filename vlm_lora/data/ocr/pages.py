@@ -42,6 +42,8 @@ class Page:
     text2d: str | None = None
     size: tuple[Any, Any] = (None, None)
     """Width and height that the data names; None where it does not."""
+    shown: tuple[int, int] | None = None
+    """Width and height of the image in pixels, known by `clipped`."""
 
     @property
     def is_empty(self) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from vlm_lora.data.conversation import Piece, Place, PlacedText, joined_text
 from vlm_lora.data.conversations.texts import Question, read_question
 from vlm_lora.data.ocr.boxes import as_json, read_box
 from vlm_lora.data.ocr.pages import LEVELS, Item, Page
@@ -61,7 +62,7 @@ class TaskSample(NamedTuple):
     """One question about a page, its answer, and the category of the task that it came from."""
 
     question: Question
-    answer: str
+    answer: str | PlacedText
     task: str
 
 
@@ -100,7 +101,7 @@ def servable(page: Page, reading: PageReading) -> Sequence[Task]:
 
 def asked(page: Page, task: Task, given: Item | None, phrase: str) -> TaskSample:
     """Return a task's question, with the item that it gives and a phrase for the image, and the answer."""
-    return TaskSample(_fill(task.question, given, phrase), _answer(page, task, given), task.name)
+    return TaskSample(_fill(page, task.question, given, phrase), _answer(page, task, given), task.name)
 
 
 def can_serve(page: Page, task: Task) -> bool:
@@ -141,18 +142,18 @@ def page_text2d(page: Page) -> str:
     return lay_out(page.boxed(level)) if level else ""
 
 
-def _answer(page: Page, task: Task, given: Item | None) -> str:
+def _answer(page: Page, task: Task, given: Item | None) -> str | PlacedText:
     """Return the answer; where there is nothing, an empty text, or `[]` for boxes."""
     with_box = task.output.split(",")[-1] == "box"
     if page.is_empty:
-        return "[]" if with_box else ""
+        return as_json([], page.shown) if with_box else ""
     if task.given == "box":
         assert given is not None  # only tasks that give nothing come without
         return lay_out([given]) if task.output == "text2d" else given.text
     if with_box:
         level = task.given or task.level or task.among or str(_boxed_level(page))
         items = [item for item in page.boxed(level) if given is None or item.text == given.text]
-        return as_json([_described(item, with_text="," in task.output) for item in items])
+        return as_json([_described(item, with_text="," in task.output) for item in items], page.shown)
     if task.level is not None:
         between = "\n\n" if task.level == "paragraphs" else "\n"
         return between.join(item.text for item in page.items[task.level])
@@ -180,12 +181,22 @@ def _laid_level(page: Page) -> str | None:
     return next((level for level in ("words", "lines") if page.written(level) and page.boxed(level)), None)
 
 
-def _fill(question: str, given: Item | None, phrase: str) -> Question:
+def _fill(page: Page, question: str, given: Item | None, phrase: str) -> Question:
     """Replace the placeholders in one pass, so that a page's own text is never taken for one, nor for a mark."""
-    values = {"image": phrase}
+    values: dict[str, Piece] = {"image": phrase}
     if given is not None:
-        values |= {"text": given.text, "box": json.dumps(given.box)}
-    return read_question(question, lambda text: PLACEHOLDER.sub(lambda match: values[match.group(1)], text))
+        if given.box is None or page.shown is None:
+            values["box"] = json.dumps(given.box)
+        else:
+            left, top, right, bottom = map(round, given.box)
+            values["box"] = Place(numbers=(left, top, right, bottom), size=page.shown)
+        values["text"] = given.text
+
+    def fill(text: str) -> str | PlacedText:
+        stretches = PLACEHOLDER.split(text)  # every second one is the name of a placeholder
+        return joined_text(values[part] if place % 2 else part for place, part in enumerate(stretches))
+
+    return read_question(question, fill)
 
 
 def _holding(page: Page) -> str:
@@ -210,4 +221,4 @@ def clipped(page: Page, size: tuple[int, int]) -> Page:
             except DataError as error:
                 raise DataError(f"Item {number} of '{level}': {error}") from error
         items[level] = tuple(kept)
-    return replace(page, items=items)
+    return replace(page, items=items, shown=size)

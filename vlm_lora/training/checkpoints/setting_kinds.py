@@ -90,8 +90,8 @@ _ROWS: Mapping[Kind, str] = {
         seed data_seed full_determinism
         dataset_weights validation_name validation_fraction split_seed max_train_samples streaming shuffle_buffer
         image_root image_column prompt_column default_prompt response_column messages_column boxes_column
-        choices box_format box_labels box_prompt page_column task_file tasks output_types task_seed system_prompt
-        allow_urls max_image_pixels max_image_bytes on_bad_sample
+        choices box_format box_coordinates box_labels box_prompt page_column task_file tasks output_types task_seed
+        system_prompt allow_urls max_image_pixels max_image_bytes on_bad_sample
         trust_remote_code dtype attn_implementation load_in_4bit bnb_4bit_quant_type bnb_4bit_compute_dtype
         bnb_4bit_use_double_quant
         max_length on_overflow static_shapes max_shapes min_pixels max_pixels
