@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -60,7 +61,7 @@ def boxes_in(size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
 
 @cache
 def processor(family: str, most: int) -> Any:
-    found = processor_of(family)
+    found = deepcopy(processor_of(family))  # it is one object for all tests
     if family.startswith("qwen"):
         set_budget(found.image_processor, 32 * 32, most)
     return found
