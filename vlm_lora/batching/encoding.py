@@ -140,11 +140,11 @@ class RowEncoder:
 
         def attempt(smaller: Conversation, side: float) -> EncodedRow:
             pictures = self._pictures(smaller, smaller.images, side, decoded)
-            seen = self._seen(smaller.images, pictures, decoded)
+            seen = self._seen(smaller, smaller.images, pictures, decoded)
             written, placed = self._written(smaller, smaller.images, seen)
             rendering = self._renderer.render(written)
             row = self._placed_row(rendering, written, pictures, counts_images=keep_images)
-            row = replace(row, **placed)
+            row = self._with_boxes(row, seen, placed)
             return replace(row, pictures=tuple(pictures)) if keep_images else row
 
         return encode_within_limit(conversation, self._on_overflow, attempt, self._sides)
@@ -174,9 +174,10 @@ class RowEncoder:
             images = tuple(part for turn in turns for part in turn.parts if isinstance(part, ImageRef))
             pictures = self._pictures(smaller, images, side, loaded)
             answered = replace(smaller, turns=smaller.turns[: len(turns) + 1])
-            written, placed = self._written(answered, images, self._seen(images, pictures, loaded))
+            seen = self._seen(answered, images, pictures, loaded)
+            written, placed = self._written(answered, images, seen)
             rendering = self._renderer.render_prompt(written)
-            return replace(self._placed_row(rendering, written, pictures, prompt=True), **placed)
+            return self._with_boxes(self._placed_row(rendering, written, pictures, prompt=True), seen, placed)
 
         return encode_within_limit(conversation, self._on_overflow, attempt, self._sides)
 
@@ -229,17 +230,23 @@ class RowEncoder:
         return [resized(picture, scaled(size, side)) for picture, size in zip(pictures, sizes, strict=True)]
 
     def _seen(
-        self, images: Sequence[ImageRef], pictures: Sequence[Any], loaded: Mapping[int, Any]
+        self,
+        conversation: Conversation,
+        images: Sequence[ImageRef],
+        pictures: Sequence[Any],
+        loaded: Mapping[int, Any],
     ) -> tuple[SeenImage, ...]:
-        """Return the sizes of images that are given to the processor as `pictures`."""
-        whole = self._boxes.unit == "resized_pixels"
+        """Return the sizes of images that are given to the processor as `pictures`: as far as boxes need them."""
+        fed: list[Size | None] = [None] * len(images)
+        if self._boxes.unit == "resized_pixels" and is_placed(conversation.turns):
+            try:
+                fed = [fed_size(self._processor.image_processor, picture.size) for picture in pictures]
+            except ValueError as error:
+                refuses = f"{type(self._processor).__name__} refuses this row: {error}"
+                raise RenderingError(f"{conversation.source}: {refuses}") from error
         return tuple(
-            SeenImage(
-                size=loaded[id(image)].size,
-                given=picture.size,
-                fed=fed_size(self._processor.image_processor, picture.size) if whole else None,
-            )
-            for image, picture in zip(images, pictures, strict=True)
+            SeenImage(size=loaded[id(image)].size, given=picture.size, fed=size)
+            for image, picture, size in zip(images, pictures, fed, strict=True)
         )
 
     def _written(
@@ -247,7 +254,7 @@ class RowEncoder:
     ) -> tuple[Conversation, dict[str, Any]]:
         """Return the conversation with its boxes as text, and what `EncodedRow` says of them."""
         if not is_placed(conversation.turns):
-            return conversation, {"seen": seen}
+            return conversation, {}
         try:
             turns, regions = write_places(conversation.turns, images, seen, self._boxes)
         except RenderingError as error:
@@ -255,7 +262,28 @@ class RowEncoder:
         written = replace(conversation, turns=turns)
         asked = any(turn.is_answer for turn in conversation.turns)
         has_boxes = asked and is_placed([conversation.answer])
-        return written, {"seen": seen, "regions": regions, "answer": written.answer.text if has_boxes else None}
+        return written, {"regions": regions, "answer": written.answer.text if has_boxes else None}
+
+    def _with_boxes(self, row: EncodedRow, seen: tuple[SeenImage, ...], placed: Mapping[str, Any]) -> EncodedRow:
+        """Return a row with what is known of its boxes, after a look at the sizes that its images were fed at.
+
+        Raises:
+            RenderingError: they are not those that boxes were written for.
+        """
+        if self._boxes.unit != "resized_pixels" or not seen:
+            return replace(row, seen=seen, **placed)
+        processor = self._processor.image_processor
+        sides = row.media["image_grid_thw"][:, 1:] * processor.patch_size
+        fed = tuple(
+            replace(one, fed=(columns, rows)) for one, (rows, columns) in zip(seen, sides.tolist(), strict=True)
+        )
+        if placed and fed != seen:
+            raise RenderingError(
+                f"{row.source}: {type(processor).__name__} feeds images at {[one.fed for one in fed]} pixels where "
+                f"{[one.fed for one in seen]} was worked out, so boxes in pixels after resizing would be wrong. Type "
+                "--box_coordinates per_mille."
+            )
+        return replace(row, seen=fed, **placed)
 
     def _placed_row(
         self,
@@ -285,7 +313,6 @@ class RowEncoder:
     ) -> EncodedRow:
         self._check_placeholders(rendering, len(pictures))
         outputs, tokenized = self._call(rendering, conversation, pictures, prompt=prompt)
-        self._check_fed(outputs, pictures)
         ids = tokenized.input_ids
         labels = torch.full_like(ids, IGNORE_INDEX)
         self._check_length(len(ids))
@@ -374,20 +401,6 @@ class RowEncoder:
             media_token_ids=self._media_token_ids,
         )
         return mask
-
-    def _check_fed(self, outputs: Mapping[str, Any], pictures: Sequence[Any]) -> None:
-        """Check that images are fed at the sizes that boxes were written for."""
-        if self._boxes.unit != "resized_pixels" or not pictures:
-            return
-        processor = self._processor.image_processor
-        sizes = [fed_size(processor, picture.size) for picture in pictures]
-        patch = processor.patch_size
-        fed = [(int(columns) * patch, int(rows) * patch) for _, rows, columns in outputs["image_grid_thw"].tolist()]
-        if fed != sizes:
-            raise RenderingError(
-                f"{type(processor).__name__} feeds images at {fed} pixels where {sizes} was worked out, so boxes in "
-                "pixels after resizing would be wrong. Type --box_coordinates per_mille."
-            )
 
     def _check_placeholders(self, rendering: Rendering, images: int) -> None:
         written = max(

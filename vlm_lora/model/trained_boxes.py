@@ -28,6 +28,7 @@ def with_trained_boxes(run: RunConfig) -> RunConfig:
     if trained is None or trained == given:
         return run
     if given == "auto":
+        logger.info("Boxes are counted as in the training of %s: %s.", run.model.model_name_or_path, trained)
         return replace(run, data=replace(run.data, box_coordinates=trained))
     logger.warning(
         "--box_coordinates %s: %s was trained with %s. Boxes that it writes are read as %s all the same.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -92,6 +93,9 @@ def print_figures(shown: ShownRow, console: Console) -> None:
     if shown.generated is not None:
         console.print(Text(f"  answer: {visible(shown.generated)}"))
         console.print(Text(f"  expected: {visible(' | '.join(shown.accepted))}"))
+    if shown.generated_boxes:
+        records = json.dumps([region.record() for region in shown.generated_boxes], ensure_ascii=False)
+        console.print(Text(f"  boxes of the answer, in pixels of the image as it is stored: {visible(records)}"))
 
 
 def visible(text: str) -> str:

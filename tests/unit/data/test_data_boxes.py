@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from support.datasets import encode_png, write_jsonl
-from vlm_lora.config.run_config import DataConfig
+from vlm_lora.config.run_config import BOX_FORMATS, DataConfig
 from vlm_lora.data.dataset import Conversations, load_splits
 from vlm_lora.data.images.loader import ImageLimits, load_image, read_size
 from vlm_lora.data.ocr.boxes import BoxReading, answer_boxes, check_size, holds_boxes, read_box
@@ -75,6 +75,33 @@ def test_boxes_of_another_format_or_image_are_refused(
             DataError, match=rf"Box 1 in column 'objects': .*{said}.*\(--box_format {style}; allowed are"
         ):
             answer_boxes({"bbox": [box], "category": ["a"]}, BoxReading(column="objects", format=style), [size])
+
+
+@pytest.mark.parametrize(
+    ("box", "style", "expected"),
+    [
+        ([25, 25, 30, 10], "cxcywh", (10, 20, 40, 30)),
+        ([0.1, 0.4, 0.3, 0.2], "relative_xywh", (10, 20, 40, 30)),
+        ([0.1, 0.4, 0.4, 0.6], "relative_xyxy", (10, 20, 40, 30)),
+        ([0.25, 0.5, 0.3, 0.2], "relative_cxcywh", (10, 20, 40, 30)),
+        ([0, 0, 1, 1], "relative_xyxy", (0, 0, 100, 50)),
+        ([0.5, 0.5, 1.01, 1.0], "relative_cxcywh", (0, 0, 100, 50)),
+    ],
+)
+def test_centres_and_shares_of_the_sides_are_read(box: list[float], style: str, expected: Any) -> None:
+    assert read_box(box, style, SIZE) == expected
+    for other in set(BOX_FORMATS) - {style}:
+        try:
+            read = read_box(box, other, SIZE)
+        except DataError:
+            continue
+        assert read != expected or {style, other} == {"relative_xywh", "relative_xyxy"}, "the control"
+
+
+@pytest.mark.parametrize("style", ["relative_xywh", "relative_xyxy", "relative_cxcywh"])
+def test_numbers_above_one_are_no_shares(style: str) -> None:
+    with pytest.raises(DataError, match=r"numbers outside 0 to 1, so it is in pixels, or in another unit\."):
+        read_box([0.2, 0.2, 30, 0.4], style, SIZE)
 
 
 @pytest.mark.parametrize("flat", [[10, 20, 10, 20], [10.4, 5, 10.4, 9], [0.0, 0.0, 0.0, 0.0]])

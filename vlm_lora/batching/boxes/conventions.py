@@ -54,6 +54,9 @@ _SPELLED: Mapping[SpellingName, str] = {
 
 _QWEN3 = BoxConvention(unit="per_mille", source="github.com/QwenLM/Qwen3-VL issues 1427, 1486 (maintainers)")
 _GLM = BoxConvention(unit="per_mille", source="zai-org's grounding skill for GLM-V: round(x / width * 1000), bbox_2d")
+_INTERNVL = BoxConvention(
+    unit="per_mille", spelling="ref_box", source="InternVL 2.5's grounding data, as ms-swift's template has it"
+)
 
 CONVENTIONS: Mapping[str, BoxConvention] = MappingProxyType(
     {
@@ -78,9 +81,8 @@ CONVENTIONS: Mapping[str, BoxConvention] = MappingProxyType(
         "glm4v": _GLM,
         "glm4v_moe": _GLM,
         "glm46v": _GLM,
-        "internvl": BoxConvention(
-            unit="per_mille", spelling="ref_box", source="InternVL 2.5's grounding data, as ms-swift's template has it"
-        ),
+        "internvl": _INTERNVL,
+        "internvl_chat": _INTERNVL,
     }
 )
 """By `model_type`, what the makers say of the boxes that they trained on."""

@@ -98,7 +98,8 @@ class Json:
     def read(self, text: str, *, bare: bool) -> Iterator[WrittenBox]:
         """As `Spelling`; of a list that is cut off, the objects that are whole."""
         start, end = text.find("["), text.rfind("]")
-        found = _parsed(text[start : end + 1]) if 0 <= start < end else None
+        is_list = 0 <= start < end and "{" not in text[:start]
+        found = _parsed(text[start : end + 1]) if is_list else None
         if found is None:
             pattern = rf"\{{[^{{}}]*\}}|{_NUMBERS}"
             found = [value for match in re.finditer(pattern, text) if (value := _parsed(match[0])) is not None]

@@ -120,7 +120,11 @@ class _Writer:
                 "it). Shorten the row, or choose another --on_overflow."
             )
         seen = self._seen[number]
-        assert place.size == seen.size, "boxes are for the image as it is stored, upright"
+        if place.size != seen.size:
+            raise RenderingError(
+                f"a box is for an image of {place.size[0]}x{place.size[1]} pixels, and it decodes to {seen.size[0]}x"
+                f"{seen.size[1]}: its header says another size. Save the image anew."
+            )
         numbers = counted(place.numbers, seen, self._convention)
         written = "".join(self._spelling.place(numbers))
         (read,) = self._spelling.read(written, bare=True)
