@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from vlm_lora.backend import Backend, installed, select
-from vlm_lora.batching.boxes.conventions import BoxConvention, convention_for, explain
+from vlm_lora.batching.boxes.conventions import GRIDS, BoxConvention, convention_for, explain
 from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.encoding import RowEncoder
 from vlm_lora.config.aliases import canonical_name
@@ -226,3 +226,12 @@ def say_boxes(data: Conversations | None, preprocessing: Preprocessing) -> None:
     """Say how boxes are written, where the data has any."""
     if any(member.schema.names_places for member in each_data_set(data)):
         logger.info("Boxes: %s.", explain(preprocessing.boxes, preprocessing.config.model_type))
+    asked = [text for member in each_data_set(data) for text in member.schema.questions_for_boxes]
+    mistaken = next((text for text in asked if "pixel" in text.casefold()), None)
+    if mistaken is not None and preprocessing.boxes.unit in GRIDS:
+        logger.warning(
+            "The question %r says pixels, and boxes are counted as %s. Set questions are asked as they are: write "
+            "{box_format} in a task file instead, leave --box_prompt out, or type --box_coordinates pixels.",
+            mistaken,
+            preprocessing.boxes.text,
+        )

@@ -139,8 +139,8 @@ def drawn(page: str, kind: str) -> list[list[dict[str, Any]]]:
     """Return the boxes that are drawn on each image, in pixels of the view box, which is the image's size."""
     found = []
     for figure in re.findall(r"<figure>.*?</figure>", page, re.DOTALL):
-        rectangles = [(m[1], *map(float, m.groups()[1:])) for m in RECTANGLE.finditer(figure)]
-        found.append([{"bbox": [x, y, x + w, y + h]} for each, x, y, w, h in rectangles if each == kind])
+        shapes = [[float(n) for n in m.groups()[1:]] for m in RECTANGLE.finditer(figure) if m[1] == kind]
+        found.append([{"bbox": [x, y, x + w, y + h]} for x, y, w, h in shapes])
     return found
 
 

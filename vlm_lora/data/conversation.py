@@ -67,14 +67,24 @@ class PlaceList:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoxQuestion:
-    """The question for all boxes where the data and the user ask nothing; it says how the model is to count."""
+class BoxForm:
+    """The sentence of a question that says in what form, and how counted, boxes are to be answered."""
 
+    named: str | None = "label"
+    """What each box comes with, as a key of JSON: `label`, `text`, or nothing."""
     images: int = 1
-    """How many images it is about."""
+    """How many images the question is about."""
+
+    def in_json(self, unit: str) -> str:
+        """Return the sentence for answers in JSON, numbers in a unit such as `in pixels`."""
+        keys = ['"bbox_2d": [x1, y1, x2, y2]', *([] if self.named is None else [f'"{self.named}": "..."'])]
+        several = self.images > 1
+        shown = ", ".join([*keys, *(['"image_id": 0'] if several else [])])
+        said = f"Answer with a JSON list of {{{shown}}}, {unit}."
+        return f"{said} image_id counts the pictures from 0." if several else said
 
 
-Piece: TypeAlias = str | Place | Named | PlaceList | BoxQuestion
+Piece: TypeAlias = str | Place | Named | PlaceList | BoxForm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +115,8 @@ def text_part(text: str | PlacedText) -> Text | PlacedText:
     return Text(text=text) if isinstance(text, str) else text
 
 
-QUESTION = (
-    "Find every object in the picture. Answer with a JSON list of "
-    '{"bbox_2d": [x1, y1, x2, y2], "label": "..."}, in pixels.'
-)
-"""What is asked where the data asks nothing, of a model that counts in pixels; `--box_prompt` replaces it."""
+FIND = "Find every object in the picture"
+"""What is asked where the data asks nothing, before the sentence that says in what form; `--box_prompt` replaces it."""
 
 
 def _in_pixels(piece: Piece) -> str:
@@ -118,8 +125,8 @@ def _in_pixels(piece: Piece) -> str:
     if isinstance(piece, PlaceList):
         items = [item.numbers if isinstance(item, Place) else _plain(item) for item in piece.items]
         return json.dumps(items, ensure_ascii=False)
-    if isinstance(piece, BoxQuestion):
-        return QUESTION
+    if isinstance(piece, BoxForm):
+        return piece.in_json("in pixels")
     return piece if isinstance(piece, str) else piece.text
 
 

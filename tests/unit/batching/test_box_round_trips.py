@@ -224,7 +224,8 @@ def test_the_default_question_says_how_to_count(tmp_path: Path) -> None:
     assert "}, in pixels of the picture as you see it." in said["qwen2_5_vl"]
     for name in ("qwen2_5_vl-per_mille", "llava"):
         assert "from 0 to 1000 along the picture's width and height." in said[name]
-    assert "detect all objects" in said["paligemma"]
+    for name in ("paligemma", "internvl", "qwen2_vl-own"):
+        assert "Find every object in the picture. Answer with the name and the box of each." in said[name]
     for name in said.keys() - {"qwen2_5_vl-pixels", "qwen2_5_vl"}:
         assert "in pixels" not in said[name]
 

@@ -50,7 +50,7 @@ def read_example(example: str, folder: Path) -> tuple[list[str], list[str]]:
 def test_the_page_has_an_example_of_each_layout() -> None:
     named = set(re.findall(r"^\*\*(.+?)\*\*", LAYOUTS, flags=re.MULTILINE))
     blocks = re.split(r"^\*\*", LAYOUTS, flags=re.MULTILINE)[1:]
-    assert len(named) == len(blocks) == 12
+    assert len(named) == len(blocks) == 13
     assert all("```text" in block for block in blocks), "each layout has one"
 
 

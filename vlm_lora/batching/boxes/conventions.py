@@ -93,7 +93,11 @@ OWN_CHOICE = BoxConvention(unit="per_mille")
 PIXELS = BoxConvention(unit="pixels")
 
 CHOICES: Mapping[str, BoxConvention] = MappingProxyType(
-    {"pixels": PIXELS, "resized_pixels": BoxConvention(unit="resized_pixels"), "per_mille": OWN_CHOICE}
+    {
+        "pixels": PIXELS,
+        "resized_pixels": BoxConvention(unit="resized_pixels"),
+        "per_mille": BoxConvention(unit="per_mille"),
+    }
 )
 """What `--box_coordinates` names besides `auto`; all of them as JSON, x before y."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from vlm_lora.batching.boxes.conventions import BoxConvention, SpellingName, Unit
-from vlm_lora.data.conversation import QUESTION, Place
+from vlm_lora.data.conversation import BoxForm, Place
 from vlm_lora.errors import RenderingError
 
 Item = tuple[tuple[str, "str | int | Place"], ...]
@@ -48,8 +48,8 @@ class Spelling(Protocol):
     def listed(self, items: Sequence[tuple[Item | Place, Sequence[int]]]) -> Iterator[str]:
         """Write an answer of nothing but boxes; each item comes with its box's numbers."""
 
-    def question(self, unit: Unit, images: int) -> str:
-        """Return the question for all boxes of so many images."""
+    def form(self, unit: Unit, form: BoxForm) -> str:
+        """Return the sentence that asks for boxes in this spelling."""
 
     def read(self, text: str, *, bare: bool) -> Iterator[WrittenBox]:
         """Yield the boxes and points of a text; `bare` also reads lists of numbers without a key or mark."""
@@ -86,14 +86,9 @@ class Json:
                 written.append({key: list(numbers) if isinstance(value, Place) else value for key, value in item})
         yield json.dumps(written, ensure_ascii=False)
 
-    def question(self, unit: Unit, images: int) -> str:
+    def form(self, unit: Unit, form: BoxForm) -> str:
         """As `Spelling`."""
-        asked = QUESTION.replace("in pixels", _UNITS[unit])
-        if images < 2:
-            return asked
-        keys = '"label": "...", "image_id": 0'
-        asked = asked.replace("in the picture.", "in the pictures.").replace('"label": "..."', keys)
-        return f"{asked} image_id counts the pictures from 0."
+        return form.in_json(_UNITS[unit])
 
     def read(self, text: str, *, bare: bool) -> Iterator[WrittenBox]:
         """As `Spelling`; of a list that is cut off, the objects that are whole."""
@@ -132,9 +127,9 @@ class QwenMarks:
         """As `Spelling`."""
         yield from _one_by_one(self, items, between="")
 
-    def question(self, unit: Unit, images: int) -> str:
+    def form(self, unit: Unit, form: BoxForm) -> str:
         """As `Spelling`."""
-        return "Find every object in the picture. Answer with the name and the box of each."
+        return _form_of_marks(form)
 
     def read(self, text: str, *, bare: bool) -> Iterator[WrittenBox]:
         """As `Spelling`."""
@@ -166,9 +161,9 @@ class RefBox:
         """As `Spelling`."""
         yield from _one_by_one(self, items, between="\n")
 
-    def question(self, unit: Unit, images: int) -> str:
+    def form(self, unit: Unit, form: BoxForm) -> str:
         """As `Spelling`."""
-        return "Find every object in the picture. Answer with the name and the box of each."
+        return _form_of_marks(form)
 
     def read(self, text: str, *, bare: bool) -> Iterator[WrittenBox]:
         """As `Spelling`; one name may have several boxes."""
@@ -203,9 +198,9 @@ class Loc:
             if label is not None:
                 yield f" {label}"
 
-    def question(self, unit: Unit, images: int) -> str:
+    def form(self, unit: Unit, form: BoxForm) -> str:
         """As `Spelling`."""
-        return "detect all objects"
+        return _form_of_marks(form)
 
     def read(self, text: str, *, bare: bool) -> Iterator[WrittenBox]:
         """As `Spelling`."""
@@ -237,6 +232,11 @@ def _one_by_one(
         if label is not None:
             yield from spelling.named(label)
         yield from spelling.place(numbers)
+
+
+def _form_of_marks(form: BoxForm) -> str:
+    names = {"label": "the name and ", "text": "the text and "}
+    return f"Answer with {names.get(form.named or '', '')}the box of each."
 
 
 def _label(item: Item | Place) -> str | None:

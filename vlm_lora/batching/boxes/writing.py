@@ -103,7 +103,7 @@ class _Writer:
             return [*self._spelling.named(piece.text)]
         if isinstance(piece, PlaceList):
             return [*self._spelling.listed([(item, self._of_item(item)) for item in piece.items])]
-        return [self._spelling.question(self._convention.unit, piece.images)]
+        return [self._spelling.form(self._convention.unit, piece)]
 
     def _of_item(self, item: tuple[tuple[str, str | int | Place], ...] | Place) -> tuple[int, ...]:
         if isinstance(item, Place):

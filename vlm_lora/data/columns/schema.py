@@ -88,6 +88,13 @@ class Schema:
         """Whether questions or answers are made from boxes, so that it matters how a model counts."""
         return self.boxes is not None or self.page is not None or self.objects is not None
 
+    @property
+    def questions_for_boxes(self) -> tuple[str, ...]:
+        """The questions that the user set, or a task file has, about boxes."""
+        one = () if self.boxes is None or self.boxes.question is None else (self.boxes.question,)
+        tasks = () if self.page is None else self.page.tasks
+        return (*one, *(task.question for task in tasks if "box" in (task.given, *task.output.split(","))))
+
     @cached_property
     def columns(self) -> frozenset[str]:
         """All columns that say something."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlm_lora.data.conversation import BoxQuestion, ImageRef, PlacedText, Turn, text_part
+from vlm_lora.data.conversation import FIND, BoxForm, ImageRef, PlacedText, Turn, text_part
 from vlm_lora.data.conversations.image_places import Draft, UserText, place_images
 from vlm_lora.data.conversations.texts import Question, question_parts, read_question
 from vlm_lora.data.conversations.turns import read_text
@@ -41,7 +41,8 @@ def convert_boxes(row: Mapping[str, Any], reading: BoxReading, images: Sequence[
         check_size(_given_size(row), size)
     answer = answer_boxes(row.get(reading.column), reading, sizes, images)
     if reading.prompt is None:
-        own = PlacedText(pieces=(BoxQuestion(images=len(images)),))
+        find = f"{FIND}s. " if len(images) > 1 else f"{FIND}. "
+        own = PlacedText(pieces=(find, BoxForm(images=len(images))))
         return _turns(images, own if reading.question is None else read_question(reading.question), answer)
     asked = UserText(text=read_text(row.get(reading.prompt), f"the prompt ('{reading.prompt}')"))
     return place_images([Draft(role="user", parts=[asked]), Draft(role="assistant", parts=[answer])], images)

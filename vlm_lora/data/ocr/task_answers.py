@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from vlm_lora.data.conversation import Piece, Place, PlacedText, joined_text
+from vlm_lora.data.conversation import BoxForm, Piece, Place, PlacedText, joined_text
 from vlm_lora.data.conversations.texts import Question, read_question
 from vlm_lora.data.ocr.boxes import as_json, read_box
 from vlm_lora.data.ocr.pages import LEVELS, Item, Page
@@ -101,7 +101,7 @@ def servable(page: Page, reading: PageReading) -> Sequence[Task]:
 
 def asked(page: Page, task: Task, given: Item | None, phrase: str) -> TaskSample:
     """Return a task's question, with the item that it gives and a phrase for the image, and the answer."""
-    return TaskSample(_fill(page, task.question, given, phrase), _answer(page, task, given), task.name)
+    return TaskSample(_fill(page, task, given, phrase), _answer(page, task, given), task.name)
 
 
 def can_serve(page: Page, task: Task) -> bool:
@@ -181,9 +181,9 @@ def _laid_level(page: Page) -> str | None:
     return next((level for level in ("words", "lines") if page.written(level) and page.boxed(level)), None)
 
 
-def _fill(page: Page, question: str, given: Item | None, phrase: str) -> Question:
+def _fill(page: Page, task: Task, given: Item | None, phrase: str) -> Question:
     """Replace the placeholders in one pass, so that a page's own text is never taken for one, nor for a mark."""
-    values: dict[str, Piece] = {"image": phrase}
+    values: dict[str, Piece] = {"image": phrase, "box_format": BoxForm(named="text" if "," in task.output else None)}
     if given is not None:
         if given.box is None or page.shown is None:
             values["box"] = json.dumps(given.box)
@@ -196,7 +196,7 @@ def _fill(page: Page, question: str, given: Item | None, phrase: str) -> Questio
         stretches = PLACEHOLDER.split(text)  # every second one is the name of a placeholder
         return joined_text(values[part] if place % 2 else part for place, part in enumerate(stretches))
 
-    return read_question(question, fill)
+    return read_question(task.question, fill)
 
 
 def _holding(page: Page) -> str:

@@ -2,7 +2,8 @@
 
 Columns `task,input_type,output_type,question`. A type is one word or several in brackets: `image`,
 `[lines, image]`, `[lines, box]`. A question may hold `{image}` (a varied phrase for the image), `{text}`
-(the text of an item that is given) and `{box}` (the box of an item that is given); other braces are text.
+(the text of an item that is given), `{box}` (the box of an item that is given) and, where boxes are asked for,
+`{box_format}` (a sentence that says in what form, and counted how, the model is to answer); other braces are text.
 A question of `[lines, image]` (or another level) without `{text}` gives no item: it asks for the boxes of all of them.
 One `<image>` is the place of the image, which else goes first.
 """
@@ -28,7 +29,7 @@ INPUTS = ("box", *LEVELS)
 OUTPUTS = ("text", "text2d", *LEVELS, "box")
 """What may be asked for; `box` also together with a level."""
 
-PLACEHOLDER = re.compile(r"\{(image|text|box)\}")
+PLACEHOLDER = re.compile(r"\{(image|text|box|box_format)\}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,9 +123,9 @@ def _read_task(name: str, input_type: str, output_type: str, question: str) -> T
             f"answered: it must be box or [{given}, box]."
         )
     if given in LEVELS and not {"{text}", "{box}"} & {match.group() for match in PLACEHOLDER.finditer(question)}:
-        _check_placeholders(question, None)
+        _check_placeholders(question, None, output)
         return Task(name=name.strip(), given=None, output=output, question=question, among=given)
-    _check_placeholders(question, given)
+    _check_placeholders(question, given, output)
     return Task(name=name.strip(), given=given, output=output, question=question)
 
 
@@ -147,7 +148,7 @@ def _read_output(text: str) -> str:
     return spelled
 
 
-def _check_placeholders(question: str, given: str | None) -> None:
+def _check_placeholders(question: str, given: str | None, output: str) -> None:
     """Check that a question names what it gives, and nothing else."""
     if question.count(PICTURE) > 1:
         raise DataError(
@@ -158,7 +159,11 @@ def _check_placeholders(question: str, given: str | None) -> None:
     wanted = {None: None, "box": "box"}.get(given, "text")
     if wanted is not None and wanted not in found:
         raise DataError(f"the question has no {{{wanted}}} although its input_type gives one: {question!r}.")
-    extra = sorted(found - {"image", wanted})
+    if "box_format" in found and output.split(",")[-1] != "box":
+        raise DataError(
+            f"the question has {{box_format}} although its output_type asks for no box: {question!r}. Leave it out."
+        )
+    extra = sorted(found - {"image", "box_format", wanted})
     if extra:
         raise DataError(
             f"the question has {{{extra[0]}}} although its input_type gives none: {question!r}. "
