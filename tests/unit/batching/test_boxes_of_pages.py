@@ -148,3 +148,13 @@ def test_each_row_of_the_table_has_its_source() -> None:
         assert convention_for(name, "pixels") is PIXELS
         assert convention.source in explain(convention, name)
     assert convention_for("some_other", "auto") is OWN_CHOICE
+
+
+def test_the_documentation_names_each_source() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
+    table = page.partition("### How boxes are counted")[2].partition("\n- ")[0]
+    for convention in CONVENTIONS.values():
+        issues = re.findall(r"\d{3,4}", convention.source.partition("issues")[2])
+        named = issues or [word for word in ("zai-org", "ms-swift", "big_vision") if word in convention.source]
+        assert named
+        assert all(name in table for name in named)

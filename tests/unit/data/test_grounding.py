@@ -139,3 +139,24 @@ def test_a_list_of_accepted_answers_cannot_be_filled(tmp_path: Path) -> None:
     assert one[1] == ["[4, 5, 20, 22][20, 8, 30, 19]"]
     assert read_back([single], tmp_path).accepted == [()]
     assert "2 accepted answers hold marks such as <bbox>" in several
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("At [1, 2, 3, 4].", "[1, 2, 3, 4]"),
+        ("At (0.1, 0.2, 0.3, 0.4)", "(0.1, 0.2, 0.3, 0.4)"),
+        ('{"bbox_2d": [1, 2, 3, 4]}', "bbox_2d"),
+        ("<box>1, 2, 3, 4</box>", "</box>"),
+        ("<loc0001><loc0002><loc0003><loc0004> cup", "<loc0001>"),
+        ("Four of them: 1, 2, 3, 4", None),
+        ("Years [2001, 2002]", None),
+    ],
+)
+def test_boxes_inside_texts_stay_and_that_is_said(layout: Any, answer: str, said: str | None, tmp_path: Path) -> None:
+    read = read_back([layout("Where?", answer)], tmp_path)
+    assert read.told[0][1] == [answer]
+    told = read.schema.explain()
+    assert (f"boxes that the texts write out ({said}) stay as they are" in told) is (said is not None)
+    assert ("stay as they are" in told) is (said is not None)

@@ -34,9 +34,9 @@ from vlm_lora.data.columns.search import (
     where_from,
 )
 from vlm_lora.data.conversations.grounding import COLUMN as OBJECTS
-from vlm_lora.data.conversations.grounding import holds_references
+from vlm_lora.data.conversations.grounding import box_written_in, holds_references
 from vlm_lora.data.conversations.region_rows import SIDES, SIZE_COLUMNS
-from vlm_lora.data.conversations.texts import OTHER_MARKS, parse_turns
+from vlm_lora.data.conversations.texts import OTHER_MARKS, parse_turns, texts_in
 from vlm_lora.data.conversations.turns import HISTORY, Told, find_told
 from vlm_lora.data.formats.rows import Rows
 from vlm_lora.data.ocr.boxes import BoxReading
@@ -149,7 +149,12 @@ def detect_schema(rows: Rows, config: DataConfig, *, quiet: bool = False) -> Sch
 
 
 def _with_objects(schema: Schema, search: ColumnSearch, config: DataConfig) -> Schema:
-    """Take a column of objects as what marks in the texts stand for."""
+    """Take a column of objects as what marks in the texts stand for; say what becomes of boxes in the texts."""
+    told = [text for row in search.sample for text in texts_in([row.get(c) for c in schema.columns])]
+    written = box_written_in(told)
+    if written is not None:
+        why = f"boxes that the texts write out ({written}) stay as they are, whatever --box_coordinates says"
+        schema = replace(schema, reasons=(*schema.reasons, why))
     columns = [c for c in search.columns if c.casefold() == OBJECTS and c not in schema.columns]
     column = next((c for c in columns if any(map(holds_references, search.values(c)))), None)
     if column is None:

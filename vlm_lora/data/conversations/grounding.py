@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vlm_lora.data.conversation import ImageRef, Named, Part, Piece, Place, Text, Turn, joined_text, text_part
@@ -25,7 +25,7 @@ COLUMN = "objects"
 
 _NAME, _BOX = "<ref-object>", "<bbox>"
 _MARK = re.compile(f"({_NAME}|{_BOX})")
-_KEYS = ("ref", "bbox", "bbox_type", "image_id", "width", "height")
+_KEYS = ("ref", "bbox", "bbox_type", "image_id")
 _STYLES: Mapping[str, str] = {"real": "xyxy", "norm1": "relative_xyxy"}
 """Values of `bbox_type`, as formats of boxes."""
 
@@ -34,6 +34,17 @@ def holds_references(value: Any) -> bool:
     """Tell whether a column's value is an object of names and boxes that marks in texts stand for."""
     found = _parsed(value)
     return isinstance(found, Mapping) and "ref" in found and set(found) <= set(_KEYS)
+
+
+_WRITTEN = re.compile(
+    r"</box>|<\|box_end\|>|<loc\d{4}>|bbox_2d|[\[(]\s*\d+(?:\.\d+)?(?:\s*,\s*\d+(?:\.\d+)?){3}\s*[\])]"
+)
+
+
+def box_written_in(texts: Iterable[str]) -> str | None:
+    """Return the first thing in texts that looks like a box written out, or None."""
+    found = (match for text in texts for match in _WRITTEN.finditer(text))
+    return next((match[0] for match in found), None)
 
 
 def fill_marks(row: Row, turns: Sequence[Turn], images: Sequence[ImageRef]) -> tuple[Turn, ...]:
