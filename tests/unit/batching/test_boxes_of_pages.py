@@ -137,7 +137,7 @@ def test_the_way_is_said_and_a_set_question_that_says_another_is_warned_of(
     with caplog.at_level("INFO"):
         say_boxes(data, prepared)
     assert f"Boxes: {convention.text}" in caplog.text
-    assert ("our choice, no way of llava's makers is known" in caplog.text) is (coordinates == "auto")
+    assert ("our choice, no documented way of llava's makers is known" in caplog.text) is (coordinates == "auto")
     assert ("says pixels, and boxes are counted as 0 to 1000" in caplog.text) is warned
 
 

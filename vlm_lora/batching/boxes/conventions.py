@@ -119,7 +119,7 @@ def explain(convention: BoxConvention, model_type: str) -> str:
     if convention.source:
         why = f"as {model_type}'s makers do ({convention.source})"
     elif convention is OWN_CHOICE and model_type not in CONVENTIONS:
-        why = f"our choice, no way of {model_type}'s makers is known; --box_coordinates sets another"
+        why = f"our choice, no documented way of {model_type}'s makers is known; --box_coordinates sets another"
     else:
         why = "by --box_coordinates"
     return f"{convention.text}; {why}"
