@@ -284,7 +284,7 @@ def test_a_box_of_an_image_that_was_left_out_is_named(tmp_path: Path) -> None:
         assert train is not None
         whole = encoder("qwen2_5_vl", PIXELS).encode(train[0])
         assert len(whole.regions) == 1
-        settings = {"max_length": len(whole.input_ids) - 1, "on_overflow": "trim_turns"}
+        settings: dict[str, Any] = {"max_length": len(whole.input_ids) - 1, "on_overflow": "trim_turns"}
         smaller = encoder("qwen2_5_vl", PIXELS, **settings)
         if fits:
             assert smaller.encode(train[0]).regions[0].image == 0

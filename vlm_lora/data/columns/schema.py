@@ -86,7 +86,7 @@ class Schema:
     @property
     def names_places(self) -> bool:
         """Whether questions or answers are made from boxes, so that it matters how a model counts."""
-        return self.boxes is not None or self.page is not None or self.objects is not None
+        return self.boxes is not None or self.objects is not None or bool(self.questions_for_boxes)
 
     @property
     def questions_for_boxes(self) -> tuple[str, ...]:

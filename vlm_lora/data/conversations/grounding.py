@@ -115,12 +115,13 @@ def _places(
         raise DataError(f"'{column}' holds {len(boxes)} under 'bbox' and {len(which)} under 'image_id'.")
     for number, (box, image_id) in enumerate(zip(boxes, which, strict=True), start=1):
         try:
-            image = images[which_image(image_id, len(images))]
+            image = images[which_image(image_id, len(images), of_row=True)]
             size = read_size(image.source)
             is_point = isinstance(box, list | tuple) and len(box) == 2
             numbers = (read_point if is_point else read_box)(box, _STYLES[kind], size)
         except DataError as error:
-            raise type(error)(f"bbox {number} in column '{column}': {error}") from error
+            how = f"(bbox_type {kind}; known are {', '.join(_STYLES)}.)"
+            raise type(error)(f"bbox {number} in column '{column}': {error} {how}") from error
         yield Place(numbers=numbers, size=size, image=image)
 
 

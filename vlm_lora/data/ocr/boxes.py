@@ -96,19 +96,24 @@ def answer_boxes(
     return PlacedText(pieces=(PlaceList(items=tuple(found)),))
 
 
-def which_image(image_id: Any, images: int) -> int:
-    """Return which of a row's images a box is of, from 0; with one image its `image_id` may be that of a data set.
+def which_image(image_id: Any, images: int, *, of_row: bool = False) -> int:
+    """Return which of a row's images a box is of, from 0.
+
+    Args:
+        image_id: what the box says.
+        images: how many the row has.
+        of_row: whether it surely counts the row's images: in detection data with one image it may be any name.
 
     Raises:
-        DataError: there are several, and it does not say.
+        DataError: there are several and it does not say which, or there is no such image.
     """
-    if images == 1:
+    if images == 1 and (image_id is None or not of_row):
         return 0
     if isinstance(image_id, int) and not isinstance(image_id, bool) and 0 <= image_id < images:
         return image_id
     given = "has no image_id" if image_id is None else f"has the image_id {short(image_id)}"
     raise DataError(
-        f"the row has {images} images, and the box {given}. Write under 'image_id' which image it is of, counted from "
+        f"the row has {images} {'image' if images == 1 else 'images'}, and the box {given}. Write under 'image_id' which image it is of, counted from "
         f"0 (0 to {images - 1})."
     )
 
