@@ -25,7 +25,7 @@ from vlm_lora.batching.shape_survey import survey_shapes
 from vlm_lora.config.resolution import write_resolved
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.values import is_true
-from vlm_lora.data.conversation import Conversation, ImageRef, ImageSource, Part, RowSource, Text, Turn
+from vlm_lora.data.conversation import Conversation, ImageSource, RowSource, single_question
 from vlm_lora.data.dataset import Splits, load_splits
 from vlm_lora.engines.zero_numbers import agreeing_schedule, with_file_numbers
 from vlm_lora.errors import ConfigError
@@ -136,13 +136,7 @@ def ask_for_boxes(run: RunConfig, *, images: Sequence[ImageSource], prompt: str)
     """As `ask`; also return the boxes and points that the answer names, in pixels of the images as they are stored."""
     session = open_session(without_engine(run))
     preprocessing = open_preprocessing(session.run)
-    parts: tuple[Part, ...] = (*(ImageRef(source=image) for image in images), Text(text=prompt))
-    said = run.data.system_prompt
-    system = (Turn(role="system", parts=(Text(text=said),)),) if said else ()
-    question = Conversation(
-        turns=(*system, Turn(role="user", parts=parts), Turn(role="assistant", parts=(Text(text=""),))),
-        source=RowSource(file="--image and --prompt"),
-    )
+    question = single_question(images, prompt, run.data.system_prompt, RowSource(file="--image and --prompt"))
     preprocessing.encoder.encode_prompt(question)  # a bad image is found before the weights load
     model = _load_for_answers(session, preprocessing).to(session.backend.device())
     (reply,) = _answerer(session, preprocessing, model).reply([question])

@@ -202,3 +202,13 @@ class Conversation:
 def images_of(turns: Sequence[Turn]) -> tuple[ImageRef, ...]:
     """Return the images of turns in reading order."""
     return tuple(part for turn in turns for part in turn.parts if isinstance(part, ImageRef))
+
+
+def single_question(
+    images: Sequence[ImageSource], prompt: str, system_prompt: str | None, source: RowSource
+) -> Conversation:
+    """Return one question about images, which go first, with an answer that is still empty."""
+    parts: tuple[Part, ...] = (*(ImageRef(source=image) for image in images), Text(text=prompt))
+    system = (Turn(role="system", parts=(Text(text=system_prompt),)),) if system_prompt else ()
+    turns = (*system, Turn(role="user", parts=parts), Turn(role="assistant", parts=(Text(text=""),)))
+    return Conversation(turns=turns, source=source)

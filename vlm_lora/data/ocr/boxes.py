@@ -112,9 +112,10 @@ def which_image(image_id: Any, images: int, *, of_row: bool = False) -> int:
     if isinstance(image_id, int) and not isinstance(image_id, bool) and 0 <= image_id < images:
         return image_id
     given = "has no image_id" if image_id is None else f"has the image_id {short(image_id)}"
+    counted = f"{images} image{'' if images == 1 else 's'}"
     raise DataError(
-        f"the row has {images} {'image' if images == 1 else 'images'}, and the box {given}. Write under 'image_id' which image it is of, counted from "
-        f"0 (0 to {images - 1})."
+        f"the row has {counted}, and the box {given}. Write under 'image_id' which image it is of, counted from 0 (0 to "
+        f"{images - 1})."
     )
 
 
