@@ -114,8 +114,8 @@ def which_image(image_id: Any, images: int, *, of_row: bool = False) -> int:
     given = "has no image_id" if image_id is None else f"has the image_id {short(image_id)}"
     counted = f"{images} image{'' if images == 1 else 's'}"
     raise DataError(
-        f"the row has {counted}, and the box {given}. Write under 'image_id' which image it is of, counted from 0 (0 to "
-        f"{images - 1})."
+        f"the row has {counted}, and the box {given}. Write under 'image_id' which image it is of, counted from "
+        f"0 (0 to {images - 1})."
     )
 
 
