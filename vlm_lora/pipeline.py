@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora.backend import installed
+from vlm_lora.batching.boxes.writing import Region
 from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.order import FillableRows
 from vlm_lora.batching.shape_survey import survey_shapes
 from vlm_lora.config.resolution import write_resolved
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.values import is_true
-from vlm_lora.data.conversation import Conversation, ImageRef, ImageSource, Part, RowSource, Text, Turn
+from vlm_lora.data.conversation import Conversation, ImageSource, RowSource, single_question
 from vlm_lora.data.dataset import Splits, load_splits
 from vlm_lora.engines.zero_numbers import agreeing_schedule, with_file_numbers
 from vlm_lora.errors import ConfigError
@@ -41,6 +42,7 @@ from vlm_lora.session import (
     open_session,
     resolve_anywhere,
     resolve_for_reading,
+    say_boxes,
     wants_static_shapes,
 )
 from vlm_lora.training.arguments import check_arguments
@@ -56,7 +58,7 @@ from vlm_lora.training.outputs import (
 from vlm_lora.training.streaming import check_streaming, training_rows
 
 if TYPE_CHECKING:
-    from vlm_lora.evaluation.generation import Answerer
+    from vlm_lora.evaluation.generation import Answerer, Reply
     from vlm_lora.memory.request import PlanReport, PlanRequest
     from vlm_lora.memory.run import Subject
     from vlm_lora.training.checkpoints.resumption import Resumption
@@ -126,18 +128,18 @@ def _train(run: RunConfig, observers: Observers) -> dict[str, Any]:
 
 def ask(run: RunConfig, *, images: Sequence[ImageSource], prompt: str) -> str:
     """Answer one question about the given images with a model or adapter folder."""
+    return ask_for_boxes(run, images=images, prompt=prompt)[0]
+
+
+def ask_for_boxes(run: RunConfig, *, images: Sequence[ImageSource], prompt: str) -> tuple[str, tuple[Region, ...]]:
+    """As `ask`; also return the boxes and points that the answer names, in pixels of the images as they are stored."""
     session = open_session(without_engine(run))
     preprocessing = open_preprocessing(session.run)
-    parts: tuple[Part, ...] = (*(ImageRef(source=image) for image in images), Text(text=prompt))
-    said = run.data.system_prompt
-    system = (Turn(role="system", parts=(Text(text=said),)),) if said else ()
-    question = Conversation(
-        turns=(*system, Turn(role="user", parts=parts), Turn(role="assistant", parts=(Text(text=""),))),
-        source=RowSource(file="--image and --prompt"),
-    )
+    question = single_question(images, prompt, run.data.system_prompt, RowSource(file="--image and --prompt"))
     preprocessing.encoder.encode_prompt(question)  # a bad image is found before the weights load
     model = _load_for_answers(session, preprocessing).to(session.backend.device())
-    return _answerer(session, preprocessing, model).answer([question])[0]
+    (reply,) = _answerer(session, preprocessing, model).reply([question])
+    return reply.text, reply.boxes(preprocessing.boxes, bare=False)
 
 
 def preview(run: RunConfig, *, rows: int) -> Preview:
@@ -147,6 +149,7 @@ def preview(run: RunConfig, *, rows: int) -> Preview:
     data = load_splits(everything, need_train=True, need_validation=False).train
     preprocessing = open_preprocessing(run)
     first = range(min(rows, len(data))) if data is not None else range(0)
+    say_boxes(data, preprocessing)
     encoded = [preprocessing.encoder.encode_kept(data[index], keep_images=True) for index in first if data is not None]
     shown = [ShownRow(row=row, tokenizer=preprocessing.tokenizer) for row in encoded if row is not None]
     return Preview(rows=shown, image_size=preprocessing.image_size)
@@ -154,7 +157,6 @@ def preview(run: RunConfig, *, rows: int) -> Preview:
 
 def dry_run(run: RunConfig) -> list[ShownRow]:
     """Encode the first training rows as training would; with the model, add its loss and its answer on each."""
-    from vlm_lora.evaluation.generation import accepted_answers
     from vlm_lora.evaluation.losses import RowScorer
 
     asked = run.dry_run_options
@@ -169,6 +171,7 @@ def dry_run(run: RunConfig) -> list[ShownRow]:
     data = load_splits(run.data, need_train=True, need_validation=False).train
     preprocessing = open_preprocessing(run)
     assert data is not None  # need_train
+    say_boxes(data, preprocessing)
     rows = [data[index] for index in range(min(asked.dry_run_samples, len(data)))]
     encoded = [preprocessing.encoder.encode_kept(row, keep_images=True) for row in rows]
     kept = [(row, seen) for row, seen in zip(rows, encoded, strict=True) if seen is not None]
@@ -182,9 +185,17 @@ def dry_run(run: RunConfig) -> list[ShownRow]:
         return shown
     answerer = _answerer(session, preprocessing, model, asked.dry_run_max_new_tokens)
     return [
-        replace(one, generated=answerer.answer([row])[0], accepted=accepted_answers(row))
-        for one, (row, _) in zip(shown, kept, strict=True)
+        _answered(one, row, answerer.reply([row])[0], preprocessing) for one, (row, _) in zip(shown, kept, strict=True)
     ]
+
+
+def _answered(shown: ShownRow, row: Conversation, reply: Reply, preprocessing: Preprocessing) -> ShownRow:
+    from vlm_lora.evaluation.generation import accepted_answers
+
+    boxes = reply.boxes(preprocessing.boxes, bare=reply.prompt.answer is not None)
+    return replace(
+        shown, generated=reply.text, accepted=accepted_answers(row, reply.prompt.answer), generated_boxes=boxes
+    )
 
 
 def check(run: RunConfig, *, workers: int | None, show_progress: bool) -> DataReport:
@@ -195,6 +206,7 @@ def check(run: RunConfig, *, workers: int | None, show_progress: bool) -> DataRe
     static_shapes = wants_static_shapes(run)
     epochs = _epochs_of(values, arguments_class, static_shapes=static_shapes)
     preprocessing = open_preprocessing(run)
+    say_boxes(splits.train or splits.validation, preprocessing)
     parallel = ParallelMap(workers=workers, show_progress=show_progress, timeout=run.batching.dataloader_timeout)
     read = read_rows(run, splits, preprocessing, parallel=parallel, epochs=epochs, static_shapes=static_shapes)
     return report_on(run, splits, preprocessing, read)
@@ -259,6 +271,7 @@ def _read_rows(
     """
     run, arguments = session.run, session.arguments
     preprocessing = open_preprocessing(run)
+    say_boxes(splits.train or splits.validation, preprocessing)
     static_shapes = wants_static_shapes(run, session.backend)
     prepared = prepare_rows(
         run,
@@ -351,7 +364,7 @@ def _load_base(session: Session, preprocessing: Preprocessing) -> Any:
 
 def _adapt(session: Session, preprocessing: Preprocessing, base: Any) -> Any:
     """Check what was loaded, before an adapter is put on it, and let the backend adapt it."""
-    from vlm_lora.model.image_size import match_model
+    from vlm_lora.model.processor.image_size import match_model
     from vlm_lora.model.quantization import check_quantized, find_layers
 
     match_model(base, preprocessing.processor)
@@ -470,6 +483,7 @@ def _answerer(
         tokenizer=preprocessing.tokenizer,
         max_new_tokens=max_new_tokens or session.run.generation.max_new_tokens,
         generation_kwargs=session.backend.generation_keywords(),
+        boxes=preprocessing.boxes,
     )
 
 

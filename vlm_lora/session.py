@@ -10,12 +10,14 @@ from functools import cached_property
 from typing import Any
 
 from vlm_lora.backend import Backend, installed, select
+from vlm_lora.batching.boxes.conventions import GRIDS, BoxConvention, convention_for, explain
 from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.encoding import RowEncoder
 from vlm_lora.config.aliases import canonical_name
 from vlm_lora.config.argument_fields import arguments_like
 from vlm_lora.config.resolution import resolve
 from vlm_lora.config.run_config import RunConfig
+from vlm_lora.data.dataset import Conversations, each_data_set
 from vlm_lora.data.images.loader import ImageLimits
 from vlm_lora.engines.zero_numbers import check_numbers, with_file_numbers
 from vlm_lora.errors import ConfigError, ModelError, RenderingError
@@ -23,8 +25,9 @@ from vlm_lora.launch.placement import by_accelerate
 from vlm_lora.launch.roll_call import introduce, limit_waiting
 from vlm_lora.model.families import Family, family_of
 from vlm_lora.model.folder_faults import template_place
-from vlm_lora.model.image_size import describe_size, match_config
 from vlm_lora.model.loading import load_config, load_processor
+from vlm_lora.model.processor.image_size import describe_size, match_config
+from vlm_lora.model.processor.trained_boxes import with_trained_boxes
 from vlm_lora.model.quantization import check_request
 from vlm_lora.model.terminators import eos_token_ids
 from vlm_lora.model.vocabulary import check_vocabulary
@@ -89,6 +92,8 @@ class Preprocessing:
     """Tokens that end an answer."""
     image_size: str
     """How large images are shown, in words."""
+    boxes: BoxConvention
+    """How the model counts and writes boxes."""
 
 
 def open_session(run: RunConfig) -> Session:
@@ -97,6 +102,7 @@ def open_session(run: RunConfig) -> Session:
     Variables that the backend wants were set before torch was imported, by the command line or by `called`.
     """
     backend, probe = select(run.backend)
+    run = with_trained_boxes(run)
     logger.info("Backend: %s on %s.", backend.name, probe.device)
     run, values = resolve(run, backend.arguments_class())
     os.environ.update(run.environment)  # completed by keys that stand for variables
@@ -131,6 +137,7 @@ def resolve_anywhere(run: RunConfig) -> tuple[RunConfig, dict[str, Any], type]:
     Raises:
         ConfigError: unknown keys, wrong values, contradictions.
     """
+    run = with_trained_boxes(run)
     named = installed().get(run.backend)
     if named is None or named.probe().usable:
         chosen = select(run.backend)[0]
@@ -158,7 +165,7 @@ def resolve_for_reading(run: RunConfig) -> tuple[RunConfig, dict[str, Any], type
     if named is None or named.probe().usable:
         read = arguments_like(select(run.backend)[0].name)
         if read is not None:
-            return *resolve(run, read), read
+            return *resolve(with_trained_boxes(run), read), read
     return resolve_anywhere(run)
 
 
@@ -186,12 +193,14 @@ def open_preprocessing(run: RunConfig) -> Preprocessing:
     check_vocabulary(config, family, tokenizer, trust_remote_code=run.model.trust_remote_code)
     longest = run.batching.max_length or getattr(config.get_text_config(), "max_position_embeddings", None)
     ends = eos_token_ids(run.model, config, tokenizer)
+    boxes = convention_for(config.model_type, run.data.box_coordinates)
     encoder = RowEncoder(
         processor,
         family.rendering,
         eos_token_ids=ends,
         max_length=longest,
         on_overflow=run.batching.on_overflow,
+        boxes=boxes,
         image_limits=ImageLimits.of(run.data),
     )
     try:
@@ -216,4 +225,20 @@ def open_preprocessing(run: RunConfig) -> Preprocessing:
         longest=longest,
         eos_token_ids=ends,
         image_size=shown,
+        boxes=boxes,
     )
+
+
+def say_boxes(data: Conversations | None, preprocessing: Preprocessing) -> None:
+    """Say how boxes are written, where the data has any."""
+    if any(member.schema.names_places for member in each_data_set(data)):
+        logger.info("Boxes: %s.", explain(preprocessing.boxes, preprocessing.config.model_type))
+    asked = [text for member in each_data_set(data) for text in member.schema.questions_for_boxes]
+    mistaken = next((text for text in asked if "pixel" in text.casefold()), None)
+    if mistaken is not None and preprocessing.boxes.unit in GRIDS:
+        logger.warning(
+            "The question %r says pixels, and boxes are counted as %s. Set questions are asked as they are: write "
+            "{box_format} in a task file instead, leave --box_prompt out, or type --box_coordinates pixels.",
+            mistaken,
+            preprocessing.boxes.text,
+        )

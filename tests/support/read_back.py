@@ -10,7 +10,7 @@ from typing import Any
 from support.datasets import write_image, write_jsonl
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.columns.schema import Schema
-from vlm_lora.data.conversation import Text, Turn
+from vlm_lora.data.conversation import ImageRef, Turn
 from vlm_lora.data.dataset import ConversationDataset, load_splits
 from vlm_lora.errors import DataError
 
@@ -55,4 +55,4 @@ def read_back(data: Path | Sequence[Mapping[str, Any]], folder: Path, **settings
 
 
 def _tell(turn: Turn) -> list[str]:
-    return [part.text if isinstance(part, Text) else f"<{Path(str(part.source)).name}>" for part in turn.parts]
+    return [f"<{Path(str(part.source)).name}>" if isinstance(part, ImageRef) else part.text for part in turn.parts]

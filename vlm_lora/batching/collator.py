@@ -89,7 +89,18 @@ class Collator:
         Raises:
             RenderingError, ImageError: a row cannot be encoded.
         """
-        encoded = [self._encoder.encode_prompt(row) for row in rows]
+        return self.pad_prompts(self.prompts(rows))
+
+    def prompts(self, rows: Sequence[Conversation]) -> list[EncodedRow]:
+        """Encode prompts, not padded yet.
+
+        Raises:
+            RenderingError, ImageError: a row cannot be encoded.
+        """
+        return [self._encoder.encode_prompt(row) for row in rows]
+
+    def pad_prompts(self, encoded: Sequence[EncodedRow]) -> dict[str, torch.Tensor]:
+        """Pad encoded prompts to one batch, as `prompt_batch`."""
         length = max(len(row.input_ids) for row in encoded)
         if self._plan is not None:
             length = -(-length // PROMPT_STEP) * PROMPT_STEP

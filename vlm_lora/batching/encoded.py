@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from PIL.Image import Image
 
+from vlm_lora.batching.boxes.conventions import SeenImage
+from vlm_lora.batching.boxes.writing import Region
 from vlm_lora.data.conversation import RowSource
 
 IGNORE_INDEX = -100
@@ -36,3 +38,9 @@ class EncodedRow:
     unless `encode` was asked to keep the images."""
     pictures: tuple[Image, ...] = ()
     """What the processor was given, upright RGB, in reading order; empty unless `encode` was asked to keep them."""
+    seen: tuple[SeenImage, ...] = ()
+    """The sizes of each image, in reading order."""
+    regions: tuple[Region, ...] = ()
+    """The boxes and points that the row's data names, as its text gives them back."""
+    answer: str | None = None
+    """The text of the last answer to train on, where it has boxes: as this model is to write it."""

@@ -27,7 +27,7 @@ from vlm_lora.batching.chat.layouts import (
     edited,
     split_at,
 )
-from vlm_lora.batching.chat.slots import CLOSES, OPENS, Chat, Slot, slots_of
+from vlm_lora.batching.chat.slots import CLOSES, OPENS, Chat, Slot, marks_of, slots_of
 from vlm_lora.batching.style import RenderingStyle
 from vlm_lora.data.conversation import Conversation, ImageRef, Role, RowSource, Text, Turn
 from vlm_lora.errors import ModelError, RenderingError, ThinkingError
@@ -120,7 +120,8 @@ class ChatTemplate:
             raise RenderingError(f"{source}: the model's chat template refuses this row: {error}") from error
         except RenderingError as error:
             raise type(error)(f"{source}: {error}") from error
-        return Rendering(layout=layout, texts=texts, sentinels=choose_sentinels(texts, chat.given))
+        sentinels = choose_sentinels(texts, chat.given)
+        return Rendering(layout=layout, texts=texts, sentinels=sentinels, marks=marks_of(chat.slots, texts))
 
     def _chat(self, turns: tuple[Turn, ...], tools: tuple[str, ...], *, blank: bool = True) -> Chat:
         """Number the texts of a conversation."""

@@ -91,7 +91,7 @@ class TaskSamples:
             return samples
 
         conversations = self._rows.asked(index, noted)
-        different: dict[tuple[Any, str], int] = {}
+        different: dict[tuple[Any, Any], int] = {}
         drawn = [different.setdefault((each.question, each.answer), len(different)) for each in samples]
         tasks = [samples[drawn.index(number)].task for number in range(len(different))]
         return Choices(conversations=conversations, tasks=tasks, drawn=tuple(drawn) if self._span.counted else ())

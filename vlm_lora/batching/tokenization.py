@@ -58,6 +58,8 @@ class _Filled:
     text: str
     owned: tuple[tuple[int, int], ...]
     places: Mapping[int, tuple[int, int]]
+    marks: tuple[tuple[int, int], ...] = ()
+    """Stretches inside texts that the encoder wrote: marks of boxes, which are control tokens like the template's."""
 
     def position(self, aided: int) -> int:
         """Return where character `aided` of the string with sentinels stands in `text`."""
@@ -116,7 +118,7 @@ class ControlTokens:
 
     def typed(self, filled: _Filled) -> list[str]:
         """Return the control strings in `filled` that the template did not write alone."""
-        return [match.group() for match in self._typed(filled.text, filled.places)]
+        return [match.group() for match in self._typed_in(filled)]
 
     def _typed(self, text: str, places: Mapping[int, tuple[int, int]]) -> list[re.Match[str]]:
         # Only the texts and their edges are searched: an expanded image can be thousands of control tokens.
@@ -126,6 +128,12 @@ class ControlTokens:
             matches = self._pattern.finditer(text, *window)
             typed += [match for match in matches if match.start() < end and match.end() > start]
         return typed
+
+    def _typed_in(self, filled: _Filled) -> list[re.Match[str]]:
+        def is_mark(match: re.Match[str]) -> bool:
+            return any(start <= match.start() and match.end() <= end for start, end in filled.marks)
+
+        return [match for match in self._typed(filled.text, filled.places) if not is_mark(match)]
 
     def encode(self, filled: _Filled) -> tuple[list[int], list[tuple[int, int]]]:
         """Tokenize without special tokens added, typed control strings as plain text.
@@ -146,7 +154,7 @@ class ControlTokens:
 
     def _owned(self, filled: _Filled, *, swallow: bool) -> list[_Cut]:
         cuts: list[_Cut] = []
-        for start, end in filled.owned:
+        for start, end in sorted((*filled.owned, *filled.marks)):
             for match in self._pattern.finditer(filled.text, start, end):
                 control = self._controls[match.group()]
                 left, right = match.span()
@@ -177,7 +185,7 @@ class ControlTokens:
 
     def _check_whole(self, filled: _Filled) -> None:
         """Check on the same string with its typed control strings broken that stretches equal the whole."""
-        broken = _Filled(self._broken(filled), filled.owned, filled.places)
+        broken = _Filled(self._broken(filled), filled.owned, filled.places, filled.marks)
         whole = self._tokenizer(broken.text, add_special_tokens=False)["input_ids"]
         if self._in_stretches(broken.text, self._owned(broken, swallow=True))[0] != whole:
             raise RenderingError(self._refusal(filled))
@@ -186,7 +194,7 @@ class ControlTokens:
         """Return the text with one letter of each typed control string changed, its length unchanged."""
         text = filled.text
         while True:
-            typed = self._typed(text, filled.places)
+            typed = self._typed_in(_Filled(text, filled.owned, filled.places, filled.marks))
             if not typed:
                 return text
             for match in typed:
@@ -213,6 +221,7 @@ class SubstitutingTokenizer:
         self._controls = controls
         self._sentinels: Sequence[str] | None = None
         self._texts: Sequence[str] = ()
+        self._marks: Sequence[Sequence[tuple[int, int]]] = ()
         self._pieces: list[Tokenized] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -223,9 +232,17 @@ class SubstitutingTokenizer:
     def __len__(self) -> int:
         return len(self._tokenizer)
 
-    def expect(self, sentinels: Sequence[str], texts: Sequence[str]) -> None:
-        """Prepare for the call that carries `sentinels`, to be replaced by `texts`."""
-        self._sentinels, self._texts, self._pieces = sentinels, texts, []
+    def expect(
+        self, sentinels: Sequence[str], texts: Sequence[str], marks: Sequence[Sequence[tuple[int, int]]] = ()
+    ) -> None:
+        """Prepare for the call that carries `sentinels`, to be replaced by `texts`.
+
+        Args:
+            sentinels: one for each text.
+            texts: what stands there.
+            marks: by text, the stretches that are marks of boxes and no user's text.
+        """
+        self._sentinels, self._texts, self._marks, self._pieces = sentinels, texts, marks, []
 
     def finish(self) -> list[Tokenized]:
         """Return what was tokenized since `expect`, call by call; from now on only delegate."""
@@ -239,7 +256,7 @@ class SubstitutingTokenizer:
         strings = [_only(text)] + ([] if text_pair is None else [_only(text_pair)])
         if any(string is None for string in strings):
             return self._tokenizer(text, text_pair=text_pair, **kwargs)
-        filled = [fill(string, self._sentinels, self._texts) for string in strings if string is not None]
+        filled = [fill(string, self._sentinels, self._texts, self._marks) for string in strings if string is not None]
         return self._encode(filled, batched=not isinstance(text, str), **kwargs)
 
     def _encode(self, filled: Sequence[_Filled], *, batched: bool, **kwargs: Any) -> Any:
@@ -333,8 +350,10 @@ def assemble(pieces: Sequence[Tokenized], input_ids: torch.Tensor, parts: int) -
     return Tokenized(text=text, input_ids=input_ids, offsets=torch.tensor(offsets, dtype=torch.int64), places=places)
 
 
-def fill(aided: str, sentinels: Sequence[str], texts: Sequence[str]) -> _Filled:
-    """Put texts back into an expanded rendering and note which stretches are the template's."""
+def fill(
+    aided: str, sentinels: Sequence[str], texts: Sequence[str], marks: Sequence[Sequence[tuple[int, int]]] = ()
+) -> _Filled:
+    """Put texts back into an expanded rendering and note which stretches are the template's, or marks of boxes."""
     literals, order = split_at(aided, sentinels)
     pieces, owned, places = [literals[0]], [(0, len(literals[0]))], {}
     position = len(literals[0])
@@ -344,7 +363,10 @@ def fill(aided: str, sentinels: Sequence[str], texts: Sequence[str]) -> _Filled:
         owned.append((position, position + len(literal)))
         position += len(literal)
         pieces += (texts[part], literal)
-    return _Filled("".join(pieces), tuple(owned), places)
+    own = tuple(
+        (places[part][0] + start, places[part][0] + end) for part in order if marks for start, end in marks[part]
+    )
+    return _Filled("".join(pieces), tuple(owned), places, own)
 
 
 def _only(text: Any) -> str | None:

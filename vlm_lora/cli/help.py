@@ -81,7 +81,7 @@ USES: Mapping[str, tuple[str, ...]] = {
 """The sections of settings that each verb reads; the empty name is the run's own, `trainer` the arguments class."""
 
 SINGLE: Mapping[str, tuple[str, ...]] = {
-    "ask": ("system_prompt", "allow_urls", "max_image_pixels", "max_image_bytes", "max_length"),
+    "ask": ("system_prompt", "box_coordinates", "allow_urls", "max_image_pixels", "max_image_bytes", "max_length"),
 }
 """Settings of other sections that a verb reads."""
 

@@ -210,7 +210,11 @@ def _ask(rest: Sequence[str]) -> None:
     from vlm_lora.data.images.values import read_url
 
     images = [read_url(name, allow=run.data.allow_urls) if "://" in name else Path(name) for name in own.image]
-    print(pipeline.ask(run, images=images, prompt=own.prompt))
+    answer, boxes = pipeline.ask_for_boxes(run, images=images, prompt=own.prompt)
+    print(answer)
+    if boxes:
+        records = [region.record() for region in boxes]
+        print(f"In pixels of the image as it is stored: {json.dumps(records, ensure_ascii=False)}")
 
 
 def _check_flags() -> argparse.ArgumentParser:

@@ -13,6 +13,8 @@ from typing import Any
 
 from vlm_lora.errors import ConfigError
 
+BOX_FORMATS = ("xywh", "xyxy", "cxcywh", "relative_xywh", "relative_xyxy", "relative_cxcywh")
+BOX_COORDINATES = ("auto", "pixels", "resized_pixels", "per_mille")
 OVERFLOW_POLICIES = ("error", "drop", "shrink_images", "trim_turns")
 
 
@@ -82,11 +84,15 @@ class DataConfig:
     """What becomes of choices in columns of their own that a question does not show: shown behind it (one a line, as
     `A. text`), where the answer is one of them or its letter; or refuse, where the answer is a letter alone."""
     box_format: str = "xywh"
-    """What a box's four numbers are: xywh (left, top, width, height, as COCO has it) or xyxy."""
+    """What a box's four numbers are: xywh (left, top, width, height, as COCO has it), xyxy or cxcywh (the centre) in
+    pixels; or relative_xywh, relative_xyxy, relative_cxcywh (as YOLO has it) in shares of the image's sides."""
+    box_coordinates: str = "auto"
+    """How boxes are counted in questions and answers: auto (as the model's makers do, else per_mille; a trained model
+    as it was trained), pixels (of the image before resizing), resized_pixels, per_mille (0 to 1000)."""
     box_labels: tuple[str, ...] = ()
     """Names of the boxes' categories, number 0 first; by default those that the data declares."""
     box_prompt: str | None = None
-    """What is asked where boxes are the answer; by default for a JSON list of bbox_2d and label, in pixels. One
+    """What is asked where boxes are the answer; by default for all of them, counted as --box_coordinates says. One
     `<image>` in it is the image's place."""
     page_column: str | None = None
     """Column that holds OCR JSON (words, lines, paragraphs, latex, text, text2d); detected when not given."""
@@ -146,7 +152,8 @@ class DataConfig:
                 )
         _check_ignored(self)
         _check_choice("choices", self.choices, ("shown", "refuse"))
-        _check_choice("box_format", self.box_format, ("xywh", "xyxy"))
+        _check_choice("box_format", self.box_format, BOX_FORMATS)
+        _check_choice("box_coordinates", self.box_coordinates, BOX_COORDINATES)
         _check_choice("answer_style", self.answer_style, ("auto", "bbox", "bbox_2d"))
         for flag in ("max_train_samples", "max_eval_samples", "max_image_pixels", "max_image_bytes", "shuffle_buffer"):
             _check_positive(flag, getattr(self, flag))

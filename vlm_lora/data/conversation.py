@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -27,6 +29,8 @@ class Text:
     """A stretch of text exactly as the row holds it; it is never interpreted as control tokens."""
 
     text: str
+    controls: tuple[tuple[int, int], ...] = ()
+    """Start and end of the marks for boxes in it that the encoder wrote, not the row: those are control tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +53,101 @@ class ImageRef:
     """Its own size; None where it is shown as the others are."""
 
 
-Part: TypeAlias = Text | ImageRef
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A box or a point of an image, as data: what is written for it depends on the model and the size it is shown."""
+
+    numbers: tuple[int, ...]
+    """Left, top, right, bottom of a box, or x, y of a point, in pixels of the image upright and before any resizing."""
+    size: tuple[int, int]
+    """That image's width and height."""
+    image: ImageRef | None = field(default=None, compare=False)
+    """Which image of the conversation; None for its only one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """What a text calls the thing in a box, which some models mark."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaceList:
+    """An answer that lists boxes: each an object of named values, or a box alone."""
+
+    items: tuple[tuple[tuple[str, str | int | Place], ...] | Place, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxForm:
+    """The sentence of a question that says in what form, and how counted, boxes are to be answered."""
+
+    named: str | None = "label"
+    """What each box comes with, as a key of JSON: `label`, `text`, or nothing."""
+    images: int = 1
+    """How many images the question is about."""
+
+    def in_json(self, unit: str) -> str:
+        """Return the sentence for answers in JSON, numbers in a unit such as `in pixels`."""
+        keys = ['"bbox_2d": [x1, y1, x2, y2]', *([] if self.named is None else [f'"{self.named}": "..."'])]
+        several = self.images > 1
+        shown = ", ".join([*keys, *(['"image_id": 0'] if several else [])])
+        said = f"Answer with a JSON list of {{{shown}}}, {unit}."
+        return f"{said} image_id counts the pictures from 0." if several else said
+
+
+Piece: TypeAlias = str | Place | Named | PlaceList | BoxForm
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacedText:
+    """One stretch of text with places of images in it; `str()` gives it with pixels, as plain JSON has them."""
+
+    pieces: tuple[Piece, ...]
+
+    @property
+    def text(self) -> str:
+        """The text in pixels of the images before resizing: for messages and comparison, never for a model."""
+        return "".join(map(_in_pixels, self.pieces))
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def joined_text(pieces: Iterable[Piece]) -> str | PlacedText:
+    """Return one stretch of text, plain where nothing in it depends on a model."""
+    kept = tuple(piece for piece in pieces if piece != "")
+    if all(isinstance(piece, str) for piece in kept):
+        return "".join(map(str, kept))
+    return PlacedText(pieces=kept)
+
+
+def text_part(text: str | PlacedText) -> Text | PlacedText:
+    """Return a stretch of text as a part of a turn."""
+    return Text(text=text) if isinstance(text, str) else text
+
+
+FIND = "Find every object in the picture"
+"""What is asked where the data asks nothing, before the sentence that says in what form; `--box_prompt` replaces it."""
+
+
+def _in_pixels(piece: Piece) -> str:
+    if isinstance(piece, Place):
+        return json.dumps(piece.numbers)
+    if isinstance(piece, PlaceList):
+        items = [item.numbers if isinstance(item, Place) else _plain(item) for item in piece.items]
+        return json.dumps(items, ensure_ascii=False)
+    if isinstance(piece, BoxForm):
+        return piece.in_json("in pixels")
+    return piece if isinstance(piece, str) else piece.text
+
+
+def _plain(item: tuple[tuple[str, str | int | Place], ...]) -> dict[str, object]:
+    return {key: value.numbers if isinstance(value, Place) else value for key, value in item}
+
+
+Part: TypeAlias = Text | PlacedText | ImageRef
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +187,7 @@ class Turn:
     @property
     def text(self) -> str:
         """The turn's text parts joined without a separator."""
-        return "".join(part.text for part in self.parts if isinstance(part, Text))
+        return "".join(part.text for part in self.parts if not isinstance(part, ImageRef))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,4 +230,19 @@ class Conversation:
     @property
     def images(self) -> tuple[ImageRef, ...]:
         """All images in reading order."""
-        return tuple(p for turn in self.turns for p in turn.parts if isinstance(p, ImageRef))
+        return images_of(self.turns)
+
+
+def images_of(turns: Sequence[Turn]) -> tuple[ImageRef, ...]:
+    """Return the images of turns in reading order."""
+    return tuple(part for turn in turns for part in turn.parts if isinstance(part, ImageRef))
+
+
+def single_question(
+    images: Sequence[ImageSource], prompt: str, system_prompt: str | None, source: RowSource
+) -> Conversation:
+    """Return one question about images, which go first, with an answer that is still empty."""
+    parts: tuple[Part, ...] = (*(ImageRef(source=image) for image in images), Text(text=prompt))
+    system = (Turn(role="system", parts=(Text(text=system_prompt),)),) if system_prompt else ()
+    turns = (*system, Turn(role="user", parts=parts), Turn(role="assistant", parts=(Text(text=""),)))
+    return Conversation(turns=turns, source=source)

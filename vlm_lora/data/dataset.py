@@ -174,7 +174,7 @@ def load_splits(config: DataConfig, *, need_train: bool, need_validation: bool) 
         one = _load_one(config, need_train=need_train, need_validation=need_validation)
         splits = Splits(train=one.train, validation=one.validation, explanation=one.explanation)
     logger.info("Data:\n%s", splits.explanation)
-    schemas = [member.schema for data in (splits.train, splits.validation) for member in _each(data)]
+    schemas = [member.schema for data in (splits.train, splits.validation) for member in each_data_set(data)]
     refuse_unused(config, [schema.layout for schema in schemas])
     refuse_unknown(config, [schema.unknown for schema in schemas])
     return splits
@@ -197,8 +197,8 @@ def _load_streamed(config: DataConfig, stream: RowStream, *, need_validation: bo
     return Splits(train=train, validation=named.validation, explanation="\n".join(notes), stream=stream)
 
 
-def _each(data: Conversations | None) -> Sequence[ConversationDataset]:
-    """Return the data sets that are read together."""
+def each_data_set(data: Conversations | None) -> Sequence[ConversationDataset]:
+    """Return the data sets that are read together; none for None."""
     if data is None:
         return ()
     return data.members if isinstance(data, Mixture) else (data,)

@@ -6,14 +6,18 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from vlm_lora.batching.boxes.conventions import PIXELS, BoxConvention
+from vlm_lora.batching.boxes.spellings import spelling_of
+from vlm_lora.batching.boxes.writing import Region, read_places
 from vlm_lora.batching.collator import Collator
+from vlm_lora.batching.encoded import EncodedRow
 from vlm_lora.batching.order import Rows
 from vlm_lora.config.whole_files import write_whole
 from vlm_lora.data.conversation import Conversation
@@ -28,6 +32,10 @@ class Answer:
     source: str
     generated: str
     accepted: tuple[str, ...]
+    boxes: tuple[Region, ...] | None = None
+    """Where the row's answer has boxes: those that were generated, in pixels of the row's images as they are stored."""
+    expected_boxes: tuple[Region, ...] = ()
+    """Those of the row's answer, by the same way: written as the model counts and read back."""
 
     @property
     def exact(self) -> bool:
@@ -66,6 +74,23 @@ class ExactMatch:
         return f"{self.share:.1%} ({self.correct} of {self.total}; 95 % interval {low:.1%} to {high:.1%})"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What was generated for one prompt."""
+
+    text: str
+    prompt: EncodedRow
+
+    def boxes(self, convention: BoxConvention, *, bare: bool = True) -> tuple[Region, ...]:
+        """Return the boxes and points that it names, in pixels of the images as they are stored.
+
+        Args:
+            convention: how the model counts.
+            bare: whether lists of numbers without a key or mark are boxes.
+        """
+        return read_places(self.text, self.prompt.seen, convention, bare=bare)
+
+
 class Answerer:
     """Generates greedily with one model.
 
@@ -75,6 +100,7 @@ class Answerer:
         tokenizer: decodes what is generated.
         max_new_tokens: longest answer in tokens.
         generation_kwargs: what the backend adds to `generate`.
+        boxes: how the model counts and writes boxes.
     """
 
     def __init__(
@@ -85,7 +111,10 @@ class Answerer:
         tokenizer: Any,
         max_new_tokens: int,
         generation_kwargs: Mapping[str, Any],
+        boxes: BoxConvention = PIXELS,
     ) -> None:
+        self._boxes = boxes
+        self._hidden = _hidden_tokens(tokenizer, kept=spelling_of(boxes).marks)
         self._model = model
         self._collator = collator
         self._tokenizer = tokenizer
@@ -97,39 +126,68 @@ class Answerer:
             **generation_kwargs,
         }
 
-    @torch.no_grad()
     def answer(self, conversations: Sequence[Conversation]) -> list[str]:
-        """Return the answer to each conversation's last question, special tokens removed."""
+        """Return the answer to each conversation's last question, special tokens removed but for marks of boxes."""
+        return [reply.text for reply in self.reply(conversations)]
+
+    @torch.no_grad()
+    def reply(self, conversations: Sequence[Conversation]) -> list[Reply]:
+        """Return the answers, as `answer`, each with the prompt that it answers."""
         was_training = self._model.training
         self._model.eval()
-        batch = self._collator.prompt_batch(conversations)
+        prompts = self._collator.prompts(conversations)
+        batch = self._collator.pad_prompts(prompts)
         batch = {name: tensor.to(self._model.device) for name, tensor in batch.items()}
         generated = self._model.generate(**batch, **self._kwargs)
         self._model.train(was_training)
         prompt = batch["input_ids"].shape[1]
-        texts: list[str] = self._tokenizer.batch_decode(generated[:, prompt:], skip_special_tokens=True)
-        return texts
+        shown = [[token for token in ids if token not in self._hidden] for ids in generated[:, prompt:].tolist()]
+        texts: list[str] = self._tokenizer.batch_decode(shown, skip_special_tokens=False)
+        return [Reply(text=text, prompt=encoded) for text, encoded in zip(texts, prompts, strict=True)]
 
     def answer_all(self, rows: Rows, *, batch_size: int, description: str = "Answering") -> list[Answer]:
         """Answer every row, in order, with a progress bar."""
         answers: list[Answer] = []
         for start in tqdm(range(0, len(rows), batch_size), desc=description, leave=False):
             chunk = [rows[i] for i in range(start, min(start + batch_size, len(rows)))]
-            texts = self.answer(chunk)
-            answers += [
-                Answer(source=str(row.source), generated=text, accepted=self._accepted(row))
-                for row, text in zip(chunk, texts, strict=True)
-            ]
+            answers += [self._judged(row, reply) for row, reply in zip(chunk, self.reply(chunk), strict=True)]
         return answers
 
-    def _accepted(self, row: Conversation) -> tuple[str, ...]:
-        """Return the texts that count as right; calls of tools count as the model's template writes them."""
-        return (self._collator.produced(row, self._tokenizer),) if row.answer.tool_calls else accepted_answers(row)
+    def _judged(self, row: Conversation, reply: Reply) -> Answer:
+        answer = Answer(source=str(row.source), generated=reply.text, accepted=self._accepted(row, reply.prompt.answer))
+        if reply.prompt.answer is None:
+            return answer
+        expected = read_places(reply.prompt.answer, reply.prompt.seen, self._boxes)
+        return replace(answer, boxes=reply.boxes(self._boxes), expected_boxes=expected)
+
+    def _accepted(self, row: Conversation, written: str | None) -> tuple[str, ...]:
+        """Return the texts that count as right; calls of tools count as the model's template writes them.
+
+        Args:
+            row: what is asked.
+            written: its answer with boxes as the model counts, where it has any.
+        """
+        if row.answer.tool_calls:
+            return (self._collator.produced(row, self._tokenizer),)
+        return accepted_answers(row, written)
 
 
-def accepted_answers(row: Conversation) -> tuple[str, ...]:
-    """Return the texts that count as right for a row's last answer."""
-    return row.accepted_answers or (row.answer.text,)
+def _hidden_tokens(tokenizer: Any, *, kept: Sequence[str]) -> frozenset[int]:
+    """Return the ids of all special tokens, which an answer's text is without, but for some."""
+    special = {token_id for token_id, added in tokenizer.added_tokens_decoder.items() if added.special}
+    return frozenset(special | set(tokenizer.all_special_ids)) - {
+        token_id for token_id, added in tokenizer.added_tokens_decoder.items() if added.content in kept
+    }
+
+
+def accepted_answers(row: Conversation, written: str | None = None) -> tuple[str, ...]:
+    """Return the texts that count as right for a row's last answer.
+
+    Args:
+        row: the row.
+        written: its answer as the model is to write it (`EncodedRow.answer`), where that has boxes.
+    """
+    return row.accepted_answers or (row.answer.text if written is None else written,)
 
 
 def exact_match(answers: Sequence[Answer]) -> ExactMatch:
@@ -138,14 +196,21 @@ def exact_match(answers: Sequence[Answer]) -> ExactMatch:
 
 
 def write_answers(path: Path, answers: Sequence[Answer]) -> None:
-    """Write one JSON object per answer: source, generated, accepted, exact. The file appears whole or not at all."""
-    records = (
-        {
-            "source": answer.source,
-            "generated": answer.generated,
-            "accepted": list(answer.accepted),
-            "exact": answer.exact,
-        }
-        for answer in answers
-    )
-    write_whole(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    """Write one JSON object per answer: source, generated, accepted, exact. The file appears whole or not at all.
+
+    An answer that should name boxes also has `boxes` and `expected_boxes`, in pixels of the images as they are stored.
+    """
+    write_whole(path, "".join(json.dumps(_record(answer), ensure_ascii=False) + "\n" for answer in answers))
+
+
+def _record(answer: Answer) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "source": answer.source,
+        "generated": answer.generated,
+        "accepted": list(answer.accepted),
+        "exact": answer.exact,
+    }
+    if answer.boxes is not None:
+        record["boxes"] = [region.record() for region in answer.boxes]
+        record["expected_boxes"] = [region.record() for region in answer.expected_boxes]
+    return record

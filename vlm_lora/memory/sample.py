@@ -195,7 +195,8 @@ def _parts(turn: Turn, encoder: RowEncoder, side: float) -> Iterable[Part]:
             size = [max(1, round(length * side)) for length in picture.size]
             yield ImageRef(source=picture.resize(size))
         else:
-            yield part
+            # Boxes are for the image as it is stored; their tokens are as many in any unit, or nearly.
+            yield Text(text=part.text)
 
 
 def _lengthened(row: EncodedRow, tokens: int, answer: int) -> EncodedRow:

@@ -32,9 +32,9 @@ from vlm_lora.model.folder_faults import (
     check_processor_keys,
     refuse_damage,
 )
-from vlm_lora.model.image_size import set_image_size, trained_here
 from vlm_lora.model.loading_errors import few, first_line, translated, weights_name
-from vlm_lora.model.thinking import set_thinking
+from vlm_lora.model.processor.image_size import set_image_size, trained_here
+from vlm_lora.model.processor.thinking import set_thinking
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from vlm_lora.batching.image_counts import patches_by_image
 from vlm_lora.batching.row_table import ImageRecord, RowRecord, SampleRecord
 from vlm_lora.batching.shapes import RowShape
 from vlm_lora.batching.task_samples import TaskSamples
-from vlm_lora.data.conversation import Conversation, Text, Url
+from vlm_lora.data.conversation import Conversation, ImageRef, Url
 from vlm_lora.data.dataset import ConversationDataset
 from vlm_lora.data.images.loader import read_size
 from vlm_lora.data.images.urls import kept_file
@@ -182,7 +182,7 @@ def _content_of(conversation: Conversation, pictures: Sequence[bytes]) -> bytes:
         if any(beside := (turn.reasoning, turn.tool_calls, turn.name, turn.tool_call_id)):
             digest.update(repr(beside).encode(errors="surrogatepass"))
         for part in turn.parts:
-            content = part.text.encode(errors="surrogatepass") if isinstance(part, Text) else next(following)
+            content = next(following) if isinstance(part, ImageRef) else part.text.encode(errors="surrogatepass")
             digest.update(f"{type(part).__name__} {len(content)}\0".encode())
             digest.update(content)
     return digest.digest()

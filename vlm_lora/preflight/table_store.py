@@ -34,7 +34,7 @@ from vlm_lora.session import Preprocessing
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 5
+FORMAT = 6
 """Changes with the layout of the files, and with what is read of a row."""
 
 KEPT, KEPT_BYTES = 50, 2 * 2**30
@@ -62,6 +62,7 @@ class TableStore:
             "data": settings,
             "files_of_settings": _stamps(_files_named(settings.values())),
             "batching": {"longest": preprocessing.longest, "on_overflow": run.batching.on_overflow},
+            "boxes": asdict(preprocessing.boxes),
             "eos": sorted(preprocessing.eos_token_ids),
             "processor": processor_content(preprocessing.processor),
         }

@@ -40,6 +40,7 @@ def render_page(rows: Sequence[ShownRow], *, title: str) -> str:
 
     Each stretch of tokens is a `<span>` of class `supervised` or `context`, with its token positions in `data-start`
     and `data-end`. A supervised stretch is written in full; elsewhere a repeated token is counted.
+    Boxes are drawn over the images as they are read out of the texts: expected ones, and those of the model's answer.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -56,7 +57,9 @@ def _described(shown: ShownRow) -> dict[str, Any]:
         "supervised_tokens": report["supervised_tokens"],
         "overflow": visible(shown.row.overflow),
         "stretches": list(map(_stretched(shown), runs(shown.row))),
-        "pictures": [_image(picture) for picture in shown.row.pictures],
+        "pictures": [
+            {**_image(picture), "drawn": _drawn(shown, number)} for number, picture in enumerate(shown.row.pictures)
+        ],
         "tensors": {name: tuple(shape) for name, shape in report["tensors"].items()},
         "loss": None if shown.loss is None else f"{shown.loss:.4f}",
         "generated": visible(shown.generated or "") if answered else None,
@@ -74,6 +77,25 @@ def _stretched(shown: ShownRow) -> Any:
         return {"start": start, "end": end, "kind": "supervised" if supervised else "context", "text": text}
 
     return described
+
+
+def _drawn(shown: ShownRow, number: int) -> list[dict[str, Any]]:
+    """Return the boxes and points of one image, in pixels of the picture as the processor was given it."""
+    seen = shown.row.seen[number]
+    found = []
+    for kind, regions in (("expected", shown.row.regions), ("generated", shown.generated_boxes)):
+        for region in regions:
+            if region.image == number:
+                scaled = [n * seen.given[axis % 2] / seen.size[axis % 2] for axis, n in enumerate(region.numbers)]
+                found.append({"kind": kind, "label": visible(region.label or ""), **_shape(scaled)})
+    return found
+
+
+def _shape(numbers: Sequence[float]) -> dict[str, float]:
+    """Return where an SVG rectangle stands; a point is one without width and height, which its stroke shows."""
+    xs, ys = numbers[::2], numbers[1::2]
+    x, y = min(xs), min(ys)
+    return {"x": round(x, 2), "y": round(y, 2), "width": round(max(xs) - x, 2), "height": round(max(ys) - y, 2)}
 
 
 def _image(picture: Image.Image) -> dict[str, Any]:

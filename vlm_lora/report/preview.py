@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from vlm_lora.batching.boxes.writing import Region
 from vlm_lora.batching.encoded import IGNORE_INDEX, EncodedRow
 from vlm_lora.batching.masks import decode_between
 
@@ -30,6 +32,8 @@ class ShownRow:
     """The model's own answer; None where it was not asked for one."""
     accepted: tuple[str, ...] = ()
     """What would have been right."""
+    generated_boxes: tuple[Region, ...] = ()
+    """The boxes and points that the model's own answer names, in pixels of the images as they are stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,7 @@ def row_report(row: EncodedRow, tokenizer: Any) -> dict[str, Any]:
         ],
         "pictures": [list(picture.size) for picture in row.pictures],
         "image_tokens": list(row.image_tokens),
+        "boxes": [region.record() for region in row.regions],
         "overflow": row.overflow,
         "tensors": {name: list(value.shape) for name, value in {**row.token_tensors, **row.media}.items()},
     }
@@ -103,6 +108,9 @@ def print_figures(shown: ShownRow, console: Console) -> None:
     if shown.generated is not None:
         console.print(Text(f"  answer: {visible(shown.generated)}"))
         console.print(Text(f"  expected: {visible(' | '.join(shown.accepted))}"))
+    if shown.generated_boxes:
+        records = json.dumps([region.record() for region in shown.generated_boxes], ensure_ascii=False)
+        console.print(Text(f"  boxes of the answer, in pixels of the image as it is stored: {visible(records)}"))
 
 
 def visible(text: str) -> str:

@@ -18,7 +18,7 @@ from PIL import Image
 from support.datasets import draw_chart, encode_png
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.sources import parse
-from vlm_lora.data.conversation import Conversation, Part, Text
+from vlm_lora.data.conversation import Conversation, ImageRef, Part
 from vlm_lora.data.dataset import ConversationDataset, load_splits
 
 SIZE = (96, 64)
@@ -150,7 +150,7 @@ def tell(conversation: Conversation) -> list[str]:
 
 
 def _tell_part(part: Part) -> str:
-    if isinstance(part, Text):
+    if not isinstance(part, ImageRef):
         return part.text
     where = part.source
     assert isinstance(where, bytes | Path)

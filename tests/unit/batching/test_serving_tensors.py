@@ -20,7 +20,7 @@ from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
 from vlm_lora.data.dataset import load_splits
 from vlm_lora.data.images.loader import ImageLimits, load_image
-from vlm_lora.evaluation.generation import Answerer
+from vlm_lora.evaluation.generation import Answerer, Reply
 
 
 def write_hard_image(path: Path, seed: int) -> None:
@@ -88,12 +88,12 @@ def test_ask_asks_that(
         rows.append(encode_prompt(self, conversation))
         return rows[-1]
 
-    def answer(self: Answerer, questions: list[Conversation], **kwargs: Any) -> list[str]:
+    def reply(self: Answerer, questions: list[Conversation], **kwargs: Any) -> list[Reply]:
         conversations.extend(questions)
-        return ["red"]
+        return [Reply(text="red", prompt=rows[0])]
 
     monkeypatch.setattr(RowEncoder, "encode_prompt", remember)
-    monkeypatch.setattr(Answerer, "answer", answer)
+    monkeypatch.setattr(Answerer, "reply", reply)
     words = ["--model_name_or_path", str(model_folder("gemma3")), "--image", str(data / "a.png"), "--use_cpu", "true"]
     assert main(["ask", *words, "--prompt", "What is it?"]) == 0
     assert capsys.readouterr().out.endswith("red\n")

@@ -25,7 +25,7 @@ from vlm_lora.batching.style import style_for
 from vlm_lora.config.run_config import ModelConfig
 from vlm_lora.data.conversation import Conversation, RowSource, Text, Turn
 from vlm_lora.errors import ThinkingError
-from vlm_lora.model.thinking import reads_thinking, set_thinking
+from vlm_lora.model.processor.thinking import reads_thinking, set_thinking
 
 PROCESSOR = "qwen2_vl"
 ENDS: Mapping[str, tuple[str, ...]] = {

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vlm_lora.config.fields import own_fields
 from vlm_lora.config.files import read_mapping, write_mapping
-from vlm_lora.config.run_config import RunConfig
+from vlm_lora.config.run_config import BOX_COORDINATES, BOX_FORMATS, RunConfig
 from vlm_lora.config.sources import parse
 
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp"), exclude_characters="\ufeff"), min_size=1)
@@ -30,7 +30,8 @@ BY_NAME: dict[str, st.SearchStrategy[Any]] = {
     "bnb_4bit_compute_dtype": st.sampled_from(["auto", "float32", "bfloat16", "float16"]),
     "image_backend": st.sampled_from(["pil", "torchvision"]),
     "choices": st.sampled_from(["shown", "refuse"]),
-    "box_format": st.sampled_from(["xywh", "xyxy"]),
+    "box_format": st.sampled_from(BOX_FORMATS),
+    "box_coordinates": st.sampled_from(BOX_COORDINATES),
     "answer_style": st.sampled_from(["auto", "bbox", "bbox_2d"]),
     "peft_method": st.sampled_from(["lora", "none"]),
     "on_overflow": st.sampled_from(["error", "drop", "shrink_images", "trim_turns"]),

@@ -14,7 +14,14 @@ from transformers import TrainingArguments
 from vlm_lora.config.run_config import ModelConfig, RunConfig, TuningConfig
 from vlm_lora.errors import ConfigError
 from vlm_lora.training.checkpoints.changed_settings import compare, differences
-from vlm_lora.training.checkpoints.run_settings import FILE, absolute, effective_settings, plain, write_settings
+from vlm_lora.training.checkpoints.run_settings import (
+    FILE,
+    absolute,
+    default_settings,
+    effective_settings,
+    plain,
+    write_settings,
+)
 from vlm_lora.training.checkpoints.setting_kinds import Kind
 
 SETTLED = {"backend": "cpu", "dtype": "float32", "attn_implementation": "sdpa", "max_length": 128}
@@ -124,6 +131,15 @@ def test_a_setting_that_the_record_does_not_know_had_its_default(settings: dict[
     assert differences(older, settings, defaults=defaults) == []
     (change,) = differences(older, {**settings, "on_overflow": "drop"}, defaults=defaults)
     assert (change.saved, change.now) == ("error", "drop")
+
+
+def test_a_run_from_before_boxes_could_be_counted_otherwise_counted_pixels(settings: dict[str, Any]) -> None:
+    older = {name: value for name, value in settings.items() if name != "box_coordinates"}
+    defaults = default_settings(TrainingArguments)
+    (change,) = differences(older, settings, defaults=defaults)
+    assert (change.name, change.saved, change.now) == ("box_coordinates", "pixels", "auto")
+    assert change.kind is Kind.CHANGES_RESULT
+    assert differences(older, {**settings, "box_coordinates": "pixels"}, defaults=defaults) == []
 
 
 def resume(checkpoint: Path, settings: dict[str, Any], *allowed: str) -> list[str]:

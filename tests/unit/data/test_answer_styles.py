@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from support.datasets import write_image, write_jsonl
 from support.tars import write_task_file
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.columns.annotations import read_pages
+from vlm_lora.data.conversation import Part, PlacedText, Text
+from vlm_lora.data.dataset import load_splits
 from vlm_lora.data.ocr.answer_styles import STYLES
 from vlm_lora.data.ocr.pages import read_page
 from vlm_lora.data.ocr.task_answers import Draw, PageReading, ask_about, clipped
@@ -35,7 +38,7 @@ PAGE: dict[str, Any] = {
 def told(task: Task, style: str, page: dict[str, Any] = PAGE, row: int = 0) -> tuple[str, str]:
     reading = PageReading(column="text", tasks=(task,), seed=1, style=STYLES[style])
     asked = ask_about(clipped(read_page(page), (64, 64)), reading, Draw(row=row))
-    return str(asked.question), asked.answer
+    return str(asked.question), str(asked.answer)
 
 
 def task(given: str | None, output: str, question: str = "Q", among: str | None = None) -> Task:
@@ -127,7 +130,7 @@ def test_what_cannot_be_answered_is_refused(inputs: str, output: str, question: 
 
 
 def chosen(**settings: Any) -> tuple[str, str]:
-    reading, (_, said) = read_pages("text", DataConfig(**settings))
+    reading, (_, said, *_) = read_pages("text", DataConfig(**settings))
     return reading.style.name, said
 
 
@@ -144,3 +147,22 @@ def test_the_style_follows_the_task_file_and_is_said(tmp_path: Path) -> None:
     assert chosen(answer_style="bbox")[1].endswith("(by --answer_style bbox)")
     with pytest.raises(ConfigError, match="--answer_style swift: allowed are auto, bbox, bbox_2d"):
         DataConfig(answer_style="swift")
+
+
+def test_the_tools_own_boxes_are_pixels_unless_numbers_are_asked_for(tmp_path: Path) -> None:
+    file = write_task_file(tmp_path / "tasks.csv")
+    write_image(tmp_path / "0.png", seed=0)
+    words = [{"text": "a", "bbox": [8, 8, 16, 16]}]
+    path = write_jsonl(tmp_path / "pages.jsonl", [{"image": "0.png", "text": {"words": words}}])
+
+    def answer(**settings: Any) -> Part:
+        config = DataConfig(
+            dataset_name=str(path), task_file=str(file), output_types=("box",), validation_fraction=0, **settings
+        )
+        train = load_splits(config, need_train=True, need_validation=False).train
+        assert train is not None
+        return train[0].turns[-1].parts[0]
+
+    assert answer() == Text(text="[[8, 8, 16, 16]]")
+    assert isinstance(answer(box_coordinates="per_mille"), PlacedText)
+    assert isinstance(answer(answer_style="bbox_2d"), PlacedText)

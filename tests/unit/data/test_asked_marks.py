@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 from support.read_back import read_back
-from vlm_lora.data.ocr.boxes import QUESTION
 from vlm_lora.errors import DataError
 
+QUESTION = (
+    "Find every object in the picture. Answer with a JSON list of "
+    '{"bbox_2d": [x1, y1, x2, y2], "label": "..."}, in pixels.'
+)
 BOXES = {"bbox": [[2, 3, 10, 5]], "category": ["car"]}
 FOUND = '[{"bbox_2d": [2, 3, 12, 8], "label": "car"}]'
 ROW: dict[str, Any] = {"image": "0.png", "question": "Find the red car left of the tree.", "objects": BOXES}

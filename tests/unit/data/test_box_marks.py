@@ -44,7 +44,7 @@ LAYOUTS = [chat, sharegpt, pair]
 def test_marks_beside_their_objects_are_bad_rows(
     layout: Any, question: str, answer: str, said: str, tmp_path: Path
 ) -> None:
-    for column, value in (("objects", OBJECTS), ("Objects", json.dumps(OBJECTS)), ("bbox", OBJECTS["bbox"])):
+    for column, value in (("regions", OBJECTS), ("Grounding", json.dumps(OBJECTS)), ("bbox", OBJECTS["bbox"])):
         (told,) = read_back([{**layout(question, answer), column: value}], tmp_path).told
         assert f"rows.jsonl row 0: {said}, which stands for a value of the column '{column}'" in told
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from support.datasets import encode_png, write_jsonl
-from vlm_lora.config.run_config import DataConfig
+from vlm_lora.config.run_config import BOX_FORMATS, DataConfig
 from vlm_lora.data.dataset import Conversations, load_splits
 from vlm_lora.data.images.loader import ImageLimits, load_image, read_size
 from vlm_lora.data.ocr.boxes import BoxReading, answer_boxes, check_size, holds_boxes, read_box
@@ -25,7 +25,7 @@ GOOD = {"bbox": [[1, 2, 3, 4]], "category": ["mask"]}
 
 
 def answer(value: Any, **options: Any) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(answer_boxes(value, BoxReading(column="objects", **options), SIZE))
+    found: list[dict[str, Any]] = json.loads(answer_boxes(value, BoxReading(column="objects", **options), [SIZE]).text)
     return found
 
 
@@ -74,7 +74,34 @@ def test_boxes_of_another_format_or_image_are_refused(
         with pytest.raises(
             DataError, match=rf"Box 1 in column 'objects': .*{said}.*\(--box_format {style}; allowed are"
         ):
-            answer_boxes({"bbox": [box], "category": ["a"]}, BoxReading(column="objects", format=style), size)
+            answer_boxes({"bbox": [box], "category": ["a"]}, BoxReading(column="objects", format=style), [size])
+
+
+@pytest.mark.parametrize(
+    ("box", "style", "expected"),
+    [
+        ([25, 25, 30, 10], "cxcywh", (10, 20, 40, 30)),
+        ([0.1, 0.4, 0.3, 0.2], "relative_xywh", (10, 20, 40, 30)),
+        ([0.1, 0.4, 0.4, 0.6], "relative_xyxy", (10, 20, 40, 30)),
+        ([0.25, 0.5, 0.3, 0.2], "relative_cxcywh", (10, 20, 40, 30)),
+        ([0, 0, 1, 1], "relative_xyxy", (0, 0, 100, 50)),
+        ([0.5, 0.5, 1.01, 1.0], "relative_cxcywh", (0, 0, 100, 50)),
+    ],
+)
+def test_centres_and_shares_of_the_sides_are_read(box: list[float], style: str, expected: Any) -> None:
+    assert read_box(box, style, SIZE) == expected
+    for other in set(BOX_FORMATS) - {style}:
+        try:
+            read = read_box(box, other, SIZE)
+        except DataError:
+            continue
+        assert read != expected or {style, other} == {"relative_xywh", "relative_xyxy"}, "the control"
+
+
+@pytest.mark.parametrize("style", ["relative_xywh", "relative_xyxy", "relative_cxcywh"])
+def test_numbers_above_one_are_no_shares(style: str) -> None:
+    with pytest.raises(DataError, match=r"numbers outside 0 to 1, so it is in pixels, or in another unit\."):
+        read_box([0.2, 0.2, 30, 0.4], style, SIZE)
 
 
 @pytest.mark.parametrize("flat", [[10, 20, 10, 20], [10.4, 5, 10.4, 9], [0.0, 0.0, 0.0, 0.0]])
@@ -180,7 +207,7 @@ def test_numbers_are_those_that_the_names_were_declared_for(tmp_path: Path) -> N
 
 def test_answers_are_json_whatever_the_labels_hold() -> None:
     label = 'a "quoted" label, größer\n\\'
-    found = answer_boxes({"bbox": [[1, 2, 3, 4]], "label": [label]}, BoxReading(column="objects"), SIZE)
+    found = answer_boxes({"bbox": [[1, 2, 3, 4]], "label": [label]}, BoxReading(column="objects"), [SIZE]).text
     assert "größer" in found
     assert "\n" not in found
     assert json.loads(found) == [{"bbox_2d": [1, 2, 4, 6], "label": label}]
@@ -244,8 +271,8 @@ def test_flags_name_column_format_labels_and_question(tmp_path: Path) -> None:
     assert [turn.text for turn in turns] == ["Where?", '[{"bbox_2d": [1, 2, 3, 4], "label": "b"}]']
     with pytest.raises(DataError, match=r"2 columns that could be the boxes: 'found', 'objects'\. Type --boxes_column"):
         load(tmp_path, row)
-    with pytest.raises(ConfigError, match="--box_format cxcywh: allowed are xywh, xyxy"):
-        DataConfig(box_format="cxcywh")
+    with pytest.raises(ConfigError, match="--box_format yolo: allowed are xywh, xyxy, cxcywh, relative_xywh"):
+        DataConfig(box_format="yolo")
 
 
 @pytest.mark.parametrize(
@@ -270,8 +297,8 @@ def test_what_could_be_meant_otherwise_is_asked(tmp_path: Path, row: dict[str, A
         ({"image": "a.png", "objects": GOOD, "width": 200, "height": 100}, "for an image of 200x100"),
         ({"image": "a.png", "objects": GOOD, "width": 200.0, "height": 100.0}, "for an image of 200x100"),
         ({"image": "a.png", "objects": GOOD, "width": "200.0", "height": "100"}, "for an image of 200x100"),
-        ({"image": ["a.png", "a.png"], "objects": GOOD}, "marks one image, and the row has 2"),
-        ({"image": None, "objects": GOOD}, "marks one image, and the row has 0"),
+        ({"image": ["a.png", "a.png"], "objects": GOOD}, "the row has 2 images, and the box has no image_id"),
+        ({"image": None, "objects": GOOD}, "marks an image, and the row has none"),
         (
             {"image": "a.png", "text": {"lines": [{"text": "a", "bbox": [150, 2, 160, 4]}]}},
             "Item 1 of 'lines': .*outside",

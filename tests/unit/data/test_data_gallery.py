@@ -16,10 +16,9 @@ import pytest
 
 from support.datasets import draw_chart, encode_png, write_jsonl
 from vlm_lora.config.run_config import DataConfig
-from vlm_lora.data.conversation import ImageRef, Part, Text, Turn
+from vlm_lora.data.conversation import ImageRef, Part, Turn
 from vlm_lora.data.dataset import load_splits
 from vlm_lora.data.images.loader import ImageLimits, load_image
-from vlm_lora.data.ocr.boxes import QUESTION
 
 ONE, TWO = encode_png(draw_chart(1, (40, 30))[0]), encode_png(draw_chart(2, (40, 30))[0])
 URI = f"data:image/png;base64,{base64.b64encode(ONE).decode()}"
@@ -51,6 +50,10 @@ def share(*values: str) -> list[dict[str, Any]]:
 
 ASKED = [("user", A, "How many?"), ("assistant", "14")]
 PART = {"type": "text", "text": "How many?"}
+QUESTION = (
+    "Find every object in the picture. Answer with a JSON list of "
+    '{"bbox_2d": [x1, y1, x2, y2], "label": "..."}, in pixels.'
+)
 BOXES = {"bbox": [[2.0, 3.0, 10.0, 5.0], [30.0, 20.0, 11.5, 11.5]], "category": ["mask", "glove"]}
 FOUND = '[{"bbox_2d": [2, 3, 12, 8], "label": "mask"}, {"bbox_2d": [30, 20, 40, 30], "label": "glove"}]'
 LINES = [{"text": "Invoice 7", "bbox": [2, 2, 38, 8]}, {"text": "Total 14", "bbox": [2, 12, 38, 18]}]
@@ -148,7 +151,7 @@ def shown(turns: tuple[Turn, ...]) -> tuple[tuple[str, tuple[Any, ...]], ...]:
 
 
 def show(part: Part) -> Any:
-    if isinstance(part, Text):
+    if not isinstance(part, ImageRef):
         return part.text
     pixels = load_image(part.source, limits=ImageLimits()).tobytes()
     for encoded, mark in ((ONE, A), (TWO, B)):

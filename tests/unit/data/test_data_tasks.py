@@ -47,7 +47,7 @@ def write(path: Path, *rows: Sequence[str], header: Sequence[str] = COLUMNS) -> 
 
 def ask(value: Any, *tasks: Task, seed: int = 1, **draw: int) -> tuple[str, str]:
     question, answer, _ = ask_about(read_page(value), PageReading(column="text", tasks=tasks, seed=seed), Draw(**draw))
-    return str(question), answer
+    return str(question), str(answer)
 
 
 def task(given: str | None, output: str, question: str = "Q", name: str = "reading") -> Task:

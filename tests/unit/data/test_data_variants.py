@@ -22,7 +22,7 @@ import pytest
 from support.datasets import write_image, write_jsonl
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.columns.names import COLUMN_NAMES, ColumnRole
-from vlm_lora.data.conversation import Text
+from vlm_lora.data.conversation import ImageRef
 from vlm_lora.data.dataset import load_splits
 from vlm_lora.errors import DataError
 
@@ -269,7 +269,7 @@ def outcome(variant: Variant, path: Path) -> str | list[Told | str]:
             continue
         found.append(
             tuple(
-                tuple(p.text if isinstance(p, Text) else f"<{Path(str(p.source)).name}>" for p in turn.parts)
+                tuple(f"<{Path(str(p.source)).name}>" if isinstance(p, ImageRef) else p.text for p in turn.parts)
                 for turn in turns
             )
         )

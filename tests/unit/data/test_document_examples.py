@@ -10,7 +10,7 @@ import pytest
 
 from support.datasets import write_image
 from vlm_lora.config.run_config import DataConfig
-from vlm_lora.data.conversation import Conversation, Part, Text, Turn
+from vlm_lora.data.conversation import Conversation, ImageRef, Part, Turn
 from vlm_lora.data.dataset import load_splits
 from vlm_lora.data.images.loader import read_size
 
@@ -37,7 +37,7 @@ def calls(turn: Turn) -> list[str]:
 
 
 def tell(part: Part) -> str:
-    if isinstance(part, Text):
+    if not isinstance(part, ImageRef):
         return part.text.replace("\n", "\\n")
     if isinstance(part.source, Path):
         return f"<{part.source.name}>"
@@ -61,7 +61,7 @@ def read_example(example: str, folder: Path) -> tuple[list[str], list[str]]:
 def test_the_page_has_an_example_of_each_layout() -> None:
     named = set(re.findall(r"^\*\*(.+?)\*\*", LAYOUTS, flags=re.MULTILINE))
     blocks = re.split(r"^\*\*", LAYOUTS, flags=re.MULTILINE)[1:]
-    assert len(named) == len(blocks) == 12
+    assert len(named) == len(blocks) == 13
     assert all("```text" in block for block in blocks), "each layout has one"
 
 

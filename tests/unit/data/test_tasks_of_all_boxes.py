@@ -33,7 +33,7 @@ def write(path: Path, *rows: tuple[str, str, str, str]) -> tuple[Task, ...]:
 
 def told(page: dict[str, Any], *tasks: Task) -> tuple[str, str]:
     question, answer, _ = ask_about(read_page(page), PageReading(column="text", tasks=tasks, seed=1), Draw())
-    return str(question), answer
+    return str(question), str(answer)
 
 
 @pytest.mark.parametrize("level", ["lines", "latex"])
@@ -83,10 +83,10 @@ def test_the_whole_task_file_of_the_ocr_tool_is_read(tmp_path: Path) -> None:
 
 def test_the_number_of_questions_of_each_combination_is_shown(tmp_path: Path) -> None:
     file = write_task_file(tmp_path / "t.csv")
-    _, (said, _) = read_pages("text", DataConfig(task_file=str(file)))
+    _, (said, *_) = read_pages("text", DataConfig(task_file=str(file)))
     for (name, given, output, _), count in TASK_COUNTS.items():
         assert f"{name} {given} -> {output} ({count})" in said
     assert "; 86 in all, from " in said
-    _, (said, _) = read_pages("text", DataConfig(task_file=str(file), output_types=("box",)))
+    _, (said, *_) = read_pages("text", DataConfig(task_file=str(file), output_types=("box",)))
     assert "; 36 in all, from " in said
     assert "text2d" not in said

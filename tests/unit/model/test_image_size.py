@@ -24,9 +24,9 @@ from vlm_lora.cli.main import main, run_script
 from vlm_lora.config.run_config import ModelConfig
 from vlm_lora.errors import ConfigError
 from vlm_lora.model.families import FAMILIES
-from vlm_lora.model.image_scaling import SCALINGS
-from vlm_lora.model.image_size import describe_size, match_config, match_model, scaling_of, set_image_size
 from vlm_lora.model.loading import load_processor
+from vlm_lora.model.processor.image_scaling import SCALINGS
+from vlm_lora.model.processor.image_size import describe_size, match_config, match_model, scaling_of, set_image_size
 from vlm_lora.training.outputs import save_processor
 
 QWEN = [name for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5") if name in available()]

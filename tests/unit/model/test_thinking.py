@@ -17,7 +17,7 @@ from vlm_lora.cli.main import main, run_script
 from vlm_lora.config.run_config import ModelConfig
 from vlm_lora.errors import ConfigError
 from vlm_lora.model.loading import load_processor
-from vlm_lora.model.thinking import reads_thinking
+from vlm_lora.model.processor.thinking import reads_thinking
 from vlm_lora.training.outputs import save_processor
 
 OPEN, CLOSED = "<think>\n", "<think>\n\n</think>\n\n"

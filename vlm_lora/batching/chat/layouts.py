@@ -129,6 +129,8 @@ class Rendering:
     """The texts as the template wrote them (some templates trim)."""
     sentinels: tuple[str, ...]
     """One private-use character per text that none of the texts contains."""
+    marks: tuple[tuple[tuple[int, int], ...], ...] = ()
+    """By text, start and end of marks for boxes in it, which the encoder wrote; empty where it wrote none at all."""
 
     @property
     def aided(self) -> str:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeAlias
 
-from vlm_lora.data.conversation import ImageRef, Turn
+from vlm_lora.data.conversation import ImageRef, Part, Text, Turn
 from vlm_lora.errors import ThinkingError
 
 OPENS, CLOSES = "<think>", "</think>"
 """What stands around thoughts inside an answer's text."""
+
+
+Stretch: TypeAlias = tuple[int, int]
+"""Start and end in a text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +29,8 @@ class Slot:
     """Of thoughts inside an answer's text: what stands before them there, `<think>` or nothing."""
     inline: bool = False
     """Of thoughts: whether they stand inside the answer's text, and `</think>` behind them."""
+    marks: tuple[Stretch, ...] = ()
+    """Start and end of marks for boxes in it, which the encoder wrote, not the row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,16 +98,40 @@ def slots_of(turns: Sequence[Turn], *, inline: bool, blank: bool = True) -> tupl
         if turn.role == "assistant":
             slots += _of_answer(turn, number, inline=inline, blank=blank)
         else:
-            slots += [Slot(turn=number, text=part.text) for part in turn.parts if not isinstance(part, ImageRef)]
+            parts = [part for part in turn.parts if not isinstance(part, ImageRef)]
+            slots += [Slot(turn=number, text=part.text, marks=_marks_in([part])) for part in parts]
     return tuple(slots)
+
+
+def _marks_in(parts: Sequence[Part]) -> tuple[Stretch, ...]:
+    """Return the marks for boxes in the joined text of some parts."""
+    found: list[Stretch] = []
+    length = 0
+    for part in parts:
+        if isinstance(part, Text):
+            found += [(length + start, length + end) for start, end in part.controls]
+            length += len(part.text)
+    return tuple(found)
+
+
+def marks_of(slots: Sequence[Slot], texts: Sequence[str]) -> tuple[tuple[Stretch, ...], ...]:
+    """Return where the marks for boxes stand in texts as a template wrote them: some trim."""
+    moved: list[tuple[Stretch, ...]] = []
+    for slot, text in zip(slots, texts, strict=False):
+        start = max(0, slot.text.find(text))
+        moved.append(tuple((first - start, last - start) for first, last in slot.marks))
+    return (*moved, *((),) * (len(texts) - len(moved)))  # behind them are thoughts that the template writes empty
 
 
 def _of_answer(turn: Turn, number: int, *, inline: bool, blank: bool) -> list[Slot]:
     text, thoughts = turn.text, []
+    marks = _marks_in(turn.parts)
     if turn.reasoning.strip():
         thoughts = [Slot(turn=number, kind="thought", text=turn.reasoning)]
     if inline and CLOSES in text:
         before, _, text = text.partition(CLOSES)
+        shift = len(before) + len(CLOSES)
+        marks = tuple((start - shift, end - shift) for start, end in marks if start >= shift)
         left, opening, thought = before.rpartition(OPENS)
         if thoughts or left.strip() or CLOSES in text:
             raise ThinkingError(
@@ -113,4 +143,4 @@ def _of_answer(turn: Turn, number: int, *, inline: bool, blank: bool) -> list[Sl
         thoughts = [Slot(turn=number, kind="thought", text=thought, opening=opening, inline=True)]
     if not text.strip() and (turn.tool_calls or not blank):
         return thoughts
-    return [*thoughts, Slot(turn=number, text=text)]
+    return [*thoughts, Slot(turn=number, text=text, marks=marks)]

@@ -12,7 +12,7 @@ from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.columns.names import COLUMN_NAMES
 from vlm_lora.data.formats.rows import Rows, declared_names
 from vlm_lora.data.ocr.answer_styles import choose_style
-from vlm_lora.data.ocr.boxes import CATEGORY_KEYS, QUESTION, BoxReading, holds_boxes
+from vlm_lora.data.ocr.boxes import CATEGORY_KEYS, BoxReading, holds_boxes
 from vlm_lora.data.ocr.pages import holds_page
 from vlm_lora.data.ocr.task_answers import PageReading
 from vlm_lora.data.ocr.tasks import load_tasks
@@ -69,12 +69,21 @@ def read_boxes(rows: Rows, column: str, config: DataConfig, prompt: str | None) 
         format=config.box_format,
         names=names,
         numbers=key,
-        question=config.box_prompt or QUESTION,
+        question=config.box_prompt or None,
         prompt=prompt,
     )
-    asked = f"question: {reading.question!r}" if prompt is None else f"question: column '{prompt}' asks for the boxes"
+    own = "our own, which says how the model is to count" if reading.question is None else repr(reading.question)
+    asked = f"question: {own}" if prompt is None else f"question: column '{prompt}' asks for the boxes"
     named = f"names of categories: {', '.join(names)}, {source}" if names else "categories are named in the rows"
-    return reading, (asked, f"boxes are {config.box_format}; {named}")
+    return reading, (asked, f"boxes are {config.box_format}; {named}", how_boxes_are_written(config))
+
+
+def how_boxes_are_written(config: DataConfig) -> str:
+    """Say what becomes of boxes, and that those inside a row's texts stay as they are."""
+    return (
+        f"boxes are written in numbers by --box_coordinates {config.box_coordinates}; numbers inside the data's own "
+        "texts and set questions stay as they are"
+    )
 
 
 def read_pages(column: str, config: DataConfig) -> tuple[PageReading, tuple[str, ...]]:
@@ -89,11 +98,16 @@ def read_pages(column: str, config: DataConfig) -> tuple[PageReading, tuple[str,
     listed = ", ".join(f"{combination} ({count})" for combination, count in counts.items())
     where = config.task_file or "our own file (--task_file brings others)"
     style, by = choose_style(config.answer_style, (task.question for task in tasks), from_file=path is not None)
-    reading = PageReading(column=column, tasks=tasks, seed=config.task_seed, style=style)
+    # The OCR tool has pixels of the stored image; they become the model's own numbers where that is asked for.
+    placed = style.name != "bbox" or config.box_coordinates != "auto"
+    reading = PageReading(column=column, tasks=tasks, seed=config.task_seed, style=style, placed=placed)
+    boxed = any("box" in (task.given, *task.output.split(",")) for task in tasks)
+    written = how_boxes_are_written(config) if placed else "boxes are pixels of the stored image (--box_coordinates)"
     return reading, (
         f"tasks: {listed}; {sum(counts.values())} in all, from {where}; drawn by --task_seed {config.task_seed}, epoch "
         "and row",
         f"answers: {style.text} ({by})",
+        *([written] if boxed else []),
     )
 
 

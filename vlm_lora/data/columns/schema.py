@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from vlm_lora.config.run_config import DataConfig
-from vlm_lora.data.columns.annotations import Marked, read_boxes, read_pages, refuse_two_answers
+from vlm_lora.data.columns.annotations import Marked, how_boxes_are_written, read_boxes, read_pages, refuse_two_answers
 from vlm_lora.data.columns.answers import AnswerReading, describe_answers, refuse_bare_choices
 from vlm_lora.data.columns.names import (
     CAPTION_QUESTION,
@@ -38,8 +38,10 @@ from vlm_lora.data.columns.search import (
 )
 from vlm_lora.data.columns.unknown import Reading, Unknown, explain_left_out, find_unknown
 from vlm_lora.data.conversations.choice_numbers import first_number
+from vlm_lora.data.conversations.grounding import COLUMN as OBJECTS
+from vlm_lora.data.conversations.grounding import box_written_in, holds_references
 from vlm_lora.data.conversations.region_rows import SIDES, SIZE_COLUMNS
-from vlm_lora.data.conversations.texts import OTHER_MARKS, parse_turns
+from vlm_lora.data.conversations.texts import OTHER_MARKS, parse_turns, texts_in
 from vlm_lora.data.conversations.told import HISTORY, Told, find_told
 from vlm_lora.data.conversations.turns import without_keys
 from vlm_lora.data.formats.rows import Row, Rows
@@ -74,6 +76,8 @@ class Schema:
     messages: str | None = None
     boxes: BoxReading | None = None
     page: PageReading | None = None
+    objects: str | None = None
+    """Column whose names and boxes fill marks in the texts."""
     told: Told = field(default_factory=Told)
     """What was said before the question: system texts and histories."""
     ignored_columns: frozenset[str] = frozenset()
@@ -95,6 +99,18 @@ class Schema:
     """Whether the column of images names files below --image_root by numbers or without their endings."""
     reasons: tuple[str, ...] = ()
 
+    @property
+    def names_places(self) -> bool:
+        """Whether questions or answers are made from boxes, so that it matters how a model counts."""
+        return self.boxes is not None or self.objects is not None or bool(self.questions_for_boxes)
+
+    @property
+    def questions_for_boxes(self) -> tuple[str, ...]:
+        """The questions that the user set, or a task file has, about boxes."""
+        one = () if self.boxes is None or self.boxes.question is None else (self.boxes.question,)
+        tasks = () if self.page is None else self.page.tasks
+        return (*one, *(task.question for task in tasks if "box" in (task.given, *task.output.split(","))))
+
     @cached_property
     def columns(self) -> frozenset[str]:
         """All columns that say something."""
@@ -105,6 +121,7 @@ class Schema:
             self.context,
             self.response,
             self.messages,
+            self.objects,
             *self.told.columns,
         }
         if self.boxes is not None:
@@ -159,6 +176,8 @@ def detect_schema(rows: Rows, config: DataConfig, *, quiet: bool = False) -> Sch
         ignored_columns=frozenset(config.ignore_columns),
         ignored_keys=config.ignore_keys,
     )
+    if schema.layout in ("messages", "question_answer", "prompt_completion"):
+        schema = _with_objects(schema, search, config)
     inside = [] if schema.prompt is None else search.named("prompt")
     inside = inside if search.holding_the_others(inside) == [schema.prompt] else []
     columns = schema.columns | {*inside, *pictures.aside}  # the prompt says what they say
@@ -197,6 +216,21 @@ def _chats(search: ColumnSearch, schema: Schema) -> Iterator[Sequence[Mapping[st
             turns = without_keys(parse_turns(value, pairs=column == schema.messages) or (), schema.ignored_keys)
             # A turn without a role is broken: a bad row, whatever else it holds.
             yield [turn for turn in turns if any(turn.get(role) is not None for role, _ in TURN_KEYS)]
+
+
+def _with_objects(schema: Schema, search: ColumnSearch, config: DataConfig) -> Schema:
+    """Take a column of objects as what marks in the texts stand for; say what becomes of boxes in the texts."""
+    told = [text for row in search.sample for text in texts_in([row.get(c) for c in schema.columns])]
+    written = box_written_in(told)
+    if written is not None:
+        why = f"boxes that the texts write out ({written}) stay as they are, whatever --box_coordinates says"
+        schema = replace(schema, reasons=(*schema.reasons, why))
+    columns = [c for c in search.columns if c.casefold() == OBJECTS and c not in schema.columns]
+    column = next((c for c in columns if any(map(holds_references, search.values(c)))), None)
+    if column is None:
+        return schema
+    why = f"objects: column '{column}' fills <ref-object> and <bbox> in the texts, in order"
+    return replace(schema, objects=column, reasons=(*schema.reasons, why, how_boxes_are_written(config)))
 
 
 def _detect(

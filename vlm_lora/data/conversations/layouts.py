@@ -13,9 +13,10 @@ from typing import Any
 from vlm_lora.data.columns.names import CAPTION_QUESTION, NOTHING, PLACEHOLDER
 from vlm_lora.data.columns.schema import Schema
 from vlm_lora.data.columns.unknown import refuse_unknown_columns
-from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
+from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn, images_of
 from vlm_lora.data.conversations.choice_numbers import as_letter
 from vlm_lora.data.conversations.choices import refuse_hidden, show_choices
+from vlm_lora.data.conversations.grounding import accepted_when_filled, fill_marks
 from vlm_lora.data.conversations.image_places import Draft, UserText, place_images, read_tags
 from vlm_lora.data.conversations.region_rows import convert_boxes, convert_page
 from vlm_lora.data.conversations.texts import is_turn, parse_turns, question_parts, read_question
@@ -114,7 +115,10 @@ def build_asked(
             tools = read_tools([*held, *(("A turn's 'tools'", draft.tools) for draft in drafts)])
             if not schema.no_pictures:
                 drafts = read_tags(drafts, place)
-            versions = [place_images(drafts, images, typed=schema.no_pictures)]
+            turns = place_images(drafts, images, typed=schema.no_pictures)
+            filled = fill_marks(row, turns, images or images_of(turns))
+            accepted = accepted if filled == turns else accepted_when_filled(accepted)
+            versions = [filled]
         if schema.layout in ("boxes", "page", "caption"):
             refuse_history(row, schema.told)
         versions = [with_system(turns, system_text(row, schema.told)) for turns in versions]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from vlm_lora.data.conversation import ImageRef, Text, Turn
+from vlm_lora.data.conversation import FIND, BoxForm, ImageRef, PlacedText, Turn, text_part
 from vlm_lora.data.conversations.image_places import Draft, UserText, place_images
 from vlm_lora.data.conversations.texts import Question, question_parts, read_question
 from vlm_lora.data.conversations.turns import read_text
@@ -28,19 +29,24 @@ SIDES = ("width", "height")
 
 
 def convert_boxes(row: Mapping[str, Any], reading: BoxReading, images: Sequence[ImageRef]) -> tuple[Turn, ...]:
-    """Return the question and the boxes' JSON as two turns.
+    """Return the question and the boxes as two turns.
 
     Raises:
-        DataError: not exactly one image, an image of another size than the row says, or broken boxes, or
-            no question in the column that asks it.
+        DataError: no image, an image of another size than the row says, or broken boxes, or no question in the column
+            that asks it.
     """
-    size = _size_of_only(images, reading.column)
-    check_size(_given_size(row), size)
-    answer = answer_boxes(row.get(reading.column), reading, size)
+    if not images:
+        raise DataError(f"'{reading.column}' marks an image, and the row has none.")
+    sizes = [read_size(image.source) for image in images]
+    for size in sizes:
+        check_size(_given_size(row), size)
+    answer = answer_boxes(row.get(reading.column), reading, sizes, images)
     if reading.prompt is None:
-        return _turns(images, read_question(reading.question), answer)
+        find = f"{FIND}s. " if len(images) > 1 else f"{FIND}. "
+        own = PlacedText(pieces=(find, BoxForm(images=len(images))))
+        return _turns(images, own if reading.question is None else read_question(reading.question), answer)
     asked = UserText(text=read_text(row.get(reading.prompt), f"the prompt ('{reading.prompt}')"))
-    return place_images([Draft(role="user", parts=[asked]), Draft(role="assistant", parts=[Text(text=answer)])], images)
+    return place_images([Draft(role="user", parts=[asked]), Draft(role="assistant", parts=[answer])], images)
 
 
 def convert_page(
@@ -64,13 +70,14 @@ def convert_page(
     check_size((_number(page.size[0]), _number(page.size[1])), size)
     check_size(_given_size(row), size)
     page = with_blanks(clipped(page, size), size, Draw(row=number).generator(reading.seed))
+    page = page if reading.placed else replace(page, shown=None)
     pairs = dict.fromkeys((asked.question, asked.answer) for asked in ask(page, reading, number))
     return [_turns(images, question, answer) for question, answer in pairs]
 
 
-def _turns(images: Sequence[ImageRef], question: Question, answer: str) -> tuple[Turn, ...]:
+def _turns(images: Sequence[ImageRef], question: Question, answer: str | PlacedText) -> tuple[Turn, ...]:
     user = Turn(role="user", parts=question_parts(question, images))
-    return user, Turn(role="assistant", parts=(Text(text=answer),))
+    return user, Turn(role="assistant", parts=(text_part(answer),))
 
 
 def _size_of_only(images: Sequence[ImageRef], column: str) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from vlm_lora.data.columns.names import CALL_KEYS, PLACEHOLDER, TURN_KEYS
-from vlm_lora.data.conversation import ImageRef, Part, Text
+from vlm_lora.data.conversation import ImageRef, Part, PlacedText, text_part
 
 _TEXT = r"""[uU]?(?:'(?:[^'\\\r\n]|\\.)*'|"(?:[^"\\\r\n]|\\.)*")"""
 _SPACE = r"[ \t\r\n]"
@@ -160,18 +160,18 @@ def texts_in(value: Any) -> Iterator[str]:
 class PlacedQuestion:
     """A question with the row's images in it; `str()` gives its text."""
 
-    before: str
-    after: str
+    before: str | PlacedText
+    after: str | PlacedText
 
     def __str__(self) -> str:
-        return self.before + self.after
+        return str(self.before) + str(self.after)
 
 
-Question: TypeAlias = str | PlacedQuestion
+Question: TypeAlias = str | PlacedText | PlacedQuestion
 """Text alone has the images before it."""
 
 
-def read_question(text: str, fill: Callable[[str], str] = str) -> Question:
+def read_question(text: str, fill: Callable[[str], str | PlacedText] = str) -> Question:
     """Read a typed question, which has one mark at most.
 
     Args:
@@ -204,7 +204,7 @@ def parsed_answer(text: str) -> str | None:
 
 def question_parts(question: Question, images: Sequence[ImageRef]) -> tuple[Part, ...]:
     """Return the parts of a user's turn that asks a question about all of a row's images."""
-    if isinstance(question, str):
-        return (*images, Text(text=question))
-    before, after = ([Text(text=text)] if text else [] for text in (question.before, question.after))
+    if not isinstance(question, PlacedQuestion):
+        return (*images, text_part(question))
+    before, after = ([text_part(text)] if text else [] for text in (question.before, question.after))
     return (*before, *images, *after)

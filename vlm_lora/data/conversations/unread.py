@@ -3,7 +3,7 @@
 1. Sound and video next to a row's text, which no model here is shown. A mere name of a file is refused nowhere.
 2. Keys of a turn in addition to role and text. A mark of whether an answer is trained on is read, and so are
    an answer's thoughts and calls (`tools.py`). What else belongs to a turn and is not read is refused.
-3. Marks in a text that stand for boxes or names of a row's `objects` column, which nothing fills in.
+3. Marks in a text that stand for boxes or names of another column and that nothing has filled in (`grounding`).
 """
 
 from __future__ import annotations
@@ -280,6 +280,7 @@ def refuse_box_marks(row: Mapping[str, Any], turns: Sequence[Turn]) -> None:
             what = f"the column {quoted(held)}" if held else "a column such as 'objects', which the row does not have"
             raise DataError(
                 f"Turn {number} ({turn.role}) holds {joined(f'<{mark}>' for mark in marks)}, which stands for a "
-                f"value of {what}; such marks are not filled in. Write the boxes or names themselves into the text, "
-                "as the model is to read or write them."
+                f"value of {what}; such marks are filled in from a column 'objects' of "
+                '{"ref": [...], "bbox": [...]} alone. Write the boxes or names themselves into the text, as the model '
+                "is to read or write them."
             )

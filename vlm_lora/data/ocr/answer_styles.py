@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vlm_lora.data.ocr.boxes import as_json
+from vlm_lora.data.conversation import PlacedText
+from vlm_lora.data.ocr.boxes import Box, as_json
 from vlm_lora.data.ocr.pages import Item
 
 AUTO = "auto"
@@ -30,25 +30,32 @@ class AnswerStyle:
     text: str
     """The style in words, for the explanation of the data."""
 
-    def write(self, items: Sequence[Item], *, with_text: bool) -> str:
+    def write(self, items: Sequence[Item], size: tuple[int, int] | None, *, with_text: bool) -> str | PlacedText:
         """Return items as JSON on one line.
 
         Args:
-            items: of one level, their boxes in the numbers that are to be written; the text of items without a box
-                stands alone.
+            items: of one level, their boxes in pixels of the stored image; the text of items without a box stands
+                alone.
+            size: width and height of that image, where the encoder is to write the boxes as its model counts.
             with_text: whether their texts are asked for in addition to their boxes.
         """
         ordered = items
         if self.sorted and all(item.box is not None for item in items):
             ordered = sorted(items, key=lambda item: (item.box[1], item.box[0]) if item.box else (0, 0))
         if self.bare_boxes and not with_text:
-            return json.dumps([item.box for item in ordered])
-        return as_json([self._described(item, with_text=with_text) for item in ordered])
+            return as_json([_pixels(item) for item in ordered], size)
+        return as_json([self._described(item, with_text=with_text) for item in ordered], size)
 
     def _described(self, item: Item, *, with_text: bool) -> Mapping[str, object]:
-        box = {} if item.box is None else {self.box_key: item.box}
+        box = {} if item.box is None else {self.box_key: _pixels(item)}
         text = {"text": item.text} if with_text else {}
         return {**text, **box} if self.text_first else {**box, **text}
+
+
+def _pixels(item: Item) -> Box:
+    assert item.box is not None, "of items with boxes alone boxes are written"
+    left, top, right, bottom = map(round, item.box)
+    return left, top, right, bottom
 
 
 STYLES: Mapping[str, AnswerStyle] = {
@@ -87,7 +94,7 @@ def choose_style(asked: str, questions: Iterable[str], *, from_file: bool) -> tu
     if asked != AUTO:
         return STYLES[asked], f"by --answer_style {asked}"
     if not from_file:
-        return STYLES["bbox_2d"], "our own tasks name bbox_2d"
-    if any("bbox_2d" in question for question in questions):
-        return STYLES["bbox_2d"], "a question of the task file names bbox_2d; --answer_style bbox is the OCR tool's"
+        return STYLES["bbox_2d"], "our own tasks ask for it"
+    if any("bbox_2d" in question or "{box_format}" in question for question in questions):
+        return STYLES["bbox_2d"], "a question of the task file asks for bbox_2d; --answer_style bbox is the OCR tool's"
     return STYLES["bbox"], "the OCR tool's own, because a task file is given; --answer_style bbox_2d is ours"

@@ -1,7 +1,8 @@
-"""Boxes as answers: what detection data holds becomes JSON that a program can read back.
+"""Boxes as answers: what detection data holds becomes a list that a program can read back.
 
-An answer is `[{"bbox_2d": [x1, y1, x2, y2], "label": "..."}, ...]` in the row's order: whole pixels of the
-image as it is shown upright, before any processor resizes it, clipped to it; x to the right, y down.
+An answer is `[{"bbox_2d": [x1, y1, x2, y2], "label": "..."}, ...]` in the row's order. Here its numbers are whole
+pixels of the image as it is shown upright, before any processor resizes it, clipped to it; x to the right, y down.
+The encoder writes them as its model counts them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vlm_lora.config.run_config import BOX_FORMATS
+from vlm_lora.data.conversation import ImageRef, Place, PlacedText, PlaceList
 from vlm_lora.data.wording import short
 from vlm_lora.errors import DataError
 
@@ -20,18 +23,16 @@ BOX_KEYS = ("bbox", "bboxes", "box", "boxes")
 CATEGORY_KEYS = ("category", "categories", "label", "labels", "category_name", "class", "category_id")
 """Keys of what each box shows, alike; one that holds names counts before one that holds numbers."""
 
-BOX_FORMATS = ("xywh", "xyxy")
-"""COCO's left, top, width, height; or left, top, right, bottom."""
-_SIDES: Mapping[str, str] = {"xywh": "left, top, width, height", "xyxy": "left, top, right, bottom"}
+RELATIVE = "relative_"
+"""Begins the formats whose numbers are shares of the image's width and height; all others are pixels."""
+_SIDES: Mapping[str, str] = {
+    "xywh": "left, top, width, height",
+    "xyxy": "left, top, right, bottom",
+    "cxcywh": "centre x, centre y, width, height",
+}
 
 EDGE_PIXELS, EDGE_SHARE = 2, 0.01
 """A box may stick out of its image by so many pixels, or by this share of the side where that is more."""
-
-QUESTION = (
-    "Find every object in the picture. Answer with a JSON list of "
-    '{"bbox_2d": [x1, y1, x2, y2], "label": "..."}, in pixels.'
-)
-"""What is asked where the data asks nothing; `--box_prompt` replaces it."""
 
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in whole pixels."""
@@ -50,8 +51,8 @@ class BoxReading:
     """Names of the categories that the data gives as numbers, number 0 first."""
     numbers: str | None = None
     """Key of the numbers that the data declares these names for; None takes the first key that is there."""
-    question: str = QUESTION
-    """What is asked where no column asks it."""
+    question: str | None = None
+    """What is asked where no column asks it; None for our own question, which says how the model counts."""
     prompt: str | None = None
     """Column of questions, as data with referring expressions has them."""
 
@@ -63,32 +64,80 @@ def holds_boxes(value: Any) -> bool:
     return isinstance(value, Mapping) and _has_keys(value)
 
 
-def answer_boxes(value: Any, reading: BoxReading, size: tuple[int, int]) -> str:
-    """Return a row's boxes as the answer's JSON text; no boxes give `[]`.
+def answer_boxes(
+    value: Any, reading: BoxReading, sizes: Sequence[tuple[int, int]], images: Sequence[ImageRef] = ()
+) -> PlacedText:
+    """Return a row's boxes as the answer; no boxes give an empty list.
 
     Args:
-        value: the column's value: an object of lists, or a list of objects.
+        value: the column's value: an object of lists, or a list of objects. With several images each box names its
+            own by `image_id`, counted from 0, and the answer repeats it.
         reading: format of the boxes and names of the categories.
-        size: the image's width and height in pixels.
+        sizes: width and height in pixels of each of the row's images.
+        images: the images.
 
     Raises:
         DataError: what is given cannot be read as boxes with categories; the message names the box.
     """
     found = []
-    for number, (box, category) in enumerate(_pairs(value, reading), start=1):
+    for number, (box, category, image_id) in enumerate(_triples(value, reading), start=1):
         try:
-            found.append({"bbox_2d": read_box(box, reading.format, size), "label": _name(category, reading.names)})
+            image = which_image(image_id, len(sizes))
+            numbers = read_box(box, reading.format, sizes[image])
+            label = _name(category, reading.names)
         except DataError as error:
             raise DataError(
                 f"Box {number} in column '{reading.column}': {error} (--box_format {reading.format}; allowed are "
                 f"{', '.join(BOX_FORMATS)}.)"
             ) from error
-    return as_json(found)
+        place = Place(numbers=numbers, size=sizes[image], image=images[image] if images else None)
+        which = (("image_id", image),) if len(sizes) > 1 else ()
+        found.append((("bbox_2d", place), ("label", label), *which))
+    return PlacedText(pieces=(PlaceList(items=tuple(found)),))
 
 
-def as_json(items: Sequence[Mapping[str, Any]]) -> str:
-    """Write an answer's objects on one line, text as it is and not escaped to ASCII."""
-    return json.dumps(list(items), ensure_ascii=False)
+def which_image(image_id: Any, images: int, *, of_row: bool = False) -> int:
+    """Return which of a row's images a box is of, from 0.
+
+    Args:
+        image_id: what the box says.
+        images: how many the row has.
+        of_row: whether it surely counts the row's images: in detection data with one image it may be any name.
+
+    Raises:
+        DataError: there are several and it does not say which, or there is no such image.
+    """
+    if images == 1 and (image_id is None or not of_row):
+        return 0
+    if isinstance(image_id, int) and not isinstance(image_id, bool) and 0 <= image_id < images:
+        return image_id
+    given = "has no image_id" if image_id is None else f"has the image_id {short(image_id)}"
+    counted = f"{images} image{'' if images == 1 else 's'}"
+    raise DataError(
+        f"the row has {counted}, and the box {given}. Write under 'image_id' which image it is of, counted from "
+        f"0 (0 to {images - 1})."
+    )
+
+
+def as_json(items: Sequence[Mapping[str, Any] | Box], size: tuple[int, int] | None = None) -> str | PlacedText:
+    """Return an answer that lists boxes on one line, text as it is and not escaped to ASCII.
+
+    Args:
+        items: objects, of which each value that is a tuple is a box; or boxes alone.
+        size: width and height of the row's only image, with which the encoder writes the boxes as its model counts;
+            None where it is not known: the answer is JSON with the numbers as they are.
+    """
+    if size is None:
+        return json.dumps(items, ensure_ascii=False)
+
+    def placed(value: Any) -> Any:
+        return Place(numbers=value, size=size) if isinstance(value, tuple) else value
+
+    found = [
+        tuple((key, placed(value)) for key, value in item.items()) if isinstance(item, Mapping) else placed(item)
+        for item in items
+    ]
+    return PlacedText(pieces=(PlaceList(items=tuple(found)),))
 
 
 def read_box(value: Any, style: str, size: tuple[int, int] | None, *, may_be_flat: bool = False) -> Box:
@@ -101,27 +150,27 @@ def read_box(value: Any, style: str, size: tuple[int, int] | None, *, may_be_fla
 
     Args:
         value: four numbers.
-        style: `xywh` or `xyxy`.
+        style: one of `BOX_FORMATS`.
         size: the image's width and height in pixels; None where it is not known, and nothing is clipped.
         may_be_flat: whether a box without width or height is taken as it is, as text recognition gives to blanks.
 
     Raises:
-        DataError: not four finite numbers, numbers from 0 to 1 instead of pixels, an end before its start, a box that
-            sticks out of the image by more than 2 pixels and 1 % of the side, or one without width or height.
+        DataError: not four finite numbers, numbers from 0 to 1 instead of pixels or larger ones where they are
+            relative, an end before its start, a box that sticks out of the image by more than 2 pixels and 1 % of the
+            side, or one without width or height.
     """
     if not isinstance(value, list | tuple) or len(value) != 4 or not all(_is_finite(n) for n in value):
         raise DataError(f"{short(value)} is no box; a box is four numbers.")
-    if any(value) and all(0 <= n <= 1 for n in value) and any(isinstance(n, float) for n in value):
-        by = "" if size is None else f" ({size[0]}x{size[1]})"
-        raise DataError(
-            f"{short(value)} has only numbers from 0 to 1, so it looks normalised; wanted are pixels. Multiply x by "
-            f"the image's width and y by its height{by}."
-        )
-    left, top, third, fourth = value
-    right, bottom = (left + third, top + fourth) if style == "xywh" else (third, fourth)
+    relative, order = style.startswith(RELATIVE), style.removeprefix(RELATIVE)
+    if relative:
+        numbers = _multiplied(value, size)
+    else:
+        numbers = tuple(value)
+        _refuse_shares(value, size, style)
+    left, top, right, bottom = _edges(numbers, order)
     if right < left or bottom < top:
-        raise DataError(f"{short(value)} ends before it starts, read as {_SIDES[style]}.")
-    what = f"{short(value)}, read as {_SIDES[style]} in pixels,"
+        raise DataError(f"{short(value)} ends before it starts, read as {_SIDES[order]}.")
+    what = f"{short(value)}, read as {_SIDES[order]} in {'shares of the sides' if relative else 'pixels'},"
     if size is not None:
         _check_inside((left, top, right, bottom), size, what)
     if (right == left or bottom == top) and not may_be_flat:
@@ -129,6 +178,63 @@ def read_box(value: Any, style: str, size: tuple[int, int] | None, *, may_be_fla
     width, height = (None, None) if size is None else size
     (left, right), (top, bottom) = _in_pixels(left, right, width), _in_pixels(top, bottom, height)
     return left, top, right, bottom
+
+
+def read_point(value: Any, style: str, size: tuple[int, int]) -> tuple[int, int]:
+    """Return a point as x and y, rounded to pixels and clipped to the image.
+
+    Args:
+        value: two numbers.
+        style: one of `BOX_FORMATS`, of which only whether it is relative counts.
+        size: the image's width and height in pixels.
+
+    Raises:
+        DataError: not two finite numbers, no shares where they are relative, or a point that lies outside the image.
+    """
+    if not all(_is_finite(number) for number in value):
+        raise DataError(f"{short(value)} is no point; a point is two numbers.")
+    numbers = _multiplied(value, size) if style.startswith(RELATIVE) else tuple(value)
+    for number, side in zip(numbers, size, strict=True):
+        if max(-number, number - side) > max(EDGE_PIXELS, EDGE_SHARE * side):
+            raise DataError(f"{short(value)} lies outside the image of {size[0]}x{size[1]} pixels.")
+    x, y = (min(max(round(number), 0), side) for number, side in zip(numbers, size, strict=True))
+    return x, y
+
+
+def _edges(numbers: tuple[float, ...], order: str) -> Edges:
+    """Return left, top, right and bottom of four numbers in an order that `_SIDES` names."""
+    first, second, third, fourth = numbers
+    if order == "xyxy":
+        return first, second, third, fourth
+    if order == "cxcywh":
+        first, second = first - third / 2, second - fourth / 2
+    return first, second, first + third, second + fourth
+
+
+_MOST_SHARE = 1.0 + 10 * EDGE_SHARE
+"""A share above this is none, or of another image; what sticks out by less is judged like any other box."""
+
+
+def _multiplied(value: Sequence[float], size: tuple[int, int] | None) -> tuple[float, ...]:
+    """Return shares of the image's sides as pixels.
+
+    Raises:
+        DataError: numbers that are no shares.
+    """
+    assert size is not None, "relative boxes are read where the image is known"
+    if not all(-EDGE_SHARE * 10 <= number <= _MOST_SHARE for number in value):
+        raise DataError(f"{short(value)} has numbers outside 0 to 1, so it is in pixels, or in another unit.")
+    return tuple(number * size[place % 2] for place, number in enumerate(value))
+
+
+def _refuse_shares(value: Sequence[float], size: tuple[int, int] | None, style: str) -> None:
+    """Refuse numbers from 0 to 1 where pixels are wanted."""
+    if any(value) and all(0 <= n <= 1 for n in value) and any(isinstance(n, float) for n in value):
+        by = "" if size is None else f" ({size[0]}x{size[1]})"
+        raise DataError(
+            f"{short(value)} has only numbers from 0 to 1, so it looks normalised; wanted are pixels. Multiply x by "
+            f"the image's width and y by its height{by}. Of detection data, --box_format {RELATIVE}{style} reads it."
+        )
 
 
 def _in_pixels(start: float, end: float, side: int | None) -> tuple[int, int]:
@@ -205,14 +311,14 @@ def _are_names(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _pairs(value: Any, reading: BoxReading) -> Iterator[tuple[Any, Any]]:
-    """Yield box and category, from an object of lists or a list of objects."""
+def _triples(value: Any, reading: BoxReading) -> Iterator[tuple[Any, Any, Any]]:
+    """Yield box, category and the image's number, from an object of lists or a list of objects."""
     column = reading.column
     if isinstance(value, list | tuple):
         for number, item in enumerate(value, start=1):
             if not isinstance(item, Mapping) or not _has_keys(item):
                 raise DataError(f"Box {number} in column '{column}' is {short(item)}; {_WANTED}")
-            yield _boxes(item), _categories(item, reading.numbers)
+            yield _boxes(item), _categories(item, reading.numbers), item.get("image_id")
         return
     if not isinstance(value, Mapping) or not _has_keys(value):
         raise DataError(f"Column '{column}' holds {short(value)}; {_WANTED}")
@@ -221,7 +327,12 @@ def _pairs(value: Any, reading: BoxReading) -> Iterator[tuple[Any, Any]]:
         raise DataError(f"Column '{column}' holds {short(value)}; {_WANTED}")
     if len(boxes) != len(categories):
         raise DataError(f"Column '{column}' holds {len(boxes)} boxes and {len(categories)} categories.")
-    yield from zip(boxes, categories, strict=True)
+    images = value.get("image_id")
+    if not isinstance(images, list | tuple):
+        images = [images] * len(boxes)
+    if len(images) != len(boxes):
+        raise DataError(f"Column '{column}' holds {len(boxes)} boxes and {len(images)} values of image_id.")
+    yield from zip(boxes, categories, images, strict=True)
 
 
 _WANTED = 'wanted is {"bbox": [[...], ...], "category": [...]} or [{"bbox": [...], "category": ...}, ...].'

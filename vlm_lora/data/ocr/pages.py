@@ -44,6 +44,8 @@ class Page:
     """Width and height that the data names; None where it does not."""
     blanks: tuple[Item, ...] = ()
     """Of a page with nothing to read, once its image's size is known: boxes in which nothing is written."""
+    shown: tuple[int, int] | None = None
+    """Width and height of the image in pixels, known by `clipped`."""
 
     @property
     def is_empty(self) -> bool:

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from vlm_lora.data.conversation import BoxForm, Piece, Place, PlacedText, joined_text
 from vlm_lora.data.conversations.texts import Question, read_question
 from vlm_lora.data.ocr.answer_styles import STYLES, AnswerStyle
-from vlm_lora.data.ocr.boxes import Box, read_box
+from vlm_lora.data.ocr.boxes import Box, as_json, read_box
 from vlm_lora.data.ocr.pages import LEVELS, Item, Page
 from vlm_lora.data.ocr.tasks import PLACEHOLDER, Task
 from vlm_lora.data.ocr.text2d import join_lines, lay_out
@@ -61,13 +62,15 @@ class PageReading:
     seed: int
     style: AnswerStyle = STYLES["bbox_2d"]
     """How answers are written."""
+    placed: bool = True
+    """Whether boxes become the numbers that `--box_coordinates` asks for; else they are pixels of the stored image."""
 
 
 class TaskSample(NamedTuple):
     """One question about a page, its answer, and the category of the task that it came from."""
 
     question: Question
-    answer: str
+    answer: str | PlacedText
     task: str
 
 
@@ -106,7 +109,7 @@ def servable(page: Page, reading: PageReading) -> Sequence[Task]:
 
 def asked(page: Page, task: Task, given: Item | None, phrase: str, style: AnswerStyle) -> TaskSample:
     """Return a task's question, with the item that it gives and a phrase for the image, and the answer in a style."""
-    return TaskSample(_fill(task.question, given, phrase), _answer(page, task, given, style), task.name)
+    return TaskSample(_fill(page, task, given, phrase), _answer(page, task, given, style), task.name)
 
 
 def can_serve(page: Page, task: Task) -> bool:
@@ -160,22 +163,22 @@ def page_text2d(page: Page) -> str:
     return lay_out(page.boxed(level)) if level else ""
 
 
-def _answer(page: Page, task: Task, given: Item | None, style: AnswerStyle) -> str:
+def _answer(page: Page, task: Task, given: Item | None, style: AnswerStyle) -> str | PlacedText:
     """Return the answer; where there is nothing, an empty text, or `[]` where a list is asked for."""
     with_box = task.output.split(",")[-1] == "box"
     listed = with_box or (task.level is not None and task.given is None and style.json_levels)
     if page.is_empty:
-        return "[]" if listed else ""
+        return as_json([], page.shown) if listed else ""
     if task.given == "box":
         assert given is not None  # only tasks that give nothing come without
         return lay_out([given]) if task.output == "text2d" else given.text
     if with_box:
         level = task.given or task.level or task.among or str(_boxed_level(page))
         items = [item for item in page.boxed(level) if given is None or _reads_alike(item, given)]
-        return style.write(items, with_text="," in task.output)
+        return style.write(items, page.shown, with_text="," in task.output)
     if task.level is not None:
         if style.json_levels:
-            return style.write(page.items[task.level], with_text=True)
+            return style.write(page.items[task.level], page.shown, with_text=True)
         between = "\n\n" if task.level == "paragraphs" else "\n"
         return between.join(item.text for item in page.items[task.level])
     return page_text2d(page) if task.output == "text2d" else page_text(page)
@@ -205,12 +208,22 @@ def _laid_level(page: Page) -> str | None:
     return next((level for level in ("words", "lines") if page.written(level) and page.boxed(level)), None)
 
 
-def _fill(question: str, given: Item | None, phrase: str) -> Question:
+def _fill(page: Page, task: Task, given: Item | None, phrase: str) -> Question:
     """Replace the placeholders in one pass, so that a page's own text is never taken for one, nor for a mark."""
-    values = {"image": phrase}
+    values: dict[str, Piece] = {"image": phrase, "box_format": BoxForm(named="text" if "," in task.output else None)}
     if given is not None:
-        values |= {"text": given.text, "box": json.dumps(given.box)}
-    return read_question(question, lambda text: PLACEHOLDER.sub(lambda match: values[match.group(1)], text))
+        if given.box is None or page.shown is None:
+            values["box"] = json.dumps(given.box)
+        else:
+            left, top, right, bottom = map(round, given.box)
+            values["box"] = Place(numbers=(left, top, right, bottom), size=page.shown)
+        values["text"] = given.text
+
+    def fill(text: str) -> str | PlacedText:
+        stretches = PLACEHOLDER.split(text)  # every second one is the name of a placeholder
+        return joined_text(values[part] if place % 2 else part for place, part in enumerate(stretches))
+
+    return read_question(task.question, fill)
 
 
 def _holding(page: Page) -> str:
@@ -237,7 +250,7 @@ def clipped(page: Page, size: tuple[int, int]) -> Page:
             except DataError as error:
                 raise DataError(f"Item {number} of '{level}': {error}") from error
         items[level] = tuple(kept)
-    return replace(page, items=items)
+    return replace(page, items=items, shown=size)
 
 
 def with_blanks(page: Page, size: tuple[int, int], generator: random.Random) -> Page:

@@ -70,7 +70,7 @@ def longest_of_each_task(tokens: Callable[[str], int]) -> Ask:
         phrase = max(PHRASES, key=tokens)
         for task in servable(page, reading):
             choices = [asked(page, task, given, phrase, reading.style) for given in givable(page, task)]
-            yield max(choices, key=lambda choice: tokens(str(choice.question)) + tokens(choice.answer))
+            yield max(choices, key=lambda choice: tokens(str(choice.question)) + tokens(str(choice.answer)))
 
     return ask
 

@@ -2,7 +2,8 @@
 
 Columns `task,input_type,output_type,question`. A type is one word or several in brackets: `image`,
 `[lines, image]`, `[box, lines, image]`, `[lines, box]`. A question may hold `{image}` (a varied phrase for the image),
-`{text}` (the text of an item that is given) and `{box}` (the box of an item that is given); other braces are text.
+`{text}` (the text of an item that is given), `{box}` (the box of an item that is given) and, where boxes are asked for,
+`{box_format}` (a sentence that says in what form, and counted how, the model is to answer); other braces are text.
 A question of `[lines, image]` (or another level) without `{text}` gives no item: it asks for the boxes of all of them.
 With `{box}` it gives the box of one of them, as `[box, lines, image]` does, and its text is the answer.
 One `<image>` is the place of the image, which else goes first.
@@ -29,7 +30,7 @@ INPUTS = ("box", *LEVELS)
 OUTPUTS = ("text", "text2d", *LEVELS, "box")
 """What may be asked for; `box` also together with a level."""
 
-PLACEHOLDER = re.compile(r"\{(image|text|box)\}")
+PLACEHOLDER = re.compile(r"\{(image|text|box|box_format)\}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +130,7 @@ def _read_task(name: str, input_type: str, output_type: str, question: str) -> T
     else:
         given, among = level, None
     _check_answerable(input_type, output_type, output, given, level)
-    _check_placeholders(question, given)
+    _check_placeholders(question, given, output)
     written = f"[{', '.join((*named, 'image'))}]" if named else "image"
     return Task(name=name.strip(), given=given, output=output, question=question, among=among, input=written)
 
@@ -172,7 +173,7 @@ def _read_output(text: str) -> str:
     return spelled
 
 
-def _check_placeholders(question: str, given: str | None) -> None:
+def _check_placeholders(question: str, given: str | None, output: str) -> None:
     """Check that a question names what it gives, and nothing else."""
     if question.count(PICTURE) > 1:
         raise DataError(
@@ -183,7 +184,11 @@ def _check_placeholders(question: str, given: str | None) -> None:
     wanted = {None: None, "box": "box"}.get(given, "text")
     if wanted is not None and wanted not in found:
         raise DataError(f"the question has no {{{wanted}}} although its input_type gives one: {question!r}.")
-    extra = sorted(found - {"image", wanted})
+    if "box_format" in found and output.split(",")[-1] != "box":
+        raise DataError(
+            f"the question has {{box_format}} although its output_type asks for no box: {question!r}. Leave it out."
+        )
+    extra = sorted(found - {"image", "box_format", wanted})
     if extra:
         raise DataError(
             f"the question has {{{extra[0]}}} although its input_type gives none: {question!r}. "

@@ -34,6 +34,9 @@ FILE = "run_settings.json"
 FORMAT = 1
 """Of the file; another one is refused."""
 
+_BEFORE = {"box_coordinates": "pixels"}
+"""What runs did that did not know a setting, where that is not its default."""
+
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed")
 """Whose versions a checkpoint keeps, in addition to those that adapters declare."""
 
@@ -79,7 +82,7 @@ def default_settings(arguments_class: type) -> dict[str, Any]:
             found[field.name] = field.default
         elif field.default_factory is not MISSING:
             found[field.name] = field.default_factory()
-    found |= {name: field.default for name, field in own_fields().items()}
+    found |= {name: field.default for name, field in own_fields().items()} | _BEFORE
     return {name: plain(value) for name, value in found.items()}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from vlm_lora.compat import change_settings
 from vlm_lora.config.run_config import ModelConfig
 from vlm_lora.errors import ConfigError
-from vlm_lora.model.image_scaling import SCALINGS, ImpossibleError, Scaling, Settings
+from vlm_lora.model.processor.image_scaling import SCALINGS, ImpossibleError, Scaling, Settings
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""What is set in a model's processor and saved with it: how large images are shown, thoughts, numbers of boxes."""
