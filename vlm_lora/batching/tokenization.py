@@ -353,7 +353,8 @@ def cut_at(tokenized: Tokenized, starts: Sequence[int], tokenizer: Any) -> tuple
         inside = (tokenized.offsets[:, 0] < place) & (tokenized.offsets[:, 1] > place)
         for token in inside.nonzero().flatten().tolist():
             first, last = tokenized.offsets[token].tolist()
-            parts = [_encoded_alone(tokenized.text, *ends, tokenizer) for ends in ((first, place), (place, last))]
+            halves = ((first, place), (place, last))
+            parts = [_encoded_alone(tokenized.text, start, end, tokenizer) for start, end in halves]
             if tokenized.text[first:last].isspace() and all(parts):
                 pieces[token] = [piece for part in parts for piece in part]
     ids, offsets, origins = [], [], []
