@@ -26,6 +26,22 @@ def _check_positive(flag: str, value: float | None) -> None:
         raise ConfigError(f"--{flag} {value}: must be a finite number above 0.")
 
 
+_NEEDED_KEYS = ("role", "content", "from", "value", "type", "text", "parts")
+_NAMED_COLUMNS = ("prompt", "context", "response", "messages", "boxes", "page")
+
+
+def _check_ignored(config: DataConfig) -> None:
+    """Refuse what is ignored and read at once."""
+    needed = [key for key in config.ignore_keys if key in _NEEDED_KEYS]
+    if needed:
+        raise ConfigError(f"--ignore_keys {needed[0]}: without it no chat can be read. Leave it out.")
+    named = {f"--{role}_column": getattr(config, f"{role}_column") for role in _NAMED_COLUMNS}
+    named |= {"--image_column": None if config.image_column in (None, "no_pictures") else config.image_column}
+    for flag, column in named.items():
+        if column is not None and column in config.ignore_columns:
+            raise ConfigError(f"{flag} {column} and --ignore_columns {column} contradict each other. Leave one out.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where the rows come from and which columns mean what."""
@@ -49,12 +65,19 @@ class DataConfig:
     default_prompt: str | None = None
     """What is asked of every row where no column asks; by default for a description where the answers are captions.
     One `<image>` in it is the place of the row's images."""
+    context_column: str | None = None
+    """Column whose text continues the question on a new line where it is not empty, such as a hint; Alpaca's `input` is
+    detected."""
     response_column: str | None = None
     """Column that holds the answer or the list of accepted answers; detected when not given."""
     messages_column: str | None = None
     """Column that holds chat messages; detected when not given."""
     boxes_column: str | None = None
     """Column that holds an object of `bbox` and `category` (boxes as answers); detected when not given."""
+    ignore_columns: tuple[str, ...] = ()
+    """Columns that are not read although they hold something. Ids, sources, sizes and the like need not be named."""
+    ignore_keys: tuple[str, ...] = ()
+    """Keys of chat turns, and of their parts, that are not read although they hold something."""
     choices: str = "shown"
     """What becomes of choices in columns of their own that a question does not show: shown behind it (one a line, as
     `A. text`), where the answer is one of them or its letter; or refuse, where the answer is a letter alone."""
@@ -116,6 +139,7 @@ class DataConfig:
                     f"--{flag} {getattr(self, flag)!r}: <image> is the place of all of a row's images and "
                     "stands there once at most. Type one, or none (images then go first)."
                 )
+        _check_ignored(self)
         _check_choice("choices", self.choices, ("shown", "refuse"))
         _check_choice("box_format", self.box_format, ("xywh", "xyxy"))
         for flag in ("max_train_samples", "max_eval_samples", "max_image_pixels", "max_image_bytes", "shuffle_buffer"):

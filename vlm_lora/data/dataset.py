@@ -14,6 +14,7 @@ from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.columns.annotations import refuse_unused
 from vlm_lora.data.columns.schema import Schema, detect_schema
 from vlm_lora.data.columns.search import SAMPLE
+from vlm_lora.data.columns.unknown import refuse_unknown
 from vlm_lora.data.conversation import Conversation, RowSource
 from vlm_lora.data.conversations.layouts import build_asked, build_conversation
 from vlm_lora.data.formats.rows import Rows
@@ -172,9 +173,9 @@ def load_splits(config: DataConfig, *, need_train: bool, need_validation: bool) 
         one = _load_one(config, need_train=need_train, need_validation=need_validation)
         splits = Splits(train=one.train, validation=one.validation, explanation=one.explanation)
     logger.info("Data:\n%s", splits.explanation)
-    refuse_unused(
-        config, [member.schema.layout for data in (splits.train, splits.validation) for member in _each(data)]
-    )
+    schemas = [member.schema for data in (splits.train, splits.validation) for member in _each(data)]
+    refuse_unused(config, [schema.layout for schema in schemas])
+    refuse_unknown(config, [schema.unknown for schema in schemas])
     return splits
 
 

@@ -179,3 +179,14 @@ def test_a_list_of_no_answers_is_a_bad_row_beside_lists_and_text_beside_texts(tm
 def test_texts_of_other_formats_stay_as_they_are(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [{**ASKED, "answer": "['14']"}])
     assert read_back(path, tmp_path).told[0][1] == ["['14']"]
+
+
+def test_answers_in_objects_may_have_keys_that_hold_nothing_and_no_others(tmp_path: Path) -> None:
+    row = {"image": "0.png", "question": "q"}
+    known = [{"answer": "a", "answer_confidence": "yes", "answer_id": 1}, {"answer": "b", "answer_confidence": "no"}]
+    odd = [{"answer": "a", "remark": "x"}]
+    told = read_back([{**row, "answers": known}, {**row, "answers": odd}], tmp_path)
+    assert told.accepted[0] == ("a", "b")
+    assert (
+        "An object in the list of the response ('answers') has 'remark', and only its 'answer' is read" in told.told[1]
+    )

@@ -215,7 +215,9 @@ def test_errors_in_a_row_name_its_file_and_its_row_in_that_file(tmp_path: Path) 
 
 def test_explicit_columns_and_the_system_prompt_reach_the_rows(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [{"q1": "q", "q2": "r", "label": "a"}])
-    data = load(validation=False, dataset_name=str(path), prompt_column="q2", system_prompt="Be brief.").train
+    data = load(
+        validation=False, dataset_name=str(path), prompt_column="q2", system_prompt="Be brief.", ignore_columns=("q1",)
+    ).train
     assert data is not None
     assert [turn.text for turn in data[0].turns] == ["Be brief.", "r", "a"]
 

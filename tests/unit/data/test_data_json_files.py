@@ -12,7 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.formats.json_files import JsonFile, read_json, read_json_lines
+from vlm_lora.data.sources.named import open_source
+from vlm_lora.data.sources.streams import open_stream
 from vlm_lora.errors import DataError
 
 VALUES = st.recursive(
@@ -65,7 +68,7 @@ def test_columns_are_those_of_all_rows_not_of_the_first(tmp_path: Path) -> None:
         ("a.jsonl", b'{"a": 1}\n[1, 2]\n', "line 2.*this one is a list"),
         ("a.jsonl", b'{"a": 1}\n3\n', "line 2.*this one is a number"),
         ("a.jsonl", b'{"a": "\xe9"}\n', "line 1: not UTF-8"),
-        ("a.jsonl", b"[" * 200_000, "line 1: not usable"),
+        ("a.jsonl", b"[" * 200_000, "not usable"),
         ("a.json", b'[\n{"a": 1},\n{"a" 2}\n]', "line 3: not JSON"),
         ("a.json", b'[\n{"a": 1}\n{"a": 2}\n]', "line 3: not JSON: expected ,"),
         ("a.json", b'[{"a": 1},\n]', "line 2: not JSON: a comma before"),
@@ -105,3 +108,50 @@ def test_pickling_carries_positions_not_rows(tmp_path: Path) -> None:
     packed = pickle.dumps(file)
     assert len(packed) < 2500
     assert pickle.loads(packed)[49]["n"] == 49
+
+
+DOCUMENTS = {
+    "a list": lambda rows: json.dumps(rows),
+    "a list over lines": lambda rows: json.dumps(rows, indent=1),
+    "an object with data": lambda rows: json.dumps({"version": 1, "data": rows}, indent=1),
+    "objects over lines": lambda rows: "\n".join(json.dumps(row, indent=1, ensure_ascii=False) for row in rows),
+    "one object a line": lambda rows: "\n".join(json.dumps(row) for row in rows),
+}
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "rows.ndjson", "rows.txt", "rows", "rows.jsonl.2"])
+@pytest.mark.parametrize("form", DOCUMENTS)
+@pytest.mark.parametrize("mark", ["", "\ufeff\n"])
+def test_a_document_is_read_whatever_its_file_is_called(tmp_path: Path, name: str, form: str, mark: str) -> None:
+    rows = [{"question": "é\n{", "answer": ["a"]}, {"question": "b", "answer": []}]
+    path = tmp_path / name
+    path.write_text(mark + DOCUMENTS[form](rows), encoding="utf-8")
+    (found,) = open_source(str(path)).splits.values()
+    assert [dict(found[place]) for place in range(len(found))] == rows
+
+
+def test_broken_documents_name_the_line_and_other_files_their_ending(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    for content, said in (
+        ('{\n "a": 1\n}\n{\n "a": 2,\n}', "rows.jsonl line 6: not JSON"),
+        ('[{"a": 1},\n {"a": 2}', "rows.jsonl line 2: not JSON: expected , or ]"),
+        ('{"a": 1}\n{"a": 2', "rows.jsonl line 2: not JSON.*Is the file cut off"),
+    ):
+        path.write_text(content)
+        with pytest.raises(DataError, match=said):
+            open_source(str(path))
+    text = tmp_path / "rows.txt"
+    text.write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match=r"files ending in '\.txt' are not read"):
+        open_source(str(text))
+
+
+def test_a_document_is_not_streamed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('[{"a": 1}]')
+    assert open_stream(DataConfig(dataset_name=str(path), streaming=True)) is None
+    assert f"--streaming true has no effect on {path}" in caplog.text
+    path.write_text('{"a": 1}')
+    stream = open_stream(DataConfig(dataset_name=str(path), streaming=True))
+    assert stream is not None
+    assert [dict(row.values) for row in stream] == [{"a": 1}]

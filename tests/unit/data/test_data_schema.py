@@ -178,7 +178,7 @@ def test_explanations_name_columns_and_reasons(detect: Detect) -> None:
         ({"image": "a.png", "one": CHAT, "two": CHAT}, r"'one', 'two'.*Type --messages_column"),
         (
             {"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": CHAT[1:]},
-            r"'chosen', 'rejected'.*--messages_column",
+            r"'chosen' and 'rejected' hold answers.*--response_column chosen",
         ),
         (
             {"talk": CHAT, "question": "q", "answer": "a"},

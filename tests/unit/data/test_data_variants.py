@@ -83,7 +83,7 @@ class Variant:
     """Rows that must be refused, each by its number."""
     unreadable: bool = False
     """Whether the file must be refused, by its name."""
-    flags: Mapping[str, str] = field(default_factory=dict)
+    flags: Mapping[str, Any] = field(default_factory=dict)
     doubled: str = ""
     """A column that is written twice."""
 
@@ -200,7 +200,10 @@ def doubled(layout: Layout, rng: random.Random) -> Variant:
 def other_columns(layout: Layout, rng: random.Random) -> Variant:
     names = rng.sample(["id", "width", "note", "score", "split", "Über"], 3)
     rows = [{**{name: f"{n} {name}" for name in names}, **row} for n, row in enumerate(good_rows(layout))]
-    return Variant(what="other columns", rows=rows)
+    unread = tuple(name for name in names if name in ("note", "Über"))
+    if unread and rng.random() < 0.5:
+        return Variant(what="other columns", rows=rows, unreadable=True)
+    return Variant(what="other columns", rows=rows, flags={"ignore_columns": unread})
 
 
 def shuffled_columns(layout: Layout, rng: random.Random) -> Variant:
@@ -251,7 +254,7 @@ def write_doubled(variant: Variant, folder: Path, kind: str) -> Path:
 
 def outcome(variant: Variant, path: Path) -> str | list[Told | str]:
     """Return the error that opening raises, or for each row its turns or its error."""
-    config = DataConfig(dataset_name=str(path), validation_fraction=0.0, **variant.flags)  # type: ignore[arg-type]
+    config = DataConfig(dataset_name=str(path), validation_fraction=0.0, **variant.flags)
     try:
         data = load_splits(config, need_train=True, need_validation=False).train
     except DataError as error:

@@ -80,6 +80,8 @@ def test_one_odd_row_does_not_hide_a_column_of_unknown_name(tmp_path: Path) -> N
 
 
 def test_a_column_where_few_values_name_images_is_none(tmp_path: Path) -> None:
-    rows = [{"note": note, **ASKED} for note in ("0.png", "x", "y", "1.png")]
-    assert read_back(rows, tmp_path).schema.image is None
-    assert read_back([*rows, {"note": "2.png", **ASKED}], tmp_path).schema.image == "note", "the control: three of five"
+    rows = [{"reference": note, **ASKED} for note in ("0.png", "x", "y", "1.png")]
+    with pytest.raises(DataError, match="has the column 'reference'"):
+        read_back(rows, tmp_path)
+    found = read_back([*rows, {"reference": "2.png", **ASKED}], tmp_path)
+    assert found.schema.image == "reference", "the control: three of five"

@@ -44,9 +44,9 @@ def test_a_question_that_shows_them_stays_as_it_is(tmp_path: Path) -> None:
     assert read_back([row], tmp_path).told == [[["<0.png>", "A. cup or B. fork?"], ["B"]]]
 
 
-@pytest.mark.parametrize("answer", ["E", "A, E", 1, "0"])
+@pytest.mark.parametrize("answer", ["E", "A, E", 1, "1"])
 def test_an_answer_that_matches_no_choice_is_refused(answer: Any, tmp_path: Path) -> None:
-    """A number as well: some data count from 0, some from 1."""
+    """A number as well where no row says whether numbers count from 0 or from 1."""
     with pytest.raises(DataError, match=r"'answer' holds .*which says one of 'choices' \(\['cup', 'fork'\]\)"):
         read_back([{**ASKED, "choices": ["cup", "fork"], "answer": answer}], tmp_path)
     rows = [{**ASKED, "choices": ["cup", "fork"], "answer": "B"}] * 100
@@ -65,3 +65,50 @@ def test_named_columns_are_read_as_they_are_and_the_setting_is_checked(tmp_path:
     assert named.told == [[["<0.png>", "Which?"], ["B"]]]
     with pytest.raises(ConfigError, match="choices"):
         read_back([row], tmp_path, choices="hide")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "first", "letters"),
+    [([1, 0, 1], 0, "BAB"), (["1", "2", "1"], 1, "ABA"), ([1.0, None, 0.0], 0, "B?A")],
+)
+def test_numbers_are_read_where_the_rows_say_how_they_count(
+    numbers: list[Any], first: int, letters: str, tmp_path: Path
+) -> None:
+    rows = [{**ASKED, "choices": ["cup", "fork"], "answer": number} for number in numbers]
+    found = read_back(rows, tmp_path)
+    assert found.schema.answers.first_choice == first
+    assert f"count choices from {first}" in found.schema.explain()
+    for told, letter in zip(found.told, letters, strict=True):
+        assert "There is no value" in told if letter == "?" else told == [["<0.png>", SHOWN], [letter]]
+
+
+def test_a_number_that_no_choice_has_is_a_bad_row(tmp_path: Path) -> None:
+    rows = [{**ASKED, "choices": ["cup", "fork"], "answer": number} for number in [0] * 100 + [1, 2]]
+    found = read_back(rows, tmp_path)
+    assert found.told[100] == [["<0.png>", SHOWN], ["B"]]
+    assert "The answer is the number 2, and the row's choices count from 0 to 1." in found.told[101]
+
+
+@pytest.mark.parametrize("choices", [["0", "1"], ["1", "0"]])
+def test_a_number_that_is_a_choice_stays(choices: list[str], tmp_path: Path) -> None:
+    rows = [{**ASKED, "choices": choices, "answer": answer} for answer in ("0", "1")]
+    shown = "Which?\nA. {}\nB. {}".format(*choices)
+    assert read_back(rows, tmp_path).told == [[["<0.png>", shown], ["0"]], [["<0.png>", shown], ["1"]]]
+
+
+def test_a_question_that_shows_the_choices_says_what_numbers_are(tmp_path: Path) -> None:
+    row = {**ASKED, "question": "(0) cup or (1) fork?", "choices": ["cup", "fork"], "answer": 0}
+    assert read_back([row], tmp_path).told == [[["<0.png>", "(0) cup or (1) fork?"], ["0"]]]
+
+
+def test_numbers_are_refused_where_choices_are_not_to_be_shown(tmp_path: Path) -> None:
+    rows = [{**ASKED, "choices": ["cup", "fork"], "answer": number} for number in (0, 1)]
+    with pytest.raises(DataError, match=r"'answer' holds 0, which says one of 'choices'"):
+        read_back(rows, tmp_path, choices="refuse")
+
+
+def test_a_choice_that_pandas_calls_missing_is_none(tmp_path: Path) -> None:
+    row = {**ASKED, "A": "cup", "B": "fork", "C": "nan", "D": "nan", "hint": "nan", "answer": "B"}
+    assert read_back([row], tmp_path).told == [[["<0.png>", SHOWN], ["B"]]]
+    told = read_back([{**row, "hint": "One has teeth.", "C": "pan"}], tmp_path).told
+    assert told == [[["<0.png>", "Which?\nOne has teeth.\nA. cup\nB. fork\nC. pan"], ["B"]]]

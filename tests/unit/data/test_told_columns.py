@@ -107,7 +107,6 @@ def test_a_column_of_turns_called_history_may_be_the_only_chat(tmp_path: Path) -
         ({"history": [["q"]]}, r"item 1 is \['q'\]\. A history is written as"),
         ({"history": [["q", "a"], ["q", "a", "b"]]}, "item 2 is"),
         ({"history": ["q", "a"]}, "item 1 is 'q'"),
-        ({"history": [{"user": "q", "assistant": "a", "mood": "x"}]}, "item 1 is"),
         ({"history": [["q", None]]}, r"Turn 2 \(assistant\) has no content"),
         ({"history": openai("q")}, "it ends without an answer"),
         ({"history": "[['q', 'a']]"}, "which is no JSON"),
@@ -171,3 +170,18 @@ def test_a_stream_stops_at_a_system_text_that_comes_late(late: str, value: Any, 
     check(row(**{late: None, "other": "x"}))
     with pytest.raises(DataError, match=f"the column '{late}' may be the {name}"):
         check(row(**{late: value}))
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("system", [{"text": "Be "}, {"text": "brief."}]),
+        ("systemInstruction", {"role": "user", "parts": [{"text": "Be brief."}]}),
+        ("system_instruction", {"parts": [{"text": "Be brief."}]}),
+    ],
+)
+def test_system_texts_of_services_requests_are_read(column: str, value: Any, tmp_path: Path) -> None:
+    row = {"image": "0.png", "question": "q", "answer": "a"}
+    assert read_back([{**row, column: value}], tmp_path).told == [[["Be brief."], ["<0.png>", "q"], ["a"]]]
+    for odd in (7, [{"image": "0.png"}], {"parts": [{"text": "Be", "mood": "calm"}]}):
+        assert f"The system text in column '{column}' is" in read_back([row, {**row, column: odd}], tmp_path).told[1]

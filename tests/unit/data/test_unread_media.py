@@ -23,8 +23,11 @@ MEDIA: list[Any] = [
 
 @pytest.mark.parametrize("column", ["video", "videos", "audio", "Audios"])
 @pytest.mark.parametrize("value", NAMES + NOTHING)
-def test_names_and_numbers_are_columns_that_are_not_used(column: str, value: Any, tmp_path: Path) -> None:
-    found = read_back([{**ASKED, column: value}], tmp_path)
+def test_names_and_numbers_are_columns_like_any_other(column: str, value: Any, tmp_path: Path) -> None:
+    if value not in [*NOTHING, False, {"id": "v_1", "fps": 25}]:
+        with pytest.raises(DataError, match=f"has the column '{column}' .*type --ignore_columns {column}$"):
+            read_back([{**ASKED, column: value}], tmp_path)
+    found = read_back([{**ASKED, column: value}], tmp_path, ignore_columns=(column,))
     assert found.told == [[["<0.png>", "What?"], ["A bar."]]]
     assert f"not used: '{column}'" in found.schema.explain()
 

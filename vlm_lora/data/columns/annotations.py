@@ -96,6 +96,7 @@ _WANTED: Mapping[str, tuple[str, str]] = {
     "boxes": ("boxes", ", or type --boxes_column with the column that holds boxes"),
     "page": ("OCR pages", ", or type --page_column with the column that holds OCR pages"),
     "caption": ("answers without a column of questions", ""),
+    "question_answer": ("a question and its answer in columns", ""),
 }
 """What a layout reads, and what to type where it was not found."""
 
@@ -103,6 +104,7 @@ FLAGS: Mapping[str, tuple[str, ...]] = {
     "boxes": ("box_format", "box_labels", "box_prompt"),
     "page": ("task_file", "tasks", "output_types", "task_seed"),
     "caption": ("default_prompt",),
+    "question_answer": ("context_column",),
 }
 """Settings that only one layout reads."""
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlm_lora.data.columns.search import ColumnSearch
-from vlm_lora.data.conversations.texts import written_list
-from vlm_lora.data.conversations.unread import asked_text, hidden, listed_choices, show_choices
+from vlm_lora.data.conversations.choice_numbers import as_letter
+from vlm_lora.data.conversations.choices import asked_text, hidden, listed_choices, show_choices
+from vlm_lora.data.conversations.texts import PARSE, holds_parse, written_list
 from vlm_lora.data.formats.csv_files import CsvTable
 from vlm_lora.data.formats.rows import Rows, names_of
 from vlm_lora.data.wording import quoted, short
@@ -28,6 +29,10 @@ class AnswerReading:
     """Whether its texts are lists of accepted answers, written out as JSON, Python or numpy writes them."""
     whole: bool = False
     """Whether its fractions are whole numbers, as tables store these where some are missing: 14 is meant, not 14.0."""
+    parsed: bool = False
+    """Whether its texts are JSON of which `gt_parse` is the answer, as data for Donut has it."""
+    first_choice: int | None = None
+    """The number of a row's first choice, where its numbers say which of the choices is right."""
 
 
 def describe_answers(rows: Rows, search: ColumnSearch, column: str) -> tuple[AnswerReading, tuple[str, ...]]:
@@ -35,6 +40,8 @@ def describe_answers(rows: Rows, search: ColumnSearch, column: str) -> tuple[Ans
     names = names_of(rows.declared, column)
     if names:
         return AnswerReading(names=names), (f"answers: the names of the numbers, declared by the data: {short(names)}",)
+    if search.mostly_holds(column, lambda value: isinstance(value, str) and holds_parse(value)):
+        return AnswerReading(parsed=True), (f"answers: what the JSON texts of '{column}' have under {PARSE}",)
     cells = [items for cell in search.values(column) if (items := written_list(cell)) != []]
     # A list of no texts may stand for no answer, or for JSON that lists other things: the others say which.
     from_csv = all(isinstance(table, CsvTable) for table in rows.tables)
@@ -52,7 +59,7 @@ def _fractions(value: Any) -> list[float]:
 
 
 def refuse_bare_choices(
-    search: ColumnSearch, prompt: str, context: str | None, response: str, *, shown: bool
+    search: ColumnSearch, prompt: str, context: str | None, response: str, *, shown: bool, first: int | None
 ) -> list[str]:
     """Return how rows' choices are read; refuse answers that only say which one is right, where none is shown.
 
@@ -62,6 +69,7 @@ def refuse_bare_choices(
         context: the column that continues it.
         response: the column that answers.
         shown: whether choices are shown behind the question.
+        first: the number of a row's first choice, where the answers are such numbers.
 
     Raises:
         DataError: names both columns and what to type.
@@ -72,6 +80,8 @@ def refuse_bare_choices(
         answer = row.get(response)
         text = str(answer[0] if isinstance(answer, list | tuple) and answer else answer)
         asked = asked_text(row.get(prompt), row.get(context or ""))
+        if first is not None:
+            text = as_letter(row, taken, question=asked, answer=text, first=first)
         told = show_choices(row, taken, question=asked, answer=text) if shown else asked
         for choices in listed_choices(row, taken):
             if told != asked:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from vlm_lora.config.run_config import DataConfig
-from vlm_lora.data.columns.names import COLUMN_NAMES, CONTEXT_OF_PROMPT, ColumnRole, role_of_name
+from vlm_lora.data.columns.names import CONTEXT_OF_PROMPT, role_of_name
 from vlm_lora.data.columns.schema import Schema, detect_schema
-from vlm_lora.data.columns.search import NO_PICTURES, is_numbered, may_be_image
+from vlm_lora.data.columns.search import is_numbered, may_be_image
+from vlm_lora.data.columns.unknown import Unknown
 from vlm_lora.data.conversations.texts import parse_turns
-from vlm_lora.data.conversations.turns import HISTORY, SYSTEM
+from vlm_lora.data.conversations.told import HISTORY, SYSTEM
 from vlm_lora.data.formats.rows import Rows
 from vlm_lora.data.images.values import is_missing, looks_like_image
 from vlm_lora.data.ocr.boxes import holds_boxes
@@ -58,11 +59,11 @@ class LateColumns:
         raise DataError(
             f"{row.source}: the column '{column}' may {self._part(column)}, and the first {len(self._first)} rows, "
             "which say what a stream's columns are, do not have it. Put a row that has it among them, or type "
-            f"--streaming false. If it is not meant, {self._cure(late)}."
+            f"--streaming false. If it is not meant, type --ignore_columns {' '.join(late)}."
         )
 
     def _part(self, column: str) -> str:
-        if column.casefold() == CONTEXT_OF_PROMPT.get((self._schema.prompt or "").casefold()):
+        if column.casefold() in CONTEXT_OF_PROMPT.get((self._schema.prompt or "").casefold(), ()):
             return f"continue the prompt '{self._schema.prompt}'"
         if is_numbered(column) and role_of_name(column) is None:
             return "hold a further image"
@@ -79,35 +80,10 @@ class LateColumns:
             return False
         return _bare(found) == _bare(self._schema)
 
-    def _cure(self, late: Mapping[str, Any]) -> str:
-        for flags in self._flags():
-            config = replace(self._config, **{f"{role}_column": column for role, column in flags.items()})
-            if self._reads_alike(late, config):
-                typed = " ".join(f"{COLUMN_NAMES[role].flag} {column}" for role, column in flags.items())
-                return f"type {typed}, or rename it"
-        return "rename it"
-
-    def _flags(self) -> Iterator[dict[ColumnRole, Any]]:
-        """Yield flags that name what was detected: one alone, then all."""
-        schema = self._schema
-        found: dict[ColumnRole, str | None] = {
-            "image": ",".join([schema.image, *schema.more_images])
-            if schema.image
-            else (NO_PICTURES if schema.layout in ("question_answer", "caption") else None),
-            "prompt": schema.prompt,
-            "response": schema.response,
-            "messages": schema.messages,
-            "boxes": None if schema.boxes is None else schema.boxes.column,
-            "page": None if schema.page is None else schema.page.column,
-        }
-        named = {role: column for role, column in found.items() if column is not None}
-        yield from ({role: column} for role, column in named.items())
-        yield {role: column for role, column in named.items() if role != "image"}
-        yield named
-
 
 def _is_known(column: str) -> bool:
-    return role_of_name(column) is not None or column.casefold() in (*SYSTEM, *HISTORY) or is_numbered(column)
+    told = (*SYSTEM, *HISTORY, *(name for names in CONTEXT_OF_PROMPT.values() for name in names))
+    return role_of_name(column) is not None or column.casefold() in told or is_numbered(column)
 
 
 def _kind(column: str, value: Any) -> Hashable:
@@ -118,4 +94,4 @@ def _kind(column: str, value: Any) -> Hashable:
 
 def _bare(schema: Schema) -> Schema:
     """Return what is read as what, without the words that explain it."""
-    return replace(schema, reasons=(), no_pictures=False, as_they_are=False)
+    return replace(schema, reasons=(), no_pictures=False, as_they_are=False, unknown=Unknown(), reading=None)

@@ -26,19 +26,22 @@ COLUMN_NAMES: Mapping[ColumnRole, ColumnNames] = {
         flag="--image_column",
         usual=(
             *("image", "images", "image_path", "image_paths", "image_file", "image_files", "img", "img_path"),
-            *("picture", "pictures", "image_url", "image_urls", "image_bytes", "image_base64"),
+            *("picture", "pictures", "image_url", "image_urls", "image_bytes", "image_base64", "image_base64_str"),
         ),
         fallback=("file_name", "file_names", "filename"),
     ),
     "prompt": ColumnNames(
         flag="--prompt_column",
         usual=("query", "question", "prompt", "instruction", "problem", "user_prompt"),
-        fallback=("input", "text_input"),
+        fallback=("input", "text_input", "questions"),
     ),
     "response": ColumnNames(
         flag="--response_column",
-        usual=("label", "labels", "answer", "answers", "response", "output", "completion", "target"),
-        fallback=("caption", "captions", "solution", "ground_truth", "text_output"),
+        usual=("label", "labels", "answer", "answers", "response", "output", "outputs", "completion", "target"),
+        fallback=(
+            *("caption", "captions", "annotations_captions", "solution", "ground_truth", "text_output"),
+            "correct_choice_idx",
+        ),
     ),
     "messages": ColumnNames(
         flag="--messages_column",
@@ -48,17 +51,23 @@ COLUMN_NAMES: Mapping[ColumnRole, ColumnNames] = {
     "page": ColumnNames(flag="--page_column", usual=("text", "ocr", "json", "page", "annotation", "annotations")),
 }
 
-CAPTIONS = ("caption", "captions")
+CAPTIONS = ("caption", "captions", "annotations_captions")
 """Answers that need no question of their own."""
+
+TEXTS = ("text", "html_table", "latex", "markdown", "transcription", "transcript")
+"""Columns of texts that are the answers where --default_prompt asks and no column is called as answers are."""
 
 CAPTION_QUESTION = "Describe the picture."
 """What is asked for a caption."""
 
-CONTEXT_OF_PROMPT: Mapping[str, str] = {"instruction": "input"}
-"""Alpaca: the column that continues a prompt, where it is not empty."""
+CONTEXT_OF_PROMPT: Mapping[str, tuple[str, ...]] = {"instruction": ("input", "inputs"), "question": ("hint",)}
+"""The columns that continue a prompt, where they are not empty, as in Alpaca, M3IT, ScienceQA and MMBench."""
 
-TURN_KEYS: tuple[tuple[str, str], ...] = (("role", "content"), ("from", "value"))
-"""Keys of a turn: OpenAI's, and ShareGPT's, whose user texts mark images by `<image>`."""
+NOTHING = "nan"
+"""What pandas writes for a missing text; such a context, or choice, is not there."""
+
+TURN_KEYS: tuple[tuple[str, str], ...] = (("role", "content"), ("from", "value"), ("role", "parts"))
+"""Keys of a turn: OpenAI's, ShareGPT's, whose user texts mark images by `<image>`, and Gemini's."""
 
 CALL_ROLES = ("tool_call", "function_call")
 """Roles of turns whose text is a call (ms-swift's, LLaMA-Factory's): they are answers."""
@@ -91,12 +100,15 @@ TEXT_PARTS: Mapping[str, tuple[str, ...]] = {
 """Type of a text part to the keys that may hold its text; the first that is not null counts."""
 
 IMAGE_PARTS: Mapping[str, tuple[str, ...]] = {
-    "image": ("image", "path", "url", "bytes", "image_url", "value", "base64"),
+    "image": ("image", "path", "url", "bytes", "image_url", "value", "base64", "source", "data"),
     "image_url": ("image_url", "url", "value", "image"),
     "input_image": ("image_url",),
 }
 """Type of an image part to the keys that may hold its image; with all of them null it takes the next
 image of the image column."""
+
+SHOWN_BY_KEY = ("image", "image_url", "inline_data", "inlineData", "file_data", "fileData")
+"""Keys that say that a part without a type, or one that has a text, shows an image; the last four are Gemini's."""
 
 PLACEHOLDER = "<image>"
 """Marks an image's place in ShareGPT-style user text."""

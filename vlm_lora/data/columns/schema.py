@@ -6,7 +6,7 @@ type, none is an error that lists what was seen and what is accepted. Detection 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -22,8 +22,11 @@ from vlm_lora.data.columns.names import (
     IMAGE_PARTS,
     PLACEHOLDER,
     ROLES,
+    TEXTS,
+    TURN_KEYS,
     ColumnRole,
 )
+from vlm_lora.data.columns.other_forms import refuse_other_forms
 from vlm_lora.data.columns.search import (
     SAMPLE,
     ColumnSearch,
@@ -33,10 +36,13 @@ from vlm_lora.data.columns.search import (
     read_mapping,
     where_from,
 )
+from vlm_lora.data.columns.unknown import Reading, Unknown, explain_left_out, find_unknown
+from vlm_lora.data.conversations.choice_numbers import first_number
 from vlm_lora.data.conversations.region_rows import SIDES, SIZE_COLUMNS
 from vlm_lora.data.conversations.texts import OTHER_MARKS, parse_turns
-from vlm_lora.data.conversations.turns import HISTORY, Told, find_told
-from vlm_lora.data.formats.rows import Rows
+from vlm_lora.data.conversations.told import HISTORY, Told, find_told
+from vlm_lora.data.conversations.turns import without_keys
+from vlm_lora.data.formats.rows import Row, Rows
 from vlm_lora.data.ocr.boxes import BoxReading
 from vlm_lora.data.ocr.task_answers import PageReading
 from vlm_lora.data.wording import quoted, short
@@ -70,6 +76,14 @@ class Schema:
     page: PageReading | None = None
     told: Told = field(default_factory=Told)
     """What was said before the question: system texts and histories."""
+    ignored_columns: frozenset[str] = frozenset()
+    """Columns that are left out of every row before anything else is read."""
+    ignored_keys: tuple[str, ...] = ()
+    """Keys of turns and parts that are left out."""
+    reading: Reading | None = None
+    """Which columns of a row are accounted for; None says nothing of others."""
+    unknown: Unknown = field(default_factory=Unknown)
+    """What the first rows hold and nobody reads."""
     show_choices: bool = False
     """Whether choices in columns of their own are shown behind the question."""
     as_they_are: bool = False
@@ -97,6 +111,17 @@ class Schema:
             found |= {self.page.column, *SIZE_COLUMNS, *SIDES}
         return frozenset(column for column in found if column is not None)
 
+    @property
+    def is_chat(self) -> bool:
+        """Whether a row's columns hold turns."""
+        return self.layout in ("messages", "prompt_completion")
+
+    def without_ignored(self, row: Row) -> Row:
+        """Return a row without the columns that are left out."""
+        if self.ignored_columns.isdisjoint(row):
+            return row
+        return {column: value for column, value in row.items() if column not in self.ignored_columns}
+
     def explain(self) -> str:
         """Say in lines of text what was taken as what, and why."""
         return "\n".join((f"layout: {self.layout}", *self.reasons))
@@ -113,20 +138,58 @@ def detect_schema(rows: Rows, config: DataConfig, *, quiet: bool = False) -> Sch
     Raises:
         DataError: A mapped column that is not there, several candidates for a role, or none.
     """
-    sample = [rows[i] for i in range(min(len(rows), SAMPLE))]
-    search = ColumnSearch(columns=rows.columns, sample=sample, where=where_from(rows), place=rows.source, quiet=quiet)
+    search = _search(rows, config, quiet=quiet)
     mapped = read_mapping(search, config)
+    if not mapped.keys() - {"image"}:
+        refuse_other_forms(search)
     pictures = find_images(search, mapped.get("image"))
     schema = replace(_detect(rows, search, config, mapped, pictures), more_images=pictures.more, either=pictures.either)
-    told = find_told(rows.columns, schema.columns)
+    told = find_told(search.columns, schema.columns)
     schema = replace(
         schema,
         told=told,
         as_they_are=bool(config.response_column or config.messages_column),
-        reasons=(*schema.reasons, *told.explain(config.system_prompt)),
+        ignored_columns=frozenset(config.ignore_columns),
+        ignored_keys=config.ignore_keys,
     )
-    unused = [column for column in rows.columns if column not in schema.columns]
-    return replace(schema, reasons=(*schema.reasons, f"not used: {quoted(unused)}")) if unused else schema
+    inside = [] if schema.prompt is None else search.named("prompt")
+    inside = inside if search.holding_the_others(inside) == [schema.prompt] else []
+    columns = schema.columns | {*inside, *pictures.aside}  # the prompt says what they say
+    reading = Reading(columns=columns, chat=schema.is_chat, decided=_decided(mapped, config))
+    schema = replace(schema, reading=reading)
+    unknown = find_unknown(search.where, search.sample, reading, _chats(search, schema))
+    left_out = [column for column in rows.columns if column not in schema.columns | unknown.columns.keys()]
+    reasons = (*told.explain(config.system_prompt), *explain_left_out(left_out, config))
+    return replace(schema, unknown=unknown, reasons=(*schema.reasons, *reasons))
+
+
+def _decided(mapped: Mapping[ColumnRole, str], config: DataConfig) -> frozenset[ColumnRole]:
+    """Return the roles for which flags name a column, or what to ask: others that could have them are left out."""
+    roles: set[ColumnRole] = {role for role in mapped if role == "image"}
+    if mapped.keys() - roles:
+        roles |= {role for role in COLUMN_NAMES if role != "image"}
+    if config.box_prompt or config.default_prompt or config.task_file or config.tasks or config.output_types:
+        roles.add("prompt")
+    return frozenset(roles)
+
+
+def _search(rows: Rows, config: DataConfig, *, quiet: bool = False) -> ColumnSearch:
+    """Return the columns and first rows, without what is ignored."""
+    ignored = frozenset(config.ignore_columns)
+    kept = tuple(column for column in rows.columns if column not in ignored)
+    first = (rows[number] for number in range(min(len(rows), SAMPLE)))
+    sample = [{column: value for column, value in row.items() if column not in ignored} for row in first]
+    return ColumnSearch(columns=kept, sample=sample, where=where_from(rows), place=rows.source, quiet=quiet)
+
+
+def _chats(search: ColumnSearch, schema: Schema) -> Iterator[Sequence[Mapping[str, Any]]]:
+    """Yield all lists of turns of the first rows that are read."""
+    held = (schema.messages, schema.prompt, schema.response, *schema.told.history)
+    for column in (column for column in held if column is not None):
+        for value in search.values(column):
+            turns = without_keys(parse_turns(value, pairs=column == schema.messages) or (), schema.ignored_keys)
+            # A turn without a role is broken: a bad row, whatever else it holds.
+            yield [turn for turn in turns if any(turn.get(role) is not None for role, _ in TURN_KEYS)]
 
 
 def _detect(
@@ -136,14 +199,14 @@ def _detect(
         return _marked_schema(rows, search, config, mapped, pictures)
     if "messages" in mapped:
         return _chat_schema(search, mapped["messages"], "named by --messages_column", pictures)
-    marked = Marked.among(rows.columns, search.sample)
+    marked = Marked.among(search.columns, search.sample)
     holders = (*marked.boxes, *marked.pages)
     prompts = [c for c in search.named("prompt") if c not in holders]
     responses = [c for c in search.named("response") if c not in holders]
     asks_for_boxes = marked.boxes and not responses and "response" not in mapped
     if ("prompt" in mapped or "response" in mapped) and not asks_for_boxes:
         return _pair_schema(rows, search, config, mapped, pictures)
-    chats = _without_history([c for c in rows.columns if search.has_chat(c)], alone=not (prompts and responses))
+    chats = _without_history([c for c in search.columns if search.has_chat(c)], alone=not (prompts and responses))
     separate = [c for c in chats if c not in prompts and c not in responses]
     if holders:
         tasks_named = bool(config.tasks or config.task_file or config.output_types)
@@ -174,8 +237,7 @@ def find_image_column(rows: Rows, config: DataConfig) -> str:
     Raises:
         DataError: None, several, or one that is named and not there.
     """
-    sample = [rows[i] for i in range(min(len(rows), SAMPLE))]
-    search = ColumnSearch(columns=rows.columns, sample=sample, where=where_from(rows), place=rows.source)
+    search = _search(rows, config)
     found = find_images(search, read_mapping(search, config).get("image"))
     if found.more:
         raise DataError(
@@ -238,7 +300,7 @@ def _chat_schema(search: ColumnSearch, column: str, why: str, pictures: Images) 
     image = pictures.column
     if image == column:
         raise DataError(f"{search.where}: '{column}' cannot be both the image and the chat.")
-    chats = [turns for row in search.sample if (turns := parse_turns(row.get(column))) is not None]
+    chats = [turns for row in search.sample if (turns := parse_turns(row.get(column), pairs=True)) is not None]
     if not chats:
         example = next(iter(search.values(column)), None)
         raise DataError(
@@ -313,6 +375,8 @@ def _caption_schema(
     others = [c for c in search.named("response") if c not in (image, *captions)]
     responses = [*captions, *others] if given is None else [given]
     question = config.default_prompt
+    if question is not None and not responses:
+        responses = [c for c in search.columns if c.casefold() in TEXTS and c != image]
     if question is None and image is not None and len(responses) == 1 and responses[0].casefold() in CAPTIONS:
         question = CAPTION_QUESTION
     if question is None:
@@ -335,6 +399,11 @@ def _caption_schema(
     )
 
 
+def _context_of(prompt: str, columns: Sequence[str], taken: Collection[str | None]) -> str | None:
+    known = CONTEXT_OF_PROMPT.get(prompt.casefold(), ())
+    return next((column for column in columns if column.casefold() in known and column not in taken), None)
+
+
 def _pair_schema(
     rows: Rows, search: ColumnSearch, config: DataConfig, mapped: Mapping[ColumnRole, str], pictures: Images
 ) -> Schema:
@@ -346,25 +415,36 @@ def _pair_schema(
     for role in ("prompt", "response"):
         taken = {image, *mapped.values(), *columns.values()}
         given = mapped.get(role)
-        candidates = [c for c in search.named(role) if c not in taken]
+        named = [c for c in search.named(role) if c not in taken]
+        candidates = search.holding_the_others(named) if role == "prompt" else named
+        others = [c for c in named if c not in candidates]
         columns[role] = given if given is not None else search.single(role, candidates)
-        why = f"named by {COLUMN_NAMES[role].flag}" if given is not None else "by its name"
+        by_name = f"which holds the text of {quoted(others)}" if others else "by its name"
+        why = f"named by {COLUMN_NAMES[role].flag}" if given is not None else by_name
         reasons.append(f"{role}: column '{columns[role]}', {why}")
     prompt, response = columns["prompt"], columns["response"]
     chat = [c for c in (prompt, response) if search.has_chat(c)]
-    known = CONTEXT_OF_PROMPT.get(prompt.casefold())
-    context = next((c for c in search.columns if c.casefold() == known and c not in (image, prompt, response)), None)
+    context = config.context_column or _context_of(prompt, search.columns, (image, prompt, response))
+    if chat and config.context_column is None:
+        context = None  # a chat is not continued on a new line
     if context is not None:
         reasons.append(f"context: column '{context}' continues '{prompt}' on a new line where it is not empty")
     asked = [value for value in search.values(prompt) if isinstance(value, str)]
     if any(PLACEHOLDER in value or OTHER_MARKS.search(value) for value in asked):
         reasons.append(_explain_marks(asked, pictures))
+    if search.mostly_holds(prompt, lambda value: isinstance(value, list | tuple)) and not chat:
+        reasons.append(f"each question of '{prompt}' is asked in a turn, with the answer at its place in '{response}'")
     if response == image or prompt == response:
         raise DataError(f"{search.where}: '{response}' cannot be the response and something else at once.")
     answers, why_answers = describe_answers(rows, search, response)
     shows = "response" not in mapped and not answers.names and not chat and config.choices == "shown"
+    if shows:
+        asking = [column for column in (prompt, context, response) if column is not None]
+        answers = replace(answers, first_choice=first_number(search.sample, asking, response))
+    if answers.first_choice is not None:
+        reasons.append(f"answers: the numbers of '{response}' count choices from {answers.first_choice}: their letters")
     if "response" not in mapped and not answers.names:
-        reasons += refuse_bare_choices(search, prompt, context, response, shown=shows)
+        reasons += refuse_bare_choices(search, prompt, context, response, shown=shows, first=answers.first_choice)
     return Schema(
         layout="prompt_completion" if chat else "question_answer",
         image=image,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlm_lora.config.run_config import DataConfig
-from vlm_lora.data.columns.names import COLUMN_NAMES, ColumnRole
+from vlm_lora.data.columns.names import COLUMN_NAMES, ColumnRole, role_of_name
 from vlm_lora.data.conversation import RowSource
 from vlm_lora.data.conversations.texts import IMAGE_TAG, parse_turns, texts_in
 from vlm_lora.data.formats.rows import Row, Rows
@@ -55,13 +55,30 @@ class ColumnSearch:
 
     def has_chat(self, column: str) -> bool:
         """Tell whether any value is a chat: one odd row must not hide what the column is."""
-        return any(parse_turns(value) is not None for value in self.values(column))
+        pairs = role_of_name(column) == "messages"
+        return any(parse_turns(value, pairs=pairs) is not None for value in self.values(column))
 
     def named(self, role: ColumnRole) -> list[str]:
         """Return the columns that are called as a role usually is; fallback names only where no other is."""
         names = COLUMN_NAMES[role]
         usual = [column for column in self.columns if column.casefold() in names.usual]
         return usual or [column for column in self.columns if column.casefold() in names.fallback]
+
+    def holding_the_others(self, columns: Sequence[str]) -> list[str]:
+        """Return the column whose text holds that of all others in each row, alone; all of them where there is none.
+
+        Some data have a question in short, and next to it as it is asked, with its choices and what form the answer
+        is to have.
+        """
+
+        def holds(column: str) -> bool:
+            rows = [[row.get(c) for c in (column, *columns)] for row in self.sample]
+            pairs = [(texts[0], text) for texts in rows for text in texts]
+            inside = all(isinstance(whole, str) and isinstance(text, str) and text in whole for whole, text in pairs)
+            return inside and any(whole != text for whole, text in pairs)
+
+        found = [column for column in columns if self.sample and holds(column)]
+        return found[:1] or [*columns]
 
     def odd_rows(self, columns: Sequence[str]) -> str:
         """Say which of the columns only a few rows have, and the first of those; empty where none is such.
@@ -123,6 +140,11 @@ def read_mapping(search: ColumnSearch, config: DataConfig) -> dict[ColumnRole, s
                 f"{COLUMN_NAMES[role].flag} {column}: {search.where} has no such "
                 f"column.{nearest(column, search.columns)} It has {quoted(search.columns)}."
             )
+    if config.context_column is not None and config.context_column not in search.columns:
+        raise DataError(
+            f"--context_column {config.context_column}: {search.where} has no such "
+            f"column.{nearest(config.context_column, search.columns)} It has {quoted(search.columns)}."
+        )
     if "messages" in mapped and ("prompt" in mapped or "response" in mapped):
         raise DataError(
             "--messages_column names whole conversations, so it does not go with --prompt_column or "
@@ -167,6 +189,8 @@ class Images:
     why: str
     more: tuple[str, ...] = ()
     """Further columns, whose images follow."""
+    aside: tuple[str, ...] = ()
+    """Columns that only say where its images were."""
     either: bool = False
     """Whether a row has its images in one of the columns alone."""
     declined: bool = False
@@ -177,6 +201,11 @@ _NUMBERED = re.compile(
     r"(image|img|picture|photo|pic|(?:image|img)_(?:path|file|url|bytes))[ _.-]?(\d{1,2})?", re.IGNORECASE
 )
 """Names of columns with one image each, in the order of their numbers; the one without a number comes first."""
+
+_DECODED = re.compile(
+    r"(?:decoded|raw|pil)_(?:image|img|picture)|(?:image|img|picture)_(?:pil|raw|data)", re.IGNORECASE
+)
+"""Names of columns that hold the images whose addresses another column has."""
 
 _PAIRS = (
     *(("left", "right"), ("before", "after"), ("first", "second"), ("top", "bottom"), ("old", "new"), ("a", "b")),
@@ -245,6 +274,11 @@ def find_images(search: ColumnSearch, mapped: str | None) -> Images:
     if len(named) > 1 and not any(sum(not is_missing(row.get(c)) for c in named) > 1 for row in search.sample):
         why = f"image: columns {quoted(named)}, of which each row has one, by their names"
         return Images(column=named[0], more=tuple(named[1:]), either=True, why=why)
+    held = [c for c in search.columns if (c in named or _DECODED.fullmatch(c)) and search.mostly_holds(c, _is_encoded)]
+    others = [column for column in named if column not in held]
+    if others and len(held) == 1 and all(search.mostly_holds(c, _is_address) for c in others):
+        why = f"image: column '{held[0]}', which holds them; {quoted(others)} says where they were"
+        return Images(column=held[0], aside=tuple(others), why=why)
     _refuse_second(search, named)
     if named:
         column = search.single("image", named)
@@ -275,6 +309,10 @@ def _refuse_second(search: ColumnSearch, named: Sequence[str]) -> None:
             f"{search.where}: in addition to '{named[0]}' {quoted(others)} hold images. To show them too, in this "
             f"order, type --image_column {' '.join([*named, *others])}; to leave them out, --image_column {named[0]}."
         )
+
+
+def _is_address(value: Any) -> bool:
+    return isinstance(value, str) and looks_like_image(value)
 
 
 def _is_encoded(value: Any) -> bool:

@@ -10,30 +10,22 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vlm_lora.data.columns.names import CAPTION_QUESTION, PLACEHOLDER
+from vlm_lora.data.columns.names import CAPTION_QUESTION, NOTHING, PLACEHOLDER
 from vlm_lora.data.columns.schema import Schema
+from vlm_lora.data.columns.unknown import refuse_unknown_columns
 from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
+from vlm_lora.data.conversations.choice_numbers import as_letter
+from vlm_lora.data.conversations.choices import refuse_hidden, show_choices
 from vlm_lora.data.conversations.image_places import Draft, UserText, place_images, read_tags
 from vlm_lora.data.conversations.region_rows import convert_boxes, convert_page
 from vlm_lora.data.conversations.texts import is_turn, parse_turns, question_parts, read_question
+from vlm_lora.data.conversations.told import after_history, read_history, refuse_history, system_text, with_system
 from vlm_lora.data.conversations.tools import read_tools, tool_columns
-from vlm_lora.data.conversations.turns import (
-    after_history,
-    check_unicode,
-    read_answers,
-    read_history,
-    read_text,
-    read_turns,
-    refuse_history,
-    system_text,
-    with_system,
-)
+from vlm_lora.data.conversations.turns import check_unicode, read_answers, read_text, read_turns
 from vlm_lora.data.conversations.unread import (
     refuse_box_marks,
-    refuse_hidden,
     refuse_media,
     refuse_unread_columns,
-    show_choices,
 )
 from vlm_lora.data.formats.rows import Row
 from vlm_lora.data.images.values import ImagePlace, is_missing, read_image_values
@@ -101,11 +93,12 @@ def build_asked(
     """
     accepted: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
-    chat = schema.layout in ("messages", "prompt_completion")
-    told = tool_columns(row, schema.columns, chat=chat) if schema.layout in _DRAFTERS else []
+    row = schema.without_ignored(row)
+    told = tool_columns(row, schema.columns, chat=schema.is_chat) if schema.layout in _DRAFTERS else []
     try:
         refuse_media(row, schema.columns)
-        refuse_unread_columns(row, (*schema.columns, *told), chat=chat)
+        refuse_unread_columns(row, (*schema.columns, *told), chat=schema.is_chat)
+        refuse_unknown_columns(row, schema.reading)
         images = _images_of(row, schema, place)
         if schema.boxes is not None:
             versions = [convert_boxes(row, schema.boxes, images)]
@@ -116,7 +109,7 @@ def build_asked(
             versions = [turns]
         else:
             drafts, accepted = _DRAFTERS[schema.layout](row, schema, place)
-            drafts = after_history(read_history(row, schema.told, _shown(schema, place)), drafts)
+            drafts = after_history(read_history(row, schema.told, _shown(schema, place), schema.ignored_keys), drafts)
             held = [(f"The column '{column}'", row[column]) for column in told]
             tools = read_tools([*held, *(("A turn's 'tools'", draft.tools) for draft in drafts)])
             if not schema.no_pictures:
@@ -157,15 +150,35 @@ _Drafted = tuple[list[Draft], tuple[str, ...]]
 
 
 def _draft_question(row: Row, schema: Schema, place: ImagePlace) -> _Drafted:
+    asked, answered = row.get(str(schema.prompt)), row.get(str(schema.response))
+    if isinstance(asked, list | tuple) and isinstance(answered, list | tuple) and asked:
+        return _draft_questions(asked, answered, schema), ()
     question = read_text(row.get(str(schema.prompt)), f"the prompt ('{schema.prompt}')")
     context = row.get(schema.context) if schema.context else None
-    if context:
+    if context and context != NOTHING:
         question = f"{question}\n{read_text(context, f'the context ({schema.context!r})')}"
     answers, accepted = read_answers(row.get(str(schema.response)), str(schema.response), schema.answers)
+    if schema.answers.first_choice is not None:
+        answers = as_letter(row, schema.columns, question=question, answer=answers, first=schema.answers.first_choice)
     if schema.show_choices:
         question = show_choices(row, schema.columns, question=question, answer=answers)
     user = Draft(role="user", parts=[UserText(text=question)])
     return [user, Draft(role="assistant", parts=[Text(text=answers)])], accepted
+
+
+def _draft_questions(asked: Sequence[Any], answered: Sequence[Any], schema: Schema) -> list[Draft]:
+    """Draft a turn for each of a row's questions, and one for the answer at its place."""
+    if len(asked) != len(answered):
+        raise DataError(
+            f"The row's questions in '{schema.prompt}' are {len(asked)} and its answers in '{schema.response}' "
+            f"{len(answered)}; each question takes the answer at its place."
+        )
+    drafts = []
+    for number, (question, answer) in enumerate(zip(asked, answered, strict=True), start=1):
+        text = read_text(question, f"question {number} ('{schema.prompt}')")
+        told, _ = read_answers(answer, str(schema.response), schema.answers)
+        drafts += [Draft(role="user", parts=[UserText(text=text)]), Draft(role="assistant", parts=[Text(text=told)])]
+    return drafts
 
 
 def _convert_caption(row: Row, schema: Schema, images: Sequence[ImageRef]) -> tuple[tuple[Turn, ...], tuple[str, ...]]:
@@ -183,7 +196,7 @@ def _convert_caption(row: Row, schema: Schema, images: Sequence[ImageRef]) -> tu
 
 def _draft_messages(row: Row, schema: Schema, place: ImagePlace) -> _Drafted:
     column = str(schema.messages)
-    return read_turns(_require_turns(row.get(column), column), _shown(schema, place)), ()
+    return read_turns(_require_turns(row.get(column), column), _shown(schema, place), schema.ignored_keys), ()
 
 
 def _draft_pair(row: Row, schema: Schema, place: ImagePlace) -> _Drafted:
@@ -197,7 +210,7 @@ def _draft_pair(row: Row, schema: Schema, place: ImagePlace) -> _Drafted:
     if response is None:
         answer, accepted = read_answers(response_value, str(schema.response), schema.answers)
         response = [{"role": "assistant", "content": answer}]
-    return read_turns([*prompt, *response], _shown(schema, place)), accepted
+    return read_turns([*prompt, *response], _shown(schema, place), schema.ignored_keys), accepted
 
 
 _DRAFTERS: Mapping[str, Callable[[Row, Schema, ImagePlace], _Drafted]] = {
@@ -208,7 +221,7 @@ _DRAFTERS: Mapping[str, Callable[[Row, Schema, ImagePlace], _Drafted]] = {
 
 
 def _require_turns(value: Any, column: str) -> list[Mapping[str, Any]]:
-    turns = parse_turns(value)
+    turns = parse_turns(value, pairs=True)
     if turns is None:
         what = "is empty" if not value else f"is no list of turns ({type(value).__name__})"
         for number, turn in enumerate(value if isinstance(value, list | tuple) else (), start=1):

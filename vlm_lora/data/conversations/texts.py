@@ -59,32 +59,32 @@ ASKED_AND_ANSWERED = (
 )
 """Keys of one exchange as an object: what the user says and what is answered (the cauldron: user, assistant)."""
 
-_BESIDE = frozenset({"source", "id", "index", "question_id", "uid"})
-"""Keys of an exchange that say nothing to the model. With any other that holds something it is no exchange."""
 
-
-def parse_turns(value: Any) -> list[Mapping[str, Any]] | None:
-    """Return a value as a list of turns (also from JSON text), or None where it is no chat.
+def parse_turns(value: Any, *, pairs: bool = False) -> list[Mapping[str, Any]] | None:
+    """Return a value as a list of turns (also from text, as JSON or Python write one), or None where it is no chat.
 
     Besides lists of turns it may be a list of exchanges, `[{"user": ..., "assistant": ...}]`, or one object with a list
     for each key of a turn, `{"role": [...], "content": [...]}`, as Arrow stores lists of objects.
+
+    Args:
+        value: what a row holds.
+        pairs: whether a list of pairs of texts, `[["question", "answer"]]`, is one, too. Elsewhere it may be anything.
     """
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return None
+        value = _written(value)
     if isinstance(value, Mapping):
         value = _turns_by_key(value)
+    if pairs and isinstance(value, list | tuple) and value and all(map(_is_pair, value)):
+        roles = ("user", "assistant")
+        return [{"role": role, "content": text} for pair in value for role, text in zip(roles, pair, strict=True)]
     if not isinstance(value, list | tuple) or not value or not all(isinstance(turn, Mapping) for turn in value):
         return None
     if all(map(is_turn, value)):
         return list(value)
-    keys = next((keys for keys in ASKED_AND_ANSWERED if all(_is_exchange(turn, *keys) for turn in value)), None)
+    keys = next((keys for keys in ASKED_AND_ANSWERED if all({*keys} <= turn.keys() for turn in value)), None)
     if keys is None:
         return None
-    said = (("user", keys[0]), ("assistant", keys[1]))
-    return [{"role": role, "content": exchange[key]} for exchange in value for role, key in said]
+    return [turn for exchange in value for turn in _turns_of_exchange(exchange, *keys)]
 
 
 def is_turn(value: Mapping[str, Any]) -> bool:
@@ -93,9 +93,37 @@ def is_turn(value: Mapping[str, Any]) -> bool:
     return any(role in value and (calls or text in value) for role, text in TURN_KEYS)
 
 
-def _is_exchange(value: Mapping[str, Any], asked: str, answered: str) -> bool:
-    others = {key for key, inner in value.items() if inner is not None} - {asked, answered} - _BESIDE
-    return asked in value and answered in value and not others
+def _written(text: str) -> Any:
+    """Return the list or object that a text writes out; None where it writes none.
+
+    Tables that have no lists write them out by JSON or by Python.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return _written_by_python(text)
+
+
+def _written_by_python(text: str) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of unknown escapes such as \d
+            return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(text, str) for text in value)
+
+
+def _turns_of_exchange(exchange: Mapping[str, Any], asked: str, answered: str) -> list[Mapping[str, Any]]:
+    """Return the two turns of an exchange; what else it holds is the question's, so that it is read or named there."""
+    others = {key: value for key, value in exchange.items() if key not in (asked, answered)}
+    return [
+        {**others, "role": "user", "content": exchange[asked]},
+        {"role": "assistant", "content": exchange[answered]},
+    ]
 
 
 def _turns_by_key(value: Mapping[str, Any]) -> list[Mapping[str, Any]] | None:
@@ -152,6 +180,26 @@ def read_question(text: str, fill: Callable[[str], str] = str) -> Question:
     """
     before, mark, after = text.partition(PLACEHOLDER)
     return PlacedQuestion(before=fill(before), after=fill(after)) if mark else fill(text)
+
+
+PARSE = "gt_parse"
+"""The key of the answer in Donut's JSON, next to the words' places and the like, which Donut does not use either."""
+
+
+def holds_parse(text: str) -> bool:
+    """Tell whether a text is the JSON of an object with an answer for Donut."""
+    return parsed_answer(text) is not None
+
+
+def parsed_answer(text: str) -> str | None:
+    """Return the answer in Donut's JSON, as JSON on one line; None where the text is no such thing."""
+    if not text.lstrip().startswith("{"):
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return json.dumps(value[PARSE], ensure_ascii=False) if PARSE in value else None
 
 
 def question_parts(question: Question, images: Sequence[ImageRef]) -> tuple[Part, ...]:

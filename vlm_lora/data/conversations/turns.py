@@ -2,36 +2,34 @@
 
 1. Texts and answers of single columns.
 2. The turns of a chat as drafts: roles, texts, images, and which answers are trained on.
-3. Columns that hold what was said before a row's question. A system text is the first turn. It stands above
-   --system_prompt; a row that has a system turn of its own must say the same there. A history's turns come before the
-   row's own, and its answers are trained on like any other.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from vlm_lora.data.columns.answers import AnswerReading
+from vlm_lora.data.columns.harmless import holds_nothing
 from vlm_lora.data.columns.names import (
     CALL_KEYS,
     CALL_ROLES,
     IMAGE_PARTS,
     REASONING_KEYS,
     ROLES,
+    SHOWN_BY_KEY,
     TEXT_PARTS,
     TOOL_KEYS,
     TURN_KEYS,
 )
-from vlm_lora.data.conversation import Part, Role, Text, Turn
+from vlm_lora.data.conversation import Part, Role, Text
+from vlm_lora.data.conversations.image_parts import unwrapped
 from vlm_lora.data.conversations.image_places import Draft, NextImage, UserText, split_marks, without_marks
-from vlm_lora.data.conversations.texts import is_turn, parse_turns, written_list
+from vlm_lora.data.conversations.texts import PARSE, parsed_answer, written_list
 from vlm_lora.data.conversations.tools import Result, calls_in, read_calls, read_thoughts, split_calls, split_results
-from vlm_lora.data.conversations.unread import read_mark, refuse_other_text, refuse_unread_keys, says_nothing
-from vlm_lora.data.formats.rows import Row
+from vlm_lora.data.conversations.unread import read_mark, refuse_unread_keys, says_nothing
 from vlm_lora.data.images.values import ImagePlace, is_missing, read_image_value
 from vlm_lora.data.wording import quoted, short
 from vlm_lora.errors import DataError
@@ -88,15 +86,36 @@ def read_answers(value: Any, column: str, reading: AnswerReading) -> tuple[str, 
                 'Write it as one: ["..."].'
             )
         value = items
+    if reading.parsed and isinstance(value, str):
+        answer = parsed_answer(value)
+        if answer is None:
+            raise DataError(
+                f"The text of {what} is no JSON object with {PARSE}, and most of the first rows' texts are."
+            )
+        return answer, ()
     if not isinstance(value, list | tuple):
         return _read_answer(value, what, reading), ()
     if not value:
         raise DataError(f"The list of accepted answers in '{column}' is empty.")
-    given = (item.get("answer") if isinstance(item, Mapping) else item for item in value)
-    accepted = tuple(_read_answer(item, what, reading) for item in given)
+    accepted = tuple(_read_answer(_answer_in(item, what), what, reading) for item in value)
     for answer in accepted:
         check_unicode(answer, what)
     return accepted[0], accepted
+
+
+def _answer_in(item: Any, what: str) -> Any:
+    """Return the text of one accepted answer, which may be an object (VQAv2: answer, answer_confidence, answer_id)."""
+    if not isinstance(item, Mapping):
+        return item
+    others = [
+        k for k, value in item.items() if k != "answer" and not holds_nothing(k, value) and not says_nothing(value)
+    ]
+    if others:
+        raise DataError(
+            f"An object in the list of {what} has {quoted(others)}, and only its 'answer' is read. Leave the others "
+            "out, or write the answers as texts."
+        )
+    return item.get("answer")
 
 
 def _read_answer(value: Any, what: str, reading: AnswerReading) -> str:
@@ -110,21 +129,20 @@ def _read_answer(value: Any, what: str, reading: AnswerReading) -> str:
     return names[value]
 
 
-_NOT_OF_TEXT = ("image", "images", "image_url", "image_urls", "bytes", "base64", "video", "audio")
-"""Keys of a text part that would hold another part's content."""
-_NOT_OF_IMAGES = ("text", "content", "source", "data", "file", "file_id", "video", "audio")
-"""Keys of an image part that would hold another part's content, or an image in a way that is not read."""
+_NOT_READ = ("images", "image_urls", "file_id", "file", "video", "audio")
+"""Keys of a part that hold images, or other media, in a way that is not read."""
 _SIZES = ("min_pixels", "max_pixels", "resized_height", "resized_width", "total_pixels")
 """Keys of an image part with a size of its own."""
-_TYPELESS = ("text", "image", "image_url")
-"""Keys that say what a part without a type is."""
 
 
-def read_turns(turns: Sequence[Mapping[str, Any]], place: ImagePlace | None) -> list[Draft]:
+def read_turns(
+    turns: Sequence[Mapping[str, Any]], place: ImagePlace | None, ignored: Collection[str] = ()
+) -> list[Draft]:
     """Return turns as drafts, in order.
 
     Args:
         turns: as `parse_turns` returns them.
+        ignored: keys of turns and parts that are left out.
         place: where images of parts are found; None where there are none, so that marks and parts for them are left
             out.
 
@@ -132,7 +150,7 @@ def read_turns(turns: Sequence[Mapping[str, Any]], place: ImagePlace | None) -> 
         DataError: a turn that cannot be read as it is meant; the message begins with its number and role.
     """
     drafts: list[Draft] = []
-    for number, turn in enumerate(turns, start=1):
+    for number, turn in enumerate(without_keys(turns, ignored), start=1):
         role_key, text_key = _find_keys(turn, number)
         name = turn[role_key]
         role = ROLES.get(str(name).casefold())
@@ -156,6 +174,21 @@ def read_turns(turns: Sequence[Mapping[str, Any]], place: ImagePlace | None) -> 
         if content is None:
             raise DataError(f'Turn {number} ({name}) has no {text_key}. An empty text is written as "".')
     return drafts
+
+
+def without_keys(turns: Sequence[Mapping[str, Any]], ignored: Collection[str]) -> Sequence[Mapping[str, Any]]:
+    """Return turns without some keys, in themselves and in their parts."""
+    if not ignored:
+        return turns
+    return [{key: _without(value, ignored) for key, value in turn.items() if key not in ignored} for turn in turns]
+
+
+def _without(content: Any, ignored: Collection[str]) -> Any:
+    if isinstance(content, list | tuple):
+        return [_without(part, ignored) for part in content]
+    if isinstance(content, Mapping):
+        return {key: value for key, value in content.items() if key not in ignored}
+    return content
 
 
 _OF_ANSWERS = (*REASONING_KEYS, *CALL_KEYS)
@@ -191,10 +224,9 @@ def _read_answer_turn(turn: Mapping[str, Any], content: Any, place: ImagePlace |
     calls, content = split_calls(content)
     calls = (*read_calls(turn), *calls)
     parts = list(_read_content(content, place, "assistant", supervised=supervised))
-    if not calls and not any(isinstance(part, Text) and part.text.strip() for part in parts):
-        if thoughts:
-            raise DataError("its thoughts lead to no text and no call: the model would learn to say nothing.")
-        refuse_other_text(turn)
+    said = any(isinstance(part, Text) and part.text.strip() for part in parts)
+    if thoughts and not calls and not said:
+        raise DataError("its thoughts lead to no text and no call: the model would learn to say nothing.")
     return Draft(role="assistant", parts=parts, supervised=supervised, reasoning=thoughts, tool_calls=calls)
 
 
@@ -259,233 +291,56 @@ def _read_content(
 
 
 def _read_part(part: Mapping[str, Any], place: ImagePlace | None) -> Iterator[Part | NextImage]:
-    """Read one part; keys that are null say nothing (Arrow fills them in). An image is left out without a place."""
+    """Read one part: all that it holds, in the order of its keys.
+
+    Keys that are null say nothing (Arrow fills them in). An image is left out without a place.
+    """
     given = {key: value for key, value in part.items() if value is not None}
     kind = given.get("type")
-    if kind:
-        yield from _read_typed(given, kind, place)
-        return
-    # Without a type a part is what its keys hold, in their order.
-    shown = [key for key in given if key in _TYPELESS and (key == "text" or not is_missing(given[key]))]
-    if len(shown) > 1 and {"image", "image_url"} <= set(shown):
-        raise DataError("A part without a type has 'image' and 'image_url'. Write one part for each image.")
-    for key in shown or [key for key in given if key in _TYPELESS][:1]:
-        rest = {name: value for name, value in given.items() if name == key or name not in _TYPELESS}
-        yield from _read_typed(rest, "text" if key == "text" else "image", place)
-    if not any(key in _TYPELESS for key in given):
-        yield from _read_typed(given, "", place)
-
-
-def _read_typed(given: Mapping[str, Any], kind: str, place: ImagePlace | None) -> Iterator[Part | NextImage]:
-    if kind in TEXT_PARTS:
-        _refuse_others(given, kind, _NOT_OF_TEXT)
-        text = next((given[key] for key in TEXT_PARTS[kind] if key in given), None)
-        if not isinstance(text, str):
-            raise DataError(f'A text part has no text; it is written as {{"type": "{kind}", "text": ...}}.')
-        yield Text(text=text)
-    elif kind in IMAGE_PARTS:
-        _refuse_others(given, kind, _NOT_OF_IMAGES)
-        sizes = [key for key in _SIZES if key in given]
-        if sizes:
-            raise DataError(
-                f"A part of type {kind!r} has {quoted(sizes)}; an image's own size is not read. Leave it out, and type "
-                "--max_pixels or --min_pixels for all images (Qwen-VL's families)."
-            )
-        if place is None:
-            return
-        value = next((given[key] for key in IMAGE_PARTS[kind] if given.get(key)), None)
-        if isinstance(value, Mapping) and "url" in value:
-            value = value["url"]
-        if value is not None:
-            yield read_image_value(value, place)
-        else:
-            index = given.get("index")
-            yield NextImage(index if isinstance(index, int) else None)
-    else:
+    if kind and kind not in (*TEXT_PARTS, *IMAGE_PARTS):
         known = ", ".join((*TEXT_PARTS, *IMAGE_PARTS))
         raise DataError(f"A part has the type {kind!r}. Known are {known}; sound and video are not.")
+    _refuse_others(given, kind)
+    # In an image's part an empty text is one that Arrow filled in.
+    least = 1 if kind in IMAGE_PARTS else 0
+    text = next((k for k in _text_keys(kind) if isinstance(given.get(k), str) and len(given[k]) >= least), None)
+    shown = [key for key in (*IMAGE_PARTS.get(str(kind), ()), *SHOWN_BY_KEY) if not is_missing(given.get(key))]
+    image = next((key for key in shown if key != text), None)
+    if kind in TEXT_PARTS and text is None:
+        raise DataError(f'A text part has no text; it is written as {{"type": "{kind}", "text": ...}}.')
+    if not kind and text is None and image is None and "image" not in given:
+        raise DataError(
+            f"A part has neither a type nor a text nor an image, but {quoted(given)}. It is written as "
+            '{"type": "text", "text": ...} or {"type": "image", "image": ...}.'
+        )
+    for key in given:
+        if key == text:
+            yield Text(text=given[key])
+        elif key == image and place is not None:
+            yield read_image_value(unwrapped(given[key], given), place)
+    if image is None and (kind in IMAGE_PARTS or (not kind and text is None)) and place is not None:
+        index = given.get("index")
+        yield NextImage(index if isinstance(index, int) else None)
 
 
-def _refuse_others(given: Mapping[str, Any], kind: str, others: Sequence[str]) -> None:
-    found = [key for key in others if key in given and not is_missing(given[key])]
+def _text_keys(kind: str | None) -> tuple[str, ...]:
+    """Return the keys that may hold a part's text; in an image's part `value` is the image."""
+    return TEXT_PARTS.get(str(kind), ("text", "content") if kind else ("text",))
+
+
+def _refuse_others(given: Mapping[str, Any], kind: str | None) -> None:
+    """Refuse what a part holds in addition and nobody reads."""
+    found = [key for key in _NOT_READ if key in given and not is_missing(given[key])]
+    if "image" in given and "image_url" in given and not is_missing(given["image"]):
+        found += [] if is_missing(given["image_url"]) else ["image", "image_url"]
     if found:
         raise DataError(
-            f"A part of type {kind!r} also has {quoted(found)}, which is not read there. Write one part for each "
-            f'text and each image, such as {{"type": "image", "image": ...}}.'
+            f"A part{f' of type {kind!r}' if kind else ''} has {quoted(found)}, which is not read there. Write one "
+            'part for each text and each image, such as {"type": "image", "image": ...}.'
         )
-
-
-SYSTEM = ("system", "system_prompt", "system_message", "system_instruction")
-"""Columns (case does not count) with a row's system text."""
-HISTORY = ("history", "chat_history", "conversation_history", "dialog_history", "dialogue_history")
-"""Columns with the turns before a row's question."""
-
-_ASKED = ("user", "human", "query", "question", "instruction", "prompt", "input", "q")
-_ANSWERED = ("assistant", "gpt", "bot", "model", "response", "answer", "output", "completion", "a")
-"""Keys of an earlier question and of its answer."""
-
-_FORMS = (
-    'a list of ["question", "answer"], of {"user": ..., "assistant": ...} (also query and response), or of turns with '
-    '"role" and "content"'
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Told:
-    """The columns that hold what was said before."""
-
-    system: tuple[str, ...] = ()
-    history: tuple[str, ...] = ()
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """All of them."""
-        return (*self.system, *self.history)
-
-    def explain(self, system_prompt: str | None) -> tuple[str, ...]:
-        """Say in lines of text how the columns are read, in addition to what --system_prompt says."""
-        lines = []
-        if self.system:
-            flag = "" if system_prompt is None else "; --system_prompt is for rows without one"
-            lines.append(f"system: {quoted(self.system)}, by name: the row's system turn{flag}")
-        if self.history:
-            lines.append(f"history: {quoted(self.history)}, by name: turns before the row's own")
-        return tuple(lines)
-
-
-def find_told(columns: Iterable[str], taken: Iterable[str]) -> Told:
-    """Return the columns that are called as such columns are and are nothing else."""
-    others = frozenset(taken)
-    free = [column for column in columns if column not in others]
-    return Told(
-        system=tuple(c for c in free if c.casefold() in SYSTEM),
-        history=tuple(c for c in free if c.casefold() in HISTORY),
-    )
-
-
-def system_text(row: Row, told: Told) -> str | None:
-    """Return a row's own system text, or None.
-
-    Raises:
-        DataError: it is no text, or two columns say different things.
-    """
-    found: dict[str, str] = {}
-    for column in told.system:
-        value = row.get(column)
-        if says_nothing(value):
-            continue
-        if not isinstance(value, str):
-            raise DataError(
-                f"The system text in column '{column}' is {short(value)}. Write it as text, or rename the column "
-                "where it is something else."
-            )
-        found[column] = value
-    if len(set(found.values())) > 1:
-        raise DataError(f"The columns {quoted(found)} hold two system texts that differ. Leave one empty.")
-    return next(iter(found.values()), None)
-
-
-def with_system(turns: tuple[Turn, ...], text: str | None) -> tuple[Turn, ...]:
-    """Put a row's system text before its turns, which may say the same themselves.
-
-    Raises:
-        DataError: the turns have another system text.
-    """
-    own = [turn.text for turn in turns if turn.role == "system"]
-    if text is None or text in own:
-        return turns
-    if own:
+    sizes = [key for key in _SIZES if key in given]
+    if sizes:
         raise DataError(
-            f"The row's system text ({short(text)}) and its turns' own ({short(own[0])}) differ. Leave one of them out."
+            f"A part has {quoted(sizes)}; an image's own size is not read. Leave it out, and type --max_pixels or "
+            "--min_pixels for all images (Qwen-VL's families)."
         )
-    return (Turn(role="system", parts=(Text(text=text),)), *turns)
-
-
-def read_history(row: Row, told: Told, place: ImagePlace | None) -> list[Draft]:
-    """Return the turns that came before a row's own; none where it has no history.
-
-    Raises:
-        DataError: it is not written in a known form, or ends without an answer.
-    """
-    held = {column: row[column] for column in told.history if not says_nothing(row.get(column))}
-    if len(held) > 1:
-        raise DataError(f"The columns {quoted(held)} both hold a history. Leave one empty.")
-    for column, value in held.items():
-        try:
-            turns = _turns_of(value)
-            drafts = read_turns(turns, place)
-            _check_answered(drafts)
-        except DataError as error:
-            raise type(error)(
-                f"The history in column '{column}': {error} Rename the column where it is something else."
-            ) from error
-        return drafts
-    return []
-
-
-def after_history(history: list[Draft], drafts: list[Draft]) -> list[Draft]:
-    """Put a history before a row's own turns, one system turn first.
-
-    Raises:
-        DataError: both have a system turn, and they differ.
-    """
-    if not history or not drafts or drafts[0].role != "system":
-        return [*history, *drafts]
-    system, *rest = drafts
-    if history[0].role != "system":
-        return [system, *history, *rest]
-    if history[0].text != system.text:
-        raise DataError(
-            f"The history's system turn ({short(history[0].text)}) and the row's own ({short(system.text)}) differ. "
-            "Leave one of them out."
-        )
-    return [*history, *rest]
-
-
-def refuse_history(row: Row, told: Told) -> None:
-    """Refuse a history where one question of ours is asked of every row.
-
-    Raises:
-        DataError: names the column.
-    """
-    for column in told.history:
-        if not says_nothing(row.get(column)):
-            raise DataError(
-                f"The column '{column}' holds turns before the question, and the question here is one that is set or "
-                "made for every row. Leave the column out, or write the question and its answer into columns."
-            )
-
-
-def _turns_of(value: Any) -> Sequence[Mapping[str, Any]]:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise DataError(f"it is {short(value)}, which is no JSON. It is written as {_FORMS}.") from None
-    turns = parse_turns(value)
-    if turns is not None:
-        return turns
-    if not isinstance(value, list | tuple):
-        raise DataError(f"it is {short(value)}. It is written as {_FORMS}.")
-    return [turn for number, item in enumerate(value, start=1) for turn in _pair(item, number)]
-
-
-def _pair(item: Any, number: int) -> list[dict[str, Any]]:
-    """Return one earlier question with its answer as turns."""
-    if isinstance(item, list | tuple) and len(item) == 2:
-        return [{"role": "user", "content": item[0]}, {"role": "assistant", "content": item[1]}]
-    if isinstance(item, Mapping):
-        given = {key: value for key, value in item.items() if value is not None}
-        if is_turn(given):
-            return [given]
-        asked = [key for key in given if key.casefold() in _ASKED]
-        answered = [key for key in given if key.casefold() in _ANSWERED]
-        if len(asked) < 2 and len(answered) < 2 and len(asked) + len(answered) == len(given) > 0:
-            users = [{"role": "user", "content": given[key]} for key in asked]
-            return [*users, *({"role": "assistant", "content": given[key]} for key in answered)]
-    raise DataError(f"item {number} is {short(item)}. A history is written as {_FORMS}.")
-
-
-def _check_answered(drafts: Sequence[Draft]) -> None:
-    if not drafts or drafts[-1].role != "assistant":
-        raise DataError("it ends without an answer, and the row's own question follows. Answer it, or leave it out.")

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlm_lora.data.formats.json_documents import refuse_document, rows_key
 from vlm_lora.errors import DataError
 
 _BLANK = re.compile(r"[ \t\n\r]*")
@@ -97,11 +98,13 @@ def _as_object(row: object, path: Path, line: int) -> dict[str, Any]:
 
 
 def read_json_lines(path: Path) -> JsonFile:
-    """Read a file of one JSON object a line; blank lines are passed over.
+    """Read a file of one JSON object a line; blank lines are passed over. A file that is one document is read as such.
 
     Raises:
         DataError: A line that is not a JSON object, with file and line (lines count from 1).
     """
+    if holds_document(path):
+        return read_json(path)
     with path.open("rb") as stream:
         index = _RowIndex(path, _stamp(stream.fileno()))
         start = 0
@@ -112,6 +115,19 @@ def read_json_lines(path: Path) -> JsonFile:
                 index.add(_parse_line(path, number, content), start + skipped, len(content), number)
             start += len(line)
     return index.finish()
+
+
+def holds_document(path: Path) -> bool:
+    """Tell from its first line whether a file is JSON over several lines, or a list, whatever it is called."""
+    with path.open("rb") as stream:
+        first = next((line.strip() for line in stream if line.removeprefix(_BYTE_ORDER_MARK).strip()), b"")
+    return first.removeprefix(_BYTE_ORDER_MARK).startswith(b"[") or first.removeprefix(_BYTE_ORDER_MARK) == b"{"
+
+
+def may_be_json(path: Path) -> bool:
+    """Tell from its first character whether a file whose name says nothing is JSON."""
+    with path.open("rb") as stream:
+        return stream.read(64).removeprefix(_BYTE_ORDER_MARK).lstrip()[:1] in (b"{", b"[")
 
 
 def stream_json_lines(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -159,28 +175,42 @@ def _read_document(path: Path, text: str, skipped: int, stamp: tuple[int, int]) 
     if opening == "{":
         document, end = _DECODER.raw_decode(text, first)
         if _skip_blank(text, end) < len(text):
-            return read_json_lines(path)
-        data_list = _find_data_list(text, first)
-        if data_list is not None:
-            return _read_list(path, text, data_list, skipped, stamp, inner=True)
-        raise DataError(
-            f"{path}: an object with the keys {', '.join(map(repr, document)) or '(none)'}. Rows are read from a "
-            "list of objects, from an object with a `data` list, or from one object a line (.jsonl)."
-        )
+            one_a_line = "\n" not in text[first:end]
+            return read_json_lines(path) if one_a_line else _read_list(path, text, first, skipped, stamp, bare=True)
+        key = rows_key(document)
+        if key is None:
+            raise refuse_document(path, document)
+        return _read_list(path, text, _find_list(text, first, key), skipped, stamp, inner=True)
     if not opening:
         return _RowIndex(path, stamp).finish()
     raise DataError(f"{path} line 1: rows are read from a list of objects or an object with a `data` list.")
 
 
 def _read_list(
-    path: Path, text: str, opening: int, skipped: int, stamp: tuple[int, int], inner: bool = False
+    path: Path,
+    text: str,
+    opening: int,
+    skipped: int,
+    stamp: tuple[int, int],
+    inner: bool = False,
+    bare: bool = False,
 ) -> JsonFile:
-    """Walk the list that opens at a character position, keeping each element's byte range."""
+    """Walk the list that opens at a character position, keeping each element's byte range.
+
+    Args:
+        path: the file.
+        text: all of it.
+        opening: where the list begins.
+        skipped: bytes before the text.
+        stamp: of the file.
+        inner: whether it stands inside an object.
+        bare: whether it is no list, but objects one behind the other over several lines, as `jq` writes them.
+    """
     index = _RowIndex(path, stamp)
     ascii_only = text.isascii()
     known_char, known_byte, known_line, line_char = 0, skipped, 1, 0
-    position = _skip_blank(text, opening + 1)
-    while text[position : position + 1] != "]":
+    position = opening if bare else _skip_blank(text, opening + 1)
+    while text[position : position + 1] != ("" if bare else "]"):
         known_line += text.count("\n", line_char, position)
         line_char = position
         try:
@@ -196,31 +226,30 @@ def _read_list(
         index.add(row, start_byte, length, known_line)
         position = _skip_blank(text, end)
         separator = text[position : position + 1]
+        if bare:
+            continue
         if separator == ",":
             position = _skip_blank(text, position + 1)
             if text[position : position + 1] == "]":
                 raise json.JSONDecodeError("a comma before the closing ]", text, position)
         elif separator != "]":
             raise json.JSONDecodeError("expected , or ] after a row", text, position)
-    rest = _skip_blank(text, position + 1)
+    rest = len(text) if bare else _skip_blank(text, position + 1)
     if not inner and rest < len(text):
         raise json.JSONDecodeError("text after the closing ]", text, rest)
     return index.finish()
 
 
-def _find_data_list(text: str, opening: int) -> int | None:
-    """Return where the list under the key `data` opens in the (well-formed) object at `opening`."""
+def _find_list(text: str, opening: int, wanted: str) -> int:
+    """Return where the list under a key opens in the (well-formed) object at `opening`, which has it."""
     position = _skip_blank(text, opening + 1)
-    while text[position] != "}":
+    while True:
         key, end = _DECODER.raw_decode(text, position)
         value = _skip_blank(text, _skip_blank(text, end) + 1)
-        if key == "data" and text[value] == "[":
+        if key == wanted:
             return value
         _, end = _DECODER.raw_decode(text, value)
-        position = _skip_blank(text, end)
-        if text[position] == ",":
-            position = _skip_blank(text, position + 1)
-    return None
+        position = _skip_blank(text, _skip_blank(text, end) + 1)
 
 
 def _parse_line(path: Path, number: int, line: bytes) -> object:

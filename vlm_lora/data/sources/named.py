@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora.data.formats.arrow_files import HeldOpen, count_parquet_rows, parquet_features
+from vlm_lora.data.formats.json_files import may_be_json
 from vlm_lora.data.formats.rows import Origin, Rows, Table, join_files
 from vlm_lora.data.formats.tar.opening import is_tar, open_tars
 from vlm_lora.data.sources.files import READERS, find_source
@@ -88,8 +89,9 @@ def _open_saved(folder: Path) -> dict[str, Rows]:
 
 
 def _suffix(path: Path) -> str:
-    """Return the ending that says the format; packed tars are tars."""
-    return ".tar" if is_tar(path) else path.suffix.lower()
+    """Return the ending that says the format; packed tars are tars, and JSON is JSON whatever its name says."""
+    suffix = ".tar" if is_tar(path) else path.suffix.lower()
+    return suffix if suffix in {*READERS, ".tar"} or not may_be_json(path) else ".json"
 
 
 def _open_files(groups: Mapping[str, Sequence[Path]]) -> dict[str, Rows]:
@@ -116,7 +118,7 @@ def _open_files(groups: Mapping[str, Sequence[Path]]) -> dict[str, Rows]:
 
 def _read(path: Path) -> Table:
     try:
-        return READERS[path.suffix.lower()](path)
+        return READERS[_suffix(path)](path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 
@@ -136,5 +138,13 @@ def _open_large_parquet(paths: Sequence[Path]) -> Rows:
     return Rows([HeldOpen.of(loaded)], origins, [(str(path), parquet_features(path)) for path in paths])
 
 
+_PICKLES = (".p", ".pk", ".pkl", ".pickle")
+
+
 def _explain_suffix(path: Path) -> str:
+    if path.suffix.casefold() in _PICKLES:
+        return (
+            f"{path}: this is a pickle by its name, and reading one can run code. Write its rows as JSON Lines, one "
+            "object a line, with the program that made it or with one that you trust."
+        )
     return f"{path}: files ending in '{path.suffix}' are not read. Readable are {', '.join(READERS)}, .tar, .tar.gz."

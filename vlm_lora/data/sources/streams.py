@@ -18,7 +18,7 @@ from typing import Any
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.conversation import RowSource
 from vlm_lora.data.formats.arrow_files import parquet_features, row_values, stream_parquet
-from vlm_lora.data.formats.json_files import stream_json_lines
+from vlm_lora.data.formats.json_files import holds_document, stream_json_lines
 from vlm_lora.data.formats.rows import Origin, Rows
 from vlm_lora.data.mixture import split_names
 from vlm_lora.data.sources.files import find_source
@@ -142,7 +142,8 @@ def open_stream(config: DataConfig) -> RowStream | None:
     else:
         _, files = _pick(name, found.files)
         suffixes = {path.suffix.lower() for path in files}
-        if len(suffixes) != 1 or not suffixes <= STREAMED.keys():
+        documents = [path for path in files if STREAMED.get(path.suffix.lower()) is _open_json_lines]
+        if len(suffixes) != 1 or not suffixes <= STREAMED.keys() or any(map(holds_document, documents)):
             logger.warning(NOT_NEEDED, files[0])
             return None
         stretches = [STREAMED[path.suffix.lower()](path) for path in files]

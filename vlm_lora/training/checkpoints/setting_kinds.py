@@ -89,8 +89,9 @@ _ROWS: Mapping[Kind, str] = {
         train_sampling_strategy group_by_length
         seed data_seed full_determinism
         dataset_weights validation_name validation_fraction split_seed max_train_samples streaming shuffle_buffer
-        image_root image_column prompt_column default_prompt response_column messages_column boxes_column
-        choices box_format box_labels box_prompt page_column task_file tasks output_types task_seed system_prompt
+        image_root image_column prompt_column default_prompt context_column response_column messages_column
+        boxes_column ignore_columns ignore_keys choices box_format box_labels box_prompt
+        page_column task_file tasks output_types task_seed system_prompt
         allow_urls max_image_pixels max_image_bytes on_bad_sample
         trust_remote_code dtype attn_implementation load_in_4bit bnb_4bit_quant_type bnb_4bit_compute_dtype
         bnb_4bit_use_double_quant

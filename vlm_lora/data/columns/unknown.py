@@ -1,0 +1,158 @@
+"""What the first rows hold and training would not read: collected over all files, and refused in one error.
+
+A column, or a key of a turn or part, is read, or is known to hold nothing (`harmless`), or is named by
+`--ignore_columns` or `--ignore_keys`. What is null wherever it stands is not there.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vlm_lora.config.run_config import DataConfig
+from vlm_lora.data.columns.harmless import holds_nothing
+from vlm_lora.data.columns.names import NOTHING, ColumnRole, role_of_name
+from vlm_lora.data.conversations.choices import listed_choices
+from vlm_lora.data.conversations.texts import parse_turns
+from vlm_lora.data.conversations.unread import is_refused, says_nothing, unknown_keys
+from vlm_lora.data.formats.rows import Row
+from vlm_lora.data.images.values import looks_like_image
+from vlm_lora.data.ocr.boxes import holds_boxes
+from vlm_lora.data.ocr.pages import holds_page
+from vlm_lora.data.wording import joined, quoted, short
+from vlm_lora.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """Which columns of a row are accounted for without a look at their values."""
+
+    columns: frozenset[str]
+    """Those that are read."""
+    chat: bool = False
+    """Whether a row is a chat, which tools belong to."""
+    decided: frozenset[ColumnRole] = frozenset()
+    """Roles for which flags name a column: others that could have them are left out, as the flags mean."""
+
+    def accounts_for(self, column: str, value: Any) -> bool:
+        """Tell whether a column is read, or may be left out without a word."""
+        if column in self.columns or holds_nothing(column, value) or says_nothing(value) or value == NOTHING:
+            return True
+        role = role_of_name(column)
+        if role in self.decided or (role == "image" and isinstance(value, int)):  # a number names no image
+            return True
+        if "image" in self.decided and looks_like_image(value):
+            return True
+        marked = parse_turns(value) is not None or holds_boxes(value) or holds_page(value, column)
+        return "messages" in self.decided and marked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unknown:
+    """Names that are neither read nor known to hold nothing, each with a value that it has."""
+
+    where: str = ""
+    """The file or files."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    """Of turns and parts."""
+
+
+def find_unknown(where: str, sample: Sequence[Row], reading: Reading, chats: Iterable[Any]) -> Unknown:
+    """Return what nobody reads of the first rows.
+
+    Args:
+        where: what messages call the files.
+        sample: the rows, without what is ignored.
+        reading: what is accounted for.
+        chats: all lists of turns in them.
+    """
+    columns: dict[str, Any] = {}
+    for row in sample:
+        columns = {**{column: row[column] for column in unknown_columns(row, reading)}, **columns}
+    keys: dict[str, Any] = {}
+    for turns in chats:
+        for turn in turns:
+            keys = {**dict(unknown_keys(turn)), **keys}
+    return Unknown(where=where, columns=columns, keys=keys)
+
+
+def unknown_columns(row: Row, reading: Reading) -> Iterator[str]:
+    """Yield the columns of one row that hold something which is not read and has no message of its own."""
+    left = [column for column, value in row.items() if not reading.accounts_for(column, value)]
+    if not left:
+        return
+    choices = {column for listed in listed_choices(row, reading.columns) for column in listed.columns}
+    for column in left:
+        if column not in choices and not is_refused(row, column, reading.columns, chat=reading.chat):
+            yield column
+
+
+def refuse_unknown_columns(row: Row, reading: Reading | None) -> None:
+    """Refuse a row with a column that holds something, where the first rows had none such.
+
+    Raises:
+        DataError: names the columns and what to type.
+    """
+    found = [] if reading is None else [*unknown_columns(row, reading)]
+    if found:
+        raise DataError(
+            f"{_listed({column: row[column] for column in found}, 'column')} would not be read by training, and the "
+            "first rows have nothing there. Name what is to be read by its flag, or type "
+            f"--ignore_columns {_typed(found)} to leave it out."
+        )
+
+
+def refuse_unknown(config: DataConfig, found: Iterable[Unknown]) -> None:
+    """Refuse data that holds what nobody reads: one error for all files, with the one line to type.
+
+    Raises:
+        DataError: lists the names by file.
+    """
+    held = [unknown for unknown in found if unknown.columns or unknown.keys]
+    if not held:
+        return
+    columns = dict.fromkeys(column for unknown in held for column in unknown.columns)
+    keys = dict.fromkeys(key for unknown in held for key in unknown.keys)
+    said: dict[str, None] = {}
+    for unknown in held:
+        listed = [_listed(names, what) for names, what in ((unknown.columns, "column"), (unknown.keys, "key")) if names]
+        said[f"{unknown.where} has {' and '.join(listed)}"] = None
+    flags = []
+    if columns:
+        flags.append(f"--ignore_columns {_typed([*config.ignore_columns, *columns])}")
+    if keys:
+        flags.append(f"--ignore_keys {_typed([*config.ignore_keys, *keys])}")
+    named = (
+        " Name a column that is to be read by its flag (--prompt_column, --context_column, --response_column, "
+        "--messages_column, --image_column, --boxes_column, --page_column)."
+    )
+    raise DataError(
+        f"{'; '.join(said)}, which training would not read.{named if columns else ''} To leave out what is listed, "
+        f"type {' '.join(flags)}"
+    )
+
+
+def _listed(names: Mapping[str, Any], what: str) -> str:
+    values = joined(f"'{name}' ({short(value)})" for name, value in names.items())
+    return f"the {what}{'s' if len(names) > 1 else ''} {values}"
+
+
+def _typed(names: Iterable[str]) -> str:
+    return " ".join(shlex.quote(name) for name in dict.fromkeys(names))
+
+
+def explain_left_out(columns: Iterable[str], config: DataConfig) -> tuple[str, ...]:
+    """Say in lines of text which columns are not read, and why."""
+    left_out = list(columns)
+    named = [column for column in left_out if column in config.ignore_columns]
+    others = [column for column in left_out if column not in named]
+    lines = [f"not used: {quoted(others)}; empty, by their names nothing to learn, or other than what flags name"]
+    lines = lines if others else []
+    if named:
+        lines.append(f"not used: {quoted(named)}, by --ignore_columns")
+    if config.ignore_keys:
+        lines.append(f"not used: {quoted(config.ignore_keys)} of turns and parts, by --ignore_keys")
+    return tuple(lines)

@@ -1,0 +1,75 @@
+"""JSON documents of several lists that belong together, as public data has them: where their rows are, if anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vlm_lora.errors import DataError
+
+ROWS_KEY = "data"
+"""The key of a document's rows by which it is known to hold rows, whatever else it holds."""
+
+_ASIDE = ("info", "licenses", "license", "version", "meta", "metadata")
+"""Keys of a document that say something of the whole of it."""
+
+_CAPTIONS = '{"image": "000000000009.jpg", "caption": ["...", "..."]}'
+_BOXES = '{"image": "000000000009.jpg", "objects": {"bbox": [[x, y, width, height]], "category": ["..."]}}'
+_QUESTIONS = '{"image": "000000000009.jpg", "question": "...", "answers": ["...", "..."]}'
+
+
+def rows_key(document: Mapping[str, Any]) -> str | None:
+    """Return the key of a document's rows: `data`, or else the only list of objects next to what is said of all.
+
+    None where there is none, or where the lists belong together.
+    """
+    if isinstance(document.get(ROWS_KEY), list):
+        return ROWS_KEY
+    others = [key for key in document if key not in _ASIDE]
+    if len(others) != 1 or _joined_form(document) is not None:
+        return None
+    key = others[0]
+    value = document[key]
+    return key if isinstance(value, list) and value and all(isinstance(row, dict) for row in value) else None
+
+
+def refuse_document(where: object, document: Mapping[str, Any]) -> DataError:
+    """Return the error for a document without rows: by name for the public forms that need a join."""
+    form = _joined_form(document)
+    if form is not None:
+        what, wanted, more = form
+        return DataError(
+            f"{where} holds {what}. Such lists are not joined. Write one row for each image or question, for example "
+            f"{wanted}{more}."
+        )
+    return DataError(
+        f"{where}: an object with the keys {', '.join(map(repr, document)) or '(none)'}. Rows are read from a "
+        "list of objects, from an object with a `data` list, or from one object a line (.jsonl)."
+    )
+
+
+def _joined_form(document: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """Return what a document is, a row that says the same, and where such rows are found; None for any other."""
+    images, annotations, questions = (_first(document, key) for key in ("images", "annotations", "questions"))
+    if images and annotations is not None:
+        if "caption" in annotations:
+            return "captions in COCO's form, with images and annotations in lists of their own", _CAPTIONS, ""
+        if "bbox" in annotations:
+            return "boxes in COCO's form, with images, annotations and categories in lists of their own", _BOXES, ""
+        return "annotations in COCO's form, with images in a list of their own", _CAPTIONS, ""
+    if images and "sentences" in images:
+        return "captions in Karpathy's form, with folder, file name and split of each image apart", _CAPTIONS, ""
+    hub = ", as the data sets lmms-lab/VQAv2 and HuggingFaceM4/VQAv2 of the Hub have them"
+    if questions and {"question", "question_id"} <= questions.keys() and "answer" not in questions:
+        return "questions of VQA, whose answers are in another file", _QUESTIONS, hub
+    if annotations and {"answers", "question_id"} <= annotations.keys():
+        return "answers of VQA, whose questions are in another file", _QUESTIONS, hub
+    return None
+
+
+def _first(document: Mapping[str, Any], key: str) -> Mapping[str, Any] | None:
+    """Return the first object of the list under a key; None where there is no such list, nothing in an empty one."""
+    value = document.get(key)
+    if not isinstance(value, list):
+        return None
+    return next((item for item in value if isinstance(item, dict)), {})
