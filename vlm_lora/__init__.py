@@ -147,9 +147,8 @@ def preview(run: RunConfig, *, rows: int = 3) -> list[ShownRow]:
     check_early(run, "preview", needed=("model_name_or_path", "dataset_name"))
     with called(run):
         from vlm_lora import pipeline
-        from vlm_lora.report.preview import ShownRow
 
-        return [ShownRow(row=row, tokenizer=tokenizer) for row, tokenizer in pipeline.preview(run, rows=rows)]
+        return list(pipeline.preview(run, rows=rows).rows)
 
 
 def plan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -103,6 +104,17 @@ def set_budget(image_processor: Any, least: int, most: int) -> None:
     image_processor.size = type(image_processor.size)(shortest_edge=least, longest_edge=most)
     if hasattr(image_processor, "min_pixels"):  # 4.55 reads these
         image_processor.min_pixels, image_processor.max_pixels = least, most
+
+
+def change_settings(image_processor: Any, changed: Mapping[str, Any]) -> None:
+    """Give an image processor other settings, a size among them as its version keeps one."""
+    for name, value in changed.items():
+        if name == "size" and {"shortest_edge", "longest_edge"} <= set(value):
+            set_budget(image_processor, value["shortest_edge"], value["longest_edge"])
+        elif name == "size":
+            image_processor.size = type(image_processor.size)(**value)
+        else:
+            setattr(image_processor, name, value)
 
 
 def gemma3_pil_processor() -> Any:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_lora.backend import installed
 from vlm_lora.batching.collator import Collator
-from vlm_lora.batching.encoded import EncodedRow
 from vlm_lora.batching.order import FillableRows
 from vlm_lora.batching.shape_survey import survey_shapes
 from vlm_lora.config.resolution import write_resolved
@@ -34,7 +33,7 @@ from vlm_lora.preflight.figures import DataReport
 from vlm_lora.preflight.parallel_map import ParallelMap
 from vlm_lora.preflight.sampled_epochs import sampled_epochs
 from vlm_lora.report.model_card import write_model_card
-from vlm_lora.report.preview import ShownRow
+from vlm_lora.report.preview import Preview, ShownRow
 from vlm_lora.session import (
     Preprocessing,
     Session,
@@ -141,15 +140,16 @@ def ask(run: RunConfig, *, images: Sequence[ImageSource], prompt: str) -> str:
     return _answerer(session, preprocessing, model).answer([question])[0]
 
 
-def preview(run: RunConfig, *, rows: int) -> list[tuple[EncodedRow, Any]]:
-    """Encode the first rows of the data as training would; return each with the tokenizer that decodes it."""
+def preview(run: RunConfig, *, rows: int) -> Preview:
+    """Encode the first rows of the data as training would."""
     run, _, _ = resolve_for_reading(run)
     everything = replace(run.data, validation_fraction=0.0)
     data = load_splits(everything, need_train=True, need_validation=False).train
     preprocessing = open_preprocessing(run)
-    shown = range(min(rows, len(data))) if data is not None else range(0)
-    encoded = [preprocessing.encoder.encode_kept(data[index], keep_images=True) for index in shown if data is not None]
-    return [(row, preprocessing.tokenizer) for row in encoded if row is not None]
+    first = range(min(rows, len(data))) if data is not None else range(0)
+    encoded = [preprocessing.encoder.encode_kept(data[index], keep_images=True) for index in first if data is not None]
+    shown = [ShownRow(row=row, tokenizer=preprocessing.tokenizer) for row in encoded if row is not None]
+    return Preview(rows=shown, image_size=preprocessing.image_size)
 
 
 def dry_run(run: RunConfig) -> list[ShownRow]:
@@ -243,6 +243,7 @@ def _subject(
         encoder=preprocessing.encoder,
         collator=preprocessing.collator,
         data=None if prepared is None else prepared.splits.train,
+        image_size=preprocessing.image_size,
         shapes=tuple if prepared is None else lambda: shapes_of(prepared).get("train", ()),
     )
 
@@ -350,8 +351,10 @@ def _load_base(session: Session, preprocessing: Preprocessing) -> Any:
 
 def _adapt(session: Session, preprocessing: Preprocessing, base: Any) -> Any:
     """Check what was loaded, before an adapter is put on it, and let the backend adapt it."""
+    from vlm_lora.model.image_size import match_model
     from vlm_lora.model.quantization import check_quantized, find_layers
 
+    match_model(base, preprocessing.processor)
     model = session.run.model
     if model.load_in_4bit:
         check_quantized(

@@ -23,6 +23,7 @@ from vlm_lora.launch.placement import by_accelerate
 from vlm_lora.launch.roll_call import introduce, limit_waiting
 from vlm_lora.model.families import Family, family_of
 from vlm_lora.model.folder_faults import template_place
+from vlm_lora.model.image_size import describe_size, match_config
 from vlm_lora.model.loading import load_config, load_processor
 from vlm_lora.model.quantization import check_request
 from vlm_lora.model.terminators import eos_token_ids
@@ -86,6 +87,8 @@ class Preprocessing:
     """Longest row in tokens."""
     eos_token_ids: frozenset[int]
     """Tokens that end an answer."""
+    image_size: str
+    """How large images are shown, in words."""
 
 
 def open_session(run: RunConfig) -> Session:
@@ -176,6 +179,9 @@ def open_preprocessing(run: RunConfig) -> Preprocessing:
         raise ConfigError(f"--model_type {run.model.model_type}: the model's configuration says {config.model_type}.")
     family = family_of(config)
     processor = load_processor(run.model)
+    match_config(config, processor)
+    shown = describe_size(processor)
+    logger.info("Images are shown %s.", shown)
     tokenizer = processor.tokenizer
     check_vocabulary(config, family, tokenizer, trust_remote_code=run.model.trust_remote_code)
     longest = run.batching.max_length or getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -209,4 +215,5 @@ def open_preprocessing(run: RunConfig) -> Preprocessing:
         collator=collator,
         longest=longest,
         eos_token_ids=ends,
+        image_size=shown,
     )

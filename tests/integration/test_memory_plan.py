@@ -124,10 +124,10 @@ def test_a_device_that_is_too_small_gets_proposals_that_fit(
     [
         (["--device", "H1000", "--max_length", "256"], "H100-80"),
         ([], "type --dataset_name to measure them, or --max_length N"),
-        (["--max_length", "256", "--image_size", "big"], "WIDTHxHEIGHT"),
+        (["--max_length", "256", "--assumed_size", "big"], "WIDTHxHEIGHT"),
         (
             ["--max_length", "4"],
-            "--max_length 4 is too little for 1 image of 1024x1024 (--images, --image_size): the assumed row: ",
+            "--max_length 4 is too little for 1 image of 1024x1024 (--images, --assumed_size): the assumed row: ",
         ),
         (["--max_length", "256", "--world_size", "0"], "--world_size 0: must be 1 or more"),
         (["--max_length", "256", "--optim", "lomo"], "does not know what it keeps"),

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from support.public_schemas import BY_NAME, PUBLIC_SETS
-from support.runs import logged, run
-from vlm_lora.cli.main import main
+from support.runs import logged, script_flags
+from vlm_lora.cli.main import main, run_script
 
 TRAINED = ("the_cauldron", "ScienceQA", "MMMU", "CPPE-5", "OCR-VQA")
 """Exchanges, a row without an image and numbers of choices, several images in place, boxes, parallel lists."""
@@ -21,9 +21,10 @@ SHOWN = [one.name for one in PUBLIC_SETS if one.told]
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_it_is_trained_on(name: str, model_folder: Callable[[str], Path], tmp_path: Path) -> None:
-    path = BY_NAME[name].write(tmp_path / "data")
+    one = BY_NAME[name]
     flags = {"max_steps": 2, "validation_fraction": 0, "learning_rate": 1e-2, "do_train": True, "seed": 1}
-    run(model_folder("gemma3"), path, tmp_path / "out", **flags)
+    words = script_flags(model_folder("gemma3"), one.write(tmp_path / "data"), tmp_path / "out", **flags)
+    assert run_script([*words, *one.ignored]) == 0
     losses = logged(tmp_path / "out", "loss")
     assert len(losses) == 2
     assert all(0 < loss < 20 for loss in losses)

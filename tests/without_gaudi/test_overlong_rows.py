@@ -87,7 +87,7 @@ def test_images_shrink_in_the_run_and_in_the_plan_of_its_shapes(
     data = write_varied_rows(tmp_path / "data", rows=ROWS, validation=2)
     model = model_folder("qwen2_5_vl")
     words = ["--model_name_or_path", str(model), "--dataset_name", str(data), "--use_cpu"]
-    lengths = [len(row.input_ids) for row, _ in pipeline.preview(parse(words, environ={}), rows=ROWS)]
+    lengths = [len(one.row.input_ids) for one in pipeline.preview(parse(words, environ={}), rows=ROWS).rows]
     limit = max(lengths) - 3
     flags = {"do_train": True, "do_eval": True, "num_train_epochs": 1, "static_shapes": static, "max_length": limit}
     assert run_script(script_flags(model, data, tmp_path / "stopped", **flags)) == 1

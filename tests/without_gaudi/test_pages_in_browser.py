@@ -79,7 +79,8 @@ def expected_rows(model: Path, data: Path) -> list[Any]:
     """Return what `faults` compares with, from ids and labels as the collator gets them."""
     words = ["--model_name_or_path", str(model), "--dataset_name", str(data), "--use_cpu"]
     rows: list[Any] = []
-    for row, tokenizer in pipeline.preview(parse(words, environ={}), rows=ROWS):
+    for one in pipeline.preview(parse(words, environ={}), rows=ROWS).rows:
+        row, tokenizer = one.row, one.tokenizer
         ids, supervised = row.input_ids.tolist(), row.labels.ne(IGNORE_INDEX).nonzero().flatten().tolist()
         assert supervised == list(range(supervised[0], supervised[-1] + 1))
         rows.append([supervised, [visible(decode_between(ids, supervised[0], supervised[-1] + 1, tokenizer))]])

@@ -2,14 +2,21 @@
 
 Images are resized to the nearest of these canvases before the processor sees them. Which canvases is
 decided from the sizes in the data: those very sizes where they are few, else the centres of clusters.
+
+A row may also ask for a size of its own for an image, as Qwen-VL's parts do.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from vlm_lora.data.conversation import OwnSize
+from vlm_lora.errors import RenderingError
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -50,6 +57,49 @@ def nearest(sizes: Sequence[Size], canvases: Sequence[Size]) -> Size:
 def resized(picture: Image.Image, size: Size) -> Image.Image:
     """Return an image at a size in pixels (bicubic)."""
     return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
+
+
+BY_PIXELS = "Qwen2VLImageProcessor"
+"""Of Qwen2-VL to Qwen3.5 (the start of the class's name): an image is scaled until its pixels lie within a budget. It
+is kept as `size`: `shortest_edge` and `longest_edge` are numbers of pixels there."""
+
+_LEAST_PATCHES, _MOST_PATCHES = 4, 16384
+"""What qwen-vl-utils takes where a part does not say the least or the most."""
+
+
+def own_size(own: OwnSize, size: Size, image_processor: Any) -> Size:
+    """Return the width and height to which an image with a size of its own is resized before the processor sees it.
+
+    Both sides become multiples of a merged patch, within the image's own number of pixels or close to its own sides,
+    as qwen-vl-utils (smart_resize) makes them. The processor's budget for all images holds for what comes out.
+
+    Args:
+        own: what the row asks for.
+        size: width and height of the image.
+        image_processor: the model's; its class and patches decide.
+
+    Raises:
+        RenderingError: the model's images have no such sizes.
+    """
+    if not type(image_processor).__name__.startswith(BY_PIXELS):
+        raise RenderingError(
+            "an image has a size of its own (min_pixels, max_pixels, resized_height, resized_width), which Qwen-VL's "
+            "families alone can show. Leave it out, or resize the image."
+        )
+    patch = image_processor.patch_size * image_processor.merge_size
+    least = own.min_pixels or _LEAST_PATCHES * patch**2
+    most = own.max_pixels or _MOST_PATCHES * patch**2
+    if own.resized_width is not None and own.resized_height is not None:
+        size = own.resized_width, own.resized_height
+    area = size[0] * size[1]
+    width, height = (max(patch, round(side / patch) * patch) for side in size)
+    if width * height > most:
+        share = math.sqrt(area / most)
+        width, height = (max(patch, math.floor(side / share / patch) * patch) for side in size)
+    elif width * height < least:
+        share = math.sqrt(least / area)
+        width, height = (math.ceil(side * share / patch) * patch for side in size)
+    return width, height
 
 
 def stretch(sizes: Sequence[Size], canvases: Sequence[Size]) -> float:

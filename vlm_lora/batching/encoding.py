@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from transformers import BatchFeature
 
-from vlm_lora.batching.canvases import Size, nearest, resized
+from vlm_lora.batching.canvases import Size, nearest, own_size, resized
 from vlm_lora.batching.chat.layouts import Rendering
 from vlm_lora.batching.encoded import IGNORE_INDEX, EncodedRow
 from vlm_lora.batching.image_counts import tokens_by_image
@@ -188,15 +188,20 @@ class RowEncoder:
         return other
 
     def picture(self, image: ImageRef) -> Any:
-        """Return one image as `encode` would load it, in RGB.
+        """Return one image as `encode` would load it, in RGB, at its own size where it has one.
 
         Raises:
             ImageError: it cannot be read.
+            RenderingError: it has a size of its own, and this model's images cannot have one.
         """
         picture = self._load_image(image.source, limits=self._image_limits)
         if self._watcher is not None:
             self._watcher(picture)
-        return picture
+        if image.size is None:
+            return picture
+        if self._canvases:
+            _note_canvases()
+        return resized(picture, own_size(image.size, picture.size, self._processor.image_processor))
 
     def _pictures(
         self, conversation: Conversation, images: tuple[ImageRef, ...], side: float, loaded: dict[int, Any]
@@ -386,6 +391,19 @@ class RowEncoder:
 def _straddled(offsets: torch.Tensor, spans: Sequence[Span]) -> bool:
     """Tell whether a token stands for characters on both sides of the place where an answer begins."""
     return any(bool(((offsets[:, 0] < span.start) & (offsets[:, 1] > span.start)).any()) for span in spans)
+
+
+_noted: set[str] = set()
+
+
+def _note_canvases() -> None:
+    """Say once in this process that images with a size of their own are brought to a few sizes, too."""
+    if not _noted:
+        _noted.add("canvases")
+        logger.warning(
+            "Images with a size of their own (min_pixels, resized_height, ...) are brought to the nearest of the few "
+            "sizes of --static_shapes all the same; --static_shapes false shows them at their own."
+        )
 
 
 def _loader(load_image: Callable[..., Any] | None, limits: Any) -> tuple[Callable[..., Any], Any]:

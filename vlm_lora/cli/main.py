@@ -250,7 +250,7 @@ def _plan_flags() -> argparse.ArgumentParser:
     ):
         parser.add_argument(f"--{flag}", type=int, default=default, metavar="N", help=f"{meaning} ({default})")
     parser.add_argument(
-        "--image_size", default="1024x1024", metavar="WxH", help="without data: images in pixels (1024x1024)"
+        "--assumed_size", default="1024x1024", metavar="WxH", help="without data: images in pixels (1024x1024)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON; sizes are bytes")
     return parser
@@ -258,6 +258,12 @@ def _plan_flags() -> argparse.ArgumentParser:
 
 def _plan(rest: Sequence[str]) -> None:
     own, others = _plan_flags().parse_known_args(rest)
+    for flag, value in zip(others, [*others[1:], ""], strict=True):
+        if flag.replace("-", "_") == "__image_size" and "x" in value:
+            raise ConfigError(
+                f"--image_size {value}: it says how large the model is shown images, by one number. For the size of "
+                f"images that a plan without data assumes, type --assumed_size {value}."
+            )
     run = configure(others, {}, log_level="error", verb="plan", needed=(MODEL,))
     from rich.console import Console
 
@@ -270,7 +276,7 @@ def _plan(rest: Sequence[str]) -> None:
         world_size=own.world_size,
         rows=own.rows,
         images=own.images,
-        image_size=own.image_size,
+        assumed_size=own.assumed_size,
         answer_tokens=own.answer_tokens,
     )
     with progress(disabled=is_true(run.raw.get("disable_tqdm"))) as announce:

@@ -33,17 +33,19 @@ def preview(rest: Sequence[str]) -> None:
 
     from vlm_lora import pipeline
     from vlm_lora.report.page import write_page
-    from vlm_lora.report.preview import ShownRow, print_row, row_report
+    from vlm_lora.report.preview import print_row, row_report
 
     shown = pipeline.preview(run, rows=own.rows)
     if own.html is not None:
         title = f"{run.data.dataset_name} as {run.model.model_name_or_path} sees it"
-        write_page(own.html, [ShownRow(row=row, tokenizer=tokenizer) for row, tokenizer in shown], title=title)
+        write_page(own.html, shown.rows, title=title)
     if own.json:
-        print(json.dumps([row_report(row, tokenizer) for row, tokenizer in shown], ensure_ascii=False, indent=2))
+        reports = [{**row_report(one.row, one.tokenizer), "image_size": shown.image_size} for one in shown.rows]
+        print(json.dumps(reports, ensure_ascii=False, indent=2))
         return
     console = Console(highlight=False, soft_wrap=True)
-    for row, tokenizer in shown:
-        print_row(row, tokenizer, console)
+    console.print(f"Images are shown {shown.image_size}.", style="dim", markup=False)
+    for one in shown.rows:
+        print_row(one.row, one.tokenizer, console)
     if own.html is not None:
         print(f"Written to {own.html}")

@@ -27,6 +27,9 @@ _TABULAR = "tabular workflow"
 _TRANSFORMERS = "transformers"
 _TRL = "TRL"
 _LLAMA_FACTORY = "LLaMA-Factory"
+_AXOLOTL = "axolotl"
+_INTERNVL = "InternVL's scripts"
+_FINETUNE = "Qwen2-VL-Finetune, Phi3-Vision-Finetune"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +79,7 @@ class Dropped:
 
 OtherName = Alias | Implied | Restated | Ignored | Dropped
 
+_BY_TILES = "type --max_pixels or --min_pixels: so many tiles times 448x448"
 _NO_APEX = "only torch's own mixed precision is left; leave the key out"
 
 _TABLE: tuple[OtherName, ...] = (
@@ -218,6 +222,46 @@ _TABLE: tuple[OtherName, ...] = (
         cure="to begin anew with a checkpoint's weights, type --model_name_or_path CHECKPOINT and no "
         "--resume_from_checkpoint",
         users=_OCR,
+    ),
+    Dropped(
+        name="image_resolution",
+        hint=int | None,
+        harmless=(None,),
+        cure="some versions mean a side by it and others a number of pixels; type --image_size SIDE or --max_pixels N",
+        users=_LLAMA_FACTORY,
+    ),
+    Dropped(
+        name="image_resize_algorithm",
+        hint=str | None,
+        harmless=(None,),
+        cure="images are resampled as the model's own processor does; leave it out",
+        users=_AXOLOTL,
+    ),
+    Dropped(name="max_dynamic_patch", hint=int | None, harmless=(None,), cure=_BY_TILES, users=_INTERNVL),
+    Dropped(name="min_dynamic_patch", hint=int | None, harmless=(None,), cure=_BY_TILES, users=_INTERNVL),
+    Dropped(
+        name="force_image_size",
+        hint=int | None,
+        harmless=(None, 448),
+        cure="a tile's side is the model's own; type --max_pixels N for how many pixels all tiles have",
+        users=_INTERNVL,
+    ),
+    *(
+        Dropped(
+            name=f"image_resized_{side}",
+            hint=int | None,
+            harmless=(None,),
+            cure="write both resized sides into the rows' image parts, or type --max_pixels N for all images",
+            users=_FINETUNE,
+        )
+        for side in ("width", "height")
+    ),
+    Dropped(
+        name="num_crops",
+        hint=int | None,
+        harmless=(None,),
+        cure="type --max_pixels N: so many crops times 336x336",
+        users=_FINETUNE,
     ),
     Dropped(
         name="push_to_hub_organization",

@@ -243,6 +243,8 @@ _RESTATE: Mapping[str, Callable[[_Draft, str, Any], None]] = {
 def _unknown_message(keys: list[str], run: RunConfig, shape: _Shape) -> str:
     """Explain every key that the class does not have: whose it is, or the nearest name."""
     known = [*own_fields(), *shape.fields, *aliases(), *RESTATED, *DROPPED]
+    # Whoever asks for another size of images must not be led to the setting that refuses them.
+    known.remove("max_image_pixels")
     lines = [_explain(key, run, known) for key in keys]
     if len(lines) == 1:
         return lines[0]

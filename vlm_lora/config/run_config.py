@@ -190,9 +190,12 @@ class ModelConfig:
     image_backend: str = "pil"
     """Image processor: pil (bitwise the same on every stack) or torchvision (faster, small differences)."""
     min_pixels: int | None = None
-    """Images with fewer pixels are shown larger (Qwen-VL's families); by default as the processor has it."""
+    """Images with fewer pixels are shown larger, by the model's own means; by default as its processor has it."""
     max_pixels: int | None = None
-    """Images with more pixels are shown smaller (Qwen-VL's families); by default as the processor has it."""
+    """Images with more pixels are shown smaller, by the model's own means; by default as its processor has it."""
+    image_size: int | None = None
+    """Images are shown with a longest side of at most so many pixels; where a model counts pixels or tiles, with
+    those of a square of that side. In place of --max_pixels."""
     enable_thinking: bool | None = None
     """Whether the chat template prompts for thoughts, where it reads `enable_thinking` (Qwen3.5, GLM); saved with it,
     so that ask, eval and serving prompt alike. By default as the template has it."""
@@ -202,7 +205,7 @@ class ModelConfig:
         _check_choice("bnb_4bit_quant_type", self.bnb_4bit_quant_type, ("nf4", "fp4"))
         _check_choice("bnb_4bit_compute_dtype", self.bnb_4bit_compute_dtype, ("auto", "float32", "bfloat16", "float16"))
         _check_choice("image_backend", self.image_backend, ("pil", "torchvision"))
-        for flag in ("min_pixels", "max_pixels"):
+        for flag in ("min_pixels", "max_pixels", "image_size"):
             value = getattr(self, flag)
             if value is not None and value < 1:
                 raise ConfigError(f"--{flag} {value}: must be a whole number from 1.")

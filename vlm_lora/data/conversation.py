@@ -30,10 +30,23 @@ class Text:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnSize:
+    """How large a row wants one image to be shown, as Qwen-VL's parts say it; None where it does not say."""
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    resized_height: int | None = None
+    """In pixels, with `resized_width`."""
+    resized_width: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageRef:
     """An image at its place in a turn, not decoded yet."""
 
     source: ImageSource
+    size: OwnSize | None = None
+    """Its own size; None where it is shown as the others are."""
 
 
 Part: TypeAlias = Text | ImageRef

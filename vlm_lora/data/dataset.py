@@ -114,6 +114,7 @@ class ConversationDataset:
             roots=(start,) if start else self._hub_roots,
             data_folder=folder if self._image_root is not None else None,
             allow_urls=self._allow_urls,
+            by_id=self.schema.image_ids,
         )
 
     def without(self, positions: Collection[int]) -> ConversationDataset:

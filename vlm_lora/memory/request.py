@@ -31,7 +31,8 @@ class PlanRequest:
     """Rows of the data to look at."""
     images: int = 1
     """Images of a row, where no data is named."""
-    image_size: str = "1024x1024"
+    assumed_size: str = "1024x1024"
+    """Width and height of each of them in pixels."""
     answer_tokens: int = 64
 
     def assumption(self, tokens: int | None) -> Assumption:
@@ -43,11 +44,13 @@ class PlanRequest:
         if tokens is None:
             raise ConfigError(
                 "Nothing says how long the rows are: type --dataset_name to measure them, or --max_length N (with "
-                "--images N, --image_size WIDTHxHEIGHT, --answer_tokens N) to assume it."
+                "--images N, --assumed_size WIDTHxHEIGHT, --answer_tokens N) to assume it."
             )
-        width, _, height = self.image_size.partition("x")
+        width, _, height = self.assumed_size.partition("x")
         if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
-            raise ConfigError(f"--image_size {self.image_size}: must be WIDTHxHEIGHT in pixels, for example 1024x768.")
+            raise ConfigError(
+                f"--assumed_size {self.assumed_size}: must be WIDTHxHEIGHT in pixels, for example 1024x768."
+            )
         return Assumption(
             tokens=tokens,
             answer_tokens=self.answer_tokens,
@@ -79,6 +82,8 @@ class PlanReport:
     choice: Choice
     note: str
     """The rows, in words."""
+    image_size: str
+    """How large images are shown, in words."""
     verdicts: Sequence[Verdict]
 
 

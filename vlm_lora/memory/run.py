@@ -42,6 +42,8 @@ class Subject:
     collator: Collator
     data: Any
     """The training rows; None where none were named."""
+    image_size: str
+    """How large images are shown, in words."""
     shapes: Callable[[], Sequence[RowShape]] = tuple
     """Returns what each of them contributes to its batch's shape; nothing where they were not all read before."""
 
@@ -125,7 +127,9 @@ def plan_run(
         proposals = [] if plan.fits(device) else subject.propose(planner, choice, device, backend)
         verdicts.append(Verdict(device=device, plan=plan, proposals=proposals))
     model = str(subject.run.model.model_name_or_path)
-    return PlanReport(model=model, choice=choice, note=samples(1.0).note, verdicts=verdicts)
+    return PlanReport(
+        model=model, choice=choice, note=samples(1.0).note, image_size=subject.image_size, verdicts=verdicts
+    )
 
 
 def advise(subject: Subject, arguments: Any, backend: Backend) -> Verdict:

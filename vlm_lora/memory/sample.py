@@ -75,8 +75,8 @@ def sample_rows(encoder: RowEncoder, data: Any, *, count: int, picture_side: flo
     total = len(data)
     count = min(count, total)
     chosen = [place * (total - 1) // max(1, count - 1) for place in range(count)]
-    encoded = [encoder.encode_kept(_scaled(data[index], encoder, picture_side)) for index in chosen]
-    rows = [row for row in encoded if row is not None]
+    scaled = (_scaled(data[index], encoder, picture_side) for index in chosen)
+    rows = [_without_pictures(row) for one in scaled if (row := encoder.encode_kept(one, keep_images=True)) is not None]
     if not rows:
         raise DataError(f"--on_overflow drop: all {count} rows that were read are too long. Raise --max_length.")
     rows.sort(key=lambda row: -len(row.input_ids))
@@ -85,7 +85,7 @@ def sample_rows(encoder: RowEncoder, data: Any, *, count: int, picture_side: flo
     elements = max((tensor.numel() for row in rows for tensor in row.media.values()), default=0)
     note = (
         f"{len(rows)} of {total} rows: {lengths[0]} tokens in the longest, {statistics.median_low(lengths)} in the "
-        f"median, at most {supervised} supervised{_media_note(elements)}"
+        f"median, at most {supervised} supervised{_media_note(elements)}{_tokens_note(rows)}"
     )
     return Sample(rows=tuple(rows[:KEPT]), is_everything=len(rows) == total, supervised=supervised, note=note)
 
@@ -105,11 +105,11 @@ def longest_rows(encoder: RowEncoder, data: Any, shapes: Sequence[RowShape]) -> 
     supervised = max(shape.supervised for shape in shapes)
     elements = max((prod(size) for shape in shapes for _, size, _ in shape.media), default=0)
     median = statistics.median_low(shape.length for shape in shapes)
+    rows = tuple(_without_pictures(encoder.encode(data[index], keep_images=True)) for index in order[:KEPT])
     note = (
         f"all {len(shapes)} rows, as they were checked: {shapes[order[0]].length} tokens in the longest, {median} in "
-        f"the median, at most {supervised} supervised{_media_note(elements)}"
+        f"the median, at most {supervised} supervised{_media_note(elements)}{_tokens_note(rows)}"
     )
-    rows = tuple(encoder.encode(data[index]) for index in order[:KEPT])
     return Sample(rows=rows, is_everything=True, supervised=supervised, note=note)
 
 
@@ -123,14 +123,15 @@ def assume_rows(encoder: RowEncoder, assumption: Assumption) -> Sample:
     parts: tuple[Part, ...] = (*(ImageRef(source=picture) for _ in range(assumption.pictures)), Text(text="?"))
     turns = (Turn(role="user", parts=parts), Turn(role="assistant", parts=(Text(text="!"),)))
     try:
-        row = encoder.encode(Conversation(turns=turns, source=RowSource(file="the assumed row")))
+        assumed = Conversation(turns=turns, source=RowSource(file="the assumed row"))
+        row = _without_pictures(encoder.encode(assumed, keep_images=True))
     except RenderingError as error:
         raise ConfigError(
             f"--max_length {assumption.tokens} is too little for {_pictures(assumption)}: {error}"
         ) from error
     note = (
         f"assumed, no data was read: rows of {assumption.tokens} tokens (--max_length), {_pictures(assumption)}, "
-        f"{assumption.answer_tokens} supervised (--answer_tokens)"
+        f"{assumption.answer_tokens} supervised (--answer_tokens){_tokens_note([row])}"
     )
     answer = min(assumption.answer_tokens, assumption.tokens - 1)
     return Sample(
@@ -153,11 +154,28 @@ def worst_batch(sample: Sample, collator: Collator, batch_size: int) -> dict[str
 def _pictures(assumption: Assumption) -> str:
     width, height = assumption.picture_size
     count = assumption.pictures
-    return f"{count} {'image' if count == 1 else 'images'} of {width}x{height} (--images, --image_size)"
+    return f"{count} {'image' if count == 1 else 'images'} of {width}x{height} (--images, --assumed_size)"
 
 
 def _supervised(row: EncodedRow) -> int:
     return int(row.labels[1:].ne(IGNORE_INDEX).sum())
+
+
+def _without_pictures(row: EncodedRow) -> EncodedRow:
+    """Let go of the images, which only had to be kept for their tokens to be counted."""
+    return replace(row, pictures=())
+
+
+def _tokens_note(rows: Sequence[EncodedRow]) -> str:
+    """Say how many tokens an image is; nothing where that cannot be told."""
+    counts = [count for row in rows for count in row.image_tokens if count]
+    if not counts:
+        return ""
+    return (
+        f", {min(counts)} to {max(counts)} tokens an image"
+        if min(counts) < max(counts)
+        else f", {counts[0]} tokens an image"
+    )
 
 
 def _media_note(elements: int) -> str:

@@ -32,7 +32,7 @@ from vlm_lora.model.folder_faults import (
     check_processor_keys,
     refuse_damage,
 )
-from vlm_lora.model.image_size import set_pixels
+from vlm_lora.model.image_size import set_image_size, trained_here
 from vlm_lora.model.loading_errors import few, first_line, translated, weights_name
 from vlm_lora.model.thinking import set_thinking
 
@@ -107,7 +107,8 @@ def load_processor(config: ModelConfig) -> Any:
     from transformers import AutoProcessor
 
     base = _checked(config)
-    family = family_of(load_config(config))
+    loaded = load_config(config)
+    family = family_of(loaded)
     folder = adapter_folder(config)
     place = str(folder) if folder is not None and _has_processor(folder) else str(base.model_name_or_path)
     access = _access(base)
@@ -124,8 +125,8 @@ def load_processor(config: ModelConfig) -> Any:
         )
     with translated(config, base, "processor", place=place):
         _set_image_backend(processor, place, config.image_backend, access)
-    trained = place if folder is not None and place == str(folder) else None
-    set_pixels(processor, config, trained=trained)
+    trained = place if place == str(folder or "") or trained_here(Path(place)) else None
+    set_image_size(processor, config, trained=trained, longest=_longest_side(loaded))
     if Path(place).is_dir():
         check_processor_keys(Path(place), processor)
     complete_processor(processor)
@@ -141,6 +142,12 @@ def load_processor(config: ModelConfig) -> Any:
             "chat_template.jinja into the folder."
         )
     return processor
+
+
+def _longest_side(loaded: Any) -> int | None:
+    """Return the longest side in pixels that a vision tower has positions for, where its configuration says one."""
+    side = getattr(getattr(loaded, "vision_config", None), "image_size", None)
+    return side if isinstance(side, int) else None
 
 
 def load_model(

@@ -112,7 +112,9 @@ def report_on(run: RunConfig, splits: Splits, preprocessing: Preprocessing, read
     """Put together what was found in the rows."""
     data = run.data.dataset_name or run.data.validation_name
     found = {name: (rows, read.tables[name]) for name, rows in split_parts(splits).items()}
-    return build_report(str(run.model.model_name_or_path), str(data), preprocessing.longest, found)
+    return build_report(
+        str(run.model.model_name_or_path), str(data), preprocessing.longest, preprocessing.image_size, found
+    )
 
 
 def prepare_rows(

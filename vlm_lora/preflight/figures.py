@@ -104,6 +104,8 @@ class SplitReport:
     supervised: Distribution
     pictures: Distribution
     """Images a row."""
+    image_tokens: Distribution
+    """Tokens an image, of those whose tokens can be told from those of the image next to them."""
     widths: Distribution
     heights: Distribution
     unanswered: int
@@ -132,6 +134,8 @@ class DataReport:
     data: str
     longest: int | None
     """The limit of a row in tokens."""
+    image_size: str
+    """How large images are shown, in words."""
     splits: Mapping[str, SplitReport]
     """By `train` and `validation`; with several data sets `train 1`, `train 2`, ...."""
     leaked: int
@@ -167,6 +171,7 @@ def build_report(
     model: str,
     data: str,
     longest: int | None,
+    image_size: str,
     found: Mapping[str, tuple[ConversationDataset, RowTable]],
 ) -> DataReport:
     """Put what the row tables of all splits say together."""
@@ -175,6 +180,7 @@ def build_report(
         model=model,
         data=data,
         longest=longest,
+        image_size=image_size,
         splits={name: _split_report(rows, table) for name, (rows, table) in found.items()},
         leaked=leaked,
         leaks=leaks,
@@ -203,6 +209,7 @@ def _split_report(rows: ConversationDataset, table: RowTable) -> SplitReport:
     tokens, supervised = table.longest("tokens"), table.longest("supervised")
     unanswered = np.flatnonzero(table.rows["unanswered"])
     widths, heights = (table.images[side].astype(np.int64) for side in ("width", "height"))
+    image_tokens = table.images["tokens"].astype(np.int64)
     owner = table.image_owners()
     longest = _largest(tokens)
     biggest = _largest(widths * heights)
@@ -215,6 +222,7 @@ def _split_report(rows: ConversationDataset, table: RowTable) -> SplitReport:
         tokens=Distribution.of(tokens[good]),
         supervised=Distribution.of(supervised[good]),
         pictures=Distribution.of(table.rows["images"].astype(np.int64)[good]),
+        image_tokens=Distribution.of(image_tokens[image_tokens > 0]),
         widths=Distribution.of(widths),
         heights=Distribution.of(heights),
         unanswered=len(unanswered),

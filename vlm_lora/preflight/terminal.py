@@ -14,6 +14,7 @@ SHOWN = 20
 
 def print_report(report: DataReport, console: Console) -> None:
     """Print a data report."""
+    console.print(f"Images are shown {report.image_size}.", style="dim", markup=False, highlight=False)
     for split, figures in report.splits.items():
         _print_split(split, figures, console)
     if report.leaked:
@@ -63,6 +64,7 @@ def distributions(split: SplitReport) -> dict[str, Distribution]:
         "tokens a row": split.tokens,
         "supervised tokens": split.supervised,
         "images a row": split.pictures,
+        "tokens an image": split.image_tokens,
         "image width": split.widths,
         "image height": split.heights,
     }

@@ -54,6 +54,7 @@ def print_plan(report: PlanReport, console: Console) -> None:
     choice = report.choice
     console.print(f"Model: {report.model}", markup=False)
     console.print(f"Data: {report.note}", markup=False)
+    console.print(f"Images are shown {report.image_size}.", markup=False)
     console.print(
         f"Batch {choice.batch_size} per device, {choice.accumulation} micro-batches, {choice.world_size} processes, "
         f"{'with' if choice.checkpointing else 'without'} gradient checkpointing, {choice.optimizer}.",
@@ -101,6 +102,7 @@ def as_json(report: PlanReport) -> dict[str, Any]:
     return {
         "model": report.model,
         "rows": report.note,
+        "image_size": report.image_size,
         "choice": asdict(report.choice),
         "devices": [
             {

@@ -32,6 +32,15 @@ class ShownRow:
     """What would have been right."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """Rows as the model will see them."""
+
+    rows: Sequence[ShownRow]
+    image_size: str
+    """How large images are shown, in words."""
+
+
 def runs(row: EncodedRow) -> Iterator[tuple[int, int, bool]]:
     """Yield `(start, end, supervised)` for each longest stretch of tokens of one kind."""
     supervised = row.labels.ne(IGNORE_INDEX).tolist()
@@ -43,7 +52,10 @@ def runs(row: EncodedRow) -> Iterator[tuple[int, int, bool]]:
 
 
 def row_report(row: EncodedRow, tokenizer: Any) -> dict[str, Any]:
-    """Return one row as plain values for `--json`; `pictures` are widths and heights as the processor got them."""
+    """Return one row as plain values for `--json`; `pictures` are widths and heights as the processor got them.
+
+    `image_tokens` are 0 where they cannot be told from those of the image next to it.
+    """
     ids = row.input_ids.tolist()
     return {
         "source": str(row.source),
@@ -58,6 +70,7 @@ def row_report(row: EncodedRow, tokenizer: Any) -> dict[str, Any]:
             if supervised
         ],
         "pictures": [list(picture.size) for picture in row.pictures],
+        "image_tokens": list(row.image_tokens),
         "overflow": row.overflow,
         "tensors": {name: list(value.shape) for name, value in {**row.token_tensors, **row.media}.items()},
     }
@@ -76,7 +89,9 @@ def print_row(row: EncodedRow, tokenizer: Any, console: Console) -> None:
     if row.overflow:
         console.print(Text(f"  {row.overflow}.", style="yellow"))
     for number, (width, height) in enumerate(report["pictures"], start=1):
-        console.print(f"  image {number}: {width}x{height} pixels", style="dim", markup=False, highlight=False)
+        tokens = report["image_tokens"][number - 1] if report["image_tokens"] else 0
+        line = f"  image {number}: {width}x{height} pixels" + (f", {tokens} tokens" if tokens else "")
+        console.print(line, style="dim", markup=False, highlight=False)
     for name, shape in report["tensors"].items():
         console.print(f"  {name}: {tuple(shape)}", style="dim", markup=False, highlight=False)
 

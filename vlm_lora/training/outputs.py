@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlm_lora.batching.canvases import BY_PIXELS
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.whole_files import read_json, write_json
 from vlm_lora.errors import ConfigError
-from vlm_lora.model.image_size import BY_PIXELS
 from vlm_lora.training.checkpoints.contents import STATE_FILE, missing_parts
 from vlm_lora.training.checkpoints.run_record import (
     EVALUATION_FILES,

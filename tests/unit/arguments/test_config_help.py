@@ -72,7 +72,7 @@ OWN = {
     "preview": {"rows", "json", "html"},
     "check": {"json", "html", "workers"},
     "demo": ("output_dir",),
-    "plan": ("device", "world_size", "rows", "images", "image_size", "answer_tokens", "json"),
+    "plan": ("device", "world_size", "rows", "images", "assumed_size", "answer_tokens", "json"),
 }
 
 

@@ -322,6 +322,8 @@ def accepted() -> dict[str, Callable[[], Kind]]:
     shows["JPEG orientation 6"] = lambda: Kind(
         encoded=save(picture(SMOOTH), "JPEG", exif=exif(6), quality=95), shows=turned(SMOOTH, 6), within=4
     )
+    for number in (1, 6, 7):
+        shows[f"AVIF orientation {number}"] = partial(_avif, number)
     shows["orientation 0, which does not exist"] = lambda: Kind(
         encoded=save(picture(RGB), "PNG", exif=exif(0)), shows=RGB
     )
@@ -345,9 +347,10 @@ def refused() -> dict[str, Callable[[], Kind]]:
         "SVG with an XML header": (lambda: b'\n<?xml version="1.0"?><svg/>', "SVG"),
         "SVG with a byte order mark": (lambda: b"\xef\xbb\xbf<svg/>", "SVG"),
         "web page": (lambda: b"<!doctype html><title>log in</title>", "web page"),
-        "HEIC": (lambda: ftyp(b"heic"), "HEIC"),
-        "AVIF": (lambda: ftyp(b"avif"), "AVIF"),
-        "AVIF that Pillow could read": (lambda: avif(), "AVIF"),
+        "HEIC": (lambda: ftyp(b"heic"), "this is HEIC"),
+        "AVIF": (lambda: ftyp(b"avif"), "this is AVIF"),
+        "DICOM": (lambda: bytes(128) + b"DICM" + bytes(40), "this is DICOM"),
+        "video": (lambda: ftyp(b"isom"), "this is a video"),
         "Photoshop": (lambda: b"8BPS\x00\x01", "Photoshop"),
         "JPEG 2000": (lambda: b"\x00\x00\x00\x0cjP  \r\n\x87\n", "JPEG 2000"),
         "icon": (lambda: save(picture(RGB), "ICO"), "none of them"),
@@ -414,10 +417,11 @@ def looped() -> bytes:
     return bytes(encoded)
 
 
-def avif() -> bytes:
-    from PIL import features
-
-    return save(picture(SMOOTH), "AVIF") if features.check("avif") else ftyp(b"avif")
+def _avif(number: int) -> Kind:
+    halves = SMOOTH.copy()
+    halves[:, :12] = 30
+    encoded = save(picture(halves), "AVIF", exif=exif(number), quality=100, subsampling="4:4:4")
+    return Kind(encoded=encoded, shows=turned(halves, number), within=4)
 
 
 ACCEPTED, REFUSED = accepted(), refused()

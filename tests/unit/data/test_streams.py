@@ -153,6 +153,7 @@ PAGE = {"lines": [{"text": "l", "bbox": [0, 0, 1, 1]}]}
             {"hint": "h"},
             "'hint' may continue the prompt 'question'.*not meant, type --ignore_columns hint",
         ),
+        ({"image": "0.png", "query": "q", "label": "a"}, {"hint": "h"}, "'hint' .'h'. would not be read"),
         ({"image": "0.png", "caption": "a"}, {"question": "q"}, "If it is not meant, type --ignore_columns question"),
         # What the same rows without streaming do not read either.
         (

@@ -67,7 +67,7 @@ def test_dropped_rows_are_parted_from_bad_ones_in_one_pass() -> None:
 
 def test_the_quarantine_lists_bad_rows_and_no_dropped_ones(tmp_path: Path) -> None:
     found = (faulty(1), FaultyRow(**{**asdict(faulty(2)), "kind": TOO_LONG}), faulty(3))
-    report = DataReport(model="m", data="d", longest=9, splits={}, leaked=0, leaks=(), bad=found)
+    report = DataReport(model="m", data="d", longest=9, image_size="", splits={}, leaked=0, leaks=(), bad=found)
     listed: dict[str, list[int]] = {}
     for policy in ("drop", "error"):
         write_report(tmp_path / policy, report, DataConfig(on_bad_sample="skip"), on_overflow=policy)

@@ -93,7 +93,7 @@ def test_all_bad_rows_are_listed(page: str) -> None:
 
 def test_histograms_are_drawn(page: str) -> None:
     drawings = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
-    assert len(drawings) == 5
+    assert len(drawings) == 6
     for drawing in drawings:
         labels = [title.text or "" for title in ET.fromstring(drawing).iter("title")]
         assert sum(int(label.rsplit(" ", 1)[1]) for label in labels) == 10

@@ -64,7 +64,7 @@ def test_hundred_thousand_rows(tmp_path: Path) -> None:
     assert opened < 2 * MIB, "the arrays stay in the file"
     dataset = ConversationDataset(whole("train", rows), schema, DataConfig())
     tracemalloc.start()
-    report = build_report("model", "data", None, {"train": (dataset, found)})
+    report = build_report("model", "data", None, "at one size", {"train": (dataset, found)})
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 30 * MIB

@@ -31,8 +31,9 @@ def test_report_says_what_is_supervised(model_type: str, model_folder: Callable[
     data = write_uneven_rows(tmp_path / "data", rows=3)
     words = ["--model_name_or_path", str(model_folder(model_type)), "--dataset_name", str(data), "--use_cpu"]
     run = parse([*words, "--trust_remote_code", str(model_type == "phi3_v")], environ={})
-    for row, tokenizer in pipeline.preview(run, rows=3):
-        report = row_report(row, tokenizer)
+    for one in pipeline.preview(run, rows=3).rows:
+        row = one.row
+        report = row_report(row, one.tokenizer)
         stretches = [(start, end) for start, end, supervised in runs(row) if supervised]
         assert [(part["start"], part["end"]) for part in report["supervised"]] == stretches
         assert len(report["supervised"]) == 1

@@ -19,7 +19,6 @@ from vlm_lora.data.columns.names import (
     CAPTIONS,
     COLUMN_NAMES,
     CONTEXT_OF_PROMPT,
-    IMAGE_PARTS,
     PLACEHOLDER,
     ROLES,
     TEXTS,
@@ -33,6 +32,7 @@ from vlm_lora.data.columns.search import (
     Images,
     explain_text_only,
     find_images,
+    has_own_images,
     read_mapping,
     where_from,
 )
@@ -91,6 +91,8 @@ class Schema:
     no_pictures: bool = False
     """Whether the user said that there are none: parts for images and ShareGPT's marks are left out, and `<image>` in
     any other text is a word."""
+    image_ids: bool = False
+    """Whether the column of images names files below --image_root by numbers or without their endings."""
     reasons: tuple[str, ...] = ()
 
     @cached_property
@@ -142,8 +144,13 @@ def detect_schema(rows: Rows, config: DataConfig, *, quiet: bool = False) -> Sch
     mapped = read_mapping(search, config)
     if not mapped.keys() - {"image"}:
         refuse_other_forms(search)
-    pictures = find_images(search, mapped.get("image"))
-    schema = replace(_detect(rows, search, config, mapped, pictures), more_images=pictures.more, either=pictures.either)
+    pictures = find_images(search, mapped.get("image"), config.image_root)
+    schema = replace(
+        _detect(rows, search, config, mapped, pictures),
+        more_images=pictures.more,
+        either=pictures.either,
+        image_ids=pictures.by_id,
+    )
     told = find_told(search.columns, schema.columns)
     schema = replace(
         schema,
@@ -322,7 +329,7 @@ def _chat_schema(search: ColumnSearch, column: str, why: str, pictures: Images) 
 
 def _explain_images(search: ColumnSearch, chats: Sequence[Sequence[Mapping[str, Any]]], pictures: Images) -> str:
     """Say where a chat's images come from, or that they are left out."""
-    if not any(_has_own_images(turn) for turns in chats for turn in turns):
+    if not any(has_own_images(turn) for turns in chats for turn in turns):
         return explain_text_only(search, pictures)
     taken = "images of the chat's parts are left out" if pictures.declined else "the chat's parts bring their own"
     return f"{pictures.why}; {taken}"
@@ -355,14 +362,6 @@ def _user_texts(turns: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             parts = content if isinstance(content, list | tuple) else [content]
             texts = (part.get("text") if isinstance(part, Mapping) else part for part in parts)
             yield from (text for text in texts if isinstance(text, str))
-
-
-def _has_own_images(turn: Mapping[str, Any]) -> bool:
-    parts = turn.get("content")
-    return isinstance(parts, list | tuple) and any(
-        isinstance(part, Mapping) and any(part.get(key) for key in IMAGE_PARTS.get(str(part.get("type", "image")), ()))
-        for part in parts
-    )
 
 
 def _caption_schema(

@@ -9,13 +9,23 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vlm_lora.config.run_config import DataConfig
-from vlm_lora.data.columns.names import COLUMN_NAMES, ColumnRole, role_of_name
+from vlm_lora.data.columns.names import (
+    COLUMN_NAMES,
+    IMAGE_PARTS,
+    SHOWN_BY_KEY,
+    TURN_KEYS,
+    ColumnRole,
+    role_of_name,
+)
 from vlm_lora.data.conversation import RowSource
 from vlm_lora.data.conversations.texts import IMAGE_TAG, parse_turns, texts_in
 from vlm_lora.data.formats.rows import Row, Rows
+from vlm_lora.data.images.numbers import NAMES as ID_NAMES
+from vlm_lora.data.images.numbers import is_known_id
 from vlm_lora.data.images.values import ADDRESS_KEYS, is_missing, is_number_array, looks_like_image
 from vlm_lora.data.wording import quoted, short
 from vlm_lora.errors import DataError, nearest
@@ -195,6 +205,8 @@ class Images:
     """Whether a row has its images in one of the columns alone."""
     declined: bool = False
     """Whether the user said that there are no images."""
+    by_id: bool = False
+    """Whether it names files below --image_root by numbers or without their endings."""
 
 
 _NUMBERED = re.compile(
@@ -244,8 +256,13 @@ def _are_pair(one: str, two: str) -> bool:
     return len(words) == len(others) and len(differing) == 1 and differing[0] in _PAIRS
 
 
-def find_images(search: ColumnSearch, mapped: str | None) -> Images:
+def find_images(search: ColumnSearch, mapped: str | None, root: str | None = None) -> Images:
     """Find the column of images.
+
+    Args:
+        search: the columns.
+        mapped: --image_column.
+        root: --image_root, below which a column of ids may name files.
 
     Raises:
         DataError: several columns could be it.
@@ -254,6 +271,9 @@ def find_images(search: ColumnSearch, mapped: str | None) -> Images:
         return Images(column=None, why=f"image: none, by --image_column {NO_PICTURES}", declined=True)
     if mapped is not None:
         first, *more = named_columns("image", mapped, search.columns)
+        if not more and not search.mostly_holds(first, looks_like_image) and _name_files(search, [first], root):
+            why = f"image: column '{first}', named by --image_column: its ids are names of files below {root}"
+            return Images(column=first, why=why, by_id=True)
         if not more:
             return Images(column=first, why=f"image: column '{first}', named by --image_column")
         why = f"image: columns {quoted([first, *more])}, in this order, named by --image_column"
@@ -288,7 +308,39 @@ def find_images(search: ColumnSearch, mapped: str | None) -> Images:
         column = search.single("image", by_value)
         why = f"image: column '{column}', because its values are images or names of image files"
         return Images(column=column, why=why)
+    ids = _name_files(search, [c for c in search.columns if c.casefold() in ID_NAMES], root)
+    if ids and not _brings_images(search):
+        column = search.single("image", ids)
+        why = f"image: column '{column}', whose ids are names of image files below --image_root {root}"
+        return Images(column=column, why=why, by_id=True)
     return Images(column=None, why="image: no column")
+
+
+def has_own_images(turn: Mapping[str, Any]) -> bool:
+    """Tell whether a turn has parts with images of their own."""
+    parts = [part for _, key in TURN_KEYS if isinstance(turn.get(key), list | tuple) for part in turn[key]]
+    return any(isinstance(part, Mapping) and _shows_image(part) for part in parts)
+
+
+def _shows_image(part: Mapping[str, Any]) -> bool:
+    keys = (*IMAGE_PARTS.get(str(part.get("type") or "image"), ()), *SHOWN_BY_KEY)
+    return any(not is_missing(part.get(key)) for key in keys)
+
+
+def _brings_images(search: ColumnSearch) -> bool:
+    """Tell whether the first rows' chats or texts have images of their own."""
+    chats = (parse_turns(value) or () for row in search.sample for value in row.values())
+    if any(has_own_images(turn) for turns in chats for turn in turns):
+        return True
+    return any(IMAGE_TAG.search(text) for row in search.sample for text in texts_in(row))
+
+
+def _name_files(search: ColumnSearch, columns: Sequence[str], root: str | None) -> list[str]:
+    """Return those of the columns whose values mostly name image files below a folder, without their endings."""
+    if root is None:
+        return []
+    folder = Path(root).expanduser().resolve()
+    return [c for c in columns if search.values(c) and search.mostly_holds(c, lambda value: is_known_id(value, folder))]
 
 
 def _refuse_second(search: ColumnSearch, named: Sequence[str]) -> None:

@@ -17,17 +17,18 @@ from typing import Any, TypeAlias
 
 from vlm_lora.data.columns.names import PLACEHOLDER
 from vlm_lora.data.columns.search import NO_PICTURES
-from vlm_lora.data.conversation import ImageRef, Part, Role, Text, ToolCall, Turn
+from vlm_lora.data.conversation import ImageRef, OwnSize, Part, Role, Text, ToolCall, Turn
 from vlm_lora.data.conversations.texts import IMAGE_TAG, OTHER_MARKS
-from vlm_lora.data.images.values import ImagePlace, read_image_value
+from vlm_lora.data.images.values import ImagePlace, read_image_value, with_size
 from vlm_lora.errors import DataError
 
 
 class NextImage:
-    """A place that the next image (or the one at `index`) of the image column belongs to."""
+    """A place that the next image (or the one at `index`) of the image column belongs to, shown at its `size`."""
 
-    def __init__(self, index: int | None = None) -> None:
+    def __init__(self, index: int | None = None, size: OwnSize | None = None) -> None:
         self.index = index
+        self.size = size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +144,7 @@ def place_images(drafts: Sequence[Draft], images: Sequence[ImageRef], *, typed: 
     order = [number if place.index is None else place.index for number, place in enumerate(places)]
     if sorted(order) != list(range(len(images))):
         raise DataError(f"The parts' indices {order} do not name each of the {len(images)} images once.")
-    return _finish(turns, {id(p): images[at] for p, at in zip(places, order, strict=True)}, drafts)
+    return _finish(turns, {id(p): with_size(images[at], p.size) for p, at in zip(places, order, strict=True)}, drafts)
 
 
 def _with_other_marks(drafts: Sequence[Draft], images: Sequence[ImageRef]) -> Sequence[Draft]:

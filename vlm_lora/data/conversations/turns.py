@@ -30,7 +30,7 @@ from vlm_lora.data.conversations.image_places import Draft, NextImage, UserText,
 from vlm_lora.data.conversations.texts import PARSE, parsed_answer, written_list
 from vlm_lora.data.conversations.tools import Result, calls_in, read_calls, read_thoughts, split_calls, split_results
 from vlm_lora.data.conversations.unread import read_mark, refuse_unread_keys, says_nothing
-from vlm_lora.data.images.values import ImagePlace, is_missing, read_image_value
+from vlm_lora.data.images.values import ImagePlace, is_missing, read_image_value, read_own_size, with_size
 from vlm_lora.data.wording import quoted, short
 from vlm_lora.errors import DataError
 
@@ -131,8 +131,6 @@ def _read_answer(value: Any, what: str, reading: AnswerReading) -> str:
 
 _NOT_READ = ("images", "image_urls", "file_id", "file", "video", "audio")
 """Keys of a part that hold images, or other media, in a way that is not read."""
-_SIZES = ("min_pixels", "max_pixels", "resized_height", "resized_width", "total_pixels")
-"""Keys of an image part with a size of its own."""
 
 
 def read_turns(
@@ -313,14 +311,16 @@ def _read_part(part: Mapping[str, Any], place: ImagePlace | None) -> Iterator[Pa
             f"A part has neither a type nor a text nor an image, but {quoted(given)}. It is written as "
             '{"type": "text", "text": ...} or {"type": "image", "image": ...}.'
         )
+    size = read_own_size(given)
     for key in given:
         if key == text:
             yield Text(text=given[key])
         elif key == image and place is not None:
-            yield read_image_value(unwrapped(given[key], given), place)
+            size = size or (read_own_size(given[key]) if isinstance(given[key], Mapping) else None)
+            yield with_size(read_image_value(unwrapped(given[key], given), place), size)
     if image is None and (kind in IMAGE_PARTS or (not kind and text is None)) and place is not None:
         index = given.get("index")
-        yield NextImage(index if isinstance(index, int) else None)
+        yield NextImage(index if isinstance(index, int) else None, size)
 
 
 def _text_keys(kind: str | None) -> tuple[str, ...]:
@@ -337,10 +337,4 @@ def _refuse_others(given: Mapping[str, Any], kind: str | None) -> None:
         raise DataError(
             f"A part{f' of type {kind!r}' if kind else ''} has {quoted(found)}, which is not read there. Write one "
             'part for each text and each image, such as {"type": "image", "image": ...}.'
-        )
-    sizes = [key for key in _SIZES if key in given]
-    if sizes:
-        raise DataError(
-            f"A part has {quoted(sizes)}; an image's own size is not read. Leave it out, and type --max_pixels or "
-            "--min_pixels for all images (Qwen-VL's families)."
         )

@@ -29,6 +29,7 @@ from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.conversation import ImageSource, Url
+from vlm_lora.data.images.formats import explain_unreadable, formats_for, head
 from vlm_lora.data.images.urls import PUBLIC, Fetcher, keep, kept_file
 from vlm_lora.errors import ImageError
 
@@ -66,23 +67,6 @@ def count_scans(encoded: bytes) -> int:
 
 
 logger = logging.getLogger(__name__)
-
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""What is decoded. Formats that run programs or fetch files (EPS, PDF, SVG, ...) never are."""
-
-_REFUSED = (
-    (b"%!PS", "EPS/PostScript, a program"),
-    (b"\xc5\xd0\xd3\xc6", "EPS/PostScript, a program"),
-    (b"%PDF", "PDF"),
-    (b"<svg", "SVG"),
-    (b"<?xml", "XML or SVG"),
-    (b"<!doctype html", "a web page"),
-    (b"<html", "a web page"),
-    (b"8BPS", "Photoshop"),
-    (b"version https://git-lfs", "a Git LFS pointer in place of the file, which `git lfs pull` fetches"),
-    (b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
-)
-"""First bytes of files that people take for images, and what to call them."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -146,13 +130,13 @@ def load_image(source: ImageSource, *, limits: ImageLimits, fetcher: Fetcher | N
         # Pillow warns near its own bomb limit and about odd metadata; our limits decide instead.
         warnings.simplefilter("ignore")
         try:
-            picture = Image.open(BytesIO(encoded), formats=FORMATS)
+            picture = Image.open(BytesIO(encoded), formats=formats_for(encoded))
         except Image.DecompressionBombError as error:
             raise ImageError(f"{name}: more pixels than Pillow ever decodes: {error} Make it smaller.") from error
         except MemoryError as error:
             raise _out_of_memory(name) from error
         except Exception as error:  # decoders let all kinds of errors through on broken headers
-            raise ImageError(_explain_unreadable(name, encoded)) from error
+            raise ImageError(explain_unreadable(name, encoded)) from error
         with picture:
             if picture.format in ("JPEG", "MPO") and (scans := count_scans(encoded)) > MAX_SCANS:
                 raise ImageError(
@@ -297,15 +281,6 @@ def _orientation(picture: Image.Image, name: str) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _explain_unreadable(name: str, encoded: bytes) -> str:
-    start = encoded[:512].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    kind = next((words for magic, words in _REFUSED if start.startswith(magic.lower())), None)
-    if kind is None and encoded[4:8] == b"ftyp":
-        kind = "HEIC, AVIF or video"
-    what = f"this is {kind}" if kind else "this is none of them, or its header is broken"
-    return f"{name}: not a readable image: formats are {', '.join(FORMATS)}; {what}. Convert it to PNG or JPEG."
-
-
 def _out_of_memory(name: str) -> ImageError:
     return ImageError(
         f"{name}: decoding it takes more memory than there is, or its header asks for more than the image needs. "
@@ -340,7 +315,8 @@ def read_size(source: ImageSource) -> tuple[int, int]:
         with warnings.catch_warnings():
             # Pillow warns near its bomb limit and about odd metadata; loading the image decides about both.
             warnings.simplefilter("ignore")
-            with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as picture:
+            opened = BytesIO(source) if isinstance(source, bytes) else source
+            with Image.open(opened, formats=formats_for(head(source))) as picture:
                 return _upright(picture, source)
     except MemoryError:
         raise

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
+import math
 import re
 import stat
 from collections.abc import Mapping, Sequence
@@ -19,7 +21,11 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 from PIL import Image
 
-from vlm_lora.data.conversation import ImageRef, Url
+from vlm_lora.data.conversation import ImageRef, OwnSize, Url
+from vlm_lora.data.conversations.texts import written_list
+from vlm_lora.data.images.formats import REFUSED_SUFFIXES, SUFFIXES, begins_as_image
+from vlm_lora.data.images.numbers import find_by_id
+from vlm_lora.data.images.spelling import other_spelling
 from vlm_lora.errors import ImageError
 
 _ACCEPTED = "Accepted are whole numbers 0-255 as height x width (gray) or height x width x 3 (red, green, blue)."
@@ -71,13 +77,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-MAGICS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"BM", b"GIF8", b"II*\x00", b"MM\x00*")
-"""First bytes of the formats that base64 text is recognised by."""
-
 ADDRESS_KEYS = ("url", "src")
 """Keys of an object that hold an image's address or path; the Hub's viewer writes `src`, `height`, `width`."""
 
+_BUDGET, _SIDES = ("min_pixels", "max_pixels"), ("resized_height", "resized_width")
+"""Keys of an image part with a size of its own, as Qwen-VL's have them."""
+
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_DRIVE = re.compile(r"[A-Za-z]:[\\/](?!/)")
 _DATA_URI = re.compile(r"data:([\w.+/-]*)((?:;[\w=.+-]+)*),", re.IGNORECASE)
 _BASE64_LEAST = 44
 """Shorter text is never taken for base64: no image is that small."""
@@ -96,6 +103,8 @@ class ImagePlace:
     another. The roots hold for it as well."""
     allow_urls: bool = False
     """Whether http and https URLs become references; they are fetched when they are loaded."""
+    by_id: bool = False
+    """Whether the image column names files below `folder` by numbers or without their endings."""
 
 
 def read_image_value(value: Any, place: ImagePlace) -> ImageRef:
@@ -132,7 +141,11 @@ def is_missing(value: Any) -> bool:
 
 
 def read_image_values(value: Any, place: ImagePlace) -> tuple[ImageRef, ...]:
-    """Return the references for an image column's value: nothing, one image or a list of images."""
+    """Return the references for an image column's value: nothing, one image or a list, which may be written as text."""
+    value = _as_list(value)
+    if place.by_id and place.folder is not None and not is_missing(value):
+        ids = value if isinstance(value, list | tuple) else [value]
+        return tuple(ImageRef(source=resolve_path(str(find_by_id(one, place.folder)), place)) for one in ids)
     if is_missing(value):
         return ()
     if isinstance(value, list | tuple) and not is_number_array(value):
@@ -145,14 +158,29 @@ def read_image_values(value: Any, place: ImagePlace) -> tuple[ImageRef, ...]:
     return (read_image_value(value, place),)
 
 
+def _as_list(value: Any) -> Any:
+    """Return the list of images that a text writes out, by JSON or as Python and numpy write lists; else the value."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    texts = written_list(value)
+    if texts is not None:
+        return texts
+    try:
+        items = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    return items if isinstance(items, list) and all(isinstance(item, Mapping) for item in items) else value
+
+
 def looks_like_image(value: Any) -> bool:
     """Tell from a value alone whether it is surely an image; used to find image columns."""
+    value = _as_list(value)
     if isinstance(value, list | tuple):
         return bool(value) and all(looks_like_image(item) for item in value)
     if isinstance(value, Mapping):
         return (set(value) == {"bytes", "path"} and not is_missing(value)) or _is_addressed(value)
     if isinstance(value, bytes):
-        return value.startswith(MAGICS)
+        return begins_as_image(value)
     if isinstance(value, str):
         return _is_image_text(value)
     return isinstance(value, Image.Image)
@@ -166,6 +194,7 @@ def resolve_path(text: str, place: ImagePlace) -> Path:
     """
     if "\x00" in text:
         raise ImageError(f"The image path {text!r} holds a NUL character.")
+    text = _with_slashes(text, place)
     path = Path(text).expanduser() if text.startswith("~/") else Path(text)
     if place.data_folder is not None and not path.is_absolute():
         from_data = replace(place, folder=place.data_folder, data_folder=None)
@@ -175,24 +204,29 @@ def resolve_path(text: str, place: ImagePlace) -> Path:
             try:
                 return resolve_path(text, from_data)
             except ImageError:
-                raise ImageError(f"{first} Nor does it lead to an image there from {place.data_folder}.") from first
+                near = other_spelling(path, place.data_folder, [root.resolve() for root in place.roots])
+                raise ImageError(
+                    f"{first} Nor does it lead to an image there from {place.data_folder}.{near}"
+                ) from first
     if place.folder is None and not path.is_absolute():
         raise ImageError(
             f"The image path '{_short(text)}' is relative, and a Hub data set has no folder to start from. "
             "Type --image_root FOLDER."
         )
     joined = path if place.folder is None else place.folder / path
+    roots: list[Path] = []
     try:
-        real = joined.resolve()
         roots = [root.resolve() for root in place.roots or ((place.folder,) if place.folder else ())]
+        real = joined.resolve()
         inside = any(real.is_relative_to(root) for root in roots)
         # Where a path may not lead, not even the existence of a file is told.
         mode = real.stat().st_mode if inside else 0
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
+        near = other_spelling(path, place.folder, roots)
         raise ImageError(
             f"The image '{_short(text)}' cannot be opened ({joined}: {reason}). Relative paths start from "
-            f"{place.folder}; --image_root FOLDER makes them start elsewhere."
+            f"{place.folder}; --image_root FOLDER makes them start elsewhere.{near}"
         ) from error
     if not inside:
         allowed = " or ".join(str(root) for root in roots) or "any folder"
@@ -205,14 +239,68 @@ def resolve_path(text: str, place: ImagePlace) -> Path:
     return real
 
 
+def read_own_size(given: Mapping[str, Any]) -> OwnSize | None:
+    """Return the size that an image part, or an object for an image, asks for; None where it asks for none.
+
+    Raises:
+        ImageError: it is no size, or says two things at once.
+    """
+    found = {key: given[key] for key in (*_BUDGET, *_SIDES) if given.get(key) is not None}
+    if given.get("total_pixels") is not None:
+        raise ImageError("total_pixels is for the frames of a video. Of an image write max_pixels, or leave it out.")
+    for key, value in found.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ImageError(f"An image's {key} is {value!r}. It must be a whole number of pixels from 1.")
+    sides = [key for key in _SIDES if key in found]
+    if sides and len(found) != len(_SIDES):
+        raise ImageError(
+            f"An image's own size is given as {', '.join(found)}. Write resized_height and resized_width, both, or "
+            "min_pixels and max_pixels."
+        )
+    if found.get("min_pixels", 0) > found.get("max_pixels", math.inf):
+        raise ImageError(f"An image's min_pixels {found['min_pixels']} are more than its max_pixels.")
+    return OwnSize(**found) if found else None
+
+
+def with_size(image: ImageRef, size: OwnSize | None) -> ImageRef:
+    """Return an image shown at a size of its own; without one as it is.
+
+    Raises:
+        ImageError: the image has another size already.
+    """
+    if size is None or image.size == size:
+        return image
+    if image.size is not None:
+        raise ImageError("A part and the image that it stands for have two sizes that differ. Leave one out.")
+    return replace(image, size=size)
+
+
+def _with_slashes(text: str, place: ImagePlace) -> str:
+    """Return a path as Windows writes it with this system's separators, unless a file has it for its name."""
+    if "\\" not in text and not _DRIVE.match(text):
+        return text
+    folders = [folder for folder in (place.folder, place.data_folder, Path()) if folder is not None]
+    try:
+        if any((folder / text).is_file() for folder in folders):
+            return text
+    except OSError:  # a name too long for a file system
+        return text
+    if _DRIVE.match(text):
+        raise ImageError(
+            f"The image path '{_short(text)}' starts at a drive of Windows, which this machine has not. Type "
+            "--image_root FOLDER with the folder of the images, and write paths from there."
+        )
+    return text.replace("\\", "/")
+
+
 def _read_struct(value: Mapping[str, Any], place: ImagePlace) -> ImageRef:
     """Read {"bytes", "path"}: the bytes where there are any, else the path, else a URL or path under its keys."""
-    encoded = value.get("bytes")
+    encoded, size = value.get("bytes"), read_own_size(value)
     if encoded is not None:
-        return read_image_value(encoded, place)
+        return with_size(read_image_value(encoded, place), size)
     address = next((value[key] for key in ("path", *ADDRESS_KEYS) if value.get(key)), None)
     if address is not None:
-        return read_image_value(address, place)
+        return with_size(read_image_value(address, place), size)
     raise ImageError(
         f"An image is given as an object with the keys {', '.join(map(str, value)) or '(none)'}; it needs "
         "`bytes`, `path`, `url` or `src` with a value."
@@ -266,7 +354,7 @@ def _is_addressed(value: Mapping[str, Any]) -> bool:
 
 
 def _is_image_text(text: str) -> bool:
-    suffixes = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+    suffixes = (*SUFFIXES, *REFUSED_SUFFIXES)
     one_line = "\n" not in text and len(text) < 1024
     return text.startswith("data:image/") or (one_line and text.lower().endswith(suffixes)) or _is_base64_image(text)
 
@@ -276,7 +364,7 @@ def _is_base64_image(text: str) -> bool:
     if len(text) < _BASE64_LEAST or Path(text[-8:]).suffix:
         return False
     try:
-        return base64.b64decode(text[:16], validate=True).startswith(MAGICS)
+        return begins_as_image(base64.b64decode(text[:16], validate=True))
     except (binascii.Error, ValueError):
         return False
 

@@ -25,6 +25,7 @@ from vlm_lora.data.formats.json_files import read_json, read_json_lines, stream_
 from vlm_lora.data.formats.rows import Table
 from vlm_lora.data.formats.tar.index_files import is_index_file
 from vlm_lora.data.formats.tar.opening import check_all_there, is_tar, tar_stem
+from vlm_lora.data.images.formats import SUFFIXES
 from vlm_lora.data.splits import SPLIT_NAMES, kinds_of, outer_split_word, split_kind, split_words
 from vlm_lora.data.wording import joined
 from vlm_lora.errors import DataError
@@ -248,7 +249,6 @@ READERS: Mapping[str, Callable[[Path], Table]] = {
     ".arrow": read_arrow,
     ".feather": read_arrow,
 }
-IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 BOOKKEEPING = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
 """Files that `datasets` writes next to the data."""
 
@@ -426,8 +426,8 @@ def _column_names(path: Path) -> Sequence[str] | None:
 
 def _explain_empty(folder: Path) -> str:
     inside = sorted(folder.iterdir())
-    pictures = any(p.suffix.lower() in IMAGES for p in inside) or any(
-        q.suffix.lower() in IMAGES for p in inside if p.is_dir() for q in p.iterdir()
+    pictures = any(p.suffix.lower() in SUFFIXES for p in inside) or any(
+        q.suffix.lower() in SUFFIXES for p in inside if p.is_dir() for q in p.iterdir()
     )
     if pictures:
         return (

@@ -95,7 +95,7 @@ _ROWS: Mapping[Kind, str] = {
         allow_urls max_image_pixels max_image_bytes on_bad_sample
         trust_remote_code dtype attn_implementation load_in_4bit bnb_4bit_quant_type bnb_4bit_compute_dtype
         bnb_4bit_use_double_quant
-        max_length on_overflow static_shapes max_shapes min_pixels max_pixels enable_thinking
+        max_length on_overflow static_shapes max_shapes min_pixels max_pixels image_size enable_thinking
         load_best_model_at_end metric_for_best_model greater_is_better restore_callback_states_from_checkpoint
         backend bf16 fp16 tf32 gradient_checkpointing
         torch_compile torch_compile_backend torch_compile_mode

@@ -18,11 +18,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from vlm_lora.data.images.formats import REFUSED_SUFFIXES, SUFFIXES
 from vlm_lora.errors import DataError
 
 Kind = Literal["picture", "numbered", "named", "json", "text", "other"]
 
-IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"})
+IMAGES = frozenset(suffix.removeprefix(".") for suffix in SUFFIXES | REFUSED_SUFFIXES)
 TEXTS = frozenset({"txt", "text", "cls", "caption"})
 CODE = frozenset({"pkl", "pickle", "pyd", "pth", "pt", "ckpt", "npy", "npz", "joblib", "dill", "cloudpickle"})
 """Formats whose usual decoders can run what the file says."""

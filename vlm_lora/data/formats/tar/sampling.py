@@ -146,11 +146,13 @@ class _RowSamples:
             refs = read_image_values(value, place)
             if not refs:
                 raise DataError("has no image, and a sample of a tar needs one. Leave the row out.")
+            if any(ref.size is not None for ref in refs):
+                raise DataError("has a size of its own for an image, which a tar's member cannot keep. Leave it out.")
             pictures = [self._encoded(ref.source) for ref in refs]
             payloads = {"json": _encode_json(row)}
         except DataError as error:
             raise type(error)(f"{self._rows.source(number)}: {error}") from error
-        several = isinstance(value, list | tuple)
+        several = len(refs) > 1 or isinstance(value, list | tuple)
         for place_in_row, (encoded, ending) in enumerate(pictures):
             payloads[f"{place_in_row}.{ending}" if several else ending] = encoded
         return Sample(key=f"{number:0{self._width}d}", payloads=payloads)
