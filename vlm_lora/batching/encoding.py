@@ -33,7 +33,7 @@ from vlm_lora.batching.overflow import COARSE_SIDES, SIDES, encode_within_limit,
 from vlm_lora.batching.prefix_suffix import PrefixSuffix
 from vlm_lora.batching.rendering import ChatTemplate, prompt_turns
 from vlm_lora.batching.style import RenderingStyle
-from vlm_lora.batching.tokenization import ControlTokens, SubstitutingTokenizer, Tokenized, assemble
+from vlm_lora.batching.tokenization import ControlTokens, SubstitutingTokenizer, Tokenized, assemble, cut_at
 from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
 from vlm_lora.errors import ModelError, RenderingError, TooLongError, UserError
 
@@ -318,14 +318,18 @@ class RowEncoder:
     ) -> EncodedRow:
         self._check_placeholders(rendering, len(pictures))
         outputs, tokenized = self._call(rendering, pictures, prompt=prompt)
+        token_tensors, media = self._sorted(outputs, len(tokenized.input_ids))
+        spans = [] if prompt else self._spans(rendering, tokenized)
+        if _straddled(tokenized.offsets, spans):
+            tokenized, origins = cut_at(tokenized, [span.start for span in spans], self._plain)
+            token_tensors = {name: values[origins] for name, values in token_tensors.items()}
         ids = tokenized.input_ids
         labels = torch.full_like(ids, IGNORE_INDEX)
         self._check_length(len(ids))
         self._check_bos(ids, tokenized.text)
         if not prompt:
-            mask = self._mask(rendering, tokenized)
+            mask = self._mask(tokenized, spans)
             labels[mask] = ids[mask]
-        token_tensors, media = self._sorted(outputs, len(ids))
         return EncodedRow(
             input_ids=ids,
             labels=labels,
@@ -380,8 +384,8 @@ class RowEncoder:
             )
         return outputs, tokenized
 
-    def _mask(self, rendering: Rendering, tokenized: Tokenized) -> torch.Tensor:
-        """Return `(T,)` bool, checked."""
+    def _spans(self, rendering: Rendering, tokenized: Tokenized) -> list[Span]:
+        """Return what the model must produce."""
         spans = []
         for answer in rendering.layout.answers:
             first, last = answer.parts
@@ -393,6 +397,10 @@ class RowEncoder:
                     f"{tokenized.text[span.start : span.end]!r}."
                 )
             spans.append(span)
+        return spans
+
+    def _mask(self, tokenized: Tokenized, spans: Sequence[Span]) -> torch.Tensor:
+        """Return `(T,)` bool, checked."""
         mask = supervise(tokenized.offsets, spans)
         check_mask(
             input_ids=tokenized.input_ids,
@@ -452,6 +460,11 @@ class RowEncoder:
             else:
                 media[name] = value
         return token_tensors, media
+
+
+def _straddled(offsets: torch.Tensor, spans: Sequence[Span]) -> bool:
+    """Tell whether a token stands for characters on both sides of the place where an answer begins."""
+    return any(bool(((offsets[:, 0] < span.start) & (offsets[:, 1] > span.start)).any()) for span in spans)
 
 
 _noted: set[str] = set()

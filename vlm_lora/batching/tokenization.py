@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -348,6 +348,61 @@ def assemble(pieces: Sequence[Tokenized], input_ids: torch.Tensor, parts: int) -
     if position != len(ids) or len(places) != parts:
         return None
     return Tokenized(text=text, input_ids=input_ids, offsets=torch.tensor(offsets, dtype=torch.int64), places=places)
+
+
+def cut_at(tokenized: Tokenized, starts: Sequence[int], tokenizer: Any) -> tuple[Tokenized, torch.Tensor]:
+    """Cut tokens of white space that hold the end of a prompt and the beginning of its answer.
+
+    Qwen writes two line breaks as one token; a prompt that ends with `<think>` and one of them ends with another token.
+    The model is to see the prompt's own, so such a token becomes two. One that holds anything else stays whole: ` red`
+    behind `Assistant:` is one token at inference, too.
+
+    Args:
+        tokenized: as the processor has it.
+        starts: the characters at which answers begin.
+        tokenizer: encodes the two parts.
+
+    Returns:
+        What the model sees, and `(T,)` int64: by token the one that it was or was a part of.
+    """
+    pieces: dict[int, list[tuple[int, int, int]]] = {}
+    for place in starts:
+        inside = (tokenized.offsets[:, 0] < place) & (tokenized.offsets[:, 1] > place)
+        for token in inside.nonzero().flatten().tolist():
+            first, last = tokenized.offsets[token].tolist()
+            halves = ((first, place), (place, last))
+            parts = [_encoded_alone(tokenized.text, start, end, tokenizer) for start, end in halves]
+            if tokenized.text[first:last].isspace() and all(parts):
+                pieces[token] = [piece for part in parts for piece in part]
+    ids, offsets, origins = [], [], []
+    for token, (token_id, ends) in enumerate(
+        zip(tokenized.input_ids.tolist(), tokenized.offsets.tolist(), strict=True)
+    ):
+        for piece, first, last in pieces.get(token, [(token_id, *ends)]):
+            ids.append(piece)
+            offsets.append((first, last))
+            origins.append(token)
+    cut = replace(
+        tokenized,
+        input_ids=torch.tensor(ids, dtype=torch.int64),
+        offsets=torch.tensor(offsets, dtype=torch.int64).reshape(-1, 2),
+    )
+    return cut, torch.tensor(origins, dtype=torch.int64)
+
+
+def _encoded_alone(text: str, start: int, end: int, tokenizer: Any) -> list[tuple[int, int, int]]:
+    """Return id, start and end of the tokens of a stretch; none where the tokenizer adds to it (SentencePiece)."""
+    encoded = tokenizer(text[start:end], add_special_tokens=False, return_offsets_mapping=True)
+    pieces = [
+        (token, first + start, last + start)
+        for token, (first, last) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    ]
+    position = start
+    for _, first, last in pieces:
+        if first != position or last <= first:
+            return []
+        position = last
+    return pieces if position == end else []
 
 
 def fill(

@@ -35,7 +35,8 @@ def encoded(folder: Path, task: tuple[str, str, str], family: str, convention: B
     with (folder / "tasks.csv").open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream).writerows([COLUMNS, ("t", *task)])
     path = write_jsonl(folder / "rows.jsonl", [{"image": "a.png", "text": {"lines": LINES}}])
-    config = DataConfig(dataset_name=str(path), validation_fraction=0.0, task_file=str(folder / "tasks.csv"))
+    tasks = str(folder / "tasks.csv")
+    config = DataConfig(dataset_name=str(path), validation_fraction=0.0, task_file=tasks, answer_style="bbox_2d")
     train = load_splits(config, need_train=True, need_validation=False).train
     assert train is not None
     return new_encoder(family, boxes=convention, load_image=None).encode(train[0])

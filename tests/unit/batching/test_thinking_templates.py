@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 import torch
 
-from support.mask_cases import read_image, trl_template
+from support.mask_cases import picture, read_image, trl_template
 from support.tiny.processors import build_processor
 from vlm_lora.batching.encoded import IGNORE_INDEX, EncodedRow
 from vlm_lora.batching.encoding import RowEncoder
 from vlm_lora.batching.style import style_for
 from vlm_lora.config.run_config import ModelConfig
-from vlm_lora.data.conversation import Conversation, RowSource, Text, Turn
+from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
 from vlm_lora.errors import ThinkingError
 from vlm_lora.model.processor.thinking import reads_thinking, set_thinking
 
@@ -267,6 +267,33 @@ def test_thoughts_that_are_dropped_later_are_said_once(caplog: pytest.LogCapture
     caplog.clear()
     encoder_of("qwen3_8", None).encode(row_of(CASES["thought twice"]))
     assert not caplog.records, "the control: this one keeps them"
+
+
+@pytest.mark.parametrize("name", ["qwen3_5_think", "nemotron_3_nano"])
+def test_a_line_break_that_the_prompt_ends_with_is_a_token_of_its_own(name: str) -> None:
+    """Qwen's tokenizer writes two line breaks as one token: behind the prompt's own `<think>` and line break, half."""
+    own = copy.copy(processor())
+    own.tokenizer = copy.deepcopy(own.tokenizer)
+    own.tokenizer.add_tokens(["\n\n"])
+    own.chat_template = trl_template(name)
+    stop = frozenset({own.tokenizer.convert_tokens_to_ids("<|im_end|>")})
+    encoder = RowEncoder(own, style_for(PROCESSOR), eos_token_ids=stop, max_length=None, load_image=read_image)
+    shown = Turn(role="user", parts=(ImageRef(source=picture()), Text(text="q?\n\nr?")))
+    two = own.tokenizer.convert_tokens_to_ids("\n\n")
+
+    for thought, said in (("", "\n</think>"), ("Hm.", "Hm.\n</think>")):
+        answer = Turn(role="assistant", parts=(Text(text="a."),), reasoning=thought)
+        chat = Conversation(turns=(shown, answer), source=RowSource(file="r"))
+        row, prompt = encoder.encode(chat, keep_images=True), encoder.encode_prompt(chat)
+        length = len(prompt.input_ids)
+        assert row.input_ids[:length].equal(prompt.input_ids), "the model sees what it will be prompted with"
+        assert row.labels[:length].eq(IGNORE_INDEX).all()
+        assert own.tokenizer.decode(row.input_ids[length:]).startswith(said)
+        assert two in prompt.input_ids.tolist(), "other pairs stay one token"
+        assert row.image_tokens[0] > 0
+        assert all(len(values) == len(row.input_ids) for values in row.token_tensors.values())
+        whole = own.tokenizer(row.text, add_special_tokens=False)["input_ids"]
+        assert (row.input_ids.tolist() == whole) is bool(thought), "the control: the tokenizer itself would write one"
 
 
 def test_control_tokens_in_thoughts_stay_text() -> None:

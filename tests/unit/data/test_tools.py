@@ -103,6 +103,43 @@ def test_turns_of_other_tools_are_calls_and_results() -> None:
     assert (found.turns[2].tool_call_id, found.turns[2].name) == ("c1", "zoom")
 
 
+PARTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    (
+        {"type": "tool_use", "id": "c1", "name": "zoom", "input": {"x": 3}},
+        {"type": "tool_result", "tool_use_id": "c1", "content": "red"},
+    ),
+    (
+        {"type": "tool_use", "id": "c1", "name": "zoom", "input": {"x": 3}, "text": None},
+        {"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "text", "text": "red"}], "is_error": False},
+    ),
+    (
+        {"toolUse": {"toolUseId": "c1", "name": "zoom", "input": {"x": 3}}},
+        {"toolResult": {"toolUseId": "c1", "content": [{"text": "red"}], "status": "success"}},
+    ),
+    (
+        {"functionCall": {"id": "c1", "name": "zoom", "args": {"x": 3}}},
+        {"functionResponse": {"id": "c1", "name": "zoom", "response": {"colour": "red"}}},
+    ),
+]
+"""Calls and results as parts: Anthropic's, Bedrock's, Gemini's."""
+
+
+@pytest.mark.parametrize(("call", "result"), PARTS)
+def test_parts_of_other_services_are_calls_and_results(call: dict[str, Any], result: dict[str, Any]) -> None:
+    closer = {"role": "assistant", "content": [{"type": "text", "text": "Closer:"}, call]}
+    found = build({"messages": [ASKED, closer, {"role": "user", "content": [result]}, SAID]})
+    assert [turn.role for turn in found.turns] == ["user", "assistant", "tool", "assistant"]
+    assert found.turns[1].tool_calls == (ToolCall(name="zoom", arguments='{"x": 3}', id="c1"),)
+    assert (found.turns[1].text, found.turns[2].tool_call_id) == ("Closer:", "c1")
+    assert found.turns[2].text in ("red", '{"colour": "red"}')
+    both = {"role": "user", "content": [result, {"type": "text", "text": "And now?"}]}
+    found = build({"messages": [ASKED, {"role": "assistant", "content": [call]}, both, SAID]})
+    assert [turn.role for turn in found.turns] == ["user", "assistant", "tool", "user", "assistant"]
+    assert found.turns[3].text == "And now?"
+    with pytest.raises(DataError, match="a part that calls a tool stands before its text"):
+        build({"messages": [ASKED, {"role": "assistant", "content": [call, {"type": "text", "text": "a"}]}]})
+
+
 @pytest.mark.parametrize("tools", [[TOOL], json.dumps([TOOL]), [TOOL["function"]], TOOL, [json.dumps(TOOL)]])
 def test_tools_of_a_column_or_a_turn_belong_to_the_conversation(tools: Any) -> None:
     wanted = (json.dumps(TOOL),)
@@ -175,6 +212,10 @@ def test_what_cannot_be_read_is_a_bad_row(turn: dict[str, Any], said: str) -> No
         (
             {"messages": [ASKED, {**SAID, "weight": 0}, {"role": "tool_call", "content": json.dumps(FUNCTION)}]},
             "one of them alone is trained on",
+        ),
+        (
+            {"messages": [ASKED, {"role": "user", "content": [{**PARTS[0][1], "is_error": True}]}, SAID]},
+            "A part with a tool's result has 'is_error', which is not read",
         ),
         ({"messages": [ASKED, SAID, {"role": "tool", "content": "red"}]}, "The last turn is the tool's"),
     ],

@@ -151,7 +151,7 @@ def test_keys_that_hold_nothing_are_not_there(nothing: Any) -> None:
             {"reasoning": "x"},
             r"'messages' is no list of turns: 2 has no \"role\" and \"content\", but 'role', 'reasoning'",
         ),
-        ({"content": [{"type": "tool_use", "name": "zoom"}]}, "the type 'tool_use'"),
+        ({"content": [{"type": "server_tool_use", "name": "zoom"}]}, "the type 'server_tool_use'"),
     ],
 )
 def test_an_answer_whose_text_lies_elsewhere_is_a_bad_row(answer: dict[str, Any], said: str) -> None:

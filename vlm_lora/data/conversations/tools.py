@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from vlm_lora.data.columns.names import CALL_KEYS, REASONING_KEYS, TOOL_KEYS
@@ -115,6 +116,86 @@ def _arguments(function: Mapping[str, Any], what: str) -> str:
     if isinstance(given, str) and given:
         return given
     return json.dumps(_without_nulls(parsed), ensure_ascii=False)
+
+
+_CALL_PARTS = ("toolUse", "functionCall", "function_call")
+"""Keys of a part that hold a call: Bedrock's, Gemini's; Anthropic's part is of the type `tool_use`."""
+_RESULT_PARTS = ("toolResult", "functionResponse", "function_response")
+"""Keys of a part that hold a result; Anthropic's part is of the type `tool_result`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a tool answered, as a part of a user's turn."""
+
+    content: Any
+    """A text, or parts."""
+    name: str | None
+    tool_call_id: str | None
+
+
+def split_calls(content: Any) -> tuple[tuple[ToolCall, ...], Any]:
+    """Return the calls among an answer's parts, and the content without them.
+
+    Raises:
+        DataError: a call that cannot be read, or one before a text: templates write calls last.
+    """
+    found, rest = _split(content, "tool_use", _CALL_PARTS)
+    if found and any(_inner(part, "tool_use", _CALL_PARTS) is not None for part in content[: len(rest)]):
+        raise DataError("a part that calls a tool stands before its text. Calls come last.")
+    return tuple(_call(_renamed(part), "a part") for part in found), rest
+
+
+def split_results(content: Any) -> tuple[list[Result], Any]:
+    """Return the results among the parts of a user's turn, and the content without them; they come first."""
+    found, rest = _split(content, "tool_result", _RESULT_PARTS)
+    results = []
+    for part in found:
+        known = ("type", "status", "cache_control", "tool_use_id", "toolUseId", "id", "name", "content", "response")
+        unread = [key for key, value in part.items() if key not in known and not says_nothing(value)]
+        if unread:
+            raise DataError(f"A part with a tool's result has {quoted(unread)}, which is not read.")
+        key = next((part[name] for name in ("tool_use_id", "toolUseId", "id") if part.get(name) is not None), None)
+        said = part.get("content", part.get("response"))
+        results.append(Result(content=_result_text(said), name=part.get("name"), tool_call_id=key))
+    return results, rest
+
+
+def _split(content: Any, kind: str, keys: Sequence[str]) -> tuple[list[Mapping[str, Any]], Any]:
+    if not isinstance(content, list | tuple):
+        return [], content
+    inner = [_inner(part, kind, keys) for part in content]
+    rest = [part for part, found in zip(content, inner, strict=True) if found is None]
+    return [found for found in inner if found is not None], rest
+
+
+def _inner(part: Any, kind: str, keys: Sequence[str]) -> Mapping[str, Any] | None:
+    """Return what a part of this kind holds; None for any other part."""
+    if not isinstance(part, Mapping):
+        return None
+    if part.get("type") == kind:
+        return part
+    return next((part[key] for key in keys if isinstance(part.get(key), Mapping)), None)
+
+
+def _renamed(call: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a call of a part under the names that calls have elsewhere."""
+    names = {"input": "arguments", "args": "arguments", "toolUseId": "id"}
+    return {names.get(key, key): value for key, value in call.items() if key not in ("type", "cache_control")}
+
+
+def _result_text(value: Any) -> Any:
+    """Return a result as a text or parts: an object is written as JSON."""
+    if isinstance(value, Mapping):
+        return json.dumps(_without_nulls(value), ensure_ascii=False)
+    if isinstance(value, list | tuple):
+        return [
+            {"type": "text", "text": _result_text(part["json"])}
+            if isinstance(part, Mapping) and isinstance(part.get("json"), Mapping)
+            else part
+            for part in value
+        ]
+    return "" if value is None else value
 
 
 def tool_columns(row: Mapping[str, Any], taken: Iterable[str], *, chat: bool) -> list[str]:

@@ -28,7 +28,7 @@ from vlm_lora.data.conversation import Part, Role, Text
 from vlm_lora.data.conversations.image_parts import unwrapped
 from vlm_lora.data.conversations.image_places import Draft, NextImage, UserText, split_marks, without_marks
 from vlm_lora.data.conversations.texts import PARSE, parsed_answer, written_list
-from vlm_lora.data.conversations.tools import calls_in, read_calls, read_thoughts
+from vlm_lora.data.conversations.tools import Result, calls_in, read_calls, read_thoughts, split_calls, split_results
 from vlm_lora.data.conversations.unread import read_mark, refuse_unread_keys, says_nothing
 from vlm_lora.data.images.values import ImagePlace, is_missing, read_image_value, read_own_size, with_size
 from vlm_lora.data.wording import quoted, short
@@ -159,6 +159,11 @@ def read_turns(
             refuse_unread_keys(turn, (*TOOL_KEYS, *(_OF_ANSWERS if role == "assistant" else ())))
             if content is None and role == "assistant" and read_calls(turn):
                 content = ""
+            if role == "user":
+                results, content = split_results(content)
+                drafts += [_read_result(result, place) for result in results]
+                if results and not content:
+                    continue
             if content is not None:
                 draft = _read_turn({**turn, text_key: content}, role, text_key, place)
                 drafts = _with_call(drafts, draft) if str(name).casefold() in CALL_ROLES else [*drafts, draft]
@@ -214,12 +219,18 @@ def _read_answer_turn(turn: Mapping[str, Any], content: Any, place: ImagePlace |
         calls = tuple(calls_in(content, "its text"))
         return Draft(role="assistant", parts=[], supervised=supervised, tool_calls=calls)
     thoughts, content = read_thoughts(turn, content)
-    calls = read_calls(turn)
+    calls, content = split_calls(content)
+    calls = (*read_calls(turn), *calls)
     parts = list(_read_content(content, place, "assistant", supervised=supervised))
     said = any(isinstance(part, Text) and part.text.strip() for part in parts)
     if thoughts and not calls and not said:
         raise DataError("its thoughts lead to no text and no call: the model would learn to say nothing.")
     return Draft(role="assistant", parts=parts, supervised=supervised, reasoning=thoughts, tool_calls=calls)
+
+
+def _read_result(result: Result, place: ImagePlace | None) -> Draft:
+    parts = list(_read_content(result.content, place, "tool", supervised=False))
+    return Draft(role="tool", parts=parts, name=result.name, tool_call_id=result.tool_call_id)
 
 
 def _read_other(turn: Mapping[str, Any], content: Any, role: Role, text_key: str, place: ImagePlace | None) -> Draft:
