@@ -21,9 +21,8 @@ from typing import Any
 import torch
 from transformers import BatchFeature
 
-from vlm_lora.batching.boxes.conventions import PIXELS, BoxConvention, SeenImage
-from vlm_lora.batching.boxes.fed_sizes import fed_size, feeds_whole_images
-from vlm_lora.batching.boxes.writing import is_placed, write_places
+from vlm_lora.batching.boxes.conventions import PIXELS, BoxConvention
+from vlm_lora.batching.boxes.encoder import BoxEncoder, LoadedImage
 from vlm_lora.batching.canvases import Size, nearest, own_size, resized
 from vlm_lora.batching.chat.layouts import Rendering
 from vlm_lora.batching.encoded import IGNORE_INDEX, EncodedRow
@@ -79,7 +78,7 @@ class RowEncoder:
         self._eos_token_ids = eos_token_ids
         self._max_length = max_length
         self._on_overflow = on_overflow
-        self._boxes = boxes
+        self._boxes = BoxEncoder(processor, boxes)
         self._canvases: tuple[Size, ...] = ()
         self._watcher: Callable[[Any], None] | None = None
         self._load_image, self._image_limits = _loader(load_image, image_limits)
@@ -88,12 +87,6 @@ class RowEncoder:
         media = _media_tokens(processor, style)
         self._media_token_ids = frozenset(media.values()) - eos_token_ids
         self._placeholders = _placeholders(processor, style)
-        if boxes.unit == "resized_pixels" and not feeds_whole_images(processor.image_processor):
-            raise ModelError(
-                f"--box_coordinates resized_pixels: {type(processor.image_processor).__name__} feeds no whole image at "
-                "one size that follows from the image's own (it cuts, pads or tiles). Allowed are auto, "
-                "pixels, per_mille."
-            )
         self._media_names = frozenset(processor.image_processor.model_input_names)
         self._renderer: ChatTemplate | PrefixSuffix
         if style.kind == "prefix_suffix":
@@ -122,7 +115,7 @@ class RowEncoder:
         return len(self._plain.tokenize(text, add_special_tokens=False))
 
     def encode(
-        self, conversation: Conversation, *, keep_images: bool = False, loaded: dict[int, Any] | None = None
+        self, conversation: Conversation, *, keep_images: bool = False, loaded: dict[int, LoadedImage] | None = None
     ) -> EncodedRow:
         """Return the row for training, made to fit as `on_overflow` says.
 
@@ -137,15 +130,15 @@ class RowEncoder:
             RenderingError: the label promise cannot be kept on this row.
             ImageError: an image cannot be read.
         """
-        decoded = {} if loaded is None else loaded
+        decoded: dict[int, LoadedImage] = {} if loaded is None else loaded
 
         def attempt(smaller: Conversation, side: float) -> EncodedRow:
             pictures = self._pictures(smaller, smaller.images, side, decoded)
-            seen = self._seen(smaller, smaller.images, pictures, decoded)
-            written, placed = self._written(smaller, smaller.images, seen)
-            rendering = self._renderer.render(written)
-            row = self._placed_row(rendering, written, pictures, counts_images=keep_images)
-            row = self._with_boxes(row, seen, placed)
+            shown = [decoded[id(image)] for image in smaller.images]
+            boxes = self._boxes.write(smaller, smaller.images, shown, pictures)
+            rendering = self._renderer.render(boxes.written)
+            row = self._placed_row(rendering, boxes.written, pictures, counts_images=keep_images)
+            row = self._boxes.checked(row, boxes)
             return replace(row, pictures=tuple(pictures)) if keep_images else row
 
         return encode_within_limit(conversation, self._on_overflow, attempt, self._sides)
@@ -168,17 +161,16 @@ class RowEncoder:
         Raises:
             TooLongError, RenderingError, ImageError: as `encode`.
         """
-        loaded: dict[int, Any] = {}
+        loaded: dict[int, LoadedImage] = {}
 
         def attempt(smaller: Conversation, side: float) -> EncodedRow:
             turns = prompt_turns(smaller.turns)
             images = tuple(part for turn in turns for part in turn.parts if isinstance(part, ImageRef))
             pictures = self._pictures(smaller, images, side, loaded)
             answered = replace(smaller, turns=smaller.turns[: len(turns) + 1])
-            seen = self._seen(answered, images, pictures, loaded)
-            written, placed = self._written(answered, images, seen)
-            rendering = self._renderer.render_prompt(written)
-            return self._with_boxes(self._placed_row(rendering, written, pictures, prompt=True), seen, placed)
+            boxes = self._boxes.write(answered, images, [loaded[id(image)] for image in images], pictures)
+            rendering = self._renderer.render_prompt(boxes.written)
+            return self._boxes.checked(self._placed_row(rendering, boxes.written, pictures, prompt=True), boxes)
 
         return encode_within_limit(conversation, self._on_overflow, attempt, self._sides)
 
@@ -212,83 +204,31 @@ class RowEncoder:
         Raises:
             ImageError: it cannot be read, or has a size of its own and this model's images cannot have one.
         """
+        return self._load(image).picture
+
+    def _load(self, image: ImageRef) -> LoadedImage:
         picture = self._load_image(image.source, limits=self._image_limits)
+        stored = picture.size
         if self._watcher is not None:
             self._watcher(picture)
-        if image.size is None:
-            return picture
-        if self._canvases:
-            _note_canvases()
-        return resized(picture, own_size(image.size, picture.size, self._processor.image_processor))
+        if image.size is not None:
+            if self._canvases:
+                _note_canvases()
+            picture = resized(picture, own_size(image.size, stored, self._processor.image_processor))
+        return LoadedImage(picture=picture, stored=stored)
 
     def _pictures(
-        self, conversation: Conversation, images: tuple[ImageRef, ...], side: float, loaded: dict[int, Any]
+        self, conversation: Conversation, images: tuple[ImageRef, ...], side: float, loaded: dict[int, LoadedImage]
     ) -> list[Any]:
         """Return images at a share of their sides; `loaded` keeps them, so that each is decoded only once."""
         for image in images:
             if id(image) not in loaded:
                 loaded[id(image)] = self._image(image, conversation)
-        pictures = [loaded[id(image)] for image in images]
+        pictures = [loaded[id(image)].picture for image in images]
         sizes = [picture.size for picture in pictures]
         if self._canvases and images:
             sizes = [nearest(sizes, self._canvases)] * len(images)
         return [resized(picture, scaled(size, side)) for picture, size in zip(pictures, sizes, strict=True)]
-
-    def _seen(
-        self,
-        conversation: Conversation,
-        images: Sequence[ImageRef],
-        pictures: Sequence[Any],
-        loaded: Mapping[int, Any],
-    ) -> tuple[SeenImage, ...]:
-        """Return the sizes of images that are given to the processor as `pictures`: as far as boxes need them."""
-        fed: list[Size | None] = [None] * len(images)
-        if self._boxes.unit == "resized_pixels" and is_placed(conversation.turns):
-            try:
-                fed = [fed_size(self._processor.image_processor, picture.size) for picture in pictures]
-            except ValueError as error:
-                refuses = f"{type(self._processor).__name__} refuses this row: {error}"
-                raise RenderingError(f"{conversation.source}: {refuses}") from error
-        return tuple(
-            SeenImage(size=loaded[id(image)].size, given=picture.size, fed=size)
-            for image, picture, size in zip(images, pictures, fed, strict=True)
-        )
-
-    def _written(
-        self, conversation: Conversation, images: Sequence[ImageRef], seen: tuple[SeenImage, ...]
-    ) -> tuple[Conversation, dict[str, Any]]:
-        """Return the conversation with its boxes as text, and what `EncodedRow` says of them."""
-        if not is_placed(conversation.turns):
-            return conversation, {}
-        try:
-            turns, regions = write_places(conversation.turns, images, seen, self._boxes)
-        except RenderingError as error:
-            raise type(error)(f"{conversation.source}: {error}") from error
-        written = replace(conversation, turns=turns)
-        asked = any(turn.is_answer for turn in conversation.turns)
-        has_boxes = asked and is_placed([conversation.answer])
-        return written, {"regions": regions, "answer": written.answer.text if has_boxes else None}
-
-    def _with_boxes(self, row: EncodedRow, seen: tuple[SeenImage, ...], placed: Mapping[str, Any]) -> EncodedRow:
-        """Return a row with what is known of its boxes, after a look at the sizes that its images were fed at.
-
-        Raises:
-            RenderingError: they are not those that boxes were written for.
-        """
-        if self._boxes.unit != "resized_pixels" or not seen:
-            return replace(row, seen=seen, **placed)
-        processor = self._processor.image_processor
-        sides = row.media["image_grid_thw"][:, 1:] * processor.patch_size
-        fed = tuple(
-            replace(one, fed=(columns, rows)) for one, (rows, columns) in zip(seen, sides.tolist(), strict=True)
-        )
-        if placed and fed != seen:
-            raise RenderingError(
-                f"{row.source}: {type(processor).__name__} feeds images at {[one.fed for one in fed]} pixels where "
-                f"{[one.fed for one in seen]} was worked out, so boxes in pixels after resizing would be wrong. Type "
-                "--box_coordinates per_mille."
-            )
-        return replace(row, seen=fed, **placed)
 
     def _placed_row(
         self,
@@ -349,9 +289,9 @@ class RowEncoder:
             media_token_ids=self._media_token_ids,
         )
 
-    def _image(self, image: ImageRef, conversation: Conversation) -> Any:
+    def _image(self, image: ImageRef, conversation: Conversation) -> LoadedImage:
         try:
-            return self.picture(image)
+            return self._load(image)
         except UserError as error:
             raise type(error)(f"{conversation.source}: {error}") from error
 

@@ -27,7 +27,7 @@ from vlm_lora.batching.boxes.writing import Region, read_places
 from vlm_lora.batching.encoded import IGNORE_INDEX, EncodedRow
 from vlm_lora.compat import set_budget
 from vlm_lora.config.run_config import DataConfig
-from vlm_lora.data.conversation import Conversation
+from vlm_lora.data.conversation import Conversation, OwnSize
 from vlm_lora.data.dataset import load_splits
 from vlm_lora.errors import ModelError, RenderingError
 
@@ -293,3 +293,33 @@ def test_a_box_of_an_image_that_was_left_out_is_named(tmp_path: Path) -> None:
                 RenderingError, match=r"rows\.jsonl row 0: a box lies in an image that the row no longer"
             ):
                 smaller.encode(train[0])
+
+
+@pytest.mark.parametrize("convention", [CONVENTIONS["qwen2_5_vl"], OWN_CHOICE, PIXELS])
+def test_an_image_with_a_size_of_its_own_keeps_its_boxes(convention: BoxConvention, tmp_path: Path) -> None:
+    """Its part asks for fewer pixels than the processor would give it: boxes are of the stored image all the same."""
+    row = detection_row(tmp_path, (640, 480))
+    image = row.images[0]
+    smaller = replace(image, size=OwnSize(max_pixels=128 * 128))
+    turns = [
+        replace(turn, parts=tuple(smaller if part is image else part for part in turn.parts)) for turn in row.turns
+    ]
+    chosen = encoder("qwen2_5_vl", convention)
+    plain, encoded = chosen.encode(row), chosen.encode(replace(row, turns=tuple(turns)))
+    assert len(encoded.input_ids) < len(plain.input_ids)
+    assert encoded.seen[0].size == (640, 480)
+    step = max(640, 480) / 112 if convention.unit == "resized_pixels" else 1.0
+    for region, box in zip(encoded.regions, boxes_in((640, 480)), strict=True):
+        assert region.numbers == pytest.approx(box, abs=step)
+    read = read_places(encoded.answer, encoded.seen, convention)
+    assert [region.numbers for region in read] == [region.numbers for region in encoded.regions]
+    if convention.unit == "resized_pixels":
+        wrong = read_places(encoded.answer, plain.seen, convention)  # the control: the size that others are fed at
+        assert (
+            max(
+                abs(a - b)
+                for one, box in zip(wrong, boxes_in((640, 480)), strict=True)
+                for a, b in zip(one.numbers, box, strict=True)
+            )
+            > 10
+        )

@@ -79,7 +79,8 @@ def read_places(
 class _Writer:
     def __init__(self, images: Sequence[ImageRef], seen: Sequence[SeenImage], convention: BoxConvention) -> None:
         self.regions: list[Region] = []
-        self._numbers = {id(image): number for number, image in enumerate(images)}
+        # By what is shown: a part may show it at a size of its own.
+        self._numbers = {id(image.source): number for number, image in enumerate(images)}
         self._seen = seen
         self._convention = convention
         self._spelling = spelling_of(convention)
@@ -113,7 +114,7 @@ class _Writer:
 
     def _counted(self, place: Place, label: str | None) -> tuple[int, ...]:
         """Return a place's numbers, and note what they read back as."""
-        number = 0 if place.image is None else self._numbers.get(id(place.image))
+        number = 0 if place.image is None else self._numbers.get(id(place.image.source))
         if number is None or number >= len(self._seen):
             raise RenderingError(
                 "a box lies in an image that the row no longer shows (--on_overflow trim_turns left out the turn with "
