@@ -33,7 +33,7 @@ def test_rows_are_shown_without_weights_and_nothing_else_is_written(
     flags = script_flags(weightless, data, output, do_train=True, deepspeed="zero3", bf16=True)
     assert run_script([*flags, "--dry-run", "--dry-run-samples", "3", "--no-model"]) == 0
     shown = capsys.readouterr().out
-    assert [f"train.jsonl row {row}: " in shown for row in range(4)] == [True, True, True, False]
+    assert [f"train.jsonl row {row} (line {row + 1}): " in shown for row in range(4)] == [True, True, True, False]
     assert "image 1: 32x32 pixels" in shown
     assert "loss" not in shown
     assert files(output) == ["dry_run.html"]
@@ -70,12 +70,12 @@ def test_rows_that_drop_leaves_out_are_said_and_a_broken_row_stops_it(
 ) -> None:
     flags = [*script_flags(model_folder("gemma3"), data, tmp_path / "out"), "--dry_run", "--no_model"]
     assert run_script([*flags, "--max_length", "5"]) == 1
-    assert "train.jsonl row 0: " in capsys.readouterr().err
+    assert "train.jsonl row 0 (line 1): " in capsys.readouterr().err
     assert run_script([*flags, "--max_length", "5", "--on_overflow", "drop"]) == 0
     assert "0 rows, nothing was trained" in capsys.readouterr().out
     (data / "train-1.png").write_bytes(b"broken")
     assert run_script(flags) == 1
-    assert "train.jsonl row 1: " in capsys.readouterr().err
+    assert "train.jsonl row 1 (line 2): " in capsys.readouterr().err
 
 
 def test_evaluation_does_not_take_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -182,7 +182,7 @@ def test_an_evaluation_names_the_rows(
     said = only_error(capsys)
     # The fourth row only fills the second batch.
     assert "Evaluation: the loss of 2 of 4 rows is not finite" in said
-    assert re.search(r"Rows whose loss is not finite: \S+validation\.jsonl row 1, ", said)
+    assert re.search(r"Rows whose loss is not finite: \S+validation\.jsonl row 1 \(line 2\), ", said)
     assert not (tmp_path / "out" / "eval_results.json").exists()
 
 

@@ -69,7 +69,7 @@ def test_check_reads_the_draws_of_all_epochs(checked: Callable[..., tuple[int, s
     assert checked("--num_train_epochs", "2")[0] == 0, "the control: no epoch asks for the long text"
     code, said = checked("--num_train_epochs", "3")
     assert code == 1
-    assert "train.jsonl row 1: When an epoch asks 'Text?': " in said
+    assert "train.jsonl row 1 (line 2): When an epoch asks 'Text?': " in said
     assert f"more than the limit of {LIMIT}" in said
     assert "1 of 4 rows cannot be used" in said
     assert checked("--num_train_epochs", "3", "--static_shapes", "true")[0] == 0, "each epoch repeats the first"
@@ -82,7 +82,7 @@ def test_check_reads_every_task_where_draws_are_many_or_unknown(
 ) -> None:
     code, said = checked(*words)
     assert code == 1
-    assert "row 1: When an epoch asks 'Text?': " in said
+    assert "row 1 (line 2): When an epoch asks 'Text?': " in said
     assert checked(*words, "--output_types", "latex")[0] == 0, "the control: no task asks for the text"
 
 
@@ -123,4 +123,4 @@ def test_without_this_the_run_ends_in_its_third_epoch(
     given = {**flags(folder), "do_train": True, "on_overflow": "drop", "num_train_epochs": 3}
     words = script_flags(model_folder("gemma3"), folder / "data", tmp_path / "out", **given)
     assert run_script(words) == 1
-    assert "row 1: " in capsys.readouterr().err
+    assert "row 1 (line 2): " in capsys.readouterr().err

@@ -244,7 +244,7 @@ WRONG: dict[str, tuple[str, dict[str, object], tuple[str, ...]]] = {
         {**ALL, "vision_learning_rate": 1e-5, "optim": "galore_adamw_layerwise", "optim_target_modules": "q_proj"},
         ("--optim galore_adamw_layerwise",),
     ),
-    "freezing the head with LoRA": ("llava", {"freeze_head": True}, ("--peft_method none", "--lora_targets")),
+    "freezing what LoRA is on": ("llava", {"freeze_language": True}, ("--peft_method none", "--lora_targets")),
 }
 
 

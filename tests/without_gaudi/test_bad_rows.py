@@ -76,7 +76,7 @@ def test_both_processes_stop_before_the_first_step(model_folder: Callable[[str],
     assert messages, done.stderr
     for split, rows in BAD.items():
         for row in rows:
-            assert f"{split}.jsonl row {row}: " in done.stderr
+            assert f"{split}.jsonl row {row} (line {row + 1}): " in done.stderr
     report = json.loads((tmp_path / "out" / "data_report.json").read_text(encoding="utf-8"))
     assert [(row["split"], row["row"]) for row in report["bad"]] == [
         (split, row) for split, rows in BAD.items() for row in rows

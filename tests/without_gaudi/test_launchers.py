@@ -147,7 +147,7 @@ def test_the_message_of_the_rank_that_failed_is_last(
     assert done.returncode == 1, done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("The run ended with exit code 1. error: ")
-    assert "row 6: " in last
+    assert "row 6 (line 7): " in last
     assert "train-6.png: not a readable image" in last
     assert "Traceback" not in done.stderr
 

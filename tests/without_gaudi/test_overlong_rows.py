@@ -49,7 +49,7 @@ def test_without_a_policy_the_row_is_named_with_what_to_type(
     flags = script_flags(model_folder("gemma3"), data, tmp_path / "out", do_train=True, max_length=100)
     assert run_script([*flags, "--max_train_samples", "3", "--num_train_epochs", "1"]) == 1
     message = capsys.readouterr().err
-    assert "train.jsonl row 2: " in message
+    assert "train.jsonl row 2 (line 3): " in message
     assert "--on_overflow shrink_images" in message
 
 
@@ -76,7 +76,7 @@ def test_the_memory_plan_leaves_them_out_too(
     words = ["plan", "--model_name_or_path", str(model_folder("gemma3")), "--dataset_name", str(data), "--use_cpu"]
     limits = ["--max_length", "100", "--device", "H100-80", "--json"]
     assert main([*words, *limits]) == 1
-    assert "row 2: " in capsys.readouterr().err
+    assert "row 2 (line 3): " in capsys.readouterr().err
     assert main([*words, *limits, "--on_overflow", "drop"]) == 0
 
 

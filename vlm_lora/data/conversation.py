@@ -192,7 +192,7 @@ class Turn:
 
 @dataclass(frozen=True, kw_only=True)
 class RowSource:
-    """Where a row came from, for messages: `str()` gives `train.jsonl row 17` (rows count from 0)."""
+    """Where a row came from, for messages: `str()` gives `train.jsonl row 17 (line 18)` (rows count from 0)."""
 
     file: str
     """Or what else made it, in words."""
@@ -200,10 +200,13 @@ class RowSource:
     """None where it is of no file."""
     key: str | None = None
     """The row's own name, where it has one: the key of a sample in a tar."""
+    line: int | None = None
+    """The line of a text file that it begins in, counting from 1, as editors show it."""
 
     def __str__(self) -> str:
         place = self.file if self.row is None else f"{self.file} row {self.row}"
-        return place if self.key is None else f"{place} (key {self.key})"
+        named = [f"{what} {value}" for what, value in (("key", self.key), ("line", self.line)) if value is not None]
+        return f"{place} ({', '.join(named)})" if named else place
 
 
 @dataclass(frozen=True, kw_only=True)

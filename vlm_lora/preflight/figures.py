@@ -81,12 +81,14 @@ class FaultyRow:
     """Its number within the file, counting from 0."""
     key: str | None = None
     """Its key within a tar."""
+    line: int | None = None
+    """The line of a text file that it begins in, counting from 1."""
     kind: str
     reason: str
     cure: str
 
     def __str__(self) -> str:
-        return f"{RowSource(file=self.file, row=self.row, key=self.key)}: {self.reason}"
+        return f"{RowSource(file=self.file, row=self.row, key=self.key, line=self.line)}: {self.reason}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +199,7 @@ def _faulty(split: str, source: RowSource, bad: BadRow) -> FaultyRow:
         file=source.file,
         row=source.row,
         key=source.key,
+        line=source.line,
         kind=bad.kind,
         reason=bad.reason,
         cure=CURES[bad.kind],

@@ -262,7 +262,9 @@ def test_with_several_images_each_box_is_counted_on_its_own(name: str, tmp_path:
 
 def test_a_spelling_that_cannot_say_which_image_refuses_several(tmp_path: Path) -> None:
     row = two_images(tmp_path, [0, 1])
-    with pytest.raises(RenderingError, match=r"rows\.jsonl row 0: .*cannot say which.*--box_coordinates per_mille"):
+    with pytest.raises(
+        RenderingError, match=r"rows\.jsonl row 0 \(line 1\): .*cannot say which.*--box_coordinates per_mille"
+    ):
         encoder("internvl", CONVENTIONS["internvl"]).encode(row)
 
 
@@ -290,7 +292,7 @@ def test_a_box_of_an_image_that_was_left_out_is_named(tmp_path: Path) -> None:
             assert smaller.encode(train[0]).regions[0].image == 0
         else:
             with pytest.raises(
-                RenderingError, match=r"rows\.jsonl row 0: a box lies in an image that the row no longer"
+                RenderingError, match=r"rows\.jsonl row 0 \(line 1\): a box lies in an image that the row no longer"
             ):
                 smaller.encode(train[0])
 

@@ -460,7 +460,7 @@ def test_what_is_no_image_is_refused_with_file_row_and_reason(name: str, tmp_pat
     encoder._canvases, encoder._load_image, encoder._image_limits = (), load_image, ImageLimits()
     conversation = data.train[0]
     with pytest.raises(
-        ImageError, match=rf"(?s)^{tmp_path}/train\.jsonl row 0: {tmp_path}/it\.png: .*({kind.refused})"
+        ImageError, match=rf"(?s)^{tmp_path}/train\.jsonl row 0 \(line 1\): {tmp_path}/it\.png: .*({kind.refused})"
     ):
         encoder._image(conversation.images[0], conversation)
 

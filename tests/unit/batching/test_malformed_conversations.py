@@ -225,7 +225,7 @@ def test_refused_or_labelled_by_hand(name: str, family: str, folder: Path) -> No
     case = CASES[name]
     words = case.refusal(family)
     if words:
-        with pytest.raises(DataError, match=rf"(?s)^{folder}/train\.jsonl row 1: .*({words})"):
+        with pytest.raises(DataError, match=rf"(?s)^{folder}/train\.jsonl row 1 \(line 2\): .*({words})"):
             encode(family, case.row, folder)
     else:
         assert encode(family, case.row, folder) == supervised(family, case.answers)

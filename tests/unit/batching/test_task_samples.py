@@ -57,7 +57,7 @@ def test_a_later_draw_that_is_too_long_says_what_is_asked(rows: ConversationData
     span = Span(epochs=12)
     found = lengths(rows, span)
     assert found[0] < max(found), "else the first draw would be the one that is refused"
-    with pytest.raises(TooLongError, match=r"train\.jsonl row 0: When an epoch asks '.*': \d+ tokens"):
+    with pytest.raises(TooLongError, match=r"train\.jsonl row 0 \(line 1\): When an epoch asks '.*': \d+ tokens"):
         lengths(rows, span, max_length=max(found) - 1)
     assert lengths(rows, span, max_length=max(found)) == found
 

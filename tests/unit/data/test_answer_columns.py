@@ -162,15 +162,21 @@ def cells(folder: Path, *answers: str) -> list[Any]:
 def test_where_most_cells_are_lists_the_others_are_bad_rows(tmp_path: Path) -> None:
     *fine, odd = cells(tmp_path, "['14', '15']", "['16']", "14")
     assert fine == ["14", "16"]
-    assert "rows.csv row 2: The cell of the response ('answer') is '14', and most of the first rows' cells are" in odd
-    assert cells(tmp_path, *["['1']"] * 101, "14")[101].startswith(f"{tmp_path}/rows.csv row 101: The cell")
+    assert (
+        "rows.csv row 2 (line 4): The cell of the response ('answer') is '14', and most of the first rows' cells are"
+        in odd
+    )
+    assert cells(tmp_path, *["['1']"] * 101, "14")[101].startswith(f"{tmp_path}/rows.csv row 101 (line 103): The cell")
     assert cells(tmp_path, "['14']", "14") == ["['14']", "14"], "no more than half"
 
 
 def test_a_list_of_no_answers_is_a_bad_row_beside_lists_and_text_beside_texts(tmp_path: Path) -> None:
     first, *empty = cells(tmp_path, "['14']", "[]", "[]")
     assert first == "14"
-    assert all(f"row {n}: The list of accepted answers in 'answer' is empty" in said for n, said in enumerate(empty, 1))
+    assert all(
+        f"row {n} (line {n + 2}): The list of accepted answers in 'answer' is empty" in said
+        for n, said in enumerate(empty, 1)
+    )
     found = '[{"bbox_2d": [1, 2, 3, 4]}]'
     assert cells(tmp_path, found, "[]", "[]", "[]") == [found, "[]", "[]", "[]"]
     assert cells(tmp_path, "[]") == ["[]"]

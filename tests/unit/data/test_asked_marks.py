@@ -53,7 +53,7 @@ def test_a_question_with_an_answer_does_not_ask_for_boxes(tmp_path: Path) -> Non
 def test_a_row_without_its_question_is_a_bad_row(tmp_path: Path) -> None:
     fine, bad = read_back([ROW, {**ROW, "question": None}], tmp_path).told
     assert fine[1] == [FOUND]
-    assert "rows.jsonl row 1: There is no value for the prompt ('question')" in bad
+    assert "rows.jsonl row 1 (line 2): There is no value for the prompt ('question')" in bad
 
 
 def test_a_question_beside_a_page_must_be_left_out_or_answered(tmp_path: Path) -> None:

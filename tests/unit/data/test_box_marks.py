@@ -46,7 +46,7 @@ def test_marks_beside_their_objects_are_bad_rows(
 ) -> None:
     for column, value in (("regions", OBJECTS), ("Grounding", json.dumps(OBJECTS)), ("bbox", OBJECTS["bbox"])):
         (told,) = read_back([{**layout(question, answer), column: value}], tmp_path).told
-        assert f"rows.jsonl row 0: {said}, which stands for a value of the column '{column}'" in told
+        assert f"rows.jsonl row 0 (line 1): {said}, which stands for a value of the column '{column}'" in told
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

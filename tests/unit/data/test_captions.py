@@ -42,7 +42,7 @@ def test_the_flag_asks_another_question(tmp_path: Path) -> None:
 def test_a_caption_without_an_image_is_a_bad_row(tmp_path: Path) -> None:
     fine, bad = read_back([CAPTION, {**CAPTION, "image": None}], tmp_path).told
     assert fine == DESCRIBED
-    assert "rows.jsonl row 1: The row has no image, and 'Describe the picture.' asks about one" in bad
+    assert "rows.jsonl row 1 (line 2): The row has no image, and 'Describe the picture.' asks about one" in bad
     with pytest.raises(DataError, match="no column could be taken as the prompt"):
         read_back([{"caption": "A red bar."}], tmp_path)
 

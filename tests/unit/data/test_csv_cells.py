@@ -27,8 +27,8 @@ def test_empty_cells_are_missing_values(suffix: str, tmp_path: Path) -> None:
     first, no_answer, no_question, no_image, blank = read_back(path, tmp_path).told
     assert first == [["<0.png>", "q"], ["a"]]
     said = "There is no value for the response ('answer'). JSON writes an empty text as \"\"; CSV has none."
-    assert f"rows.{suffix} row 1: {said}" in no_answer
-    assert f"rows.{suffix} row 2: There is no value for the prompt ('question')" in no_question
+    assert f"rows.{suffix} row 1 (line 3): {said}" in no_answer
+    assert f"rows.{suffix} row 2 (line 4): There is no value for the prompt ('question')" in no_question
     assert no_image == [["q"], ["a"]], "a row of text"
     assert blank == [["<0.png>", "q"], [" "]], "a space is written"
 
@@ -38,9 +38,10 @@ def test_lines_of_empty_cells_are_left_out_and_count(tmp_path: Path) -> None:
     found = read_back(path, tmp_path).told
     assert len(found) == 3
     assert (found[0], found[2]) == ([["<0.png>", "q"], ["a"]], [["<2.png>", "s"], ["c"]])
-    assert "rows.csv row 4: There is no value" in found[1]
+    assert "rows.csv row 4 (line 6): There is no value" in found[1]
     for table in (read_csv(path), pickle.loads(pickle.dumps(read_csv(path)))):
         assert [table.number(place) for place in range(len(table))] == [1, 4, 5]
+        assert [table.line(place) for place in range(len(table))] == [3, 6, 7]
         assert table[1]["question"] == "r"
 
 
@@ -51,6 +52,7 @@ def test_blank_lines_are_left_out_and_count_behind_the_names_of_the_columns(tmp_
         {"question": "r", "answer": None},
     ]
     assert [table.number(place) for place in range(len(table))] == [1, 4]
+    assert [table.line(place) for place in range(len(table))] == [5, 10]
     one = read_csv(write(tmp_path, "question\nq\n\nr\n"))
     assert [(one.number(place), one[place]["question"]) for place in range(len(one))] == [(0, "q"), (2, "r")]
     with pytest.raises(DataError, match="is empty: the first line must name the columns"):
@@ -69,5 +71,5 @@ def test_numbers_of_rows_are_those_of_each_file(tmp_path: Path) -> None:
 
 def test_errors_of_task_files_name_the_line_s_row(tmp_path: Path) -> None:
     path = write(tmp_path, "task,input_type,output_type,question\n,,,\nreading,image,text,\n", "tasks.csv")
-    with pytest.raises(DataError, match=r"tasks\.csv row 1: its question is empty"):
+    with pytest.raises(DataError, match=r"tasks\.csv row 1 \(line 3\): its question is empty"):
         load_tasks(path)

@@ -308,7 +308,7 @@ def test_what_could_be_meant_otherwise_is_asked(tmp_path: Path, row: dict[str, A
 )
 def test_rows_that_cannot_be_used_name_file_and_row(tmp_path: Path, row: dict[str, Any], said: str) -> None:
     flags = {} if row.get("image") else {"image_column": "image"}
-    with pytest.raises(DataError, match=rf"rows\.jsonl row 0: .*{said}"):
+    with pytest.raises(DataError, match=rf"rows\.jsonl row 0 \(line 1\): .*{said}"):
         load(tmp_path, row, **flags)[0]
 
 

@@ -191,7 +191,7 @@ def test_image_paths_start_from_the_data_file_or_the_image_root(tmp_path: Path) 
     moved = write_jsonl(tmp_path / "elsewhere" / "rows.jsonl", [{"image": "pictures/a.png", **row}])
     without = load(validation=False, dataset_name=str(moved)).train
     assert without is not None
-    with pytest.raises(DataError, match=rf"^{moved} row 0: .*--image_root FOLDER"):
+    with pytest.raises(DataError, match=rf"^{moved} row 0 \(line 1\): .*--image_root FOLDER"):
         without[0]
     rooted = load(validation=False, dataset_name=str(moved), image_root=str(tmp_path / "d")).train
     assert rooted is not None
@@ -205,8 +205,8 @@ def test_errors_in_a_row_name_its_file_and_its_row_in_that_file(tmp_path: Path) 
     second = write_jsonl(tmp_path / "train-2.jsonl", [*rows(1), {"query": "q", "label": None}])
     data = load(validation=False, dataset_name=str(tmp_path), validation_fraction=0).train
     assert data is not None
-    assert str(data.source(3)) == f"{second} row 1"
-    with pytest.raises(DataError, match=rf"^{second} row 1: .*'label'"):
+    assert str(data.source(3)) == f"{second} row 1 (line 2)"
+    with pytest.raises(DataError, match=rf"^{second} row 1 \(line 2\): .*'label'"):
         data[3]
     assert data[2].turns[-1].text == "a0"
     with pytest.raises(IndexError):

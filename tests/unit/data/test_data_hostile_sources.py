@@ -178,7 +178,7 @@ def test_no_redirect_leads_inside(where: str, root: Path, server: ImageServer) -
 @pytest.mark.parametrize("path", PATHS)
 def test_no_path_leads_out_of_the_root(path: str, root: Path, server: ImageServer, watched: list[str]) -> None:
     outside = root.parent / "outside.png"
-    with pytest.raises(ImageError, match=r"train\.jsonl row 0: "):
+    with pytest.raises(ImageError, match=r"train\.jsonl row 0 \(line 1\): "):
         load_row(root, path.format(outside=outside), server)
     read = [name for name in watched if Path(name).resolve().is_relative_to(root.parent)]
     assert {Path(name).name for name in read} <= {"train.jsonl"}

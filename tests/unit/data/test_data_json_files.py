@@ -155,3 +155,19 @@ def test_a_document_is_not_streamed(tmp_path: Path, caplog: pytest.LogCaptureFix
     stream = open_stream(DataConfig(dataset_name=str(path), streaming=True))
     assert stream is not None
     assert [dict(row.values) for row in stream] == [{"a": 1}]
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+def test_each_row_knows_its_line(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    for text, lines in (
+        ('\n{"a": 1}\n\n{"a": "\u00e9"}\n{"a": 3}', [2, 4, 5]),
+        ('[\n{"a": 1}, {"a": 2},\n\n {"a":\n 3}]', [2, 2, 4]),
+        ('{\n"a": 1\n}\n{\n"a": 2\n}\n', [1, 4]),
+        ('{"x": [1],\n "data": [{"a": 1},\n{"a": 2}]}\n' if name == "rows.json" else '{"a": 1}\n\n{"a": 2}', None),
+    ):
+        path.write_text(text, encoding="utf-8")
+        (rows,) = open_source(str(path)).splits.values()
+        found = [rows.source(place).line for place in range(len(rows))]
+        assert found == (lines or ([2, 3] if name == "rows.json" else [1, 3]))
+    assert str(rows.source(1)) == f"{path} row 1 (line 3)"

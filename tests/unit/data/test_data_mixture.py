@@ -143,7 +143,7 @@ def test_each_data_set_has_its_own_columns_and_validation(sets: tuple[Path, Path
     assert {measured[0]} | {answer for answer in counts if "first" in answer} == {f"first {n}" for n in range(4)}
     assert splits.train is not None
     assert [len(splits.train[n].images) for n in (0, len(splits.train) - 1)] == [1, 0]
-    assert str(splits.train.source(0)) == f"{sets[0]}/train.jsonl row {splits.train[0].source.row}"
+    assert str(splits.train.source(0)).startswith(f"{sets[0]}/train.jsonl row {splits.train[0].source.row} (line ")
     for said in (f"data set {sets[0]}: train is seen 2 times an epoch", "column 'query'", "column 'messages'"):
         assert said in splits.explanation
 
@@ -189,7 +189,7 @@ def test_messages_name_the_data_set_that_failed(sets: tuple[Path, Path], tmp_pat
     odd = write_jsonl(tmp_path / "odd.jsonl", [{"query": "q", "label": "a"}, {"query": "q", "label": None}])
     data = load(sets[0], odd, validation_fraction=0.0).train
     assert data is not None
-    with pytest.raises(DataError, match=rf"^{odd} row 1: "):
+    with pytest.raises(DataError, match=rf"^{odd} row 1 \(line 2\): "):
         data[5]
 
 

@@ -194,11 +194,13 @@ def test_two_candidates_are_an_error_that_names_the_flag(detect: Detect, row: di
 def test_the_odd_rows_that_make_a_column_ambiguous_are_named(detect: Detect) -> None:
     row = {"image": "a.png", "query": "q", "label": "a"}
     other = {"image": "a.png", "question": "q", "label": "a"}
-    said = r"'query', 'question'\. Only 1 of the first 4 rows have 'question', such as .*rows\.jsonl row 2\. Type"
+    said = r"'question'\. Only 1 of the first 4 rows have 'question', such as .*rows\.jsonl row 2 \(line 3\)\. Type"
     with pytest.raises(DataError, match=said):
         detect(row, row, other, row)
     chat = {"image": "a.png", "talk": CHAT}
-    said = r"\('query', 'label'\)\. Only 1 of the first 3 rows have 'talk', such as .*rows\.jsonl row 1\. Type"
+    said = (
+        r"\('query', 'label'\)\. Only 1 of the first 3 rows have 'talk', such as .*rows\.jsonl row 1 \(line 2\)\. Type"
+    )
     with pytest.raises(DataError, match=said):
         detect(row, chat, row)
     # The control: every row has both.

@@ -281,7 +281,7 @@ def test_tasks_and_output_types_choose(tmp_path: Path) -> None:
 )
 def test_rows_of_a_task_file_are_checked_and_named(tmp_path: Path, row: Sequence[str], said: str) -> None:
     path = write(tmp_path / "tasks.csv", ("reading", "image", "text", "fine"), row)
-    with pytest.raises(DataError, match=rf"--task_file .*tasks\.csv row 1: .*{said}"):
+    with pytest.raises(DataError, match=rf"--task_file .*tasks\.csv row 1 \(line 3\): .*{said}"):
         load_tasks(path)
 
 

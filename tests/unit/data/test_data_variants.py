@@ -288,7 +288,8 @@ def check(variant: Variant, path: Path) -> None:
     for n, told in enumerate(found):
         if n in variant.refused:
             assert isinstance(told, str), (variant.what, told)
-            assert told.startswith(f"{path} row {n}: "), told
+            # Of a text file the line, too.
+            assert told.startswith((f"{path} row {n}: ", f"{path} row {n} (line ")), told
         else:
             assert told == variant.told.get(n, good_turns(n)), variant.what
 

@@ -91,7 +91,10 @@ def test_other_answers_are_read(answer: str, tmp_path: Path) -> None:
 def test_a_later_row_is_a_bad_one(tmp_path: Path) -> None:
     rows = [{**ASKED, "options": ["cup", "fork"], "answer": "cup"}] * 100
     found = read_back([*rows, {**rows[0], "answer": "(B)"}, {**rows[0], **SHOWN, "answer": "(B)"}], tmp_path)
-    assert "rows.jsonl row 100: The answer is '(B)', which says one of 'options' (['cup', 'fork'])" in found.told[100]
+    assert (
+        "rows.jsonl row 100 (line 101): The answer is '(B)', which says one of 'options' (['cup', 'fork'])"
+        in found.told[100]
+    )
     assert found.told[101][1] == ["(B)"]
     named = read_back([*rows, {**rows[0], "answer": "(B)"}], tmp_path, response_column="answer")
     assert named.told[100][1] == ["(B)"]
@@ -118,7 +121,7 @@ def test_every_layout_is_held_to_it(row: dict[str, Any], settings: dict[str, Any
     hidden, none = read_back(
         [{**there, "choices": ["cup", "fork"]}, {**there, "choices": None}], tmp_path, **settings
     ).told
-    assert "row 0: The answer is 'B', which says one of 'choices' (['cup', 'fork'])" in hidden
+    assert "row 0 (line 1): The answer is 'B', which says one of 'choices' (['cup', 'fork'])" in hidden
     assert isinstance(none, list)
 
 

@@ -29,7 +29,7 @@ def test_objects_with_an_address_are_images(column: str, value: dict[str, Any], 
 def test_an_address_in_an_object_is_guarded_as_a_plain_one(column: str, tmp_path: Path) -> None:
     value = {"src": ADDRESS, "height": 24, "width": 32}
     (told,) = read_back([{column: value, **ASKED}], tmp_path).told
-    assert "rows.jsonl row 0: The image is a URL" in told
+    assert "rows.jsonl row 0 (line 1): The image is a URL" in told
     assert "--allow_urls true" in told
     allowed = read_image_value(value, ImagePlace(folder=tmp_path, allow_urls=True))
     assert allowed.source == Url(text=ADDRESS)
@@ -68,7 +68,7 @@ def test_the_flag_says_that_there_are_no_images(tmp_path: Path, caplog: pytest.L
 def test_an_explicit_column_and_other_columns_of_images_win(tmp_path: Path) -> None:
     assert read_back([{"image": 391895, "scan": "0.png", **ASKED}], tmp_path).told == [READ]
     (told,) = read_back([{"image": 391895, **ASKED}], tmp_path, image_column="image").told
-    assert "rows.jsonl row 0: An image is given as a value of type int" in told
+    assert "rows.jsonl row 0 (line 1): An image is given as a value of type int" in told
 
 
 def test_one_odd_row_does_not_hide_a_column_of_unknown_name(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_one_odd_row_does_not_hide_a_column_of_unknown_name(tmp_path: Path) -> N
     found = read_back([*rows, {"screenshot": "0.svg", **ASKED}], tmp_path)
     assert found.schema.image == "screenshot"
     assert found.told[:99] == [READ] * 99
-    assert "rows.jsonl row 99: The image '0.svg' cannot be opened" in found.told[99]
+    assert "rows.jsonl row 99 (line 100): The image '0.svg' cannot be opened" in found.told[99]
 
 
 def test_a_column_where_few_values_name_images_is_none(tmp_path: Path) -> None:

@@ -254,12 +254,12 @@ def test_ids_of_no_file_and_of_several_are_bad_rows(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("\n".join(lines))
     data = rows_of(tmp_path / "train.jsonl", image_root=str(tmp_path / "images"))
     with pytest.raises(
-        DataError, match=r"row 0: The image 139 could be any of 2 files below .*a/000000000139\.jpg, b/"
+        DataError, match=r"row 0 \(line 1\): The image 139 could be any of 2 files below .*a/000000000139\.jpg, b/"
     ):
         data[0]
-    with pytest.raises(DataError, match="row 1: The image 7 names no file below"):
+    with pytest.raises(DataError, match=r"row 1 \(line 2\): The image 7 names no file below"):
         data[1]
-    with pytest.raises(DataError, match="row 5: The image True names no file below"):
+    with pytest.raises(DataError, match=r"row 5 \(line 6\): The image True names no file below"):
         data[5]
     assert isinstance(data[2].images[0], ImageRef)
 

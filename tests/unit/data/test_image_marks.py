@@ -99,7 +99,7 @@ def test_other_numbers_of_marks_are_bad_rows(text: str, images: tuple[str, ...],
         fine, bad = read_back([first, second], tmp_path).told
         assert fine[0] == ["<2.png>", "q"], "the others stay as they are"
         assert isinstance(bad, str)
-        assert f"{tmp_path / 'rows.jsonl'} row 1: " in bad
+        assert f"{tmp_path / 'rows.jsonl'} row 1 (line 2): " in bad
         assert re.search(said, bad), bad
 
 

@@ -110,5 +110,5 @@ def test_a_tag_is_the_image_itself(tmp_path: Path) -> None:
 def test_a_tag_that_names_no_image_is_a_bad_row(tmp_path: Path) -> None:
     rows = [{"question": "<img>gone.png</img>?", "answer": "a"}, {"question": "<img>0.png</img>?", "answer": "a"}]
     bad, fine = read_back(rows, tmp_path).told
-    assert "rows.jsonl row 0: The image 'gone.png' cannot be opened" in bad
+    assert "rows.jsonl row 0 (line 1): The image 'gone.png' cannot be opened" in bad
     assert fine == [["<0.png>", "?"], ["a"]]

@@ -76,7 +76,7 @@ def test_image_in_some_rows_and_images_in_others(tmp_path: Path) -> None:
     rows[110] = {"images": ["1.png"], "image": "0.png", "conversations": turns}  # behind what detection looks at
     found = read_back(rows, tmp_path).told
     assert [told for number, told in enumerate(found) if number != 110] == [[["<0.png>", "q"], ["a"]]] * 119
-    assert "row 110: The row has images in 'image', 'images'" in found[110]
+    assert "row 110 (line 111): The row has images in 'image', 'images'" in found[110]
     assert "--image_column image images to show all" in found[110]
 
 

@@ -51,7 +51,7 @@ def test_an_answer_that_matches_no_choice_is_refused(answer: Any, tmp_path: Path
         read_back([{**ASKED, "choices": ["cup", "fork"], "answer": answer}], tmp_path)
     rows = [{**ASKED, "choices": ["cup", "fork"], "answer": "B"}] * 100
     found = read_back([*rows, {**rows[0], "answer": answer}], tmp_path)
-    assert "row 100: The answer is " in found.told[100]
+    assert "row 100 (line 101): The answer is " in found.told[100]
 
 
 def test_other_words_as_the_answer_leave_the_question_alone(tmp_path: Path) -> None:

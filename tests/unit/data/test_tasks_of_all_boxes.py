@@ -68,7 +68,7 @@ def test_a_question_that_gives_a_text_still_gives_one(tmp_path: Path) -> None:
         ("Where is Sum 14?", '[{"bbox_2d": [1, 2, 30, 12]}]'),
         ("Where is Sum 15?", '[{"bbox_2d": [1, 22, 30, 32]}]'),
     )
-    with pytest.raises(DataError, match=r"row 0: the question has no \{text\}"):
+    with pytest.raises(DataError, match=r"row 0 \(line 2\): the question has no \{text\}"):
         write(tmp_path / "t.csv", ("detection", "[lines, image]", "box", "Where is {box}?"))
 
 

@@ -125,7 +125,7 @@ def test_what_cannot_be_read_is_a_bad_row(row: dict[str, Any], said: str, tmp_pa
     found = read_back(
         [{**filled, **ASKED, **row}, {**filled, **ASKED, "system": "S.", "system_prompt": "S."}], tmp_path
     )
-    with pytest.raises(DataError, match=rf"rows\.jsonl row 0: .*{said}"):
+    with pytest.raises(DataError, match=rf"rows\.jsonl row 0 \(line 1\): .*{said}"):
         raise DataError(found.told[0])
     assert found.told[1] == [["S."], ["<0.png>", "And red?"], ["Two."]], "the control: two columns that agree"
 

@@ -36,7 +36,7 @@ def test_all_of_a_row_s_images_stand_at_the_mark(tmp_path: Path) -> None:
     rows = [{"images": ["0.png", "1.png"], "caption": "a"}, {"images": [], "caption": "a"}]
     fine, bad = read_back(rows, tmp_path, default_prompt="In <image>?").told
     assert fine[0] == ["In ", "<0.png>", "<1.png>", "?"]
-    assert "row 1: The row has no image, and 'In <image>?' asks about one. " in bad
+    assert "row 1 (line 2): The row has no image, and 'In <image>?' asks about one. " in bad
     assert "type --default_prompt without <image>" in bad
     alone = read_back(rows, tmp_path, default_prompt="In <image>?", image_column="no_pictures").told
     assert alone == [[["In <image>?"], ["a"]]] * 2, "a word, as in any other text"

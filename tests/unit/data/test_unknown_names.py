@@ -152,10 +152,10 @@ def test_a_later_row_is_a_bad_one(tmp_path: Path) -> None:
     row, chat = LAYOUTS["question_answer"], LAYOUTS["messages"]
     told = read_back([*[row] * 100, {**row, "remark": "x"}], tmp_path).told
     assert told[:100] == told[:1] * 100
-    assert "rows.jsonl row 100: the column 'remark' ('x') would not be read" in told[100]
+    assert "rows.jsonl row 100 (line 101): the column 'remark' ('x') would not be read" in told[100]
     later = {**chat, "messages": with_key(TURNS, "mood", "calm", part=False, turn=1)}
     told = read_back([*[chat] * 100, later], tmp_path).told
-    assert "row 100: Turn 2 (assistant): its 'mood' ('calm') is not read" in told[100]
+    assert "row 100 (line 101): Turn 2 (assistant): its 'mood' ('calm') is not read" in told[100]
 
 
 def test_columns_that_arrow_fills_with_nulls_are_none(tmp_path: Path) -> None:

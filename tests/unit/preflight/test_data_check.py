@@ -98,7 +98,9 @@ def test_ten_faults_of_ten_kinds_are_all_that_is_found(
         assert row["cure"].endswith("--on_overflow." if kind == "too long" else "take the row out.")
     assert (report["rows"], report["bad_rows"], report["ok"]) == (ROWS, 10, False)
     assert len(errors) == 1
-    assert errors[0].startswith(f"error: 10 of 300 rows cannot be used, the first: {data / 'train.jsonl'} row 7: ")
+    assert errors[0].startswith(
+        f"error: 10 of 300 rows cannot be used, the first: {data / 'train.jsonl'} row 7 (line 8): "
+    )
 
 
 PICTURE = {"type": "image"}
@@ -262,7 +264,7 @@ def test_terminal_says_the_same_as_json(model: Path, tmp_path: Path, capsys: pyt
         assert [int(number) for number in printed.groups()] == figures
     assert f"{split['supervised_share']:.1%} of the tokens" in shown
     for row in report["bad"]:
-        assert f"{row['file']} row {row['row']}: {row['reason']}" in shown
+        assert f"{row['file']} row {row['row']} (line {row['line']}): {row['reason']}" in shown
     assert "Rows count from 0." in shown
 
 

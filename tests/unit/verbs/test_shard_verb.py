@@ -154,8 +154,8 @@ def test_tars_with_the_same_keys_get_their_names_before_them(tmp_path: Path) -> 
         ("--input IN.tar --out-dir IN.tar --num-shards 1", "not a folder"),
         ("--input missing.tar --out-dir D --num-shards 1", "--input missing.tar: no such file"),
         ("--input text.jsonl --out-dir D --num-shards 1", "image"),
-        ("--input half.jsonl --out-dir D --num-shards 1", "half.jsonl row 1: has no image"),
-        ("--input broken.jsonl --out-dir D --num-shards 1", "broken.jsonl row 0: "),
+        ("--input half.jsonl --out-dir D --num-shards 1", "half.jsonl row 1 (line 2): has no image"),
+        ("--input broken.jsonl --out-dir D --num-shards 1", "broken.jsonl row 0 (line 1): "),
         ("--input half.jsonl --out-dir D --num-shards 1 --img-exts png", "choose members of tars"),
         (
             "--input IN.tar --out-dir D --num-shards 1 --num-shard 2",

@@ -27,16 +27,26 @@ _LEFT_OUT = b"rows_before_lines_left_out"
 """Where the Arrow table keeps how many rows stand before each line that is left out."""
 
 
+_LINES = b"rows_whose_line_is_not_the_next"
+"""Where it keeps the rows, with their lines, that do not begin in the line behind the row before them."""
+
+
 class CsvTable(ArrowTable):
     """Rows of a CSV file without its blank lines and lines of empty cells, which count when rows are numbered."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, _open_csv)
         self._left_out: tuple[int, ...] = tuple(json.loads(self._table.schema.metadata[_LEFT_OUT]))
+        self._steps: list[list[int]] = json.loads(self._table.schema.metadata[_LINES])
 
     def number(self, place: int) -> int:
         """Return the number in the file of the row at a place, counting from 0 behind the names of the columns."""
         return place + bisect_right(self._left_out, place)
+
+    def line(self, place: int) -> int:
+        """Return the line of the file, counting from 1, that the row at a place begins in."""
+        row, line = self._steps[bisect_right(self._steps, place, key=lambda step: step[0]) - 1]
+        return line + place - row
 
 
 def read_csv(path: Path) -> CsvTable:
@@ -52,7 +62,7 @@ def _open_csv(path: Path) -> Any:
     import pyarrow as pa
 
     rows = _parse_csv(path)
-    header = next(rows, None)
+    _, header = next(rows, (0, None))
     if header is None:
         raise DataError(f"{path} is empty: the first line must name the columns.")
     doubled = sorted({name for name in header if header.count(name) > 1})
@@ -60,15 +70,19 @@ def _open_csv(path: Path) -> Any:
         raise DataError(f"{path} line 1: two columns are called '{doubled[0]}'. Rename one.")
     columns: list[list[str | None]] = [[] for _ in header]
     left_out = []
-    for row in rows:
+    lines: list[list[int]] = []
+    for line, row in rows:
+        place = len(columns[0])
         if not any(row):
-            left_out.append(len(columns[0]))
+            left_out.append(place)
             continue
+        if not lines or line != lines[-1][1] + place - lines[-1][0]:
+            lines.append([place, line])
         for column, value in zip(columns, row, strict=True):
             column.append(value or None)
     # large_string: a column of base64 images can pass the 2 GiB of Arrow's plain strings.
     table = pa.table([pa.array(column, type=pa.large_string()) for column in columns], names=header)
-    return table.replace_schema_metadata({_LEFT_OUT: json.dumps(left_out)})
+    return table.replace_schema_metadata({_LEFT_OUT: json.dumps(left_out), _LINES: json.dumps(lines or [[0, 2]])})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +128,11 @@ def form_of(stream: IO[str], usual: str) -> Form:
     return Form(separator=separator, spaced=spaced, line=number)
 
 
-def _parse_csv(path: Path) -> Iterator[list[str]]:
-    """Yield the names of the columns, then every line's cells; none of a blank line, which spreadsheets show too."""
+def _parse_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the names of the columns, then every line's cells, each with the line that it begins in.
+
+    A blank line, which spreadsheets show too, has none.
+    """
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     previous = csv.field_size_limit(LARGEST_FIELD)
     lines, reader = 0, None
@@ -128,7 +145,9 @@ def _parse_csv(path: Path) -> Iterator[list[str]]:
                 lines = form.line - 1
                 reader = csv.reader(stream, delimiter=form.separator, skipinitialspace=form.spaced, strict=True)
                 width: int | None = None
+                ended = lines
                 for row in reader:
+                    begins, ended = ended + 1, lines + reader.line_num
                     if width is None and not row:
                         continue
                     width = len(row) if width is None else width
@@ -138,7 +157,7 @@ def _parse_csv(path: Path) -> Iterator[list[str]]:
                             f"columns. Values are parted by {form}; one that holds that, a quote or a line break must "
                             'stand in double quotes ("...").'
                         )
-                    yield row
+                    yield begins, row
             except csv.Error as error:
                 raise DataError(
                     f"{path} line {lines + (reader.line_num if reader else 0)}: not CSV: {error}."

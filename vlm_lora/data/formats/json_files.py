@@ -48,11 +48,17 @@ class JsonFile:
     """Every key that any row has, in order of first appearance."""
     starts: array[int] = field(repr=False)
     lengths: array[int] = field(repr=False)
+    lines: array[int] = field(repr=False)
+    """The line of the file that each begins in, counting from 1."""
     stamp: tuple[int, int]
     """Size and modification time when the byte ranges were found."""
 
     def __len__(self) -> int:
         return len(self.starts)
+
+    def line(self, place: int) -> int:
+        """Return the line of the file, counting from 1, that the row at a place begins in."""
+        return self.lines[place]
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
         """Return one row. Raises DataError where the file was changed meanwhile."""
@@ -71,12 +77,14 @@ class _RowIndex:
         self.stamp = stamp
         self.starts = array("Q")
         self.lengths = array("Q")
+        self.lines = array("Q")
         self.columns: dict[str, None] = {}
 
     def add(self, row: object, start: int, length: int, line: int) -> None:
         self.columns.update(dict.fromkeys(_as_object(row, self.path, line)))
         self.starts.append(start)
         self.lengths.append(length)
+        self.lines.append(line)
 
     def finish(self) -> JsonFile:
         return JsonFile(
@@ -84,6 +92,7 @@ class _RowIndex:
             columns=tuple(self.columns),
             starts=self.starts,
             lengths=self.lengths,
+            lines=self.lines,
             stamp=self.stamp,
         )
 

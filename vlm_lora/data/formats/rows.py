@@ -123,6 +123,14 @@ class NumberedTable(Protocol):
         """Return the number in the file of the row at a place."""
 
 
+@runtime_checkable
+class LinedTable(Protocol):
+    """A table of a text file."""
+
+    def line(self, place: int) -> int:
+        """Return the line of the file, counting from 1, that the row at a place begins in."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Origin:
     """Where a stretch of rows came from."""
@@ -184,12 +192,13 @@ class Rows:
         return self._origins[bisect_right(self._origin_starts, index) - 1]
 
     def source(self, index: int) -> RowSource:
-        """Return file, row (counting from 0 within the file) and key, where rows have one, for messages."""
+        """Return file, row (counting from 0 within the file), and key or line, where rows have one, for messages."""
         origin = self.origin(index)
         table, row = self.locate(index)
         key = table.key(row) if isinstance(table, KeyedTable) else None
         number = table.number(row) if isinstance(table, NumberedTable) else index - origin.first
-        return RowSource(file=origin.file, row=number, key=key)
+        line = table.line(row) if isinstance(table, LinedTable) else None
+        return RowSource(file=origin.file, row=number, key=key, line=line)
 
     @property
     def origins(self) -> tuple[Origin, ...]:

@@ -109,7 +109,9 @@ def read_tasks(path: Path) -> tuple[Task, ...]:
         try:
             tasks.append(_read_task(*(row[name] or "" for name in COLUMNS)))
         except DataError as error:
-            raise DataError(f"--task_file {path} row {table.number(number)}: {error}") from error
+            raise DataError(
+                f"--task_file {path} row {table.number(number)} (line {table.line(number)}): {error}"
+            ) from error
     return tuple(tasks)
 
 
