@@ -82,7 +82,7 @@ class DataConfig:
     """Keys of chat turns, and of their parts, that are not read although they hold something."""
     choices: str = "shown"
     """What becomes of choices in columns of their own that a question does not show: shown behind it (one a line, as
-    `A. text`), where the answer is one of them or its letter; or refuse, where the answer is a letter alone."""
+    `A. text`); or refuse, where the answer is a letter alone. An answer that is none of them makes a bad row."""
     box_format: str = "xywh"
     """What a box's four numbers are: xywh (left, top, width, height, as COCO has it), xyxy or cxcywh (the centre) in
     pixels; or relative_xywh, relative_xyxy, relative_cxcywh (as YOLO has it) in shares of the image's sides."""

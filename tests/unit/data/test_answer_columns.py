@@ -51,14 +51,14 @@ def test_lists_of_named_numbers_are_named_and_undeclared_numbers_stay(tmp_path: 
 @pytest.mark.parametrize("answer", [1, 0, "B", "b", "1", 1.0, ["B"]])
 def test_an_answer_that_is_only_a_place_among_choices_is_refused(name: str, answer: Any, tmp_path: Path) -> None:
     rows = [{**ASKED, name: ["red", "blue"], "answer": "red"}, {**ASKED, name: ["red", "blue"], "answer": answer}]
-    said = rf"'answer' holds .*, which says one of '{name}' .*--prompt_column question --response_column answer"
+    said = rf"'answer' holds .*, which says one of '{name}' .*--ignore_columns {name}"
     with pytest.raises(DataError, match=said):
         read_back(rows, tmp_path, choices="refuse")
     assert read_back(rows[:1], tmp_path, choices="refuse").told == [[["<0.png>", "What?"], ["red"]]]
-    explicit = read_back(rows, tmp_path, prompt_column="question", response_column="answer")
+    left_out = read_back(rows, tmp_path, ignore_columns=(name,))
     written = answer[0] if isinstance(answer, list) else answer
-    assert explicit.told[1][1] == [f"{written:g}" if isinstance(written, float) else str(written)]
-    assert f"not used: '{name}'" in explicit.schema.explain()
+    assert left_out.told[1][1] == [f"{written:g}" if isinstance(written, float) else str(written)]
+    assert f"not used: '{name}'" in left_out.schema.explain()
 
 
 @pytest.mark.parametrize(

@@ -52,14 +52,14 @@ FORMS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("choices", FORMS)
 def test_a_letter_alone_is_refused_in_every_form_of_choices(choices: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"'answer' holds 'B', which says one of .*cup', 'fork'.*type --prompt_column"):
+    with pytest.raises(
+        DataError, match=r"'answer' holds 'B', which says one of .*cup', 'fork'.*type --ignore_columns "
+    ):
         read_back([{**ASKED, **choices, "answer": "B"}], tmp_path)
     assert read_back([{**SHOWN, **choices, "answer": "B"}], tmp_path).told[0][1] == ["B"], "the question shows them"
     assert read_back([{**ASKED, **choices, "answer": "fork"}], tmp_path).told[0][1] == ["fork"], "the answer's own text"
-    named = read_back(
-        [{**ASKED, **choices, "answer": "B"}], tmp_path, prompt_column="question", response_column="answer"
-    )
-    assert named.told[0][1] == ["B"]
+    left_out = read_back([{**ASKED, **choices, "answer": "B"}], tmp_path, ignore_columns=tuple(choices))
+    assert left_out.told[0][1] == ["B"]
 
 
 @pytest.mark.parametrize(
@@ -96,8 +96,8 @@ def test_a_later_row_is_a_bad_one(tmp_path: Path) -> None:
         in found.told[100]
     )
     assert found.told[101][1] == ["(B)"]
-    named = read_back([*rows, {**rows[0], "answer": "(B)"}], tmp_path, response_column="answer")
-    assert named.told[100][1] == ["(B)"]
+    left_out = read_back([*rows, {**rows[0], "answer": "(B)"}], tmp_path, ignore_columns=("options",))
+    assert left_out.told[100][1] == ["(B)"]
 
 
 def chat(*texts: str, **keys: Any) -> list[dict[str, Any]]:
@@ -125,11 +125,11 @@ def test_every_layout_is_held_to_it(row: dict[str, Any], settings: dict[str, Any
     assert isinstance(none, list)
 
 
-def test_a_chat_whose_user_shows_them_or_that_is_named_is_read(tmp_path: Path) -> None:
+def test_a_chat_whose_user_shows_them_or_without_them_is_read(tmp_path: Path) -> None:
     row = {"messages": chat("A. cup B. fork. Which?", "B"), "choices": ["cup", "fork"]}
     assert read_back([row], tmp_path).told[0][1] == ["B"]
     other = {**row, "messages": chat("Which?", "B")}
-    assert read_back([other], tmp_path, messages_column="messages").told[0][1] == ["B"]
+    assert read_back([other], tmp_path, ignore_columns=("choices",)).told[0][1] == ["B"]
     with pytest.raises(DataError, match="says one of 'choices'"):
         read_back([{"prompt": chat("Which?"), "completion": "B", "choices": ["cup", "fork"]}], tmp_path)
 

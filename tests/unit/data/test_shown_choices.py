@@ -54,15 +54,27 @@ def test_an_answer_that_matches_no_choice_is_refused(answer: Any, tmp_path: Path
     assert "row 100 (line 101): The answer is " in found.told[100]
 
 
-def test_other_words_as_the_answer_leave_the_question_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flags", [{}, {"response_column": "answer"}])
+def test_other_words_as_the_answer_make_a_bad_row(flags: dict[str, Any], tmp_path: Path) -> None:
     row = {**ASKED, "choices": ["cup", "fork"], "answer": "a spoon"}
-    assert read_back([row], tmp_path).told == [[["<0.png>", "Which?"], ["a spoon"]]]
+    (told,) = read_back([row], tmp_path, **flags).told
+    assert "The answer 'a spoon' is none of the row's choices in 'choices' (['cup', 'fork'])" in told
+    shown = {**row, "question": "A cup or a fork?"}
+    assert read_back([shown], tmp_path, **flags).told == [[["<0.png>", "A cup or a fork?"], ["a spoon"]]]
+    found = read_back([row], tmp_path, ignore_columns=("choices",), **flags)
+    assert found.told == [[["<0.png>", "Which?"], ["a spoon"]]]
 
 
-def test_named_columns_are_read_as_they_are_and_the_setting_is_checked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("answer", ["B. fork", "(B) fork", "fork.", "Fork", "b"])
+def test_a_choice_may_be_dressed(answer: str, tmp_path: Path) -> None:
+    row = {**ASKED, "choices": ["cup", "fork"], "answer": answer}
+    assert read_back([row], tmp_path).told == [[["<0.png>", SHOWN], [answer]]]
+
+
+def test_choices_are_shown_behind_named_columns_and_the_setting_is_checked(tmp_path: Path) -> None:
     row = {**ASKED, "choices": ["cup", "fork"], "answer": "B"}
     named = read_back([row], tmp_path, prompt_column="question", response_column="answer")
-    assert named.told == [[["<0.png>", "Which?"], ["B"]]]
+    assert named.told == [[["<0.png>", SHOWN], ["B"]]]
     with pytest.raises(ConfigError, match="choices"):
         read_back([row], tmp_path, choices="hide")
 

@@ -80,9 +80,12 @@ def refuse_bare_choices(
         answer = row.get(response)
         text = str(answer[0] if isinstance(answer, list | tuple) and answer else answer)
         asked = asked_text(row.get(prompt), row.get(context or ""))
-        if first is not None:
-            text = as_letter(row, taken, question=asked, answer=text, first=first)
-        told = show_choices(row, taken, question=asked, answer=text) if shown else asked
+        try:
+            if first is not None:
+                text = as_letter(row, taken, question=asked, answer=text, first=first)
+            told = show_choices(row, taken, question=asked, answer=text) if shown else asked
+        except DataError:
+            continue  # a bad row, which says so when it is read
         for choices in listed_choices(row, taken):
             if told != asked:
                 lines[
@@ -94,6 +97,6 @@ def refuse_bare_choices(
                     f"{search.where}: '{response}' holds {short(answer)}, which says one of {quoted(choices.columns)} "
                     f"({short([*choices.texts])}), and the question in '{prompt}' does not show them all. Write them "
                     f"into the question, or the right one's text into '{response}'; to train on {short(answer)} as it "
-                    f"is, type --prompt_column {prompt} --response_column {response}."
+                    f"is, type --ignore_columns {' '.join(choices.columns)}"
                 )
     return [*lines]

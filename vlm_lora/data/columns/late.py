@@ -94,4 +94,4 @@ def _kind(column: str, value: Any) -> Hashable:
 
 def _bare(schema: Schema) -> Schema:
     """Return what is read as what, without the words that explain it."""
-    return replace(schema, reasons=(), no_pictures=False, as_they_are=False, unknown=Unknown(), reading=None)
+    return replace(schema, reasons=(), no_pictures=False, unknown=Unknown(), reading=None)

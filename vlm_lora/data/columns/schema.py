@@ -90,8 +90,6 @@ class Schema:
     """What the first rows hold and nobody reads."""
     show_choices: bool = False
     """Whether choices in columns of their own are shown behind the question."""
-    as_they_are: bool = False
-    """Whether the answers' column, or the chat's, was named: a bare letter of a choice is then trained on."""
     no_pictures: bool = False
     """Whether the user said that there are none: parts for images and ShareGPT's marks are left out, and `<image>` in
     any other text is a word."""
@@ -172,7 +170,6 @@ def detect_schema(rows: Rows, config: DataConfig, *, quiet: bool = False) -> Sch
     schema = replace(
         schema,
         told=told,
-        as_they_are=bool(config.response_column or config.messages_column),
         ignored_columns=frozenset(config.ignore_columns),
         ignored_keys=config.ignore_keys,
     )
@@ -470,13 +467,13 @@ def _pair_schema(
     if response == image or prompt == response:
         raise DataError(f"{search.where}: '{response}' cannot be the response and something else at once.")
     answers, why_answers = describe_answers(rows, search, response)
-    shows = "response" not in mapped and not answers.names and not chat and config.choices == "shown"
+    shows = not answers.names and not chat and config.choices == "shown"
     if shows:
         asking = [column for column in (prompt, context, response) if column is not None]
         answers = replace(answers, first_choice=first_number(search.sample, asking, response))
     if answers.first_choice is not None:
         reasons.append(f"answers: the numbers of '{response}' count choices from {answers.first_choice}: their letters")
-    if "response" not in mapped and not answers.names:
+    if not answers.names:
         reasons += refuse_bare_choices(search, prompt, context, response, shown=shows, first=answers.first_choice)
     return Schema(
         layout="prompt_completion" if chat else "question_answer",

@@ -59,10 +59,18 @@ class Choices:
         return dict(zip(letters, self.texts, strict=True))
 
     def has(self, answer: str) -> bool:
-        """Tell whether an answer is one of them, or says letters that they have, however dressed (`(B)`, `A, C`)."""
-        if answer.strip().casefold() in (text.strip().casefold() for text in self.texts):
+        """Tell whether an answer is one of them, or says letters that they have, however dressed (`(B)`, `A, C`).
+
+        A choice may have its letter before it (`B. fork`) and a full stop behind.
+        """
+        said = {_bare(answer), _bare(_CHOICE_MARK.sub("", answer, count=1))}
+        if not said.isdisjoint(map(_bare, self.texts)):
             return True
         return bool(told := _letters_of(answer)) and told <= {*self.lettered()}
+
+
+def _bare(text: str) -> str:
+    return text.strip().rstrip(".").casefold()
 
 
 def listed_choices(row: Mapping[str, Any], taken: Iterable[str]) -> Iterator[Choices]:
@@ -119,8 +127,8 @@ def refuse_hidden(row: Mapping[str, Any], taken: Iterable[str], *, question: str
             raise DataError(
                 f"The answer is {short(answer)}, which says one of {quoted(choices.columns)} "
                 f"({short([*choices.texts])}), and the question does not show them all. Write them into the question, "
-                "or the right one's text as the answer. A column of answers that is named by --response_column, or a "
-                "chat by --messages_column, is trained on as it is."
+                "or the right one's text as the answer; to train on it as it is, type --ignore_columns "
+                f"{' '.join(choices.columns)}"
             )
 
 
@@ -133,9 +141,20 @@ def show_choices(row: Mapping[str, Any], taken: Iterable[str], *, question: str,
         question: what is asked.
         answer: what is trained on: a choice's text, or letters of choices. By a number alone it is not clear which is
             meant (some data count from 0, some from 1), and the question stays as it is.
+
+    Raises:
+        DataError: the answer is none of the choices, and the question does not show them.
     """
     for choices in listed_choices(row, taken):
-        if len(choices.texts) <= _MOST and choices.has(answer) and not shows_all(question, choices):
+        if len(choices.texts) > _MOST or shows_all(question, choices):
+            continue
+        if not choices.has(answer) and not _is_place(answer, choices.texts):
+            raise DataError(
+                f"The answer {short(answer)} is none of the row's choices in {quoted(choices.columns)} "
+                f"({short([*choices.texts])}). Correct one of them, or type --ignore_columns "
+                f"{' '.join(choices.columns)} where they are no choices."
+            )
+        if choices.has(answer):
             question = "\n".join([question, *(f"{letter}. {text}" for letter, text in choices.lettered().items())])
     return question
 

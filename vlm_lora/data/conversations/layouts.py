@@ -268,7 +268,7 @@ def _check_meant(row: Row, schema: Schema, turns: Sequence[Turn]) -> None:
     if schema.layout == "page":
         return
     refuse_box_marks(row, turns)
-    if schema.layout != "boxes" and not schema.as_they_are:
+    if schema.layout != "boxes":
         for place, turn in enumerate(turns):
             if turn.is_answer:
                 asked = "\n".join(before.text for before in turns[:place])
