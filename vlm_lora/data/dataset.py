@@ -14,7 +14,7 @@ from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.columns.annotations import refuse_unused
 from vlm_lora.data.columns.schema import Schema, detect_schema
 from vlm_lora.data.columns.search import SAMPLE
-from vlm_lora.data.columns.unknown import refuse_unknown
+from vlm_lora.data.columns.unknown import note_missing, refuse_unknown
 from vlm_lora.data.conversation import Conversation, RowSource
 from vlm_lora.data.conversations.layouts import build_asked, build_conversation
 from vlm_lora.data.formats.rows import Rows
@@ -177,6 +177,11 @@ def load_splits(config: DataConfig, *, need_train: bool, need_validation: bool) 
     schemas = [member.schema for data in (splits.train, splits.validation) for member in each_data_set(data)]
     refuse_unused(config, [schema.layout for schema in schemas])
     refuse_unknown(config, [schema.unknown for schema in schemas])
+    if stream is None:  # a stream may have the columns in later rows
+        held = {
+            c for data in (splits.train, splits.validation) for one in each_data_set(data) for c in one.rows.columns
+        }
+        note_missing(config, held)
     return splits
 
 

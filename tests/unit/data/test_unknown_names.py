@@ -175,6 +175,17 @@ def test_columns_that_arrow_fills_with_nulls_are_none(tmp_path: Path) -> None:
         read_back(path, tmp_path)
 
 
+def test_a_name_that_no_data_has_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    row = {**LAYOUTS["caption"], "remark": "x"}
+    with pytest.raises(DataError, match=r"--ignore_columns remrak remark$"):
+        read_back([row], tmp_path, ignore_columns=("remrak",))
+    read_back([row], tmp_path, ignore_columns=("remark", "remrak"))
+    assert "--ignore_columns remrak: no data has such a column. Did you mean 'remark'?" in caplog.text
+    caplog.clear()
+    read_back([row], tmp_path, ignore_columns=("remark",))
+    assert "no data has such" not in caplog.text
+
+
 def test_what_is_ignored_is_left_out_of_detection_too(tmp_path: Path) -> None:
     row = {"image": "0.png", "question": "q", "query": "other", "answer": "a"}
     with pytest.raises(DataError, match="2 columns that could be the prompt"):
@@ -217,3 +228,18 @@ def test_a_context_column_continues_the_question(tmp_path: Path) -> None:
 )
 def test_names(names: str, harmless: bool) -> None:
     assert {name: is_harmless(name) for name in names.split()} == dict.fromkeys(names.split(), harmless)
+
+
+def test_keys_of_boxes_are_named_too(tmp_path: Path) -> None:
+    row = LAYOUTS["boxes"]
+    plain = read_back([row], tmp_path).told
+    listed = [{"bbox": [0, 0, 4, 4], "category": "cup"}]
+    for objects in ({**row["objects"], "mood": ["calm"]}, [{**listed[0], "mood": "calm"}]):
+        with pytest.raises(DataError, match="has the key 'mood' ") as caught:
+            read_back([{**row, "objects": objects}], tmp_path)
+        flags = typed(str(caught.value))
+        assert read_back([{**row, "objects": objects}], tmp_path, **flags).told == plain
+    later = read_back([*[row] * 100, {**row, "objects": {**row["objects"], "mood": ["calm"]}}], tmp_path).told
+    assert "Boxes in column 'objects' have 'mood', which is not read" in later[100]
+    known = {**row["objects"], "area": [16], "iscrowd": [0], "id": [3], "mood": [None]}
+    assert read_back([{**row, "objects": known}], tmp_path).told == plain

@@ -71,6 +71,7 @@ def read_boxes(rows: Rows, column: str, config: DataConfig, prompt: str | None) 
         numbers=key,
         question=config.box_prompt or None,
         prompt=prompt,
+        ignored=config.ignore_keys,
     )
     own = "our own, which says how the model is to count" if reading.question is None else repr(reading.question)
     asked = f"question: {own}" if prompt is None else f"question: column '{prompt}' asks for the boxes"

@@ -178,9 +178,11 @@ def detect_schema(rows: Rows, config: DataConfig, *, quiet: bool = False) -> Sch
     inside = [] if schema.prompt is None else search.named("prompt")
     inside = inside if search.holding_the_others(inside) == [schema.prompt] else []
     columns = schema.columns | {*inside, *pictures.aside}  # the prompt says what they say
-    reading = Reading(columns=columns, chat=schema.is_chat, decided=_decided(mapped, config))
+    decided = _decided(mapped, config)
+    reading = Reading(columns=columns, ignored=config.ignore_keys, chat=schema.is_chat, decided=decided)
     schema = replace(schema, reading=reading)
-    unknown = find_unknown(search.where, search.sample, reading, _chats(search, schema))
+    boxes = () if schema.boxes is None else search.values(schema.boxes.column)
+    unknown = find_unknown(search.where, search.sample, reading, _chats(search, schema), boxes)
     left_out = [column for column in rows.columns if column not in schema.columns | unknown.columns.keys()]
     reasons = (*told.explain(config.system_prompt), *explain_left_out(left_out, config))
     return replace(schema, unknown=unknown, reasons=(*schema.reasons, *reasons))

@@ -6,8 +6,9 @@ A column, or a key of a turn or part, is read, or is known to hold nothing (`har
 
 from __future__ import annotations
 
+import logging
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +20,12 @@ from vlm_lora.data.conversations.texts import parse_turns
 from vlm_lora.data.conversations.unread import is_refused, says_nothing, unknown_keys
 from vlm_lora.data.formats.rows import Row
 from vlm_lora.data.images.values import looks_like_image
-from vlm_lora.data.ocr.boxes import holds_boxes
+from vlm_lora.data.ocr.boxes import holds_boxes, unread_keys
 from vlm_lora.data.ocr.pages import holds_page
 from vlm_lora.data.wording import joined, quoted, short
-from vlm_lora.errors import DataError
+from vlm_lora.errors import DataError, nearest
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,8 @@ class Reading:
 
     columns: frozenset[str]
     """Those that are read."""
+    ignored: tuple[str, ...] = ()
+    """Keys that are left out."""
     chat: bool = False
     """Whether a row is a chat, which tools belong to."""
     decided: frozenset[ColumnRole] = frozenset()
@@ -57,10 +62,12 @@ class Unknown:
     """The file or files."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     keys: Mapping[str, Any] = field(default_factory=dict)
-    """Of turns and parts."""
+    """Of turns, parts and boxes."""
 
 
-def find_unknown(where: str, sample: Sequence[Row], reading: Reading, chats: Iterable[Any]) -> Unknown:
+def find_unknown(
+    where: str, sample: Sequence[Row], reading: Reading, chats: Iterable[Any], boxes: Iterable[Any] = ()
+) -> Unknown:
     """Return what nobody reads of the first rows.
 
     Args:
@@ -68,6 +75,7 @@ def find_unknown(where: str, sample: Sequence[Row], reading: Reading, chats: Ite
         sample: the rows, without what is ignored.
         reading: what is accounted for.
         chats: all lists of turns in them.
+        boxes: all values of their column of boxes.
     """
     columns: dict[str, Any] = {}
     for row in sample:
@@ -76,6 +84,9 @@ def find_unknown(where: str, sample: Sequence[Row], reading: Reading, chats: Ite
     for turns in chats:
         for turn in turns:
             keys = {**dict(unknown_keys(turn)), **keys}
+    for value in boxes:
+        keys = {**dict(unread_keys(value)), **keys}
+    keys = {key: value for key, value in keys.items() if key not in reading.ignored}
     return Unknown(where=where, columns=columns, keys=keys)
 
 
@@ -133,6 +144,13 @@ def refuse_unknown(config: DataConfig, found: Iterable[Unknown]) -> None:
         f"{'; '.join(said)}, which training would not read.{named if columns else ''} To leave out what is listed, "
         f"type {' '.join(flags)}"
     )
+
+
+def note_missing(config: DataConfig, columns: Collection[str]) -> None:
+    """Warn of ignored columns that no data has, which may be slips: what was meant is then still an error."""
+    for name in config.ignore_columns:
+        if name not in columns:
+            logger.warning("--ignore_columns %s: no data has such a column.%s", name, nearest(name, columns))
 
 
 def _listed(names: Mapping[str, Any], what: str) -> str:

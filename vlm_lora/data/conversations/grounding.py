@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from vlm_lora.data.conversation import ImageRef, Named, Part, Piece, Place, Text, Turn, joined_text, text_part
@@ -62,8 +63,12 @@ def fill_marks(row: Row, turns: Sequence[Turn], images: Sequence[ImageRef]) -> t
     marks = [mark for text in texts for mark in _MARK.findall(text)]
     column = next((name for name in row if name.casefold() == COLUMN), None)
     objects = None if column is None or says_nothing(row[column]) else _parsed(row[column])
-    if not marks or not isinstance(objects, Mapping) or not {"ref", "bbox"} & set(objects):
+    if not isinstance(objects, Mapping) or not {"ref", "bbox"} & set(objects):
         return tuple(turns)
+    if not marks and not holds_references(objects):
+        return tuple(turns)
+    if any(_MARK.search(turn.reasoning) for turn in turns):
+        raise DataError(f"A turn's thoughts hold {_NAME} or {_BOX}, and marks are filled in texts alone.")
     pieces = _pieces(objects, str(column), marks, images)
     return tuple(_filled(turn, pieces) for turn in turns)
 
@@ -139,7 +144,7 @@ def _filled(turn: Turn, pieces: Iterator[Piece]) -> Turn:
             parts.append(text_part(joined_text(next(pieces) if n % 2 else s for n, s in enumerate(stretches))))
         else:
             parts.append(part)
-    return Turn(role=turn.role, parts=tuple(parts), supervised=turn.supervised)
+    return replace(turn, parts=tuple(parts))
 
 
 def _list(value: Any, column: str, key: str) -> Sequence[Any]:

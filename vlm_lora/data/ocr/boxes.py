@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlm_lora.config.run_config import BOX_FORMATS
+from vlm_lora.data.columns.harmless import holds_nothing
 from vlm_lora.data.conversation import ImageRef, Place, PlacedText, PlaceList
-from vlm_lora.data.wording import short
+from vlm_lora.data.conversations.unread import says_nothing
+from vlm_lora.data.wording import quoted, short
 from vlm_lora.errors import DataError
 
 BOX_KEYS = ("bbox", "bboxes", "box", "boxes")
@@ -55,6 +57,8 @@ class BoxReading:
     """What is asked where no column asks it; None for our own question, which says how the model counts."""
     prompt: str | None = None
     """Column of questions, as data with referring expressions has them."""
+    ignored: tuple[str, ...] = ()
+    """Keys of boxes that are left out."""
 
 
 def holds_boxes(value: Any) -> bool:
@@ -62,6 +66,17 @@ def holds_boxes(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return bool(value) and all(isinstance(item, Mapping) and _has_keys(item) for item in value)
     return isinstance(value, Mapping) and _has_keys(value)
+
+
+def unread_keys(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the keys of boxes in a value, with what they hold, that hold something and that nobody reads."""
+    for item in value if isinstance(value, list | tuple) else [value]:
+        for key, held in item.items() if isinstance(item, Mapping) else ():
+            if key not in _READ_KEYS and not holds_nothing(key, held, key=True) and not says_nothing(held):
+                yield key, held
+
+
+_READ_KEYS = frozenset([*BOX_KEYS, *CATEGORY_KEYS, "image_id", "ref", "bbox_type"])
 
 
 def answer_boxes(
@@ -79,6 +94,12 @@ def answer_boxes(
     Raises:
         DataError: what is given cannot be read as boxes with categories; the message names the box.
     """
+    others = dict.fromkeys(key for key, _ in unread_keys(value) if key not in reading.ignored)
+    if others:
+        raise DataError(
+            f"Boxes in column '{reading.column}' have {quoted(others)}, which is not read. Leave it out, or type "
+            f"--ignore_keys {' '.join(others)} to leave it out of all rows."
+        )
     found = []
     for number, (box, category, image_id) in enumerate(_triples(value, reading), start=1):
         try:
