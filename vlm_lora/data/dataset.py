@@ -174,14 +174,11 @@ def load_splits(config: DataConfig, *, need_train: bool, need_validation: bool) 
         one = _load_one(config, need_train=need_train, need_validation=need_validation)
         splits = Splits(train=one.train, validation=one.validation, explanation=one.explanation)
     logger.info("Data:\n%s", splits.explanation)
-    schemas = [member.schema for data in (splits.train, splits.validation) for member in each_data_set(data)]
-    refuse_unused(config, [schema.layout for schema in schemas])
-    refuse_unknown(config, [schema.unknown for schema in schemas])
+    members = [member for data in (splits.train, splits.validation) for member in each_data_set(data)]
+    refuse_unused(config, [member.schema.layout for member in members])
+    refuse_unknown(config, [member.schema.unknown for member in members])
     if stream is None:  # a stream may have the columns in later rows
-        held = {
-            c for data in (splits.train, splits.validation) for one in each_data_set(data) for c in one.rows.columns
-        }
-        note_missing(config, held)
+        note_missing(config, {column for member in members for column in member.rows.columns})
     return splits
 
 

@@ -167,3 +167,24 @@ def test_boxes_inside_texts_stay_and_that_is_said(layout: Any, answer: str, said
     told = read.schema.explain()
     assert (f"boxes that the texts write out ({said}) stay as they are" in told) is (said is not None)
     assert ("stay as they are" in told) is (said is not None)
+
+
+def test_objects_that_no_mark_stands_for_make_a_bad_row(tmp_path: Path) -> None:
+    row = {**chat("Find <ref-object>", "<bbox><bbox>"), "objects": OBJECTS}
+    bare = {**chat("Find the sheep", "There."), "objects": OBJECTS}
+    assert "The texts hold 0 <ref-object>, and 'objects' has 1 under 'ref'" in read_back([row, bare], tmp_path).told[1]
+    left_out = read_back([bare], tmp_path, ignore_columns=("objects",))
+    assert left_out.told == [[["<0.png>", "Find the sheep"], ["There."]]]
+
+
+def test_what_else_a_turn_holds_is_kept_and_marks_in_thoughts_are_named(tmp_path: Path) -> None:
+    row = {**chat("Find <ref-object>", "<bbox><bbox>"), "objects": OBJECTS}
+    row["messages"][1]["reasoning_content"] = "Two of them."
+    write_image(tmp_path / "0.png", seed=0)
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    config = DataConfig(dataset_name=str(tmp_path / "rows.jsonl"), validation_fraction=0.0)
+    train = load_splits(config, need_train=True, need_validation=False).train
+    assert train is not None
+    assert train[0].turns[1].reasoning == "Two of them."
+    row["messages"][1]["reasoning_content"] = "At <bbox>."
+    assert "A turn's thoughts hold <ref-object> or <bbox>" in read_back([row], tmp_path).told[0]
