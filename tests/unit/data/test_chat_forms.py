@@ -151,3 +151,49 @@ def test_images_of_services_requests_are_read(service: str, tmp_path: Path) -> N
 def test_images_that_lie_elsewhere_are_bad_rows(part: dict[str, Any], named: str, tmp_path: Path) -> None:
     chat = [{"role": "user", "content": [part, {"text": "Size?"}]}, {"role": "assistant", "content": "1x1"}]
     assert named in read_back([{"messages": chat}], tmp_path).told[0]
+
+
+def test_marks_thoughts_and_calls_of_an_exchange_are_the_answers(tmp_path: Path) -> None:
+    chat = [
+        {"user": "q1", "assistant": "a1", "weight": 0},
+        {"user": "q2", "assistant": "a2", "loss": True, "reasoning_content": "Hm."},
+    ]
+    first, answer, second, last = read_turns(parse_turns(chat) or [], None)
+    assert (answer.supervised, last.supervised) == (False, True)
+    assert last.reasoning == "Hm."
+    assert [turn.text for turn in (first, second)] == ["q1", "q2"]
+    assert parse_turns([{"question": "q", "answer": "a", "content": "more"}]) is None
+
+
+def test_pairs_may_be_of_role_and_text(tmp_path: Path) -> None:
+    row = {"images": ["0.png"], "conversations": [["user", "q"], ["assistant", "a"]]}
+    assert read_back([row], tmp_path).told == [[["<0.png>", "q"], ["a"]]]
+
+
+def test_geminis_thoughts_are_no_text(tmp_path: Path) -> None:
+    chat: list[dict[str, Any]] = [
+        {"role": "user", "parts": [{"text": "q"}]},
+        {"role": "model", "parts": [{"text": "secret", "thought": True}, {"text": "ans"}]},
+    ]
+    answer = read_turns(chat, None)[1]
+    assert (answer.text, answer.reasoning) == ("ans", "secret")
+
+
+def test_other_names_of_roles_and_texts_are_read_and_types_that_are_none_are_bad_rows(tmp_path: Path) -> None:
+    chat: list[dict[str, Any]] = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": [{"type": "output_text", "text": "a", "annotations": []}]},
+    ]
+    assert read_back([{"messages": chat}], tmp_path).told == [[["Be brief."], ["q"], ["a"]]]
+    odd = [{"role": "user", "content": [{"type": [], "text": "q"}]}, {"role": "assistant", "content": "a"}]
+    assert "A part has the type [], which is no text" in read_back([{"messages": odd}], tmp_path).told[0]
+
+
+def test_a_call_by_its_role_keeps_its_thoughts() -> None:
+    call = json.dumps({"name": "zoom", "arguments": {}})
+    chat = [{"role": "user", "content": "q"}, {"role": "function_call", "content": call, "reasoning_content": "Hm."}]
+    answer = read_turns(chat, None)[1]
+    assert (answer.reasoning, [one.name for one in answer.tool_calls]) == ("Hm.", ["zoom"])
+    with pytest.raises(DataError, match="its text is a call, and it has calls beside it"):
+        read_turns([chat[0], {**chat[1], "tool_calls": [{"name": "zoom", "arguments": {}}]}], None)

@@ -113,16 +113,23 @@ def chat(*texts: str, **keys: Any) -> list[dict[str, Any]]:
         ({"conversations": [{"from": "human", "value": "Which?"}, {"from": "gpt", "value": "B"}]}, {}),
         ({"answer": "B"}, {"default_prompt": "Which?"}),
         ({"caption": "B"}, {"default_prompt": "Which?"}),
-        ({"question": "Which?", "answer": "fork", "history": [["Which?", "B"]]}, {}),
     ],
 )
-def test_every_layout_is_held_to_it(row: dict[str, Any], settings: dict[str, Any], tmp_path: Path) -> None:
+def test_in_other_layouts_they_are_named(row: dict[str, Any], settings: dict[str, Any], tmp_path: Path) -> None:
     there = {"image": "0.png", **row}
-    hidden, none = read_back(
-        [{**there, "choices": ["cup", "fork"]}, {**there, "choices": None}], tmp_path, **settings
-    ).told
+    rows = [{**there, "choices": None}, {**there, "choices": ["cup", "fork"]}]
+    with pytest.raises(DataError, match=r"has the column 'choices' .*type --ignore_columns choices$"):
+        read_back(rows, tmp_path, **settings)
+    none, left_out = read_back(rows, tmp_path, ignore_columns=("choices",), **settings).told
+    assert none == left_out
+    later = read_back([*rows[:1] * 100, rows[1]], tmp_path, **settings).told
+    assert "row 100 (line 101): the column 'choices' (['cup', 'fork']) would not be read" in later[100]
+
+
+def test_a_history_is_held_to_it(tmp_path: Path) -> None:
+    row = {"image": "0.png", "question": "Which?", "answer": "fork", "history": [["Which?", "B"]]}
+    (hidden,) = read_back([{**row, "choices": ["cup", "fork"]}], tmp_path).told
     assert "row 0 (line 1): The answer is 'B', which says one of 'choices' (['cup', 'fork'])" in hidden
-    assert isinstance(none, list)
 
 
 def test_a_chat_whose_user_shows_them_or_without_them_is_read(tmp_path: Path) -> None:

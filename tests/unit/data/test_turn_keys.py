@@ -217,7 +217,7 @@ def test_such_a_part_in_parquet_keeps_the_order_of_its_keys(tmp_path: Path) -> N
         ({"type": "image", "source": {"type": "file", "file_id": "x"}}, "An image is given as an object with the keys"),
         ({"type": "input_image", "file_id": "x"}, "A part of type 'input_image' has 'file_id'"),
         ({"type": "image", "source": {"type": "base64", "data": "x"}}, "The image's base64 text .x. is broken"),
-        ({"image": ONE, "image_url": "a.png", "text": "x"}, "A part has 'image', 'image_url', which is not read"),
+        ({"image": ONE, "image_url": "a.png", "text": "x"}, "its 'image_url' .'a.png'. is not read"),
         ({"id": "x"}, "A part has neither a type nor a text nor an image, but 'id'"),
     ],
 )

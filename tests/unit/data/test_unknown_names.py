@@ -243,3 +243,44 @@ def test_keys_of_boxes_are_named_too(tmp_path: Path) -> None:
     assert "Boxes in column 'objects' have 'mood', which is not read" in later[100]
     known = {**row["objects"], "area": [16], "iscrowd": [0], "id": [3], "mood": [None]}
     assert read_back([{**row, "objects": known}], tmp_path).told == plain
+
+
+def test_false_is_a_value_and_marks_of_rows_are_read(tmp_path: Path) -> None:
+    row = LAYOUTS["question_answer"]
+    with pytest.raises(DataError, match="the column 'chat_template_kwargs'"):
+        read_back([{**row, "chat_template_kwargs": {"enable_thinking": False}}], tmp_path)
+    plain = read_back([row], tmp_path).told
+    assert read_back([{**row, "train": True, "weight": 1}], tmp_path).told == plain
+    for mark in ({"train": False}, {"weight": 0}, {"Loss": False}):
+        assert (
+            "belongs to the turns and is not read. Leave the row out"
+            in read_back([row, {**row, **mark}], tmp_path).told[1]
+        )
+    with pytest.raises(DataError, match="the column 'loss'"):
+        read_back([{**row, "loss": 0.53}], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"role": "assistant", "content": "a", "value": "BETTER"},
+        *(
+            {"role": "user", "content": [{"type": "text", "text": "q", key: "0.png"}]}
+            for key in ("content", "value", "path", "bytes", "base64", "data", "url", "source", "reasoning", "mask")
+        ),
+        {"role": "user", "content": [{"type": "image", "image": "0.png", "path": "1.png"}]},
+        {"role": "user", "content": [{"type": "text", "text": "q", "max_pixels": 100}]},
+    ],
+)
+def test_a_second_text_or_image_of_a_turn_or_part_is_named(turn: dict[str, Any], tmp_path: Path) -> None:
+    turns = [turn, TURNS[1]] if turn["role"] == "user" else [TURNS[0], turn]
+    with pytest.raises(DataError, match="has the key "):
+        read_back([{"messages": turns}], tmp_path)
+    same = [{"role": "user", "content": [{"type": "image", "image": "0.png", "path": "0.png"}]}, TURNS[1]]
+    assert read_back([{"messages": same}], tmp_path).told == [[["<0.png>"], ["a"]]], "it says the same"
+
+
+def test_a_context_of_a_chat_is_refused(tmp_path: Path) -> None:
+    row = {**LAYOUTS["prompt_completion"], "passage": "x"}
+    with pytest.raises(DataError, match="--context_column passage continues a question in a column, and 'prompt', "):
+        read_back([row], tmp_path, context_column="passage")

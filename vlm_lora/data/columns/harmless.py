@@ -74,7 +74,10 @@ _MEDIA = frozenset(["video", "videos", "audio", "audios", "sound", "mask", "mask
 """Words of names that lead to what could be shown: `video_url`."""
 
 _KEYS = frozenset(
-    ["name", "tool_call_id", "detail", "cache_control", "logprobs", "annotations", "citations", "display_name"]
+    [
+        *("name", "tool_call_id", "detail", "cache_control", "logprobs", "annotations", "citations", "display_name"),
+        *("signature", "thought_signature"),
+    ]
 )
 """Keys of turns and parts in addition: who speaks, and hints for the service that a request went to."""
 

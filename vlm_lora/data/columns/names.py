@@ -69,11 +69,18 @@ NOTHING = "nan"
 TURN_KEYS: tuple[tuple[str, str], ...] = (("role", "content"), ("from", "value"), ("role", "parts"))
 """Keys of a turn: OpenAI's, ShareGPT's, whose user texts mark images by `<image>`, and Gemini's."""
 
+MARKS = (
+    *("weight", "loss", "loss_mask", "loss_weight", "loss_scale"),
+    *("train", "training", "trainable", "train_on_turn", "supervised"),
+)
+"""Keys (case does not count) that say whether a turn is trained on: 1 or true, 0 or false."""
+
 CALL_ROLES = ("tool_call", "function_call")
 """Roles of turns whose text is a call (ms-swift's, LLaMA-Factory's): they are answers."""
 
 ROLES: Mapping[str, Role] = {
     "system": "system",
+    "developer": "system",
     "user": "user",
     "human": "user",
     "assistant": "assistant",
@@ -96,6 +103,7 @@ TOOL_KEYS = ("tools", "functions")
 TEXT_PARTS: Mapping[str, tuple[str, ...]] = {
     "text": ("text", "value", "content"),
     "input_text": ("text",),
+    "output_text": ("text",),
 }
 """Type of a text part to the keys that may hold its text; the first that is not null counts."""
 

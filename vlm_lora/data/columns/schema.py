@@ -179,7 +179,8 @@ def detect_schema(rows: Rows, config: DataConfig, *, quiet: bool = False) -> Sch
     inside = inside if search.holding_the_others(inside) == [schema.prompt] else []
     columns = schema.columns | {*inside, *pictures.aside}  # the prompt says what they say
     decided = _decided(mapped, config)
-    reading = Reading(columns=columns, ignored=config.ignore_keys, chat=schema.is_chat, decided=decided)
+    asks = schema.layout == "question_answer"
+    reading = Reading(columns=columns, ignored=config.ignore_keys, asks=asks, chat=schema.is_chat, decided=decided)
     schema = replace(schema, reading=reading)
     boxes = () if schema.boxes is None else search.values(schema.boxes.column)
     unknown = find_unknown(search.where, search.sample, reading, _chats(search, schema), boxes)
@@ -457,8 +458,12 @@ def _pair_schema(
     prompt, response = columns["prompt"], columns["response"]
     chat = [c for c in (prompt, response) if search.has_chat(c)]
     context = config.context_column or _context_of(prompt, search.columns, (image, prompt, response))
-    if chat and config.context_column is None:
-        context = None  # a chat is not continued on a new line
+    if chat and config.context_column is not None:
+        raise DataError(
+            f"{search.where}: --context_column {config.context_column} continues a question in a column, and "
+            f"{quoted(chat)} holds chats. Write it into their texts, or leave it out by --ignore_columns."
+        )
+    context = None if chat else context
     if context is not None:
         reasons.append(f"context: column '{context}' continues '{prompt}' on a new line where it is not empty")
     asked = [value for value in search.values(prompt) if isinstance(value, str)]

@@ -14,10 +14,10 @@ from typing import Any
 
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.columns.harmless import holds_nothing
-from vlm_lora.data.columns.names import NOTHING, ColumnRole, role_of_name
-from vlm_lora.data.conversations.choices import listed_choices
+from vlm_lora.data.columns.names import MARKS, NOTHING, ColumnRole, role_of_name
+from vlm_lora.data.conversations.choices import asked_text, listed_choices, shows_all
 from vlm_lora.data.conversations.texts import parse_turns
-from vlm_lora.data.conversations.unread import is_refused, says_nothing, unknown_keys
+from vlm_lora.data.conversations.unread import is_blank, is_refused, unknown_keys
 from vlm_lora.data.formats.rows import Row
 from vlm_lora.data.images.values import looks_like_image
 from vlm_lora.data.ocr.boxes import holds_boxes, unread_keys
@@ -36,6 +36,8 @@ class Reading:
     """Those that are read."""
     ignored: tuple[str, ...] = ()
     """Keys that are left out."""
+    asks: bool = False
+    """Whether a row is a question and an answer in columns, which choices belong to."""
     chat: bool = False
     """Whether a row is a chat, which tools belong to."""
     decided: frozenset[ColumnRole] = frozenset()
@@ -43,8 +45,10 @@ class Reading:
 
     def accounts_for(self, column: str, value: Any) -> bool:
         """Tell whether a column is read, or may be left out without a word."""
-        if column in self.columns or holds_nothing(column, value) or says_nothing(value) or value == NOTHING:
+        if column in self.columns or holds_nothing(column, value) or is_blank(value) or value == NOTHING:
             return True
+        if column.casefold() in MARKS and (value is True or value == 1):
+            return True  # it is trained on
         role = role_of_name(column)
         if role in self.decided or (role == "image" and isinstance(value, int)):  # a number names no image
             return True
@@ -95,7 +99,10 @@ def unknown_columns(row: Row, reading: Reading) -> Iterator[str]:
     left = [column for column, value in row.items() if not reading.accounts_for(column, value)]
     if not left:
         return
-    choices = {column for listed in listed_choices(row, reading.columns) for column in listed.columns}
+    # Beside a question and an answer choices are shown or refused; elsewhere a text of the row may show them.
+    asked = asked_text(*(row.get(column) for column in reading.columns))
+    listed = listed_choices(row, reading.columns)
+    choices = {column for one in listed if reading.asks or shows_all(asked, one) for column in one.columns}
     for column in left:
         if column not in choices and not is_refused(row, column, reading.columns, chat=reading.chat):
             yield column

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from vlm_lora.data.columns.names import CALL_KEYS, PLACEHOLDER, TURN_KEYS
+from vlm_lora.data.columns.names import CALL_KEYS, MARKS, PLACEHOLDER, REASONING_KEYS, ROLES, TURN_KEYS
 from vlm_lora.data.conversation import ImageRef, Part, PlacedText, text_part
 
 _TEXT = r"""[uU]?(?:'(?:[^'\\\r\n]|\\.)*'|"(?:[^"\\\r\n]|\\.)*")"""
@@ -68,13 +68,16 @@ def parse_turns(value: Any, *, pairs: bool = False) -> list[Mapping[str, Any]] |
 
     Args:
         value: what a row holds.
-        pairs: whether a list of pairs of texts, `[["question", "answer"]]`, is one, too. Elsewhere it may be anything.
+        pairs: whether a list of pairs of texts, `[["question", "answer"]]` or `[["user", "question"], ...]`, is one,
+            too. Elsewhere it may be anything.
     """
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         value = _written(value)
     if isinstance(value, Mapping):
         value = _turns_by_key(value)
     if pairs and isinstance(value, list | tuple) and value and all(map(_is_pair, value)):
+        if all(pair[0].casefold() in ROLES for pair in value):
+            return [{"role": role, "content": text} for role, text in value]
         roles = ("user", "assistant")
         return [{"role": role, "content": text} for pair in value for role, text in zip(roles, pair, strict=True)]
     if not isinstance(value, list | tuple) or not value or not all(isinstance(turn, Mapping) for turn in value):
@@ -84,6 +87,8 @@ def parse_turns(value: Any, *, pairs: bool = False) -> list[Mapping[str, Any]] |
     keys = next((keys for keys in ASKED_AND_ANSWERED if all({*keys} <= turn.keys() for turn in value)), None)
     if keys is None:
         return None
+    if any(not {"role", "from", "content", "value", "parts"}.isdisjoint(exchange) for exchange in value):
+        return None  # half an exchange and half a turn
     return [turn for exchange in value for turn in _turns_of_exchange(exchange, *keys)]
 
 
@@ -118,12 +123,21 @@ def _is_pair(value: Any) -> bool:
 
 
 def _turns_of_exchange(exchange: Mapping[str, Any], asked: str, answered: str) -> list[Mapping[str, Any]]:
-    """Return the two turns of an exchange; what else it holds is the question's, so that it is read or named there."""
+    """Return the two turns of an exchange.
+
+    Marks of what is trained on, thoughts and calls are the answer's; what else it holds is the question's, so that it
+    is read or named there.
+    """
     others = {key: value for key, value in exchange.items() if key not in (asked, answered)}
+    told = {key: value for key, value in others.items() if key.casefold() in _OF_ANSWERS}
+    rest = {key: value for key, value in others.items() if key not in told}
     return [
-        {**others, "role": "user", "content": exchange[asked]},
-        {"role": "assistant", "content": exchange[answered]},
+        {**rest, "role": "user", "content": exchange[asked]},
+        {**told, "role": "assistant", "content": exchange[answered]},
     ]
+
+
+_OF_ANSWERS = (*MARKS, *REASONING_KEYS, *CALL_KEYS)
 
 
 def _turns_by_key(value: Mapping[str, Any]) -> list[Mapping[str, Any]] | None:

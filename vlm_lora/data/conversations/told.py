@@ -92,7 +92,7 @@ def _one_text(value: Any, column: str) -> str:
         value = value.get("parts")
     parts = value if isinstance(value, list | tuple) else [value]
     texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
-    odd = any(isinstance(part, Mapping) and [*unknown_keys({"parts": parts})] for part in parts)
+    odd = any(isinstance(part, Mapping) and [*unknown_keys({"role": "system", "parts": parts})] for part in parts)
     if odd or not all(isinstance(text, str) for text in texts):
         raise DataError(
             f"The system text in column '{column}' is {short(value)}. Write it as text, or rename the column where it "

@@ -53,7 +53,9 @@ def read_thoughts(turn: Mapping[str, Any], content: Any) -> tuple[str, Any]:
 
 def _thought_in(part: Any) -> str | None:
     """Return what a part with thoughts says; None for any other part."""
-    if not isinstance(part, Mapping) or part.get("type") not in _THOUGHT_PARTS:
+    if isinstance(part, Mapping) and part.get("thought") is True and isinstance(part.get("text"), str):
+        return str(part["text"])  # Gemini's
+    if not isinstance(part, Mapping) or str(part.get("type")) not in _THOUGHT_PARTS:
         return None
     text = next((part[key] for key in _THOUGHT_PARTS[part["type"]] if part.get(key) is not None), None)
     if not isinstance(text, str):

@@ -19,7 +19,6 @@ from vlm_lora.data.columns.names import (
     IMAGE_PARTS,
     REASONING_KEYS,
     ROLES,
-    SHOWN_BY_KEY,
     TEXT_PARTS,
     TOOL_KEYS,
     TURN_KEYS,
@@ -27,6 +26,7 @@ from vlm_lora.data.columns.names import (
 from vlm_lora.data.conversation import Part, Role, Text
 from vlm_lora.data.conversations.image_parts import unwrapped
 from vlm_lora.data.conversations.image_places import Draft, NextImage, UserText, split_marks, without_marks
+from vlm_lora.data.conversations.part_keys import keys_of
 from vlm_lora.data.conversations.texts import PARSE, parsed_answer, written_list
 from vlm_lora.data.conversations.tools import Result, calls_in, read_calls, read_thoughts, split_calls, split_results
 from vlm_lora.data.conversations.unread import read_mark, refuse_unread_keys, says_nothing
@@ -216,8 +216,11 @@ def _read_turn(turn: Mapping[str, Any], role: Role, text_key: str, place: ImageP
 
 def _read_answer_turn(turn: Mapping[str, Any], content: Any, place: ImagePlace | None, *, supervised: bool) -> Draft:
     if str(turn.get("role", turn.get("from"))).casefold() in CALL_ROLES:
+        if read_calls(turn):
+            raise DataError("its text is a call, and it has calls beside it. Leave one of them out.")
         calls = tuple(calls_in(content, "its text"))
-        return Draft(role="assistant", parts=[], supervised=supervised, tool_calls=calls)
+        thoughts, _ = read_thoughts(turn, None)
+        return Draft(role="assistant", parts=[], supervised=supervised, reasoning=thoughts, tool_calls=calls)
     thoughts, content = read_thoughts(turn, content)
     calls, content = split_calls(content)
     calls = (*read_calls(turn), *calls)
@@ -295,15 +298,14 @@ def _read_part(part: Mapping[str, Any], place: ImagePlace | None) -> Iterator[Pa
     """
     given = {key: value for key, value in part.items() if value is not None}
     kind = given.get("type")
+    if kind is not None and not isinstance(kind, str):
+        raise DataError(f"A part has the type {kind!r}, which is no text.")
     if kind and kind not in (*TEXT_PARTS, *IMAGE_PARTS):
         known = ", ".join((*TEXT_PARTS, *IMAGE_PARTS))
         raise DataError(f"A part has the type {kind!r}. Known are {known}; sound and video are not.")
     _refuse_others(given, kind)
-    # In an image's part an empty text is one that Arrow filled in.
-    least = 1 if kind in IMAGE_PARTS else 0
-    text = next((k for k in _text_keys(kind) if isinstance(given.get(k), str) and len(given[k]) >= least), None)
-    shown = [key for key in (*IMAGE_PARTS.get(str(kind), ()), *SHOWN_BY_KEY) if not is_missing(given.get(key))]
-    image = next((key for key in shown if key != text), None)
+    keys = keys_of(part)
+    text, image = keys.text, keys.image
     if kind in TEXT_PARTS and text is None:
         raise DataError(f'A text part has no text; it is written as {{"type": "{kind}", "text": ...}}.')
     if not kind and text is None and image is None and "image" not in given:
@@ -321,11 +323,6 @@ def _read_part(part: Mapping[str, Any], place: ImagePlace | None) -> Iterator[Pa
     if image is None and (kind in IMAGE_PARTS or (not kind and text is None)) and place is not None:
         index = given.get("index")
         yield NextImage(index if isinstance(index, int) else None, size)
-
-
-def _text_keys(kind: str | None) -> tuple[str, ...]:
-    """Return the keys that may hold a part's text; in an image's part `value` is the image."""
-    return TEXT_PARTS.get(str(kind), ("text", "content") if kind else ("text",))
 
 
 def _refuse_others(given: Mapping[str, Any], kind: str | None) -> None:

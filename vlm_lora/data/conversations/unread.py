@@ -14,8 +14,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vlm_lora.data.columns.harmless import holds_nothing
-from vlm_lora.data.columns.names import IMAGE_PARTS, SHOWN_BY_KEY, TEXT_PARTS, TURN_KEYS
+from vlm_lora.data.columns.names import IMAGE_PARTS, MARKS, TEXT_PARTS, TURN_KEYS
 from vlm_lora.data.conversation import Role, Turn
+from vlm_lora.data.conversations.part_keys import HOLDERS, keys_of
 from vlm_lora.data.conversations.texts import texts_in
 from vlm_lora.data.formats.rows import Row
 from vlm_lora.data.images.values import is_missing
@@ -77,12 +78,6 @@ def _is_medium(value: Any) -> bool:
     return isinstance(value, bytes | bytearray | memoryview)
 
 
-MARKS = (
-    *("weight", "loss", "loss_mask", "loss_weight", "loss_scale"),
-    *("train", "training", "trainable", "train_on_turn", "supervised"),
-)
-"""Keys (case does not count) that say whether a turn is trained on: 1 or true, 0 or false."""
-
 _OTHER_MARKS = ("mask", "masked", "train_detail", "training_detail")
 """Keys that say so in ways that differ between tools, or for parts of a text."""
 
@@ -101,20 +96,11 @@ _CURES: Mapping[tuple[str, ...], str] = {
 }
 """Keys of a turn that are not read, and what to do about them."""
 
-_READ = frozenset([*(key for keys in TURN_KEYS for key in keys), *MARKS])
-"""Keys of a turn that are read."""
-
-PART_KEYS = frozenset(
-    [
-        *("type", "index", "file", "file_id", *SHOWN_BY_KEY),
-        *("min_pixels", "max_pixels", "resized_height", "resized_width", "total_pixels"),
-        *(key for keys in (*TEXT_PARTS.values(), *IMAGE_PARTS.values()) for key in keys),
-    ]
-)
-"""Keys of a part that are read, or refused where they do not belong."""
-
+_REFUSED_IN_PARTS = frozenset(["images", "image_urls", "file", "file_id", "video", "audio", "thought", *MARKS])
+"""Keys of a part for which the one who reads it has a message, and marks (of thoughts as well), which are read."""
 
 _TYPES = (None, "", *TEXT_PARTS, *IMAGE_PARTS)
+"""Types of parts with a text or an image."""
 
 
 def says_nothing(value: Any) -> bool:
@@ -126,6 +112,15 @@ def says_nothing(value: Any) -> bool:
     if isinstance(value, str):
         return value.strip() in ("", "[]", "{}", "null")
     return value is None or value is False or (isinstance(value, float) and math.isnan(value))
+
+
+def is_blank(value: Any) -> bool:
+    """Tell whether a value is null, NaN or empty, or holds nothing but such values; false is a value."""
+    if isinstance(value, Mapping):
+        return all(is_blank(inner) for inner in value.values())
+    if isinstance(value, list | tuple):
+        return all(is_blank(inner) for inner in value)
+    return value is not False and says_nothing(value)
 
 
 def refuse_unread_keys(turn: Mapping[str, Any], read: Collection[str] = ()) -> None:
@@ -155,18 +150,26 @@ def unknown_keys(turn: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
     Those that `refuse_unread_keys` knows what to do about are not among them.
     """
-    known = frozenset(key for keys in _CURES for key in keys)
-    yield from _left_over(turn, _READ | known)
+    used = [keys for keys in TURN_KEYS if {*keys} <= turn.keys() and turn[keys[0]] is not None]
+    texts = [turn[text] for _, text in used]
+    # A text under another style's key that says the same is no second one.
+    same = {text for _, text in TURN_KEYS if text in turn and turn[text] in texts}
+    known = {key for keys in _CURES for key in keys}
+    yield from _left_over(turn, frozenset({"role", "from", *MARKS, *same, *known}))
     for content in (turn.get(key) for _, key in TURN_KEYS):
         for part in content if isinstance(content, list | tuple) else [content]:
             # Anything else is no part that is read, but makes a bad row.
-            if isinstance(part, Mapping) and part.keys() & PART_KEYS and part.get("type") in _TYPES:
-                yield from _left_over(part, PART_KEYS | known | frozenset(MARKS))
+            if isinstance(part, Mapping) and part.keys() & HOLDERS and part.get("type") in _TYPES:
+                yield from _left_over(part, keys_of(part).read | _REFUSED_IN_PARTS, HOLDERS)
 
 
-def _left_over(given: Mapping[str, Any], read: frozenset[str]) -> Iterator[tuple[str, Any]]:
+def _left_over(
+    given: Mapping[str, Any], read: frozenset[str], telling: frozenset[str] = frozenset()
+) -> Iterator[tuple[str, Any]]:
+    """Yield what is not read; `telling` are keys that hold something whatever their names say elsewhere."""
     for key, value in given.items():
-        if not {key, key.casefold()} & read and not holds_nothing(key, value, key=True) and not says_nothing(value):
+        harmless = key not in telling and holds_nothing(key, value, key=True)
+        if not {key, key.casefold()} & read and not harmless and not is_blank(value):
             yield key, value
 
 
@@ -210,12 +213,14 @@ def refuse_unread_columns(row: Mapping[str, Any], read: Iterable[str], *, chat: 
     taken = frozenset(read)
     for column, value in row.items():
         name = column.casefold()
-        if column in taken or says_nothing(value):
+        if column in taken or is_blank(value) or (value is False and name not in MARKS):
             continue
         if name in _TOOLS and (chat or defines_functions(value)):
             cure = "Write the tools into the system turn's text, or leave the column out."
         elif name in _CALLS or name == "reasoning_content":
             cure = "Write it into the answer's text as the model is to write it, or leave the column out."
+        elif name in MARKS and value in (0, False):
+            cure = "Leave the row out, or the column where it says something else."
         elif chat and name in (*MARKS, *(f"{mark}s" for mark in MARKS)) and isinstance(value, list | tuple):
             cure = 'Write "weight": 0 into each turn that is not to be trained on, and leave the column out.'
         else:
