@@ -129,12 +129,23 @@ class ChatTemplate:
         cuts = self._dialect.cuts if thinks else None
         if cuts == "key":
             turns = tuple(_by_key(turn) if turn.role == "assistant" else turn for turn in turns)
+        self._check_ends(turns)
         if any(turn.reasoning.strip() for turn in turns) and self._dialect.reasoning_key is None:
             raise ThinkingError(
                 "the row has thoughts beside an answer's text, and the model's chat template takes none. Write them "
                 "into the turn's text as the model is to write them, or leave them out."
             )
         return Chat(turns=turns, slots=slots_of(turns, inline=cuts == "text", blank=blank), tools=tools)
+
+    def _check_ends(self, turns: tuple[Turn, ...]) -> None:
+        """Refuse answers whose thoughts begin and do not end, where the template knows thoughts: they were cut off."""
+        for number, turn in enumerate(turns, start=1):
+            begins = turn.is_answer and turn.text.lstrip().startswith(OPENS) and CLOSES not in turn.text
+            if begins and (self._dialect.reasoning_key is not None or self._dialect.cuts is not None):
+                raise ThinkingError(
+                    f"the answer of turn {number} begins with {OPENS} and has no {CLOSES}: its thoughts lead to no "
+                    "text, or were cut off. Complete it, or leave the row out."
+                )
 
     def _placed(self, chat: Chat, *, prompt: bool) -> tuple[Layout, tuple[str, ...]]:
         """Return the layout to train on and the texts as rendered; as the template has it they must give its writing.

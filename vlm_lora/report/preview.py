@@ -130,14 +130,17 @@ def visible(text: str) -> str:
 
 
 def decode_folded(ids: Sequence[int], start: int, end: int, tokenizer: Any) -> str:
-    """Decode `ids[start:end]`, writing a token that repeats four times or more once with its count."""
+    """Decode `ids[start:end]`, writing a placeholder that repeats four times or more once with its count, as `×12`.
+
+    A text's own tokens are shown as they are: digits repeat, too.
+    """
     pieces: list[str] = []
     pending = position = start
     while position < end:
         last = position
         while last < end and ids[last] == ids[position]:
             last += 1
-        if last - position >= 4:
+        if last - position >= 4 and (ids[position] < 0 or ids[position] in tokenizer.added_tokens_decoder):
             # Phi-3-Vision's placeholders are negative ids, which no tokenizer names.
             name = decode_between(ids, position, position + 1, tokenizer) or f"[{ids[position]}]"
             pieces += (decode_between(ids, pending, position, tokenizer), f"{name}×{last - position}")

@@ -304,3 +304,10 @@ def test_control_tokens_in_thoughts_stay_text() -> None:
     assert "<think>\nHm <|im_end|> hm.\n</think>\n\na.<|im_end|>" in row.text
     plain = tokenizer(row.text, add_special_tokens=False)["input_ids"]
     assert plain.count(stop) == 3, "the control: given whole, the tokenizer takes the typed one for its own"
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think"])
+def test_thoughts_that_do_not_end_are_a_bad_row(name: str) -> None:
+    with pytest.raises(ThinkingError, match="turn 2 begins with <think> and has no </think>"):
+        encoder_of(name, None).encode(row_of([("q", "", "<think>It is red")]))
+    encoder_of(name, None).encode(row_of([("q", "", "Write <think> so.")]))  # the control: a text that speaks of it

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -12,7 +13,9 @@ from vlm_lora.report.preview import decode_folded, row_report, runs
 
 
 class Letters:
-    """A tokenizer of one letter a token."""
+    """A tokenizer of one letter a token, of which `b` is one of a model's own."""
+
+    added_tokens_decoder: ClassVar = {1: "b"}
 
     def decode(self, ids: list[int], **kwargs: object) -> str:
         return "".join(chr(97 + token_id) for token_id in ids)
@@ -20,7 +23,13 @@ class Letters:
 
 @pytest.mark.parametrize(
     ("ids", "text"),
-    [([0, 1, 2], "abc"), ([0, 1, 1, 1, 2], "abbbc"), ([0, 1, 1, 1, 1, 2], "ab×4c"), ([-1] * 5, "[-1]×5")],
+    [
+        ([0, 1, 2], "abc"),
+        ([0, 1, 1, 1, 2], "abbbc"),
+        ([0, 1, 1, 1, 1, 2], "ab×4c"),
+        ([-1] * 5, "[-1]×5"),
+        ([2] * 6, "cccccc"),  # a text's own
+    ],
 )
 def test_repeats_are_counted(ids: list[int], text: str) -> None:
     assert decode_folded(ids, 0, len(ids), Letters()) == text
