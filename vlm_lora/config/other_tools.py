@@ -55,9 +55,15 @@ _SHARED: tuple[OtherName, ...] = (
         mlflow_tracking_uri="environment.MLFLOW_TRACKING_URI",
     ),
     *refused(
-        _SEVERAL, _TEMPLATE, "template chat_template_path chat_template_jinja chat_template_kwargs response_template"
+        _SEVERAL, _TEMPLATE, "template chat_template_path chat_template_jinja response_template"
     ),
     *only(_SEVERAL, _TEMPLATE, chat_template="tokenizer_default"),
+    *refused(
+        _SEVERAL,
+        "in place of its enable_thinking type --enable_thinking true or false; what else a template reads, set in the "
+        "chat_template.jinja of the model's folder",
+        "chat_template_kwargs",
+    ),
     *only(_SEVERAL, _NO_PACKING, packing=False, padding_free=False, eval_packing=False),
     *refused(_SEVERAL, _TOKENS, "add_special_tokens new_special_tokens added_tokens_overrides"),
     *only(_SEVERAL, _TOKENS, tokens=[], special_tokens={}),
