@@ -84,7 +84,8 @@ def test_a_loss_is_told_before_anything_is_saved(
     said, trainer, _ = failing(logging_steps=50, max_steps=4, save_strategy="steps", save_steps=3)
     assert trainer.state.global_step == 4
     assert re.search(
-        r"Step 4: the loss is not finite \(nan\)\. Rows whose loss is not finite: \S+train\.jsonl row \d\.", said
+        r"Step 4: the loss is not finite \(nan\)\. Rows whose loss is not finite: \S+train\.jsonl row \d \(line \d\)\.",
+        said,
     )
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-3"]
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()

@@ -67,7 +67,9 @@ def test_a_loss_ends_the_run_and_names_its_row(
     # One row a batch, so that all of the second step's rows are the fourth batch's or the third's.
     said = failing(gradient_accumulation_steps=2, per_device_train_batch_size=1, **best)
     assert "Step 2: the loss is not finite (nan). Rows whose loss is not finite: " in said
-    assert re.search(r"train\.jsonl row \d\. The gradient of \S+lora_A\S+ is not finite, nor are those of 27", said)
+    assert re.search(
+        r"train\.jsonl row \d \(line \d\)\. The gradient of \S+lora_A\S+ is not finite, nor are those of 27", said
+    )
     assert checkpoints(tmp_path / "out") == ["checkpoint-1"]
 
 

@@ -285,7 +285,7 @@ def rows(path: Path, **settings: Any) -> list[Any]:
 def test_pickles_and_scripts_are_no_data(name: str, tmp_path: Path) -> None:
     content = {"train.npy": array_file(), "train.py": CODE.encode(), "train.pkl": pickle.dumps(Program())}
     (tmp_path / name).write_bytes(content.get(name, saved()))
-    with pytest.raises(DataError, match="are not read"):
+    with pytest.raises(DataError, match=r"are not read|this is a pickle by its name"):
         rows(tmp_path / name)
 
 

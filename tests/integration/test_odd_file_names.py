@@ -46,7 +46,7 @@ def test_a_run_writes_the_names_so_that_they_are_read_back(
     assert [row["row"] for row in overlong["train"]] == [f"{file} row {LONG}"]
     assert file in {row["file"] for row in json.loads((output / "data_report.json").read_text("utf-8"))["bad"]}
     answers = [json.loads(line) for line in (output / "predictions.jsonl").read_text("utf-8").splitlines()]
-    assert answers[1]["source"] == f"{data / 'validation.jsonl'} row 1"
+    assert answers[1]["source"] == f"{data / 'validation.jsonl'} row 1 (line 2)"
     for path in output.rglob("*"):
         if path.suffix in {".json", ".jsonl", ".md", ".yaml", ".html", ".txt"}:
             path.read_text("utf-8")

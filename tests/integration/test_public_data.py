@@ -36,6 +36,7 @@ def test_the_preview_shows_the_conversation(
 ) -> None:
     one = BY_NAME[name]
     words = [*one.words(one.write(tmp_path)), "--model_name_or_path", str(model_folder("gemma3")), "--json"]
+    words += ["--box_coordinates", "pixels"]  # as the conversations here are written
     capsys.readouterr()
     assert main(["preview", *words, "--rows", str(len(one.told))]) == 0
     rows = json.loads(capsys.readouterr().out)

@@ -52,10 +52,13 @@ def test_both_end_at_that_step(engine: str, found: Any) -> None:
     assert "Traceback" not in ranks[0]["said"] + ranks[1]["said"]
     if RUNS[engine][0] == "loss":
         assert "Step 2: the loss is not finite (nan). Rows whose loss is not finite: " in said
-        assert re.search(r"train\.jsonl row \d \(rank 1\)\. The gradient of ", said)
+        assert re.search(r"train\.jsonl row \d \(line \d\) \(rank 1\)\. The gradient of ", said)
     else:
         assert re.search(r"Step 2: the loss is \d+\.\d+, but its gradient is not finite\.", said)
-        assert re.search(r"row \d \(rank 0\), \S+ row \d \(rank 1\)\. The gradient of \S+up_proj\.lora_B", said)
+        assert re.search(
+            r"row \d \(line \d\) \(rank 0\), \S+ row \d \(line \d\) \(rank 1\)\. The gradient of \S+up_proj\.lora_B",
+            said,
+        )
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-1"]
     saved = load_file(folder / "checkpoint-1" / "adapter_model.safetensors")
     assert all(tensor.isfinite().all() for tensor in saved.values())

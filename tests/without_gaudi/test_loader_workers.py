@@ -90,7 +90,7 @@ def test_a_killed_worker_is_named_with_its_rows() -> None:
         read(signal.SIGKILL, workers=1, timeout=60)
     message = str(caught.value)
     assert re.match(r"The data loader's worker with pid \d+ was ended by a signal \(Killed\)", message)
-    assert "it last took data/train.jsonl row 0 (line 1), data/train.jsonl row 1 (line 2), " in message
+    assert "it last took data/train.jsonl row 0, data/train.jsonl row 1, " in message
     assert " and 4 more. The kernel kills a process where memory runs out." in message
     assert "--dataloader_num_workers" in message
     assert multiprocessing.active_children() == []

@@ -54,9 +54,7 @@ _SHARED: tuple[OtherName, ...] = (
         shuffle_buffer_size="shuffle_buffer",
         mlflow_tracking_uri="environment.MLFLOW_TRACKING_URI",
     ),
-    *refused(
-        _SEVERAL, _TEMPLATE, "template chat_template_path chat_template_jinja response_template"
-    ),
+    *refused(_SEVERAL, _TEMPLATE, "template chat_template_path chat_template_jinja response_template"),
     *only(_SEVERAL, _TEMPLATE, chat_template="tokenizer_default"),
     *refused(
         _SEVERAL,
