@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlm_lora.data.formats.json_documents import refuse_document, rows_key
+from vlm_lora.data.formats.json_documents import refuse_document, refuse_others, rows_key
 from vlm_lora.errors import DataError
 
 _BLANK = re.compile(r"[ \t\n\r]*")
@@ -189,6 +189,7 @@ def _read_document(path: Path, text: str, skipped: int, stamp: tuple[int, int]) 
         key = rows_key(document)
         if key is None:
             raise refuse_document(path, document)
+        refuse_others(path, document, key)
         return _read_list(path, text, _find_list(text, first, key), skipped, stamp, inner=True)
     if not opening:
         return _RowIndex(path, stamp).finish()
