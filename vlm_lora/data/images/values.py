@@ -10,6 +10,7 @@ import base64
 import binascii
 import json
 import math
+import os
 import re
 import stat
 from collections.abc import Mapping, Sequence
@@ -194,6 +195,13 @@ def resolve_path(text: str, place: ImagePlace) -> Path:
     """
     if "\x00" in text:
         raise ImageError(f"The image path {text!r} holds a NUL character.")
+    try:
+        os.fsencode(text)  # also takes names that are no UTF-8, as this system's folders list them
+    except UnicodeEncodeError as error:
+        raise ImageError(
+            f"The image path {_short(text)!a} holds half of a surrogate pair at character {error.start}, which no file "
+            "name has. Write the whole character."
+        ) from error
     text = _with_slashes(text, place)
     path = Path(text).expanduser() if text.startswith("~/") else Path(text)
     if place.data_folder is not None and not path.is_absolute():
@@ -313,6 +321,10 @@ def read_url(text: str, *, allow: bool) -> Url:
     Raises:
         ImageError: URLs are not allowed, or it is one that is never fetched.
     """
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ImageError(
+            f"The image's URL ({_short(text)!a}) holds half of a surrogate pair. Write the whole character."
+        )
     if not text.lower().startswith(("http://", "https://")):
         raise ImageError(
             f"The image is a URL that is never fetched ({_short(text)}); only http and https are. Download the images "
