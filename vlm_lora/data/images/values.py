@@ -25,7 +25,7 @@ from PIL import Image
 from vlm_lora.data.conversation import ImageRef, OwnSize, Url
 from vlm_lora.data.conversations.texts import written_list
 from vlm_lora.data.images.formats import REFUSED_SUFFIXES, SUFFIXES, begins_as_image
-from vlm_lora.data.images.numbers import find_by_id
+from vlm_lora.data.images.numbers import find_by_id, ids_in
 from vlm_lora.data.images.spelling import other_spelling
 from vlm_lora.errors import ImageError
 
@@ -145,7 +145,7 @@ def read_image_values(value: Any, place: ImagePlace) -> tuple[ImageRef, ...]:
     """Return the references for an image column's value: nothing, one image or a list, which may be written as text."""
     value = _as_list(value)
     if place.by_id and place.folder is not None and not is_missing(value):
-        ids = value if isinstance(value, list | tuple) else [value]
+        ids = ids_in(value)
         return tuple(ImageRef(source=resolve_path(str(find_by_id(one, place.folder)), place)) for one in ids)
     if is_missing(value):
         return ()
