@@ -338,6 +338,7 @@ def _read_part(part: Mapping[str, Any], place: ImagePlace | None) -> Iterator[Pa
             yield with_size(read_image_value(unwrapped(given[key], given), place), size)
     if image is None and (kind in IMAGE_PARTS or (not kind and text is None)) and place is not None:
         index = given.get("index")
+        index = int(index) if isinstance(index, float) and index.is_integer() else index
         yield NextImage(index if isinstance(index, int) else None, size)
 
 

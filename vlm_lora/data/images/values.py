@@ -253,10 +253,12 @@ def read_own_size(given: Mapping[str, Any]) -> OwnSize | None:
     Raises:
         ImageError: it is no size, or says two things at once.
     """
-    found = {key: given[key] for key in (*_BUDGET, *_SIDES) if given.get(key) is not None}
+    found: dict[str, Any] = {key: given[key] for key in (*_BUDGET, *_SIDES) if given.get(key) is not None}
     if given.get("total_pixels") is not None:
         raise ImageError("total_pixels is for the frames of a video. Of an image write max_pixels, or leave it out.")
     for key, value in found.items():
+        if isinstance(value, float) and value.is_integer():
+            found[key] = value = int(value)  # a table with missing values stores whole numbers as fractions
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ImageError(f"An image's {key} is {value!r}. It must be a whole number of pixels from 1.")
     sides = [key for key in _SIDES if key in found]
