@@ -197,7 +197,11 @@ def test_choices_may_be_called_so(tmp_path: Path) -> None:
 
 
 def test_lists_written_out_in_json_are_lists_where_the_name_says_several(tmp_path: Path) -> None:
-    rows = [{**ASKED, "answers": "['a', 'b']"}, {**ASKED, "answers": ["c"]}, {**ASKED, "answers": "['d']"}]
+    rows: list[dict[str, Any]] = [
+        {**ASKED, "answers": "['a', 'b']"},
+        {**ASKED, "answers": ["c"]},
+        {**ASKED, "answers": "['d']"},
+    ]
     found = read_back(rows, tmp_path)
     assert found.accepted == [("a", "b"), ("c",), ("d",)]
     mixed = read_back([{**ASKED, "answers": "a"}, rows[0], {**ASKED, "answers": ["['a']"]}], tmp_path).told

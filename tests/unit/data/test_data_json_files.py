@@ -207,6 +207,8 @@ def test_what_a_document_says_of_itself_is_left_out(tmp_path: Path) -> None:
         "metadata": {"system": "", "more": {"author": "x"}},
         "$schema": "x",
         "Title": "x",
+        "object": "list",
+        "has_more": True,
     }
     path = tmp_path / "rows.json"
     path.write_text(json.dumps({**beside, "data": [{"question": "q", "answer": "a"}]}))

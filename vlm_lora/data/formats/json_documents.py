@@ -15,36 +15,20 @@ ROWS_KEY = "data"
 _ASIDE = ("info", "licenses", "license", "version", "meta", "metadata")
 """Keys of a document that say something of the whole of it."""
 
-_OF_TABLES = frozenset(
-    [
-        *(
-            "info",
-            "licenses",
-            "description",
-            "title",
-            "about",
-            "readme",
-            "comment",
-            "comments",
-            "note",
-            "notes",
-            "name",
-        ),
-        *(
-            "citation",
-            "homepage",
-            "contributor",
-            "contributors",
-            "schema",
-            "$schema",
-            "features",
-            "columns",
-            "encoding",
-        ),
-        *("pandas_version", "total", "num_rows", "total_rows", "dataset_info", "generator", "builder_name"),
-    ]
-)
-"""Keys (case does not count), in addition to those of columns, that say what a table is: nothing to train on."""
+_NAMES: Mapping[str, str] = {
+    "who made it, and what it is": """
+        info licenses description dataset_description title about readme comment comments note notes name citation
+        homepage contributor contributors created_by generator generated_at exported_at exported_by
+    """,
+    "how it is laid out": "schema $schema features columns pandas_version encoding dataset_info builder_name",
+    "what a service answers with": """
+        total total_count total_rows total_pages num_rows count length page pages per_page limit offset next previous
+        has_more object code message msg success ok error errors
+    """,
+}
+"""Keys (case does not count), in addition to those of columns, that say what a document is: nothing to train on."""
+
+_OF_TABLES = frozenset(name for names in _NAMES.values() for name in names.split())
 
 _DESCRIBED = ("schema", "$schema", "features", "columns")
 """Those whose own keys are the names of columns."""
