@@ -101,6 +101,8 @@ def test_parts_and_objects_carry_their_size(tmp_path: Path) -> None:
     assert read(tmp_path, {**part, "min_pixels": 4, "max_pixels": None}).size == OwnSize(min_pixels=4)
     sides = {"resized_height": 32, "resized_width": 64}
     assert read(tmp_path, {**part, **sides}).size == OwnSize(**sides)
+    fractions = {key: float(side) for key, side in sides.items()}
+    assert repr(read(tmp_path, {**part, **fractions}).size) == repr(OwnSize(**sides)), "as tables store whole numbers"
     assert read(tmp_path, {"type": "image", "max_pixels": 9}, images=["a.png"]).size == OwnSize(max_pixels=9)
     object_ = {"path": "a.png", "max_pixels": 9}
     assert read(tmp_path, {"type": "image"}, images=[object_]).size == OwnSize(max_pixels=9)
@@ -118,6 +120,8 @@ def test_parts_and_objects_carry_their_size(tmp_path: Path) -> None:
         ({"resized_height": 9, "resized_width": 9, "max_pixels": 9}, "Write resized_height and resized_width, both"),
         ({"min_pixels": 10, "max_pixels": 9}, "min_pixels 10 are more than its max_pixels"),
         ({"max_pixels": "9"}, "max_pixels is '9'. It must be a whole number"),
+        ({"max_pixels": 9.5}, "max_pixels is 9.5. It must be a whole number"),
+        ({"max_pixels": 0.0}, "max_pixels is 0. It must be a whole number"),
         ({"max_pixels": 0}, "max_pixels is 0. It must be a whole number"),
         ({"max_pixels": True}, "max_pixels is True. It must be a whole number"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,49 @@ def test_where_most_cells_are_lists_the_others_are_bad_rows(tmp_path: Path) -> N
         in odd
     )
     assert cells(tmp_path, *["['1']"] * 101, "14")[101].startswith(f"{tmp_path}/rows.csv row 101 (line 103): The cell")
-    assert cells(tmp_path, "['14']", "14") == ["['14']", "14"], "no more than half"
+
+
+@pytest.mark.parametrize("odd", ["['a', 'b']", '["a"]', "['a' 'b']", "[]"])
+def test_a_list_among_plain_cells_is_a_bad_row(odd: str, tmp_path: Path) -> None:
+    first, said, last = cells(tmp_path, "14", odd, "[14")
+    assert (first, last) == ("14", "[14"), "the control: no list"
+    assert f"rows.csv row 1 (line 3): The text of the response ('answer') is {odd!r}, a list that is written" in said
+    late = cells(tmp_path, *["14"] * 101, odd)
+    assert "a list that is written out, and most of the first rows' are no lists of texts" in late[101]
+    assert f"JSON Lines, where [{json.dumps(odd)}] is one answer" in said
+
+
+@pytest.mark.parametrize("missing", ["nan", "NaN", "None", "<NA>"])
+def test_what_pandas_writes_for_a_missing_value_is_one_in_csv(missing: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text(f"question,answer\nq,{missing}\n{missing},a\nq,{missing} of\n", encoding="utf-8")
+    no_answer, no_question, fine = read_back(tmp_path / "rows.csv", tmp_path).told
+    assert f"There is no value for the response ('answer'): its cell is {missing}, as a missing" in no_answer
+    assert f"There is no value for the prompt ('question'): its cell is {missing}, as a missing" in no_question
+    assert fine == [["q"], [f"{missing} of"]]
+    rows = [{"question": missing, "answer": missing}]
+    assert read_back(rows, tmp_path).told == [[[missing], [missing]]], "the control: JSON has null"
+
+
+def test_choices_may_be_called_so(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("question,A,B,answer\nq,None,two,B\n", encoding="utf-8")
+    assert read_back(tmp_path / "rows.csv", tmp_path).told == [[["q\nA. None\nB. two"], ["B"]]]
+
+
+def test_lists_written_out_in_json_are_lists_where_the_name_says_several(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {**ASKED, "answers": "['a', 'b']"},
+        {**ASKED, "answers": ["c"]},
+        {**ASKED, "answers": "['d']"},
+    ]
+    found = read_back(rows, tmp_path)
+    assert found.accepted == [("a", "b"), ("c",), ("d",)]
+    mixed = read_back([{**ASKED, "answers": "a"}, rows[0], {**ASKED, "answers": ["['a']"]}], tmp_path).told
+    assert (mixed[0][1], mixed[2][1]) == (["a"], ["['a']"])
+    assert "(line 2): The text of the response ('answers') is \"['a', 'b']\", a list that is written out" in mixed[1]
+    assert "put it into a list of its own: [\"['a', 'b']\"] is one answer" in mixed[1]
+    one = read_back([{**ASKED, "answer": "['a', 'b']"}], tmp_path)
+    assert one.told[0][1] == ["['a', 'b']"], "the control: a name of one answer"
+    assert "the texts of 'answer' write lists, and are trained on as they are" in one.schema.explain()
 
 
 def test_a_list_of_no_answers_is_a_bad_row_beside_lists_and_text_beside_texts(tmp_path: Path) -> None:
@@ -179,7 +222,8 @@ def test_a_list_of_no_answers_is_a_bad_row_beside_lists_and_text_beside_texts(tm
     )
     found = '[{"bbox_2d": [1, 2, 3, 4]}]'
     assert cells(tmp_path, found, "[]", "[]", "[]") == [found, "[]", "[]", "[]"]
-    assert cells(tmp_path, "[]") == ["[]"]
+    (alone,) = cells(tmp_path, "[]")
+    assert "The text of the response ('answer') is '[]', a list that is written out" in alone
 
 
 def test_texts_of_other_formats_stay_as_they_are(tmp_path: Path) -> None:

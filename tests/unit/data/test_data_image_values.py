@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from support.datasets import draw_chart, encode_png, write_image
+from support.read_back import read_back
 from vlm_lora.data.conversation import ImageRef, Url
 from vlm_lora.data.images.values import (
     ImagePlace,
@@ -208,3 +210,32 @@ def test_values_that_are_surely_images() -> None:
         "a.txt",
     ):
         assert not looks_like_image(other), str(other)[:40]
+
+
+@pytest.mark.parametrize("text", ["\ud800.png", "pictures/\udfff/a.png", "file:///\ud83d.png", "C:\\\ud800.png"])
+@pytest.mark.parametrize("other", [True, False])
+def test_a_path_that_no_file_can_have_is_refused(text: str, other: bool, place: ImagePlace) -> None:
+    for value in (text, {"path": text}, [text]):
+        with pytest.raises(ImageError, match=r"holds half of a surrogate pair at character \d"):
+            read_image_values(value, replace(place, data_folder=place.folder if other else None))
+
+
+def test_a_url_of_no_text_is_refused(place: ImagePlace) -> None:
+    with pytest.raises(ImageError, match=r"URL \('https://x.org/\\ud800.png'\) holds half of a surrogate pair"):
+        read_image_value("https://x.org/\ud800.png", replace(place, allow_urls=True))
+
+
+def test_names_that_are_no_utf8_are_read_as_folders_list_them(place: ImagePlace) -> None:
+    """The control: such names hold halves of pairs, too."""
+    assert place.folder is not None
+    real(place).rename(os.fsdecode(os.fsencode(place.folder) + b"/\xe9.png"))
+    assert read_image_value("\udce9.png", place).source == place.folder / "\udce9.png"
+
+
+def test_a_row_with_such_a_path_is_a_bad_row(tmp_path: Path) -> None:
+    rows = [{"image": name, "question": "q", "answer": "a"} for name in ("0.png", "\ud800.png", ["\ud800"])]
+    path = tmp_path / "train.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    fine, *bad = read_back(path, tmp_path).told
+    assert fine == [["<0.png>", "q"], ["a"]]
+    assert all("half of a surrogate pair" in said for said in bad)

@@ -38,7 +38,7 @@ def test_any_rows_come_back(tmp_path: Path, rows: list[Any], ascii_only: bool, i
     listed.write_bytes(
         start + json.dumps(rows, ensure_ascii=ascii_only, indent=indent).encode("utf-8", "surrogatepass")
     )
-    whole = {"version": "é", "info": {"data": 1}, "data": rows, "more": [1]}
+    whole = {"version": "é", "info": {"data": 1}, "data": rows, "description": [1]}
     wrapped.write_bytes(
         start + json.dumps(whole, ensure_ascii=ascii_only, indent=indent).encode("utf-8", "surrogatepass")
     )
@@ -164,10 +164,55 @@ def test_each_row_knows_its_line(tmp_path: Path, name: str) -> None:
         ('\n{"a": 1}\n\n{"a": "\u00e9"}\n{"a": 3}', [2, 4, 5]),
         ('[\n{"a": 1}, {"a": 2},\n\n {"a":\n 3}]', [2, 2, 4]),
         ('{\n"a": 1\n}\n{\n"a": 2\n}\n', [1, 4]),
-        ('{"x": [1],\n "data": [{"a": 1},\n{"a": 2}]}\n' if name == "rows.json" else '{"a": 1}\n\n{"a": 2}', None),
+        ('{"info": [1],\n "data": [{"a": 1},\n{"a": 2}]}\n' if name == "rows.json" else '{"a": 1}\n\n{"a": 2}', None),
     ):
         path.write_text(text, encoding="utf-8")
         (rows,) = open_source(str(path)).splits.values()
         found = [rows.source(place).line for place in range(len(rows))]
         assert found == (lines or ([2, 3] if name == "rows.json" else [1, 3]))
     assert str(rows.source(1)) == f"{path} row 1 (line 3)"
+
+
+@pytest.mark.parametrize(
+    ("beside", "named"),
+    [
+        ({"system": "Be terse", "annotations": [1]}, r"'system' \('Be terse'\), 'annotations'"),
+        ({"metadata": {"a": {"system_prompt": "Be terse"}}}, r"'metadata\.a\.system_prompt' \('Be terse'\)"),
+        (
+            {"info": {"instruction": "Answer.", "features": {"question": "text"}}},
+            r"'info\.instruction' \('Answer\.'\), which",
+        ),
+        ({"remarks": "x", "system": ""}, r"'remarks' \('x'\), which"),
+        ({"defaults": {"max_pixels": 5}}, r"'defaults'"),
+    ],
+)
+def test_what_a_document_says_beside_its_rows_is_refused(tmp_path: Path, beside: dict[str, Any], named: str) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps({**beside, "data": [{"question": "q", "answer": "a"}]}))
+    with pytest.raises(DataError, match=rf"rows\.json: beside its rows under 'data', the document has {named}"):
+        read_json(path)
+
+
+def test_what_a_document_says_of_itself_is_left_out(tmp_path: Path) -> None:
+    """The control: names that public documents have, filled with anything else."""
+    beside = {
+        "info": {"description": "VQA", "contributor": "x", "url": "https://example.com", "date_created": "today"},
+        "licenses": [{"id": 1}],
+        "schema": {"fields": [{"name": "question"}], "pandas_version": "1.4.0"},
+        "dataset_info": {"features": {"question": {"dtype": "string"}}},
+        "dataset_name": "docvqa",
+        "data_version": 1,
+        "system": None,
+        "tools": [],
+        "metadata": {"system": "", "more": {"author": "x"}},
+        "$schema": "x",
+        "Title": "x",
+        "object": "list",
+        "has_more": True,
+    }
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps({**beside, "data": [{"question": "q", "answer": "a"}]}))
+    assert rows_of(read_json(path)) == [{"question": "q", "answer": "a"}]
+    path.write_text(json.dumps({"metadata": {"system_prompt": "Be terse"}, "entries": [{"question": "q"}]}))
+    with pytest.raises(DataError, match=r"beside its rows under 'entries', .*'metadata\.system_prompt'"):
+        read_json(path)

@@ -167,7 +167,7 @@ def test_image_parts_without_an_image_take_the_next_of_the_column(part: dict[str
 
 
 def test_indexed_image_parts_name_their_image() -> None:
-    parts = [{"type": "image", "index": 1, "text": None}, {"type": "image", "index": 0, "text": None}]
+    parts = [{"type": "image", "index": 1.0, "text": None}, {"type": "image", "index": 0, "text": None}]
     chat = openai(("user", parts), ("assistant", "a"))
     assert build({"messages": chat, "images": [ONE, TWO]}, CHAT).images == (IMG2, IMG1)
     with pytest.raises(DataError, match="do not name each"):

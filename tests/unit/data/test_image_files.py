@@ -220,6 +220,8 @@ COCO = ("train2014/COCO_train2014_000000000139.jpg", "val2017/000000000285.jpg",
         (("139", "000000000285"), ["COCO_train2014_000000000139.jpg", "000000000285.jpg"]),
         (("abc", "COCO_train2014_000000000139"), ["abc.png", "COCO_train2014_000000000139.jpg"]),
         (("abc.png", 285.0), ["abc.png", "000000000285.jpg"]),
+        (("139.0", [285]), ["COCO_train2014_000000000139.jpg", "000000000285.jpg"]),
+        (("[139]", "['285']"), ["COCO_train2014_000000000139.jpg", "000000000285.jpg"]),
     ],
 )
 def test_ids_name_files_below_the_image_root(ids: tuple[Any, ...], expected: list[str], tmp_path: Path) -> None:
@@ -233,6 +235,36 @@ def test_ids_name_files_below_the_image_root(ids: tuple[Any, ...], expected: lis
     named = rows_of(tmp_path / "train.jsonl", image_root=str(tmp_path / "images"), image_column="image_id")
     assert files_of(named) == [[name] for name in expected]
     assert files_of(rows_of(tmp_path / "train.jsonl")) == [[], []], "the control: no --image_root"
+
+
+@pytest.mark.parametrize("name", ["image_id", "image_ids", "img_ids"])
+@pytest.mark.parametrize(
+    "ids", [[139, 285], "[139, 285]", "[139 285]", "['139' '285']", [139.0, "285.0"], ["139", 285]]
+)
+def test_several_ids_are_several_images(name: str, ids: Any, tmp_path: Path) -> None:
+    for number in ("139", "000285", "7"):
+        save(tmp_path / "images" / f"{number}.png")
+    row = {"question": "What?", "answer": "x"}
+    rows = [{name: ids, **row}, {name: 7, **row}, {name: [7, 8], **row}]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = rows_of(tmp_path / "train.jsonl", image_root=str(tmp_path / "images"))
+    assert [Path(str(image.source)).name for image in data[0].images] == ["139.png", "000285.png"]
+    assert len(data[1].images) == 1
+    with pytest.raises(DataError, match=r"row 2 \(line 3\): The image 8 names no file below"):
+        data[2]
+
+
+@pytest.mark.parametrize("ids", [(139, 285), ([139], [285]), ("[1]", "2"), (7, 8, 139)])
+def test_ids_whose_files_are_mostly_not_there_are_an_error(ids: tuple[Any, ...], tmp_path: Path) -> None:
+    save(tmp_path / "images" / "139.png")
+    rows = [{"image_id": one, "question": "What?", "answer": "x"} for one in ids]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    root = str(tmp_path / "images")
+    with pytest.raises(DataError, match=r"'image_id' \d of \d name no image file below --image_root .*such as .*Type"):
+        rows_of(tmp_path / "train.jsonl", image_root=root)
+    text = rows_of(tmp_path / "train.jsonl", image_root=root, image_column="no_pictures")
+    assert [conversation.images for conversation in (text[0], text[1])] == [(), ()]
+    assert files_of(rows_of(tmp_path / "train.jsonl"))[0] == [], "the control: no --image_root"
 
 
 def test_ids_are_not_looked_at_next_to_images(tmp_path: Path) -> None:

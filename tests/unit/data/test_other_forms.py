@@ -136,7 +136,7 @@ def test_a_document_without_rows_is_refused(document: dict[str, Any], said: str,
     "document",
     [
         {"info": {"version": 1}, "questions": [PAIR]},
-        {"version": "1", "data": [PAIR], "more": [1]},
+        {"version": "1", "data": [PAIR], "license": [1]},
         {"rows": [PAIR]},
     ],
 )

@@ -40,7 +40,7 @@ HISTORIES: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("history", [*HISTORIES, *map(json.dumps, HISTORIES)])
+@pytest.mark.parametrize("history", [*HISTORIES, *map(json.dumps, HISTORIES), *map(repr, HISTORIES)])
 def test_a_history_becomes_turns_before_the_question(history: Any, tmp_path: Path) -> None:
     row = {**ASKED, "System": "Be terse.", "History": history}
     found = read_back([row, {**ASKED, "System": None, "History": []}], tmp_path)
@@ -109,7 +109,8 @@ def test_a_column_of_turns_called_history_may_be_the_only_chat(tmp_path: Path) -
         ({"history": ["q", "a"]}, "item 1 is 'q'"),
         ({"history": [["q", None]]}, r"Turn 2 \(assistant\) has no content"),
         ({"history": openai("q")}, "it ends without an answer"),
-        ({"history": "[['q', 'a']]"}, "which is no JSON"),
+        ({"history": "[['q', 'a']"}, "which is no JSON, nor what Python writes"),
+        ({"history": "{'q'}"}, r"it is \{'q'\}\. It is written as a list"),
         ({"history": {"q": "a"}}, "it is {'q': 'a'}"),
         ({"history": [["q", "a"]], "chat_history": [["q", "a"]]}, "'history', 'chat_history' both hold a history"),
         ({"system": 7}, "The system text in column 'system' is 7. Write it as text"),

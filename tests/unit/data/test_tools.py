@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +169,28 @@ def test_nulls_that_arrow_fills_in_are_no_arguments(tmp_path: Path) -> None:
     assert json.loads(read.tools[0])["function"]["name"] == "zoom"
 
 
+@pytest.mark.parametrize("write", [json.dumps, repr])
+def test_tables_write_tools_and_calls_as_json_or_as_python(write: Callable[[Any], str]) -> None:
+    told = {"role": "assistant", "content": None, "tool_calls": write([FUNCTION])}
+    chat = [ASKED, told, {"role": "tool", "content": "red"}, SAID]
+    plain = build({"messages": [ASKED, {**told, "tool_calls": [FUNCTION]}, *chat[2:]], "tools": [TOOL]})
+    assert build({"messages": chat, "tools": write([TOOL])}) == plain
+    assert plain.turns[1].tool_calls, "the control"
+    assert plain.tools
+
+
+@pytest.mark.parametrize("write", [json.dumps, repr])
+def test_tools_and_a_history_in_cells_of_csv(write: Callable[[Any], str], tmp_path: Path) -> None:
+    with (tmp_path / "rows.csv").open("w", encoding="utf-8", newline="") as stream:
+        row = ("q2", "a2", write([["q", "a"]]), write([TOOL]))
+        csv.writer(stream).writerows([("question", "answer", "history", "tools"), row])
+    config = DataConfig(dataset_name=str(tmp_path / "rows.csv"), validation_fraction=0.0)
+    train = load_splits(config, need_train=True, need_validation=False).train
+    assert train is not None
+    assert [turn.text for turn in train[0].turns] == ["q", "a", "q2", "a2"]
+    assert [json.loads(tool) for tool in train[0].tools] == [TOOL]
+
+
 @pytest.mark.parametrize(
     ("turn", "said"),
     [
@@ -200,6 +224,7 @@ def test_what_cannot_be_read_is_a_bad_row(turn: dict[str, Any], said: str) -> No
     ("row", "said"),
     [
         ({"tools": "zoom"}, "The column 'tools' holds 'zoom', which is no JSON"),
+        ({"tools": "[{'name': 'zoom', 'parameters': {1, 2}}]"}, "which is no JSON, nor what Python writes of such"),
         ({"tools": [{"parameters": {"type": "object"}}]}, "which describes no function"),
         (
             {"tools": [TOOL], "messages": [{**ASKED, "tools": [{"name": "other"}]}, SAID]},

@@ -5,8 +5,9 @@ An answer that only says which of a row's choices is right is refused where the 
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vlm_lora.data.columns.search import ColumnSearch
@@ -27,6 +28,10 @@ class AnswerReading:
     """Names that the data declares for the column's numbers, number 0 first."""
     written: bool = False
     """Whether its texts are lists of accepted answers, written out as JSON, Python or numpy writes them."""
+    plain: bool = False
+    """Whether its texts are plain ones, among which a list that is written out is an odd row."""
+    cells: bool = False
+    """Whether they are cells of CSV, where `nan` and its like stand for a missing value."""
     whole: bool = False
     """Whether its fractions are whole numbers, as tables store these where some are missing: 14 is meant, not 14.0."""
     parsed: bool = False
@@ -35,8 +40,18 @@ class AnswerReading:
     """The number of a row's first choice, where its numbers say which of the choices is right."""
 
 
+_SEVERAL = ("answers", "labels", "outputs", "captions", "responses", "references", "gt_answers", "annotations_captions")
+"""Columns (case does not count) whose name says that a row has several answers."""
+
+
 def describe_answers(rows: Rows, search: ColumnSearch, column: str) -> tuple[AnswerReading, tuple[str, ...]]:
     """Return how a column of answers is read, and lines that explain it."""
+    from_csv = bool(rows.tables) and all(isinstance(table, CsvTable) for table in rows.tables)
+    reading, lines = _describe(rows, search, column, from_csv)
+    return replace(reading, cells=from_csv), lines
+
+
+def _describe(rows: Rows, search: ColumnSearch, column: str, from_csv: bool) -> tuple[AnswerReading, tuple[str, ...]]:
     names = names_of(rows.declared, column)
     if names:
         return AnswerReading(names=names), (f"answers: the names of the numbers, declared by the data: {short(names)}",)
@@ -44,13 +59,37 @@ def describe_answers(rows: Rows, search: ColumnSearch, column: str) -> tuple[Ans
         return AnswerReading(parsed=True), (f"answers: what the JSON texts of '{column}' have under {PARSE}",)
     cells = [items for cell in search.values(column) if (items := written_list(cell)) != []]
     # A list of no texts may stand for no answer, or for JSON that lists other things: the others say which.
-    from_csv = all(isinstance(table, CsvTable) for table in rows.tables)
-    if from_csv and sum(items is not None for items in cells) * 2 > len(cells):
-        return AnswerReading(written=True), (f"answers: the cells of '{column}' are lists of accepted answers",)
+    lists = sum(items is not None for items in cells)
+    if from_csv or column.casefold() in _SEVERAL:
+        if lists * 2 > len(cells):
+            return AnswerReading(written=True), (f"answers: the cells of '{column}' are lists of accepted answers",)
+        if not any(map(_lists_others, search.values(column))):
+            return AnswerReading(plain=True, whole=_are_whole(search, column)), _why_whole(search, column)
+    if lists * 2 > len(cells):
+        said = f"answers: the texts of '{column}' write lists, and are trained on as they are: JSON has real lists"
+        return AnswerReading(), (said,)
+    return AnswerReading(whole=_are_whole(search, column)), _why_whole(search, column)
+
+
+def _lists_others(cell: Any) -> bool:
+    """Tell whether a text is a list in JSON of anything but texts, as answers of boxes are."""
+    if not isinstance(cell, str) or not cell.lstrip().startswith("[") or written_list(cell) is not None:
+        return False
+    try:
+        json.loads(cell)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _are_whole(search: ColumnSearch, column: str) -> bool:
     numbers = [number for value in search.values(column) for number in _fractions(value)]
-    if numbers and all(number.is_integer() for number in numbers):
-        return AnswerReading(whole=True), (f"answers: the numbers of '{column}' are whole, written without a point",)
-    return AnswerReading(), ()
+    return bool(numbers) and all(number.is_integer() for number in numbers)
+
+
+def _why_whole(search: ColumnSearch, column: str) -> tuple[str, ...]:
+    said = f"answers: the numbers of '{column}' are whole, written without a point"
+    return (said,) if _are_whole(search, column) else ()
 
 
 def _fractions(value: Any) -> list[float]:

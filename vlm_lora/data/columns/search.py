@@ -313,6 +313,7 @@ def find_images(search: ColumnSearch, mapped: str | None, root: str | None = Non
         column = search.single("image", ids)
         why = f"image: column '{column}', whose ids are names of image files below --image_root {root}"
         return Images(column=column, why=why, by_id=True)
+    _refuse_lost(search, root)
     return Images(column=None, why="image: no column")
 
 
@@ -341,6 +342,28 @@ def _name_files(search: ColumnSearch, columns: Sequence[str], root: str | None) 
         return []
     folder = Path(root).expanduser().resolve()
     return [c for c in columns if search.values(c) and search.mostly_holds(c, lambda value: is_known_id(value, folder))]
+
+
+def _refuse_lost(search: ColumnSearch, root: str | None) -> None:
+    """Refuse rows that name images by ids alone where --image_root has most of them not: they would be text only.
+
+    Raises:
+        DataError: names the column, an id without a file and what to type.
+    """
+    if root is None or _brings_images(search):
+        return
+    folder = Path(root).expanduser().resolve()
+    for column in search.columns:
+        ids = [value for value in search.values(column) if not is_missing(value)]
+        if column.casefold() not in ID_NAMES or not ids:
+            continue
+        lost = [one for one in ids if not is_known_id(one, folder)]
+        raise DataError(
+            f"{search.where}: no column holds images, and of the first rows' '{column}' {len(lost)} of {len(ids)} name "
+            f"no image file below --image_root {root}, such as {short(lost[0])}. Type --image_root with the folder of "
+            f"the images, --image_column COLUMN with the one that names them, or --image_column {NO_PICTURES} to train "
+            "on text alone."
+        )
 
 
 def _refuse_second(search: ColumnSearch, named: Sequence[str]) -> None:

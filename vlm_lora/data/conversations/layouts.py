@@ -157,7 +157,7 @@ def _draft_question(row: Row, schema: Schema, place: ImagePlace) -> _Drafted:
     asked, answered = row.get(str(schema.prompt)), row.get(str(schema.response))
     if isinstance(asked, list | tuple) and isinstance(answered, list | tuple) and asked:
         return _draft_questions(asked, answered, schema), ()
-    question = read_text(row.get(str(schema.prompt)), f"the prompt ('{schema.prompt}')")
+    question = read_text(row.get(str(schema.prompt)), f"the prompt ('{schema.prompt}')", cell=schema.answers.cells)
     context = row.get(schema.context) if schema.context else None
     if context and context != NOTHING:
         question = f"{question}\n{read_text(context, f'the context ({schema.context!r})')}"

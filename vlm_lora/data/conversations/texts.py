@@ -72,7 +72,7 @@ def parse_turns(value: Any, *, pairs: bool = False) -> list[Mapping[str, Any]] |
             too. Elsewhere it may be anything.
     """
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
-        value = _written(value)
+        value = written_value(value)
     if isinstance(value, Mapping):
         value = _turns_by_key(value)
     if pairs and isinstance(value, list | tuple) and value and all(map(_is_pair, value)):
@@ -98,7 +98,7 @@ def is_turn(value: Mapping[str, Any]) -> bool:
     return any(role in value and (calls or text in value) for role, text in TURN_KEYS)
 
 
-def _written(text: str) -> Any:
+def written_value(text: str) -> Any:
     """Return the list or object that a text writes out; None where it writes none.
 
     Tables that have no lists write them out by JSON or by Python.

@@ -6,14 +6,13 @@ same there. A history's turns come before the row's own, and its answers are tra
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vlm_lora.data.conversation import Text, Turn
 from vlm_lora.data.conversations.image_places import Draft
-from vlm_lora.data.conversations.texts import is_turn, parse_turns
+from vlm_lora.data.conversations.texts import is_turn, parse_turns, written_value
 from vlm_lora.data.conversations.turns import read_turns
 from vlm_lora.data.conversations.unread import says_nothing, unknown_keys
 from vlm_lora.data.formats.rows import Row
@@ -173,10 +172,12 @@ def refuse_history(row: Row, told: Told) -> None:
 
 def _turns_of(value: Any) -> Sequence[Mapping[str, Any]]:
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise DataError(f"it is {short(value)}, which is no JSON. It is written as {_FORMS}.") from None
+        written = written_value(value)
+        if written is None:
+            raise DataError(
+                f"it is {short(value)}, which is no JSON, nor what Python writes. It is written as {_FORMS}."
+            )
+        value = written
     turns = parse_turns(value)
     if turns is not None:
         return turns

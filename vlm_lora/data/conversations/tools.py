@@ -14,6 +14,7 @@ from typing import Any
 
 from vlm_lora.data.columns.names import CALL_KEYS, REASONING_KEYS, TOOL_KEYS
 from vlm_lora.data.conversation import ToolCall
+from vlm_lora.data.conversations.texts import written_value
 from vlm_lora.data.conversations.unread import defines_functions, says_nothing
 from vlm_lora.data.wording import quoted, short
 from vlm_lora.errors import DataError
@@ -76,7 +77,7 @@ def read_calls(turn: Mapping[str, Any]) -> tuple[ToolCall, ...]:
 
 
 def calls_in(value: Any, what: str) -> list[ToolCall]:
-    """Return the calls that a value holds: one or a list of them, as objects or JSON text.
+    """Return the calls that a value holds: one or a list of them, as objects or as text.
 
     Args:
         value: `{"name": ..., "arguments": ...}`, or that as the `function` of an object, as OpenAI has it.
@@ -85,14 +86,14 @@ def calls_in(value: Any, what: str) -> list[ToolCall]:
     Raises:
         DataError: a call that has no name, or arguments that are no object.
     """
-    given = _from_json(value, what)
+    given = _from_text(value, what)
     calls = given if isinstance(given, list | tuple) else [given]
     return [_call(call, what) for call in calls if not says_nothing(call)]
 
 
 def _call(value: Any, what: str) -> ToolCall:
     form = '{"name": ..., "arguments": {...}}'
-    value = _from_json(value, what)
+    value = _from_text(value, what)
     if not isinstance(value, Mapping):
         raise DataError(f"{what} holds {short(value)}, which is no call. It is written as {form}.")
     outer = value if "function" in value and isinstance(value["function"], Mapping) else {"function": value}
@@ -217,7 +218,7 @@ def read_tools(held: Sequence[tuple[str, Any]]) -> tuple[str, ...]:
     """Return the tools that a row tells of, each as JSON text of `{"type": "function", "function": {...}}`.
 
     Args:
-        held: what holds tools, and its value: a list of functions' descriptions, or JSON text of one.
+        held: what holds tools, and its value: a list of functions' descriptions, or text of one.
 
     Raises:
         DataError: no such list, or two that differ.
@@ -229,10 +230,10 @@ def read_tools(held: Sequence[tuple[str, Any]]) -> tuple[str, ...]:
 
 
 def _tools_in(value: Any, what: str) -> tuple[str, ...]:
-    given = _from_json(value, what)
+    given = _from_text(value, what)
     tools = []
     for item in given if isinstance(given, list | tuple) else [given]:
-        tool = _from_json(item, what)
+        tool = _from_text(item, what)
         function = tool.get("function", tool) if isinstance(tool, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise DataError(
@@ -250,6 +251,20 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_nulls(inner) for inner in value]
     return value
+
+
+def _from_text(value: Any, what: str) -> Any:
+    """Return what a text writes out by JSON or, as tables without lists do, by Python; another value as it is."""
+    if not isinstance(value, str):
+        return value
+    written = written_value(value)
+    try:
+        json.dumps(written)
+    except (TypeError, ValueError, RecursionError):  # Python's sets and bytes
+        written = None
+    if written is None:
+        raise DataError(f"{what} holds {short(value)}, which is no JSON, nor what Python writes of such.")
+    return written
 
 
 def _from_json(value: Any, what: str) -> Any:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -50,16 +51,26 @@ def check_unicode(text: str, what: str) -> None:
         ) from error
 
 
-def read_text(value: Any, what: str) -> str:
+MISSING_CELLS = ("nan", "NaN", "None", "<NA>")
+"""What a table that was turned into texts has in a cell of CSV for a missing value, as pandas writes it."""
+
+
+def read_text(value: Any, what: str, *, cell: bool = False) -> str:
     """Return a text or a number as text.
 
     Args:
         value: what the row holds.
         what: what messages call it.
+        cell: whether it is a cell of CSV.
 
     Raises:
         DataError: nothing, or neither text nor a number.
     """
+    if cell and value in MISSING_CELLS:
+        raise DataError(
+            f"There is no value for {what}: its cell is {value}, as a missing value is written. Leave the row out; "
+            "where the text is meant, write the rows as JSON Lines, where each text is taken as it is."
+        )
     if isinstance(value, str):
         return value
     missing = value is None or (isinstance(value, float) and math.isnan(value))
@@ -86,6 +97,13 @@ def read_answers(value: Any, column: str, reading: AnswerReading) -> tuple[str, 
                 'Write it as one: ["..."].'
             )
         value = items
+    if reading.plain and isinstance(value, str) and written_list(value) is not None:
+        other = "write the rows as JSON Lines, where" if reading.cells else "put it into a list of its own:"
+        raise DataError(
+            f"The text of {what} is {short(value)}, a list that is written out, and most of the first rows' are no "
+            "lists of texts. Write the one answer, or a real list of accepted answers in JSON Lines; to train on the "
+            f"text as it is, {other} [{json.dumps(value, ensure_ascii=False)}] is one answer."
+        )
     if reading.parsed and isinstance(value, str):
         answer = parsed_answer(value)
         if answer is None:
@@ -123,7 +141,7 @@ def _read_answer(value: Any, what: str, reading: AnswerReading) -> str:
         return str(int(value))
     names = reading.names
     if not names or not isinstance(value, int) or isinstance(value, bool):
-        return read_text(value, what)
+        return read_text(value, what, cell=reading.cells)
     if not 0 <= value < len(names):
         raise DataError(f"The value of {what} is {value}, not one of the {len(names)} names (0 to {len(names) - 1}).")
     return names[value]
@@ -322,6 +340,7 @@ def _read_part(part: Mapping[str, Any], place: ImagePlace | None) -> Iterator[Pa
             yield with_size(read_image_value(unwrapped(given[key], given), place), size)
     if image is None and (kind in IMAGE_PARTS or (not kind and text is None)) and place is not None:
         index = given.get("index")
+        index = int(index) if isinstance(index, float) and index.is_integer() else index
         yield NextImage(index if isinstance(index, int) else None, size)
 
 

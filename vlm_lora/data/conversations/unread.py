@@ -242,7 +242,8 @@ def is_refused(row: Mapping[str, Any], column: str, read: Iterable[str], *, chat
 def defines_functions(value: Any) -> bool:
     """Tell whether a value defines functions, as a list or as text of one."""
     if isinstance(value, str):
-        return '"function"' in value or ('"name"' in value and '"parameters"' in value)
+        text = value.replace("'", '"')  # as Python writes it
+        return '"function"' in text or ('"name"' in text and '"parameters"' in text)
     items = value if isinstance(value, list | tuple) else [value]
     return any(
         defines_functions(item)

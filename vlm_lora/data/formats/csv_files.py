@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -65,6 +66,7 @@ def _open_csv(path: Path) -> Any:
     _, header = next(rows, (0, None))
     if header is None:
         raise DataError(f"{path} is empty: the first line must name the columns.")
+    header = [name.strip(" ") for name in header]
     doubled = sorted({name for name in header if header.count(name) > 1})
     if doubled:
         raise DataError(f"{path} line 1: two columns are called '{doubled[0]}'. Rename one.")
@@ -92,15 +94,20 @@ class Form:
     separator: str
     spaced: bool = False
     """Whether a space behind each separator is none of the value's."""
+    padded: bool = False
+    """Whether spaces before each separator are none of the value's."""
     line: int = 1
     """The line with the names of the columns: 2 where `sep=;` stands before it, as Excel writes it."""
 
     def __str__(self) -> str:
         name = {"\t": "a tab", ",": "a comma"}.get(self.separator, repr(self.separator))
+        name = f"spaces and {name}" if self.padded else name
         return f"{name} and a space" if self.spaced else name
 
 
 _SEPARATORS = (",", ";", "\t", "|")
+_SAID = re.compile(r' *"?sep=(.)"? *', re.IGNORECASE)
+"""The line that names the separator, which may be a tab."""
 
 
 def form_of(stream: IO[str], usual: str) -> Form:
@@ -117,15 +124,16 @@ def form_of(stream: IO[str], usual: str) -> Form:
         if not line:
             break
         first = line
-    told = first.strip().lower()
-    if told.startswith("sep=") and len(told) == 5:
-        return Form(separator=told[4], line=number + 1)
+    told = _SAID.fullmatch(first.strip("\r\n"))
+    if told:
+        return Form(separator=told[1], line=number + 1)
     stream.seek(start)
     names = "".join(first.rstrip("\r\n").split('"')[::2])  # quoted names may hold anything
     counts = {separator: names.count(separator) for separator in _SEPARATORS}
     separator = usual if counts[usual] or not any(counts.values()) else max(counts, key=lambda one: counts[one])
     spaced = counts[separator] > 0 and names.count(f"{separator} ") == counts[separator]
-    return Form(separator=separator, spaced=spaced, line=number)
+    padded = counts[separator] > 0 and names.count(f" {separator}") == counts[separator]
+    return Form(separator=separator, spaced=spaced, padded=padded, line=number)
 
 
 def _parse_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -140,7 +148,7 @@ def _parse_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             try:
                 form = form_of(stream, usual)
-                if form.separator != usual or form.spaced:
+                if form.separator != usual or form.spaced or form.padded:
                     logger.info("%s: values are parted by %s, as its first line shows.", path, form)
                 lines = form.line - 1
                 reader = csv.reader(stream, delimiter=form.separator, skipinitialspace=form.spaced, strict=True)
@@ -157,7 +165,7 @@ def _parse_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
                             f"columns. Values are parted by {form}; one that holds that, a quote or a line break must "
                             'stand in double quotes ("...").'
                         )
-                    yield begins, row
+                    yield begins, [cell.rstrip(" ") for cell in row] if form.padded else row
             except csv.Error as error:
                 raise DataError(
                     f"{path} line {lines + (reader.line_num if reader else 0)}: not CSV: {error}."

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vlm_lora.data.columns.harmless import is_harmless
+from vlm_lora.data.wording import short
 from vlm_lora.errors import DataError
 
 ROWS_KEY = "data"
@@ -12,6 +14,32 @@ ROWS_KEY = "data"
 
 _ASIDE = ("info", "licenses", "license", "version", "meta", "metadata")
 """Keys of a document that say something of the whole of it."""
+
+_NAMES: Mapping[str, str] = {
+    "who made it, and what it is": """
+        info licenses description dataset_description title about readme comment comments note notes name citation
+        homepage contributor contributors created_by generator generated_at exported_at exported_by
+    """,
+    "how it is laid out": "schema $schema features columns pandas_version encoding dataset_info builder_name",
+    "what a service answers with": """
+        total total_count total_rows total_pages num_rows count length page pages per_page limit offset next previous
+        has_more object code message msg success ok error errors
+    """,
+}
+"""Keys (case does not count), in addition to those of columns, that say what a document is: nothing to train on."""
+
+_OF_TABLES = frozenset(name for names in _NAMES.values() for name in names.split())
+
+_DESCRIBED = ("schema", "$schema", "features", "columns")
+"""Those whose own keys are the names of columns."""
+
+_TOLD = frozenset(
+    [
+        *("system", "system_prompt", "system_message", "system_instruction", "systeminstruction"),
+        *("prompt", "prompt_template", "default_prompt", "user_prompt", "question", "instruction", "instructions"),
+    ]
+)
+"""Keys (case does not count) that say what the rows are trained with, also inside what describes the document."""
 
 _CAPTIONS = '{"image": "000000000009.jpg", "caption": ["...", "..."]}'
 _BOXES = '{"image": "000000000009.jpg", "objects": {"bbox": [[x, y, width, height]], "category": ["..."]}}'
@@ -31,6 +59,50 @@ def rows_key(document: Mapping[str, Any]) -> str | None:
     key = others[0]
     value = document[key]
     return key if isinstance(value, list) and value and all(isinstance(row, dict) for row in value) else None
+
+
+def refuse_others(where: object, document: Mapping[str, Any], key: str) -> None:
+    """Refuse a document that says, beside its rows, what they are to be trained with: it would not be read.
+
+    What a table is, where it came from and the like (`info`, `version`, `license`) says nothing of that.
+
+    Args:
+        where: the file, for messages.
+        document: all of it.
+        key: that of its rows.
+
+    Raises:
+        DataError: names the keys.
+    """
+    found = {name: value for other, inner in document.items() if other != key for name, value in _unread(other, inner)}
+    if found:
+        held = ", ".join(f"'{name}' ({short(value)})" for name, value in found.items())
+        raise DataError(
+            f"{where}: beside its rows under '{key}', the document has {held}, which is not read. Write what belongs "
+            'to the rows into each of them (a system text, for example, as "system": ...), and remove it here.'
+        )
+
+
+def _unread(name: str, value: Any) -> list[tuple[str, Any]]:
+    """Return what a key of a document holds that the rows would be trained with, by its name from the top."""
+    if name.casefold() in _OF_TABLES or is_harmless(name):
+        return _told_in(name, value)
+    return [] if _says_nothing(value) else [(name, value)]
+
+
+def _told_in(name: str, value: Any) -> list[tuple[str, Any]]:
+    """Return what is told to a model inside a description; anything else there describes, too."""
+    if not isinstance(value, dict) or name.casefold() in _DESCRIBED:
+        return []
+    found: list[tuple[str, Any]] = []
+    for key, inner in value.items():
+        told = key.casefold() in _TOLD and not _says_nothing(inner)
+        found += [(key, inner)] if told else _told_in(key, inner)
+    return [(f"{name}.{key}", inner) for key, inner in found]
+
+
+def _says_nothing(value: Any) -> bool:
+    return value is None or value is False or value in ("", [], {})
 
 
 def refuse_document(where: object, document: Mapping[str, Any]) -> DataError:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlm_lora.data.formats.json_documents import refuse_document, rows_key
+from vlm_lora.data.formats.json_documents import refuse_document, refuse_others, rows_key
 from vlm_lora.errors import DataError
 
 _BLANK = re.compile(r"[ \t\n\r]*")
@@ -139,6 +139,19 @@ def may_be_json(path: Path) -> bool:
         return stream.read(64).removeprefix(_BYTE_ORDER_MARK).lstrip()[:1] in (b"{", b"[")
 
 
+_OBJECT = re.compile(rb"\s*(?:\[\s*)*\{\s*\"")
+
+
+def is_json(path: Path) -> bool:
+    """Tell from its first characters whether a file whose name says that it is another is JSON: an object opens it."""
+    try:
+        with path.open("rb") as stream:
+            first = stream.read(4096)
+    except OSError:  # said where the file is read
+        return False
+    return _OBJECT.match(first.removeprefix(_BYTE_ORDER_MARK)) is not None
+
+
 def stream_json_lines(path: Path) -> Iterator[Mapping[str, Any]]:
     """Yield the rows of a file of one JSON object a line; it is read once, and no more of it than is asked for.
 
@@ -189,6 +202,7 @@ def _read_document(path: Path, text: str, skipped: int, stamp: tuple[int, int]) 
         key = rows_key(document)
         if key is None:
             raise refuse_document(path, document)
+        refuse_others(path, document, key)
         return _read_list(path, text, _find_list(text, first, key), skipped, stamp, inner=True)
     if not opening:
         return _RowIndex(path, stamp).finish()

@@ -1,27 +1,51 @@
 """Images that rows name by a number or a name without its ending, as COCO's files do: found below `--image_root`.
 
-`139` and `"139"` are `000000000139.jpg` or `COCO_val2014_000000000139.jpg`; `"abc"` is `abc.jpg`.
+`139` and `"139"` are `000000000139.jpg` or `COCO_val2014_000000000139.jpg`; `"abc"` is `abc.jpg`. Tables that
+have no lists or whole numbers write `"[139, 285]"` and `"139.0"`.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from vlm_lora.data.conversations.texts import written_list
 from vlm_lora.data.images.formats import SUFFIXES
 from vlm_lora.data.wording import joined
 from vlm_lora.errors import ImageError
 
-NAMES = ("image_id", "img_id", "imageid", "imgid")
+NAMES = ("image_id", "img_id", "imageid", "imgid", "image_ids", "img_ids", "imageids", "imgids")
 """Columns (case does not count) that name images so."""
 
 
+_LIST = re.compile(r"\[\s*\d+(?:\s+\d+)*\s*\]")
+"""Whole numbers in a list as numpy writes one."""
+
+
+def ids_in(value: Any) -> Sequence[Any]:
+    """Return the numbers or names that a row's value holds: its items, where it is a list or a text of one."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        items = written_list(value)
+        value = value if items is None else items
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        text = value.strip()
+        try:
+            items = text[1:-1].split() if _LIST.fullmatch(text) else json.loads(text)
+        except (ValueError, RecursionError):
+            items = None
+        value = items if isinstance(items, list) else value
+    return value if isinstance(value, list | tuple) else [value]
+
+
 def is_known_id(value: Any, root: Path) -> bool:
-    """Tell whether a value names at least one image file below a folder."""
-    return bool(_files_of(value, root))
+    """Tell whether each number or name that a value holds is that of at least one image file below a folder."""
+    ids = ids_in(value)
+    return bool(ids) and all(_files_of(one, root) for one in ids)
 
 
 def find_by_id(value: Any, root: Path) -> Path:
@@ -57,7 +81,12 @@ def _files_of(value: Any, root: Path) -> Sequence[str]:
             return ()
         value = int(value)
     text = str(value).strip()
-    return _index(root).get(_key(text), ()) if text else ()
+    files = _index(root)
+    return files.get(_key(text)) or files.get(_key(_FRACTION.sub("", text)), ()) if text else ()
+
+
+_FRACTION = re.compile(r"(?<=\d)\.0+$")
+"""What a table that stores whole numbers as fractions writes behind them."""
 
 
 @lru_cache(maxsize=4)

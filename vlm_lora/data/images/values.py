@@ -10,6 +10,7 @@ import base64
 import binascii
 import json
 import math
+import os
 import re
 import stat
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from PIL import Image
 from vlm_lora.data.conversation import ImageRef, OwnSize, Url
 from vlm_lora.data.conversations.texts import written_list
 from vlm_lora.data.images.formats import REFUSED_SUFFIXES, SUFFIXES, begins_as_image
-from vlm_lora.data.images.numbers import find_by_id
+from vlm_lora.data.images.numbers import find_by_id, ids_in
 from vlm_lora.data.images.spelling import other_spelling
 from vlm_lora.errors import ImageError
 
@@ -144,7 +145,7 @@ def read_image_values(value: Any, place: ImagePlace) -> tuple[ImageRef, ...]:
     """Return the references for an image column's value: nothing, one image or a list, which may be written as text."""
     value = _as_list(value)
     if place.by_id and place.folder is not None and not is_missing(value):
-        ids = value if isinstance(value, list | tuple) else [value]
+        ids = ids_in(value)
         return tuple(ImageRef(source=resolve_path(str(find_by_id(one, place.folder)), place)) for one in ids)
     if is_missing(value):
         return ()
@@ -194,6 +195,13 @@ def resolve_path(text: str, place: ImagePlace) -> Path:
     """
     if "\x00" in text:
         raise ImageError(f"The image path {text!r} holds a NUL character.")
+    try:
+        os.fsencode(text)  # also takes names that are no UTF-8, as this system's folders list them
+    except UnicodeEncodeError as error:
+        raise ImageError(
+            f"The image path {_short(text)!a} holds half of a surrogate pair at character {error.start}, which no file "
+            "name has. Write the whole character."
+        ) from error
     text = _with_slashes(text, place)
     path = Path(text).expanduser() if text.startswith("~/") else Path(text)
     if place.data_folder is not None and not path.is_absolute():
@@ -245,10 +253,12 @@ def read_own_size(given: Mapping[str, Any]) -> OwnSize | None:
     Raises:
         ImageError: it is no size, or says two things at once.
     """
-    found = {key: given[key] for key in (*_BUDGET, *_SIDES) if given.get(key) is not None}
+    found: dict[str, Any] = {key: given[key] for key in (*_BUDGET, *_SIDES) if given.get(key) is not None}
     if given.get("total_pixels") is not None:
         raise ImageError("total_pixels is for the frames of a video. Of an image write max_pixels, or leave it out.")
     for key, value in found.items():
+        if isinstance(value, float) and value.is_integer():
+            found[key] = value = int(value)  # a table with missing values stores whole numbers as fractions
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ImageError(f"An image's {key} is {value!r}. It must be a whole number of pixels from 1.")
     sides = [key for key in _SIDES if key in found]
@@ -313,6 +323,10 @@ def read_url(text: str, *, allow: bool) -> Url:
     Raises:
         ImageError: URLs are not allowed, or it is one that is never fetched.
     """
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ImageError(
+            f"The image's URL ({_short(text)!a}) holds half of a surrogate pair. Write the whole character."
+        )
     if not text.lower().startswith(("http://", "https://")):
         raise ImageError(
             f"The image is a URL that is never fetched ({_short(text)}); only http and https are. Download the images "

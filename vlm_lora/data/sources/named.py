@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora.data.formats.arrow_files import HeldOpen, count_parquet_rows, parquet_features
-from vlm_lora.data.formats.json_files import may_be_json
+from vlm_lora.data.formats.json_files import is_json, may_be_json
 from vlm_lora.data.formats.rows import Origin, Rows, Table, join_files
 from vlm_lora.data.formats.tar.opening import is_tar, open_tars
 from vlm_lora.data.sources.files import READERS, find_source
@@ -91,6 +91,8 @@ def _open_saved(folder: Path) -> dict[str, Rows]:
 def _suffix(path: Path) -> str:
     """Return the ending that says the format; packed tars are tars, and JSON is JSON whatever its name says."""
     suffix = ".tar" if is_tar(path) else path.suffix.lower()
+    if suffix in (".csv", ".tsv") and is_json(path):
+        return ".json"
     return suffix if suffix in {*READERS, ".tar"} or not may_be_json(path) else ".json"
 
 
