@@ -104,9 +104,9 @@ class Schema:
 
     @property
     def questions_for_boxes(self) -> tuple[str, ...]:
-        """The questions that the user set, or a task file has, about boxes."""
+        """The questions that the user set, or a task file has, about boxes that are counted as the model counts."""
         one = () if self.boxes is None or self.boxes.question is None else (self.boxes.question,)
-        tasks = () if self.page is None else self.page.tasks
+        tasks = () if self.page is None or not self.page.placed else self.page.tasks
         return (*one, *(task.question for task in tasks if "box" in (task.given, *task.output.split(","))))
 
     @cached_property
