@@ -13,7 +13,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vlm_lora.data.conversation import ImageRef, Named, Part, Piece, Place, Text, Turn, joined_text, text_part
+from vlm_lora.data.conversation import (
+    ImageRef,
+    Named,
+    Part,
+    Piece,
+    Place,
+    Text,
+    Turn,
+    images_of,
+    joined_text,
+    text_part,
+)
 from vlm_lora.data.conversations.unread import says_nothing
 from vlm_lora.data.formats.rows import Row
 from vlm_lora.data.images.loader import read_size
@@ -54,7 +65,8 @@ def fill_marks(row: Row, turns: Sequence[Turn], images: Sequence[ImageRef]) -> t
     Args:
         row: values by column.
         turns: with their images in place.
-        images: the images, in the order that `image_id` counts from 0.
+        images: those of the image columns. `image_id` counts them from 0 where the turns show no others; else it
+            counts all that the turns show, in reading order.
 
     Raises:
         DataError: marks that are not as many as the objects, or an object that cannot be read; it is named.
@@ -69,7 +81,8 @@ def fill_marks(row: Row, turns: Sequence[Turn], images: Sequence[ImageRef]) -> t
         return tuple(turns)
     if any(_MARK.search(turn.reasoning) for turn in turns):
         raise DataError(f"A turn's thoughts hold {_NAME} or {_BOX}, and marks are filled in texts alone.")
-    pieces = _pieces(objects, str(column), marks, images)
+    shown = images_of(turns)
+    pieces = _pieces(objects, str(column), marks, images if len(images) == len(shown) else shown)
     return tuple(_filled(turn, pieces) for turn in turns)
 
 

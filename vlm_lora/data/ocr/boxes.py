@@ -80,16 +80,21 @@ _READ_KEYS = frozenset([*BOX_KEYS, *CATEGORY_KEYS, "image_id", "ref", "bbox_type
 
 
 def answer_boxes(
-    value: Any, reading: BoxReading, sizes: Sequence[tuple[int, int]], images: Sequence[ImageRef] = ()
+    value: Any,
+    reading: BoxReading,
+    sizes: Sequence[tuple[int, int]],
+    images: Sequence[ImageRef] = (),
+    shown: Sequence[int] | None = None,
 ) -> PlacedText:
     """Return a row's boxes as the answer; no boxes give an empty list.
 
     Args:
         value: the column's value: an object of lists, or a list of objects. With several images each box names its
-            own by `image_id`, counted from 0, and the answer repeats it.
+            own by `image_id`, counted from 0; the answer says which of the shown ones that is, also from 0.
         reading: format of the boxes and names of the categories.
         sizes: width and height in pixels of each of the row's images.
         images: the images.
+        shown: for each of them, which in reading order it is; None where they are shown in their own order.
 
     Raises:
         DataError: what is given cannot be read as boxes with categories; the message names the box.
@@ -112,7 +117,7 @@ def answer_boxes(
                 f"{', '.join(BOX_FORMATS)}.)"
             ) from error
         place = Place(numbers=numbers, size=sizes[image], image=images[image] if images else None)
-        which = (("image_id", image),) if len(sizes) > 1 else ()
+        which = (("image_id", image if shown is None else shown[image]),) if len(sizes) > 1 else ()
         found.append((("bbox_2d", place), ("label", label), *which))
     return PlacedText(pieces=(PlaceList(items=tuple(found)),))
 
