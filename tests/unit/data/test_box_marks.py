@@ -71,9 +71,11 @@ def test_other_texts_are_read(layout: Any, question: str, answer: str, tmp_path:
     assert told == [["<0.png>", question], [answer]]
 
 
-def test_models_own_boxes_beside_objects_are_read(tmp_path: Path) -> None:
+def test_objects_beside_models_own_boxes_are_left_out_where_that_is_typed(tmp_path: Path) -> None:
     row = {**chat("Where is the <ref>sheep</ref>?", "<box>[[1, 2, 3, 4]]</box>"), "objects": OBJECTS}
-    assert read_back([row], tmp_path).told[0][1] == ["<box>[[1, 2, 3, 4]]</box>"]
+    assert "To leave the objects out of all rows, type --ignore_columns objects" in read_back([row], tmp_path).told[0]
+    left_out = read_back([row], tmp_path, ignore_columns=("objects",))
+    assert left_out.told[0][1] == ["<box>[[1, 2, 3, 4]]</box>"]
     empty = {**chat("What does <bbox> mean?", "A <bbox> of its own."), "objects": {"ref": [], "bbox": []}}
     assert read_back([empty], tmp_path).told[0][1] == ["A <bbox> of its own."]
 

@@ -107,12 +107,13 @@ def _pieces(
     if others:
         raise DataError(f"The column '{column}' holds {quoted(others)}, which is not read. Known are {quoted(_KEYS)}.")
     names, boxes = (_list(objects.get(key), column, key) for key in ("ref", "bbox"))
+    cure = "" if marks else f" To leave the objects out of all rows, type --ignore_columns {column}."
     for mark, held, key in ((_NAME, names, "ref"), (_BOX, boxes, "bbox")):
         count = marks.count(mark)
         if count != len(held):
             raise DataError(
                 f"The texts hold {count} {mark}, and '{column}' has {len(held)} under '{key}'. Each stands for the "
-                "next one in order, so they must be equally many."
+                f"next one in order, so they must be equally many.{cure}"
             )
     places = _places(objects, column, boxes, images)
     named = map(_name, names)
