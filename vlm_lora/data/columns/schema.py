@@ -12,7 +12,14 @@ from functools import cached_property
 from typing import Any, Literal
 
 from vlm_lora.config.run_config import DataConfig
-from vlm_lora.data.columns.annotations import Marked, how_boxes_are_written, read_boxes, read_pages, refuse_two_answers
+from vlm_lora.data.columns.annotations import (
+    Marked,
+    how_boxes_are_written,
+    read_boxes,
+    read_pages,
+    refuse_two_answers,
+    unread_marks,
+)
 from vlm_lora.data.columns.answers import AnswerReading, describe_answers, refuse_bare_choices
 from vlm_lora.data.columns.names import (
     CAPTION_QUESTION,
@@ -181,8 +188,8 @@ def detect_schema(rows: Rows, config: DataConfig, *, quiet: bool = False) -> Sch
     decided = _decided(mapped, config)
     reading = Reading(columns=columns, ignored=config.ignore_keys, chat=schema.is_chat, decided=decided)
     schema = replace(schema, reading=reading)
-    boxes = () if schema.boxes is None else search.values(schema.boxes.column)
-    unknown = find_unknown(search.where, search.sample, reading, _chats(search, schema), boxes)
+    marks = unread_marks(search, schema.boxes, schema.page)
+    unknown = find_unknown(search.where, search.sample, reading, _chats(search, schema), marks)
     left_out = [column for column in rows.columns if column not in schema.columns | unknown.columns.keys()]
     reasons = (*told.explain(config.system_prompt), *explain_left_out(left_out, config))
     return replace(schema, unknown=unknown, reasons=(*schema.reasons, *reasons))

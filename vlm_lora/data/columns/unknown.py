@@ -20,7 +20,7 @@ from vlm_lora.data.conversations.texts import parse_turns
 from vlm_lora.data.conversations.unread import is_refused, says_nothing, unknown_keys
 from vlm_lora.data.formats.rows import Row
 from vlm_lora.data.images.values import looks_like_image
-from vlm_lora.data.ocr.boxes import holds_boxes, unread_keys
+from vlm_lora.data.ocr.boxes import holds_boxes
 from vlm_lora.data.ocr.pages import holds_page
 from vlm_lora.data.wording import joined, quoted, short
 from vlm_lora.errors import DataError, nearest
@@ -62,11 +62,11 @@ class Unknown:
     """The file or files."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     keys: Mapping[str, Any] = field(default_factory=dict)
-    """Of turns, parts and boxes."""
+    """Of turns, parts, boxes and OCR pages."""
 
 
 def find_unknown(
-    where: str, sample: Sequence[Row], reading: Reading, chats: Iterable[Any], boxes: Iterable[Any] = ()
+    where: str, sample: Sequence[Row], reading: Reading, chats: Iterable[Any], marks: Iterable[tuple[str, Any]] = ()
 ) -> Unknown:
     """Return what nobody reads of the first rows.
 
@@ -75,7 +75,7 @@ def find_unknown(
         sample: the rows, without what is ignored.
         reading: what is accounted for.
         chats: all lists of turns in them.
-        boxes: all values of their column of boxes.
+        marks: keys of their boxes and OCR pages that nobody reads, with what they hold.
     """
     columns: dict[str, Any] = {}
     for row in sample:
@@ -84,8 +84,7 @@ def find_unknown(
     for turns in chats:
         for turn in turns:
             keys = {**dict(unknown_keys(turn)), **keys}
-    for value in boxes:
-        keys = {**dict(unread_keys(value)), **keys}
+    keys = {**dict(marks), **keys}
     keys = {key: value for key, value in keys.items() if key not in reading.ignored}
     return Unknown(where=where, columns=columns, keys=keys)
 
@@ -172,5 +171,5 @@ def explain_left_out(columns: Iterable[str], config: DataConfig) -> tuple[str, .
     if named:
         lines.append(f"not used: {quoted(named)}, by --ignore_columns")
     if config.ignore_keys:
-        lines.append(f"not used: {quoted(config.ignore_keys)} of turns and parts, by --ignore_keys")
+        lines.append(f"not used: {quoted(config.ignore_keys)} of turns, parts, boxes and OCR pages, by --ignore_keys")
     return tuple(lines)

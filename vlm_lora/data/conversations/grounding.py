@@ -28,7 +28,7 @@ from vlm_lora.data.conversation import (
 from vlm_lora.data.conversations.unread import says_nothing
 from vlm_lora.data.formats.rows import Row
 from vlm_lora.data.images.loader import read_size
-from vlm_lora.data.ocr.boxes import read_box, read_point, which_image
+from vlm_lora.data.ocr.boxes import BBOX_TYPES, read_box, read_point, which_image
 from vlm_lora.data.wording import quoted, short
 from vlm_lora.errors import DataError
 
@@ -38,8 +38,6 @@ COLUMN = "objects"
 _NAME, _BOX = "<ref-object>", "<bbox>"
 _MARK = re.compile(f"({_NAME}|{_BOX})")
 _KEYS = ("ref", "bbox", "bbox_type", "image_id")
-_STYLES: Mapping[str, str] = {"real": "xyxy", "norm1": "relative_xyxy"}
-"""Values of `bbox_type`, as formats of boxes."""
 
 
 def holds_references(value: Any) -> bool:
@@ -124,8 +122,8 @@ def _places(
     objects: Mapping[str, Any], column: str, boxes: Sequence[Any], images: Sequence[ImageRef]
 ) -> Iterator[Place]:
     kind = objects.get("bbox_type") or "real"
-    if kind not in _STYLES:
-        raise DataError(f"The bbox_type in '{column}' is {short(kind)}; known are {', '.join(_STYLES)}.")
+    if kind not in BBOX_TYPES:
+        raise DataError(f"The bbox_type in '{column}' is {short(kind)}; known are {', '.join(BBOX_TYPES)}.")
     if boxes and not images:
         raise DataError(f"'{column}' marks places of an image, and the row has none.")
     given = objects.get("image_id")
@@ -137,9 +135,9 @@ def _places(
             image = images[which_image(image_id, len(images), of_row=True)]
             size = read_size(image.source)
             is_point = isinstance(box, list | tuple) and len(box) == 2
-            numbers = (read_point if is_point else read_box)(box, _STYLES[kind], size)
+            numbers = (read_point if is_point else read_box)(box, BBOX_TYPES[kind], size)
         except DataError as error:
-            how = f"(bbox_type {kind}; known are {', '.join(_STYLES)}.)"
+            how = f"(bbox_type {kind}; known are {', '.join(BBOX_TYPES)}.)"
             raise type(error)(f"bbox {number} in column '{column}': {error} {how}") from error
         yield Place(numbers=numbers, size=size, image=image)
 

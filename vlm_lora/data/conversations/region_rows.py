@@ -70,7 +70,7 @@ def convert_page(
             none of the tasks can be asked about.
     """
     size = _size_of_only(images, reading.column)
-    page = read_page(row.get(reading.column))
+    page = read_page(row.get(reading.column), reading.ignored)
     check_size((_number(page.size[0]), _number(page.size[1])), size)
     check_size(_given_size(row), size)
     page = with_blanks(clipped(page, size), size, Draw(row=number).generator(reading.seed))

@@ -64,6 +64,8 @@ class PageReading:
     """How answers are written."""
     placed: bool = True
     """Whether boxes become the numbers that `--box_coordinates` asks for; else they are pixels of the stored image."""
+    ignored: tuple[str, ...] = ()
+    """Keys of pages and their items that are left out."""
 
 
 class TaskSample(NamedTuple):
