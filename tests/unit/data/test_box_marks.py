@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from support.read_back import read_back
+from vlm_lora.errors import DataError
 
 OBJECTS = {"ref": ["sheep"], "bbox": [[4, 5, 20, 30]]}
 
@@ -86,3 +87,20 @@ def test_a_question_that_asks_for_boxes_has_no_marks(tmp_path: Path) -> None:
     plain, marked = read_back(rows, tmp_path).told
     assert plain[0] == ["<0.png>", "Find the sheep"]
     assert "Turn 1 (user) holds <ref-object>" in marked
+
+
+@pytest.mark.parametrize("column", ["bbox", "box", "points", "ref", "grounding"])
+def test_columns_beside_objects_that_fill_the_marks_are_named(column: str, tmp_path: Path) -> None:
+    objects = {"ref": ["sheep"], "bbox": [[4, 5, 20, 22]]}
+    row = {**chat("Find <ref-object>", "<bbox>"), "objects": objects}
+    plain = read_back([row], tmp_path).told
+    assert plain == [[["<0.png>", "Find sheep"], ["[4, 5, 20, 22]"]]]
+    beside = {**row, column: [[1, 2, 3, 4]]}
+    with pytest.raises(DataError, match=rf"has the column '{column}' .*type --ignore_columns {column}$"):
+        read_back([beside], tmp_path)
+    assert read_back([beside], tmp_path, ignore_columns=(column,)).told == plain
+    closed = {**chat("Where?", "<box>1, 2, 3, 4</box>"), column: [[1, 2, 3, 4]]}
+    with pytest.raises(DataError, match=f"has the column '{column}'"):
+        read_back([closed], tmp_path)
+    opened = {**chat("Where?", "At <bbox>."), column: [[1, 2, 3, 4]]}
+    assert f"stands for a value of the column '{column}'" in read_back([opened], tmp_path).told[0], "the control"
