@@ -15,6 +15,7 @@ from typing import Any
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.columns.harmless import holds_nothing
 from vlm_lora.data.columns.names import NOTHING, ColumnRole, role_of_name
+from vlm_lora.data.columns.repeated import Repeats
 from vlm_lora.data.conversations.choices import listed_choices
 from vlm_lora.data.conversations.texts import parse_turns
 from vlm_lora.data.conversations.unread import is_refused, says_nothing, unknown_keys
@@ -40,6 +41,9 @@ class Reading:
     """Whether a row is a chat, which tools belong to."""
     decided: frozenset[ColumnRole] = frozenset()
     """Roles for which flags name a column: others that could have them are left out, as the flags mean."""
+
+    repeats: Repeats = field(default_factory=Repeats)
+    """Columns among these that say again what others say."""
 
     def accounts_for(self, column: str, value: Any) -> bool:
         """Tell whether a column is read, or may be left out without a word."""
@@ -101,12 +105,15 @@ def unknown_columns(row: Row, reading: Reading) -> Iterator[str]:
 
 
 def refuse_unknown_columns(row: Row, reading: Reading | None) -> None:
-    """Refuse a row with a column that holds something, where the first rows had none such.
+    """Refuse a row with a column that holds something, where the first rows had none such, or had it elsewhere too.
 
     Raises:
         DataError: names the columns and what to type.
     """
-    found = [] if reading is None else [*unknown_columns(row, reading)]
+    if reading is None:
+        return
+    reading.repeats.check(row)
+    found = [*unknown_columns(row, reading)]
     if found:
         raise DataError(
             f"{_listed({column: row[column] for column in found}, 'column')} would not be read by training, and the "
