@@ -87,13 +87,21 @@ class BoxForm:
     """What each box comes with, as a key of JSON: `label`, `text`, or nothing."""
     images: int = 1
     """How many images the question is about."""
+    key: str | None = "bbox_2d"
+    """Key of a box in JSON; None where boxes stand alone, each a list of four numbers."""
+    name_first: bool = False
+    """Whether what a box comes with stands before it in JSON."""
+    placed: bool = True
+    """Whether numbers are counted as the model counts; else the answer is JSON in pixels of the stored image."""
 
     def in_json(self, unit: str) -> str:
         """Return the sentence for answers in JSON, numbers in a unit such as `in pixels`."""
-        keys = ['"bbox_2d": [x1, y1, x2, y2]', *([] if self.named is None else [f'"{self.named}": "..."'])]
+        box = "[x1, y1, x2, y2]"
         several = self.images > 1
-        shown = ", ".join([*keys, *(['"image_id": 0'] if several else [])])
-        said = f"Answer with a JSON list of {{{shown}}}, {unit}."
+        keys = [f'"{self.key}": {box}', *([] if self.named is None else [f'"{self.named}": "..."'])]
+        keys = [*(keys[::-1] if self.name_first else keys), *(['"image_id": 0'] if several else [])]
+        shown = box if self.key is None else f"{{{', '.join(keys)}}}"
+        said = f"Answer with a JSON list of {shown}, {unit}."
         return f"{said} image_id counts the pictures from 0." if several else said
 
 

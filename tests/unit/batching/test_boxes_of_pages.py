@@ -30,13 +30,16 @@ LINES: list[dict[str, Any]] = [
 ]
 
 
-def encoded(folder: Path, task: tuple[str, str, str], family: str, convention: BoxConvention) -> EncodedRow:
+def encoded(
+    folder: Path, task: tuple[str, str, str], family: str, convention: BoxConvention, **settings: Any
+) -> EncodedRow:
     (folder / "a.png").write_bytes(encode_png(Image.new("RGB", SIZE, "white")))
     with (folder / "tasks.csv").open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream).writerows([COLUMNS, ("t", *task)])
     path = write_jsonl(folder / "rows.jsonl", [{"image": "a.png", "text": {"lines": LINES}}])
     tasks = str(folder / "tasks.csv")
-    config = DataConfig(dataset_name=str(path), validation_fraction=0.0, task_file=tasks, answer_style="bbox_2d")
+    settings = {"answer_style": "bbox_2d", **settings}
+    config = DataConfig(dataset_name=str(path), validation_fraction=0.0, task_file=tasks, **settings)
     train = load_splits(config, need_train=True, need_validation=False).train
     assert train is not None
     return new_encoder(family, boxes=convention, load_image=None).encode(train[0])
@@ -113,6 +116,37 @@ def test_a_task_says_how_to_answer_as_the_model_counts(tmp_path: Path) -> None:
         assert ("in pixels" in text) is (convention is PIXELS)
     with pytest.raises(DataError, match=r"has {box_format} although its output_type asks for no box"):
         encoded(tmp_path, ("image", "lines", "Read {image}. {box_format}"), "qwen2_5_vl", PIXELS)
+
+
+PER_MILLE = "from 0 to 1000 along the picture's width and height."
+
+
+@pytest.mark.parametrize(
+    ("family", "convention"), [("qwen2_5_vl", OWN_CHOICE), ("paligemma", CONVENTIONS["paligemma"])]
+)
+@pytest.mark.parametrize(
+    ("output", "form", "answer"),
+    [
+        ("box", "[x1, y1, x2, y2]", [line["bbox"] for line in LINES]),
+        ("[lines, box]", '{"text": "...", "bbox": [x1, y1, x2, y2]}', LINES),
+    ],
+)
+def test_the_tools_own_style_is_asked_for_as_it_is_answered(
+    family: str, convention: BoxConvention, output: str, form: str, answer: Any, tmp_path: Path
+) -> None:
+    task = ("image", output, "Read {image}. {box_format}")
+    row = encoded(tmp_path, task, family, convention, answer_style="bbox")
+    assert f"Answer with a JSON list of {form}, in pixels." in row.text, "whatever the model's own way"
+    assert "1000" not in row.text
+    assert json.dumps(answer) in row.text
+    placed = encoded(tmp_path, task, family, convention, answer_style="bbox", box_coordinates="per_mille")
+    said = f"Answer with a JSON list of {form}, {PER_MILLE}" if family != "paligemma" else "the box of each."
+    assert said in placed.text
+    assert "in pixels" not in placed.text
+    assert json.dumps(answer) not in placed.text
+    ours = encoded(tmp_path, task, family, OWN_CHOICE).text
+    assert '{"bbox_2d": [x1, y1, x2, y2]' in ours, "the control"
+    assert PER_MILLE in ours
 
 
 @pytest.mark.parametrize(

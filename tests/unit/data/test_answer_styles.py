@@ -166,3 +166,15 @@ def test_the_tools_own_boxes_are_pixels_unless_numbers_are_asked_for(tmp_path: P
     assert answer() == Text(text="[[8, 8, 16, 16]]")
     assert isinstance(answer(box_coordinates="per_mille"), PlacedText)
     assert isinstance(answer(answer_style="bbox_2d"), PlacedText)
+
+
+def test_the_form_of_boxes_is_that_of_the_style() -> None:
+    alone, named = (task(None, output, "{box_format}") for output in ("box", "words,box"))
+    assert told(alone, "bbox")[0] == "Answer with a JSON list of [x1, y1, x2, y2], in pixels."
+    assert told(named, "bbox")[0] == (
+        'Answer with a JSON list of {"text": "...", "bbox": [x1, y1, x2, y2]}, in pixels.'
+    )
+    assert told(alone, "bbox_2d")[0] == 'Answer with a JSON list of {"bbox_2d": [x1, y1, x2, y2]}, in pixels.'
+    assert told(named, "bbox_2d")[0] == (
+        'Answer with a JSON list of {"bbox_2d": [x1, y1, x2, y2], "text": "..."}, in pixels.'
+    )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from support.read_back import read_back
+from vlm_lora.errors import DataError
 
 OBJECTS = {"ref": ["sheep"], "bbox": [[4, 5, 20, 30]]}
 
@@ -71,9 +72,9 @@ def test_other_texts_are_read(layout: Any, question: str, answer: str, tmp_path:
     assert told == [["<0.png>", question], [answer]]
 
 
-def test_models_own_boxes_beside_objects_are_read(tmp_path: Path) -> None:
+def test_objects_beside_models_own_boxes_are_left_out_where_that_is_typed(tmp_path: Path) -> None:
     row = {**chat("Where is the <ref>sheep</ref>?", "<box>[[1, 2, 3, 4]]</box>"), "objects": OBJECTS}
-    assert "The texts hold 0 <ref-object>" in read_back([row], tmp_path).told[0], "nothing would read the objects"
+    assert "To leave the objects out of all rows, type --ignore_columns objects" in read_back([row], tmp_path).told[0]
     left_out = read_back([row], tmp_path, ignore_columns=("objects",))
     assert left_out.told[0][1] == ["<box>[[1, 2, 3, 4]]</box>"]
     empty = {**chat("What does <bbox> mean?", "A <bbox> of its own."), "objects": {"ref": [], "bbox": []}}
@@ -86,3 +87,20 @@ def test_a_question_that_asks_for_boxes_has_no_marks(tmp_path: Path) -> None:
     plain, marked = read_back(rows, tmp_path).told
     assert plain[0] == ["<0.png>", "Find the sheep"]
     assert "Turn 1 (user) holds <ref-object>" in marked
+
+
+@pytest.mark.parametrize("column", ["bbox", "box", "points", "ref", "grounding"])
+def test_columns_beside_objects_that_fill_the_marks_are_named(column: str, tmp_path: Path) -> None:
+    objects = {"ref": ["sheep"], "bbox": [[4, 5, 20, 22]]}
+    row = {**chat("Find <ref-object>", "<bbox>"), "objects": objects}
+    plain = read_back([row], tmp_path).told
+    assert plain == [[["<0.png>", "Find sheep"], ["[4, 5, 20, 22]"]]]
+    beside = {**row, column: [[1, 2, 3, 4]]}
+    with pytest.raises(DataError, match=rf"has the column '{column}' .*type --ignore_columns {column}$"):
+        read_back([beside], tmp_path)
+    assert read_back([beside], tmp_path, ignore_columns=(column,)).told == plain
+    closed = {**chat("Where?", "<box>1, 2, 3, 4</box>"), column: [[1, 2, 3, 4]]}
+    with pytest.raises(DataError, match=f"has the column '{column}'"):
+        read_back([closed], tmp_path)
+    opened = {**chat("Where?", "At <bbox>."), column: [[1, 2, 3, 4]]}
+    assert f"stands for a value of the column '{column}'" in read_back([opened], tmp_path).told[0], "the control"

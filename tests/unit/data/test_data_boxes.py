@@ -202,7 +202,9 @@ def test_numbers_are_those_that_the_names_were_declared_for(tmp_path: Path) -> N
 
     assert label() == "glove"
     # The control: names that are set are for the first key.
-    assert label(box_labels=("a", "b")) == "a"
+    assert label(box_labels=("a", "b"), ignore_keys=("category_id",)) == "a"
+    with pytest.raises(DataError, match="have 'category_id', which is not read"):
+        answer(objects[0], names=("a", "b"))
 
 
 def test_answers_are_json_whatever_the_labels_hold() -> None:
@@ -329,3 +331,55 @@ def test_an_explicit_mapping_wins_over_boxes(tmp_path: Path) -> None:
     assert load(tmp_path, row, boxes_column="objects", prompt_column="question")[0].turns[0].text == "q"
     with pytest.raises(DataError, match=r"--boxes_column says .* does not go with --response_column"):
         load(tmp_path, row, boxes_column="objects", response_column="answer")
+
+
+@pytest.mark.parametrize(
+    ("others", "named"),
+    [
+        ({"label": "red cup"}, "label"),
+        ({"boxes": [5, 6, 7, 8]}, "boxes"),
+        ({"ref": "the cup"}, "ref"),
+        ({"attributes": ["red"]}, "attributes"),
+        ({"label": "cup", "bboxes": [1, 2, 3, 4], "category_id": 3, "ref": "cup", "label_id": 4, "box": None}, None),
+    ],
+)
+def test_a_second_key_that_says_something_else_is_named(others: dict[str, Any], named: str | None) -> None:
+    item = {"bbox": [1, 2, 3, 4], "category": "cup", **others}
+    values: list[Any] = [[item], {key: [held] for key, held in item.items()}]
+    for value in values:
+        if named is None:
+            assert answer(value) == [{"bbox_2d": [1, 2, 4, 6], "label": "cup"}]
+            continue
+        with pytest.raises(DataError, match=f"have '{named}', which is not read.*--ignore_keys {named} to leave"):
+            answer(value)
+        assert answer(value, ignored=(named,)) == [{"bbox_2d": [1, 2, 4, 6], "label": "cup"}]
+    assert answer([{**item, "label": "red cup"}], ignored=("category", "ref", "attributes", "boxes"))[0]["label"] == (
+        "red cup"
+    ), "what is left out makes room for the other"
+
+
+def test_second_keys_are_named_before_the_first_row_is_read(tmp_path: Path) -> None:
+    row = {"image": "a.png", "objects": [{"bbox": [1, 2, 3, 4], "category": "cup", "label": "red cup"}]}
+    with pytest.raises(DataError, match=r"has the key 'label' \('red cup'\).*type --ignore_keys label"):
+        load(tmp_path, row)
+    assert '"label": "red cup"' in load(tmp_path, row, ignore_keys=("category",))[0].turns[-1].text
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_boxes_say_no_other_format_than_they_are_read_in(several: bool) -> None:
+    def given(kind: Any) -> Any:
+        if several:
+            return [{"bbox": [1, 2, 3, 4], "label": "cup", "bbox_type": kind}]
+        return {"bbox": [[1, 2, 3, 4]], "label": ["cup"], "ref": ["cup"], "bbox_type": kind}
+
+    assert answer(given("real"), format="xyxy") == [{"bbox_2d": [1, 2, 3, 4], "label": "cup"}]
+    assert (
+        answer(given(None))
+        == answer(given("real"), ignored=("bbox_type",))
+        == [{"bbox_2d": [1, 2, 4, 6], "label": "cup"}]
+    )
+    for kind, style in (("real", "xyxy"), ("norm1", "relative_xyxy")):
+        with pytest.raises(DataError, match=f"bbox_type '{kind}', --box_format {style}, and are read as --box_format"):
+            answer(given(kind))
+    with pytest.raises(DataError, match=r"bbox_type 'polar'.*known as real, norm1 alone.*--ignore_keys bbox_type"):
+        answer(given("polar"))

@@ -12,7 +12,7 @@ import pytest
 from support.datasets import write_image
 from support.read_back import read_back
 from vlm_lora.config.run_config import DataConfig
-from vlm_lora.data.conversation import Named, Place, PlacedText
+from vlm_lora.data.conversation import Named, Place, PlacedText, PlaceList
 from vlm_lora.data.dataset import load_splits
 
 OBJECTS = {"ref": ["sheep"], "bbox": [[4, 5, 20, 22], [20, 8, 30, 19]]}
@@ -188,3 +188,51 @@ def test_what_else_a_turn_holds_is_kept_and_marks_in_thoughts_are_named(tmp_path
     assert train[0].turns[1].reasoning == "Two of them."
     row["messages"][1]["reasoning_content"] = "At <bbox>."
     assert "A turn's thoughts hold <ref-object> or <bbox>" in read_back([row], tmp_path).told[0]
+
+
+def read_places(row: dict[str, Any], folder: Path) -> tuple[list[str], list[str]]:
+    """Return the names of the images that a row shows, and of those that the places of its answer lie in."""
+    for number in range(2):
+        write_image(folder / f"{number}.png", seed=number)
+    (folder / "rows.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    config = DataConfig(dataset_name=str(folder / "rows.jsonl"), validation_fraction=0.0)
+    train = load_splits(config, need_train=True, need_validation=False).train
+    assert train is not None
+    conversation = train[0]
+    (part,) = conversation.turns[-1].parts
+    assert isinstance(part, PlacedText)
+    places = [place.image for piece in part.pieces for place in places_in(piece)]
+    shown = [Path(str(image.source)).name for image in conversation.images]
+    return shown, [Path(str(image.source)).name for image in places if image is not None]
+
+
+def places_in(piece: Any) -> list[Place]:
+    if isinstance(piece, PlaceList):
+        return [
+            value for item in piece.items if isinstance(item, tuple) for _, value in item if isinstance(value, Place)
+        ]
+    return [piece] if isinstance(piece, Place) else []
+
+
+def test_image_ids_count_all_images_of_a_row_that_brings_its_own(tmp_path: Path) -> None:
+    asked = [{"type": "image", "image": "1.png"}, {"type": "image"}, {"type": "text", "text": "Find"}]
+    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": "<bbox><bbox>"}]
+    objects = {"ref": [], "bbox": [[1, 2, 3, 4], [5, 6, 7, 8]], "image_id": [0, 1]}
+    row = {"messages": turns, "images": ["0.png"], "objects": objects}
+    assert read_places(row, tmp_path) == (["1.png", "0.png"], ["1.png", "0.png"])
+    (told,) = read_back([{**row, "objects": {**objects, "image_id": None}}], tmp_path).told
+    assert "the row has 2 images, and the box has no image_id" in told
+    column = {**chat("<image_2> or <image_1>?", "<bbox><bbox>", ["0.png", "1.png"]), "objects": objects}
+    assert read_places(column, tmp_path) == (["1.png", "0.png"], ["0.png", "1.png"]), "they count the column"
+
+
+@pytest.mark.parametrize(
+    ("question", "shown", "ids"),
+    [("<image_2> or <image_1>?", ["1.png", "0.png"], [1, 0]), ("Where?", ["0.png", "1.png"], [0, 1])],
+)
+def test_an_answer_counts_images_as_they_are_shown(question: str, shown: Any, ids: Any, tmp_path: Path) -> None:
+    objects = {"bbox": [[1, 2, 3, 4], [5, 6, 7, 8]], "label": ["a", "b"], "image_id": [0, 1]}
+    row = {"question": question, "image": ["0.png", "1.png"], "objects": objects}
+    assert read_places(row, tmp_path) == (shown, ["0.png", "1.png"])
+    found = json.loads(read_back([row], tmp_path).told[0][1][0])
+    assert [item["image_id"] for item in found] == ids

@@ -15,10 +15,11 @@ from support.datasets import write_image, write_jsonl
 from support.read_back import read_back
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.columns.harmless import is_harmless
+from vlm_lora.data.columns.search import SAMPLE
 from vlm_lora.data.dataset import load_splits
 from vlm_lora.errors import ConfigError, DataError
 
-PAGE = {"lines": [{"text": "l", "bbox": [0, 0, 1, 1]}]}
+PAGE: dict[str, Any] = {"lines": [{"text": "l", "bbox": [0, 0, 1, 1]}]}
 TURNS: list[dict[str, Any]] = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 PARTS: list[dict[str, Any]] = [
     {"role": "user", "content": [{"type": "image", "image": "0.png"}, {"type": "text", "text": "q"}]},
@@ -284,3 +285,37 @@ def test_a_context_of_a_chat_is_refused(tmp_path: Path) -> None:
     row = {**LAYOUTS["prompt_completion"], "passage": "x"}
     with pytest.raises(DataError, match="--context_column passage continues a question in a column, and 'prompt', "):
         read_back([row], tmp_path, context_column="passage")
+
+
+@pytest.mark.parametrize(
+    ("page", "named"),
+    [
+        ({**PAGE, "tables": [["a", "b"]]}, "tables"),
+        ({"text": PAGE, "translation": "L"}, "translation"),
+        ({"text": {**PAGE, "translation": "L"}}, "translation"),
+        ({"text": PAGE, "image": {"width": 32, "height": 24, "caption": "A page."}}, "caption"),
+        ({"lines": [{**PAGE["lines"][0], "polygon": [0, 0, 1, 0, 1, 1]}]}, "polygon"),
+        ({"lines": PAGE["lines"], "words": [{"text": "l", "label": "heading"}]}, "label"),
+    ],
+)
+@pytest.mark.parametrize("late", [False, True])
+def test_unknown_keys_of_pages_and_items_are_named(page: Any, named: str, late: bool, tmp_path: Path) -> None:
+    row = {"image": "0.png", "text": page}
+    plain = read_back([{"image": "0.png", "text": PAGE}], tmp_path).told
+    if late:
+        good = [{"image": "0.png", "text": PAGE}] * SAMPLE
+        said = read_back([*good, row], tmp_path).told
+        assert [told[1] for told in said[:-1]] == [["l"]] * SAMPLE, "the control"
+        assert f"The page has '{named}', which is not read. Leave it out, or type --ignore_keys {named}" in said[-1]
+    else:
+        with pytest.raises(DataError, match=rf"has the key '{named}' \(.*type --ignore_keys {named}$"):
+            read_back([row], tmp_path)
+    assert read_back([row], tmp_path, ignore_keys=(named,)).told == plain
+
+
+def test_what_recognition_says_of_itself_is_passed_over(tmp_path: Path) -> None:
+    item = {**PAGE["lines"][0], "confidence": 0.9, "conf": 90, "id": 7, "page": 1, "angle": 2, "type": "t", "order": 3}
+    page = {"text": {"lines": [item], "tables": []}, "image": {"width": 32, "height": 24, "file_name": "a"}, "page": 1}
+    plain = read_back([{"image": "0.png", "text": PAGE}], tmp_path).told
+    assert isinstance(plain[0], list)
+    assert read_back([{"image": "0.png", "text": page}], tmp_path).told == plain

@@ -104,6 +104,8 @@ class _Writer:
             return [*self._spelling.named(piece.text)]
         if isinstance(piece, PlaceList):
             return [*self._spelling.listed([(item, self._of_item(item)) for item in piece.items])]
+        if not piece.placed:
+            return [piece.in_json("in pixels")]
         return [self._spelling.form(self._convention.unit, piece)]
 
     def _of_item(self, item: tuple[tuple[str, str | int | Place], ...] | Place) -> tuple[int, ...]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.columns.names import COLUMN_NAMES
+from vlm_lora.data.columns.search import ColumnSearch
 from vlm_lora.data.formats.rows import Rows, declared_names
 from vlm_lora.data.ocr.answer_styles import choose_style
-from vlm_lora.data.ocr.boxes import CATEGORY_KEYS, BoxReading, holds_boxes
-from vlm_lora.data.ocr.pages import holds_page
+from vlm_lora.data.ocr.boxes import CATEGORY_KEYS, BoxReading, holds_boxes, unread_keys
+from vlm_lora.data.ocr.pages import holds_page, unread_of_page
 from vlm_lora.data.ocr.task_answers import PageReading
 from vlm_lora.data.ocr.tasks import load_tasks
 from vlm_lora.errors import ConfigError, DataError
@@ -79,6 +80,16 @@ def read_boxes(rows: Rows, column: str, config: DataConfig, prompt: str | None) 
     return reading, (asked, f"boxes are {config.box_format}; {named}", how_boxes_are_written(config))
 
 
+def unread_marks(search: ColumnSearch, boxes: BoxReading | None, page: PageReading | None) -> Iterator[tuple[str, Any]]:
+    """Yield the keys of the first rows' boxes and OCR pages that hold something, with it, and that nobody reads."""
+    if boxes is not None:
+        for value in search.values(boxes.column):
+            yield from unread_keys(value, boxes)
+    if page is not None:
+        for value in search.values(page.column):
+            yield from unread_of_page(value, page.ignored)
+
+
 def how_boxes_are_written(config: DataConfig) -> str:
     """Say what becomes of boxes, and that those inside a row's texts stay as they are."""
     return (
@@ -101,7 +112,9 @@ def read_pages(column: str, config: DataConfig) -> tuple[PageReading, tuple[str,
     style, by = choose_style(config.answer_style, (task.question for task in tasks), from_file=path is not None)
     # The OCR tool has pixels of the stored image; they become the model's own numbers where that is asked for.
     placed = style.name != "bbox" or config.box_coordinates != "auto"
-    reading = PageReading(column=column, tasks=tasks, seed=config.task_seed, style=style, placed=placed)
+    reading = PageReading(
+        column=column, tasks=tasks, seed=config.task_seed, style=style, placed=placed, ignored=config.ignore_keys
+    )
     boxed = any("box" in (task.given, *task.output.split(",")) for task in tasks)
     written = how_boxes_are_written(config) if placed else "boxes are pixels of the stored image (--box_coordinates)"
     return reading, (

@@ -6,33 +6,40 @@ type, none is an error that lists what was seen and what is accepted. Detection 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 from vlm_lora.config.run_config import DataConfig
-from vlm_lora.data.columns.annotations import Marked, how_boxes_are_written, read_boxes, read_pages, refuse_two_answers
+from vlm_lora.data.columns.annotations import (
+    Marked,
+    how_boxes_are_written,
+    read_boxes,
+    read_pages,
+    refuse_two_answers,
+    unread_marks,
+)
 from vlm_lora.data.columns.answers import AnswerReading, describe_answers, refuse_bare_choices
+from vlm_lora.data.columns.image_words import explain_images, explain_marks, user_texts
 from vlm_lora.data.columns.names import (
     CAPTION_QUESTION,
     CAPTIONS,
     COLUMN_NAMES,
     CONTEXT_OF_PROMPT,
     PLACEHOLDER,
-    ROLES,
     TEXTS,
     TURN_KEYS,
     ColumnRole,
 )
 from vlm_lora.data.columns.other_forms import refuse_other_forms
+from vlm_lora.data.columns.repeated import find_repeats
 from vlm_lora.data.columns.search import (
     SAMPLE,
     ColumnSearch,
     Images,
     explain_text_only,
     find_images,
-    has_own_images,
     read_mapping,
     where_from,
 )
@@ -104,9 +111,9 @@ class Schema:
 
     @property
     def questions_for_boxes(self) -> tuple[str, ...]:
-        """The questions that the user set, or a task file has, about boxes."""
+        """The questions that the user set, or a task file has, about boxes that are counted as the model counts."""
         one = () if self.boxes is None or self.boxes.question is None else (self.boxes.question,)
-        tasks = () if self.page is None else self.page.tasks
+        tasks = () if self.page is None or not self.page.placed else self.page.tasks
         return (*one, *(task.question for task in tasks if "box" in (task.given, *task.output.split(","))))
 
     @cached_property
@@ -175,15 +182,18 @@ def detect_schema(rows: Rows, config: DataConfig, *, quiet: bool = False) -> Sch
     )
     if schema.layout in ("messages", "question_answer", "prompt_completion"):
         schema = _with_objects(schema, search, config)
-    inside = [] if schema.prompt is None else search.named("prompt")
-    inside = inside if search.holding_the_others(inside) == [schema.prompt] else []
-    columns = schema.columns | {*inside, *pictures.aside}  # the prompt says what they say
-    decided = _decided(mapped, config)
-    asks = schema.layout == "question_answer"
-    reading = Reading(columns=columns, ignored=config.ignore_keys, asks=asks, chat=schema.is_chat, decided=decided)
+    repeats = find_repeats(search, pictures, schema.prompt, chosen="prompt" in mapped)
+    reading = Reading(
+        columns=schema.columns | repeats.columns,
+        ignored=config.ignore_keys,
+        asks=schema.layout == "question_answer",
+        chat=schema.is_chat,
+        decided=_decided(mapped, config),
+        repeats=repeats,
+    )
     schema = replace(schema, reading=reading)
-    boxes = () if schema.boxes is None else search.values(schema.boxes.column)
-    unknown = find_unknown(search.where, search.sample, reading, _chats(search, schema), boxes)
+    marks = unread_marks(search, schema.boxes, schema.page)
+    unknown = find_unknown(search.where, search.sample, reading, _chats(search, schema), marks)
     left_out = [column for column in rows.columns if column not in schema.columns | unknown.columns.keys()]
     reasons = (*told.explain(config.system_prompt), *explain_left_out(left_out, config))
     return replace(schema, unknown=unknown, reasons=(*schema.reasons, *reasons))
@@ -348,7 +358,7 @@ def _chat_schema(search: ColumnSearch, column: str, why: str, pictures: Images) 
             f"{search.where}: column '{column}' holds no chat. A chat is a list of turns, each with "
             f'"role" and "content" or with "from" and "value"; the first value is {short(example)}.'
         )
-    why_marks = _explain_marks((text for turns in chats for text in _user_texts(turns)), pictures)
+    why_marks = explain_marks((text for turns in chats for text in user_texts(turns)), pictures)
     if any("from" in turn and "value" in turn for turns in chats for turn in turns):
         taken = "is left out: there are no images" if pictures.declined else "marks an image's place"
         why_marks = f"{PLACEHOLDER} in user turns {taken} (ShareGPT turns)"
@@ -357,45 +367,8 @@ def _chat_schema(search: ColumnSearch, column: str, why: str, pictures: Images) 
         image=image,
         messages=column,
         no_pictures=pictures.declined,
-        reasons=(f"messages: column '{column}', {why}", _explain_images(search, chats, pictures), why_marks),
+        reasons=(f"messages: column '{column}', {why}", explain_images(search, chats, pictures), why_marks),
     )
-
-
-def _explain_images(search: ColumnSearch, chats: Sequence[Sequence[Mapping[str, Any]]], pictures: Images) -> str:
-    """Say where a chat's images come from, or that they are left out."""
-    if not any(has_own_images(turn) for turns in chats for turn in turns):
-        return explain_text_only(search, pictures)
-    taken = "images of the chat's parts are left out" if pictures.declined else "the chat's parts bring their own"
-    return f"{pictures.why}; {taken}"
-
-
-def _explain_marks(texts: Iterable[str], pictures: Images) -> str:
-    """Say what `<image>` in user texts that are no ShareGPT turns is: each row decides, by its number of images."""
-    told = [*texts]
-    others = dict.fromkeys(mark[0] for text in told for mark in OTHER_MARKS.finditer(text))
-    if others and not pictures.declined:
-        return (
-            f"{', '.join([*others][:4])} in user texts mark images' places where a row has as many as images without "
-            "a part; any other number makes a bad row"
-        )
-    if not any(PLACEHOLDER in text for text in told):
-        return f"no {PLACEHOLDER} in the first rows' user texts: images have parts of their own or go first"
-    if pictures.declined:
-        return f"{PLACEHOLDER} in user texts is a word: there are no images"
-    return (
-        f"{PLACEHOLDER} in user texts marks an image's place where a row has as many as images without a part; any "
-        "other number makes a bad row"
-    )
-
-
-def _user_texts(turns: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield what users say: whole contents, and texts of parts."""
-    for turn in turns:
-        content = turn.get("content")
-        if ROLES.get(str(turn.get("role")).casefold()) == "user":
-            parts = content if isinstance(content, list | tuple) else [content]
-            texts = (part.get("text") if isinstance(part, Mapping) else part for part in parts)
-            yield from (text for text in texts if isinstance(text, str))
 
 
 def _caption_schema(
@@ -468,7 +441,7 @@ def _pair_schema(
         reasons.append(f"context: column '{context}' continues '{prompt}' on a new line where it is not empty")
     asked = [value for value in search.values(prompt) if isinstance(value, str)]
     if any(PLACEHOLDER in value or OTHER_MARKS.search(value) for value in asked):
-        reasons.append(_explain_marks(asked, pictures))
+        reasons.append(explain_marks(asked, pictures))
     if search.mostly_holds(prompt, lambda value: isinstance(value, list | tuple)) and not chat:
         reasons.append(f"each question of '{prompt}' is asked in a turn, with the answer at its place in '{response}'")
     if response == image or prompt == response:

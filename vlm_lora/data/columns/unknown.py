@@ -15,12 +15,13 @@ from typing import Any
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.columns.harmless import holds_nothing
 from vlm_lora.data.columns.names import MARKS, NOTHING, ColumnRole, role_of_name
+from vlm_lora.data.columns.repeated import Repeats
 from vlm_lora.data.conversations.choices import asked_text, listed_choices, shows_all
 from vlm_lora.data.conversations.texts import parse_turns
 from vlm_lora.data.conversations.unread import is_blank, is_refused, unknown_keys
 from vlm_lora.data.formats.rows import Row
 from vlm_lora.data.images.values import looks_like_image
-from vlm_lora.data.ocr.boxes import holds_boxes, unread_keys
+from vlm_lora.data.ocr.boxes import holds_boxes
 from vlm_lora.data.ocr.pages import holds_page
 from vlm_lora.data.wording import joined, quoted, short
 from vlm_lora.errors import DataError, nearest
@@ -42,6 +43,9 @@ class Reading:
     """Whether a row is a chat, which tools belong to."""
     decided: frozenset[ColumnRole] = frozenset()
     """Roles for which flags name a column: others that could have them are left out, as the flags mean."""
+
+    repeats: Repeats = field(default_factory=Repeats)
+    """Columns among these that say again what others say."""
 
     def accounts_for(self, column: str, value: Any) -> bool:
         """Tell whether a column is read, or may be left out without a word."""
@@ -66,11 +70,11 @@ class Unknown:
     """The file or files."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     keys: Mapping[str, Any] = field(default_factory=dict)
-    """Of turns, parts and boxes."""
+    """Of turns, parts, boxes and OCR pages."""
 
 
 def find_unknown(
-    where: str, sample: Sequence[Row], reading: Reading, chats: Iterable[Any], boxes: Iterable[Any] = ()
+    where: str, sample: Sequence[Row], reading: Reading, chats: Iterable[Any], marks: Iterable[tuple[str, Any]] = ()
 ) -> Unknown:
     """Return what nobody reads of the first rows.
 
@@ -79,7 +83,7 @@ def find_unknown(
         sample: the rows, without what is ignored.
         reading: what is accounted for.
         chats: all lists of turns in them.
-        boxes: all values of their column of boxes.
+        marks: keys of their boxes and OCR pages that nobody reads, with what they hold.
     """
     columns: dict[str, Any] = {}
     for row in sample:
@@ -88,8 +92,7 @@ def find_unknown(
     for turns in chats:
         for turn in turns:
             keys = {**dict(unknown_keys(turn)), **keys}
-    for value in boxes:
-        keys = {**dict(unread_keys(value)), **keys}
+    keys = {**dict(marks), **keys}
     keys = {key: value for key, value in keys.items() if key not in reading.ignored}
     return Unknown(where=where, columns=columns, keys=keys)
 
@@ -109,12 +112,15 @@ def unknown_columns(row: Row, reading: Reading) -> Iterator[str]:
 
 
 def refuse_unknown_columns(row: Row, reading: Reading | None) -> None:
-    """Refuse a row with a column that holds something, where the first rows had none such.
+    """Refuse a row with a column that holds something, where the first rows had none such, or had it elsewhere too.
 
     Raises:
         DataError: names the columns and what to type.
     """
-    found = [] if reading is None else [*unknown_columns(row, reading)]
+    if reading is None:
+        return
+    reading.repeats.check(row)
+    found = [*unknown_columns(row, reading)]
     if found:
         raise DataError(
             f"{_listed({column: row[column] for column in found}, 'column')} would not be read by training, and the "
@@ -179,5 +185,5 @@ def explain_left_out(columns: Iterable[str], config: DataConfig) -> tuple[str, .
     if named:
         lines.append(f"not used: {quoted(named)}, by --ignore_columns")
     if config.ignore_keys:
-        lines.append(f"not used: {quoted(config.ignore_keys)} of turns and parts, by --ignore_keys")
+        lines.append(f"not used: {quoted(config.ignore_keys)} of turns, parts, boxes and OCR pages, by --ignore_keys")
     return tuple(lines)

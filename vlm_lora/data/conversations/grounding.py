@@ -13,11 +13,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vlm_lora.data.conversation import ImageRef, Named, Part, Piece, Place, Text, Turn, joined_text, text_part
+from vlm_lora.data.conversation import (
+    ImageRef,
+    Named,
+    Part,
+    Piece,
+    Place,
+    Text,
+    Turn,
+    images_of,
+    joined_text,
+    text_part,
+)
 from vlm_lora.data.conversations.unread import says_nothing
 from vlm_lora.data.formats.rows import Row
 from vlm_lora.data.images.loader import read_size
-from vlm_lora.data.ocr.boxes import read_box, read_point, which_image
+from vlm_lora.data.ocr.boxes import BBOX_TYPES, read_box, read_point, which_image
 from vlm_lora.data.wording import quoted, short
 from vlm_lora.errors import DataError
 
@@ -27,8 +38,6 @@ COLUMN = "objects"
 _NAME, _BOX = "<ref-object>", "<bbox>"
 _MARK = re.compile(f"({_NAME}|{_BOX})")
 _KEYS = ("ref", "bbox", "bbox_type", "image_id")
-_STYLES: Mapping[str, str] = {"real": "xyxy", "norm1": "relative_xyxy"}
-"""Values of `bbox_type`, as formats of boxes."""
 
 
 def holds_references(value: Any) -> bool:
@@ -54,7 +63,8 @@ def fill_marks(row: Row, turns: Sequence[Turn], images: Sequence[ImageRef]) -> t
     Args:
         row: values by column.
         turns: with their images in place.
-        images: the images, in the order that `image_id` counts from 0.
+        images: those of the image columns. `image_id` counts them from 0 where the turns show no others; else it
+            counts all that the turns show, in reading order.
 
     Raises:
         DataError: marks that are not as many as the objects, or an object that cannot be read; it is named.
@@ -69,7 +79,8 @@ def fill_marks(row: Row, turns: Sequence[Turn], images: Sequence[ImageRef]) -> t
         return tuple(turns)
     if any(_MARK.search(turn.reasoning) for turn in turns):
         raise DataError(f"A turn's thoughts hold {_NAME} or {_BOX}, and marks are filled in texts alone.")
-    pieces = _pieces(objects, str(column), marks, images)
+    shown = images_of(turns)
+    pieces = _pieces(objects, str(column), marks, images if len(images) == len(shown) else shown)
     return tuple(_filled(turn, pieces) for turn in turns)
 
 
@@ -94,12 +105,13 @@ def _pieces(
     if others:
         raise DataError(f"The column '{column}' holds {quoted(others)}, which is not read. Known are {quoted(_KEYS)}.")
     names, boxes = (_list(objects.get(key), column, key) for key in ("ref", "bbox"))
+    cure = "" if marks else f" To leave the objects out of all rows, type --ignore_columns {column}."
     for mark, held, key in ((_NAME, names, "ref"), (_BOX, boxes, "bbox")):
         count = marks.count(mark)
         if count != len(held):
             raise DataError(
                 f"The texts hold {count} {mark}, and '{column}' has {len(held)} under '{key}'. Each stands for the "
-                "next one in order, so they must be equally many."
+                f"next one in order, so they must be equally many.{cure}"
             )
     places = _places(objects, column, boxes, images)
     named = map(_name, names)
@@ -110,8 +122,8 @@ def _places(
     objects: Mapping[str, Any], column: str, boxes: Sequence[Any], images: Sequence[ImageRef]
 ) -> Iterator[Place]:
     kind = objects.get("bbox_type") or "real"
-    if kind not in _STYLES:
-        raise DataError(f"The bbox_type in '{column}' is {short(kind)}; known are {', '.join(_STYLES)}.")
+    if kind not in BBOX_TYPES:
+        raise DataError(f"The bbox_type in '{column}' is {short(kind)}; known are {', '.join(BBOX_TYPES)}.")
     if boxes and not images:
         raise DataError(f"'{column}' marks places of an image, and the row has none.")
     given = objects.get("image_id")
@@ -123,9 +135,9 @@ def _places(
             image = images[which_image(image_id, len(images), of_row=True)]
             size = read_size(image.source)
             is_point = isinstance(box, list | tuple) and len(box) == 2
-            numbers = (read_point if is_point else read_box)(box, _STYLES[kind], size)
+            numbers = (read_point if is_point else read_box)(box, BBOX_TYPES[kind], size)
         except DataError as error:
-            how = f"(bbox_type {kind}; known are {', '.join(_STYLES)}.)"
+            how = f"(bbox_type {kind}; known are {', '.join(BBOX_TYPES)}.)"
             raise type(error)(f"bbox {number} in column '{column}': {error} {how}") from error
         yield Place(numbers=numbers, size=size, image=image)
 

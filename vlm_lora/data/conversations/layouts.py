@@ -13,7 +13,7 @@ from typing import Any
 from vlm_lora.data.columns.names import CAPTION_QUESTION, NOTHING, PLACEHOLDER
 from vlm_lora.data.columns.schema import Schema
 from vlm_lora.data.columns.unknown import refuse_unknown_columns
-from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn, images_of
+from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
 from vlm_lora.data.conversations.choice_numbers import as_letter
 from vlm_lora.data.conversations.choices import refuse_hidden, show_choices
 from vlm_lora.data.conversations.grounding import accepted_when_filled, fill_marks
@@ -116,7 +116,7 @@ def build_asked(
             if not schema.no_pictures:
                 drafts = read_tags(drafts, place)
             turns = place_images(drafts, images, typed=schema.no_pictures)
-            filled = fill_marks(row, turns, images or images_of(turns))
+            filled = fill_marks(row, turns, images)
             accepted = accepted if filled == turns else accepted_when_filled(accepted)
             versions = [filled]
         if schema.layout in ("boxes", "page", "caption"):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vlm_lora.data.conversation import FIND, BoxForm, ImageRef, PlacedText, Turn, text_part
+from vlm_lora.data.conversation import FIND, BoxForm, ImageRef, PlacedText, Turn, images_of, text_part
 from vlm_lora.data.conversations.image_places import Draft, UserText, place_images
 from vlm_lora.data.conversations.texts import Question, question_parts, read_question
 from vlm_lora.data.conversations.turns import read_text
@@ -40,13 +40,17 @@ def convert_boxes(row: Mapping[str, Any], reading: BoxReading, images: Sequence[
     sizes = [read_size(image.source) for image in images]
     for size in sizes:
         check_size(_given_size(row), size)
-    answer = answer_boxes(row.get(reading.column), reading, sizes, images)
     if reading.prompt is None:
         find = f"{FIND}s. " if len(images) > 1 else f"{FIND}. "
         own = PlacedText(pieces=(find, BoxForm(images=len(images))))
-        return _turns(images, own if reading.question is None else read_question(reading.question), answer)
+        question = own if reading.question is None else read_question(reading.question)
+        return _turns(images, question, answer_boxes(row.get(reading.column), reading, sizes, images))
     asked = UserText(text=read_text(row.get(reading.prompt), f"the prompt ('{reading.prompt}')"))
-    return place_images([Draft(role="user", parts=[asked]), Draft(role="assistant", parts=[answer])], images)
+    turns = place_images([Draft(role="user", parts=[asked])], images)
+    order = [id(image.source) for image in images_of(turns)]  # numbered marks may show them in another order
+    shown = [order.index(id(image.source)) for image in images]
+    answer = answer_boxes(row.get(reading.column), reading, sizes, images, shown)
+    return (*turns, Turn(role="assistant", parts=(answer,)))
 
 
 def convert_page(
@@ -66,7 +70,7 @@ def convert_page(
             none of the tasks can be asked about.
     """
     size = _size_of_only(images, reading.column)
-    page = read_page(row.get(reading.column))
+    page = read_page(row.get(reading.column), reading.ignored)
     check_size((_number(page.size[0]), _number(page.size[1])), size)
     check_size(_given_size(row), size)
     page = with_blanks(clipped(page, size), size, Draw(row=number).generator(reading.seed))

@@ -236,7 +236,16 @@ def is_refused(row: Mapping[str, Any], column: str, read: Iterable[str], *, chat
         refuse_unread_columns(alone, read, chat=chat)
     except DataError:
         return True
-    return column.casefold() in _BOX_COLUMNS and any(BOX_MARK.search(text) for text in texts_in(row))
+    return column.casefold() in _BOX_COLUMNS and _holds_open_marks(row, read)
+
+
+def _holds_open_marks(row: Mapping[str, Any], read: Iterable[str]) -> bool:
+    """Tell whether a row's texts have marks for boxes that `refuse_box_marks` refuses: none that objects fill."""
+    columns = [*read]
+    if any(column.casefold() == _FILLING for column in columns):
+        return False
+    texts = texts_in([row.get(column) for column in columns])
+    return any(f"</{mark}>" not in text for text in texts for mark in BOX_MARK.findall(text))
 
 
 def defines_functions(value: Any) -> bool:
@@ -261,7 +270,8 @@ _OF_FUNCTIONS = ("parameters", "input_schema", "arguments", "description")
 BOX_MARK = re.compile(r"<(bbox|ref-object|ref_object|box|ref|quad|polygon|point)>")
 """What stands in a text for a box, or for the name of what it shows."""
 
-_BOX_COLUMNS = ("objects", "object", "grounding", "bbox", "bboxes", "box", "boxes", "ref", "refs", "regions", "points")
+_FILLING = "objects"
+_BOX_COLUMNS = (_FILLING, "object", "grounding", "bbox", "bboxes", "box", "boxes", "ref", "refs", "regions", "points")
 """Columns (case does not count) that hold what such marks stand for."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vlm_lora.data.conversation import PlacedText
+from vlm_lora.data.conversation import BoxForm, PlacedText
 from vlm_lora.data.ocr.boxes import Box, as_json
 from vlm_lora.data.ocr.pages import Item
 
@@ -45,6 +45,21 @@ class AnswerStyle:
         if self.bare_boxes and not with_text:
             return as_json([_pixels(item) for item in ordered], size)
         return as_json([self._described(item, with_text=with_text) for item in ordered], size)
+
+    def form(self, *, with_text: bool, placed: bool) -> BoxForm:
+        """Return the sentence that asks for what `write` gives.
+
+        Args:
+            with_text: whether texts are asked for in addition to boxes.
+            placed: whether the encoder writes the boxes as its model counts; else they are pixels.
+        """
+        bare = self.bare_boxes and not with_text
+        return BoxForm(
+            named="text" if with_text else None,
+            key=None if bare else self.box_key,
+            name_first=self.text_first,
+            placed=placed,
+        )
 
     def _described(self, item: Item, *, with_text: bool) -> Mapping[str, object]:
         box = {} if item.box is None else {self.box_key: _pixels(item)}

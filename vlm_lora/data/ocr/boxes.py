@@ -68,38 +68,86 @@ def holds_boxes(value: Any) -> bool:
     return isinstance(value, Mapping) and _has_keys(value)
 
 
-def unread_keys(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the keys of boxes in a value, with what they hold, that hold something and that nobody reads."""
-    for item in value if isinstance(value, list | tuple) else [value]:
-        for key, held in item.items() if isinstance(item, Mapping) else ():
-            if key not in _READ_KEYS and not holds_nothing(key, held, key=True) and not says_nothing(held):
+def unread_keys(value: Any, reading: BoxReading) -> Iterator[tuple[str, Any]]:
+    """Yield the keys of boxes in a value, with what they hold, that hold something and that nobody reads.
+
+    Among them is a second key of the boxes, or of what they show, that says something else than the one that is read:
+    a name next to a number is no such.
+    """
+    for item in _items(value, reading.ignored):
+        for key, held in item.items():
+            if not says_nothing(held) and not _is_read(key, held, item, reading):
                 yield key, held
 
 
-_READ_KEYS = frozenset([*BOX_KEYS, *CATEGORY_KEYS, "image_id", "ref", "bbox_type"])
+def _items(value: Any, ignored: Sequence[str]) -> list[Mapping[str, Any]]:
+    """Return the objects of a value, without the keys that are left out."""
+    items = value if isinstance(value, list | tuple) else [value]
+    return [
+        {key: held for key, held in item.items() if key not in ignored} for item in items if isinstance(item, Mapping)
+    ]
+
+
+def _is_read(key: str, held: Any, item: Mapping[str, Any], reading: BoxReading) -> bool:
+    if key in BOX_KEYS:
+        return bool(held == _boxes(item))
+    if key not in (*CATEGORY_KEYS, _NAME_KEY) or not _has_keys(item):
+        return key in _OTHER_KEYS or holds_nothing(key, held, key=True)
+    said = _categories(item, reading.numbers)
+    told = _are_names(said) or (reading.numbers is not None and said == item.get(reading.numbers))
+    return bool(held == said) or (told and not _are_names(held))
+
+
+_NAME_KEY = "ref"
+"""Key of names in ms-swift's objects, which marks in texts stand for: next to a category one more name."""
+_OTHER_KEYS = ("image_id", "bbox_type")
+
+BBOX_TYPES: Mapping[str, str] = {"real": "xyxy", "norm1": "relative_xyxy"}
+"""Values of ms-swift's `bbox_type`, as formats of boxes."""
+
+
+def _refuse_other_type(value: Any, reading: BoxReading) -> None:
+    """Refuse boxes that say they are in another format than the one they are read in."""
+    said = [item.get("bbox_type") for item in _items(value, reading.ignored)]
+    for kind in (each for given in said for each in (given if isinstance(given, list | tuple) else [given])):
+        style = BBOX_TYPES.get(str(kind))
+        if says_nothing(kind) or style == reading.format:
+            continue
+        meant = f"which is known as {', '.join(BBOX_TYPES)} alone" if style is None else f"--box_format {style}"
+        typed = "--ignore_keys bbox_type to leave it out of all rows" if style is None else f"--box_format {style}"
+        raise DataError(
+            f"Boxes in column '{reading.column}' have the bbox_type {short(kind)}, {meant}, and are read as "
+            f"--box_format {reading.format}. Type {typed}."
+        )
 
 
 def answer_boxes(
-    value: Any, reading: BoxReading, sizes: Sequence[tuple[int, int]], images: Sequence[ImageRef] = ()
+    value: Any,
+    reading: BoxReading,
+    sizes: Sequence[tuple[int, int]],
+    images: Sequence[ImageRef] = (),
+    shown: Sequence[int] | None = None,
 ) -> PlacedText:
     """Return a row's boxes as the answer; no boxes give an empty list.
 
     Args:
         value: the column's value: an object of lists, or a list of objects. With several images each box names its
-            own by `image_id`, counted from 0, and the answer repeats it.
+            own by `image_id`, counted from 0; the answer says which of the shown ones that is, also from 0.
         reading: format of the boxes and names of the categories.
         sizes: width and height in pixels of each of the row's images.
         images: the images.
+        shown: for each of them, which in reading order it is; None where they are shown in their own order.
 
     Raises:
         DataError: what is given cannot be read as boxes with categories; the message names the box.
     """
-    others = dict.fromkeys(key for key, _ in unread_keys(value) if key not in reading.ignored)
+    others = dict.fromkeys(key for key, _ in unread_keys(value, reading))
     if others:
         raise DataError(
             f"Boxes in column '{reading.column}' have {quoted(others)}, which is not read. Leave it out, or type "
             f"--ignore_keys {' '.join(others)} to leave it out of all rows."
         )
+    _refuse_other_type(value, reading)
     found = []
     for number, (box, category, image_id) in enumerate(_triples(value, reading), start=1):
         try:
@@ -112,7 +160,7 @@ def answer_boxes(
                 f"{', '.join(BOX_FORMATS)}.)"
             ) from error
         place = Place(numbers=numbers, size=sizes[image], image=images[image] if images else None)
-        which = (("image_id", image),) if len(sizes) > 1 else ()
+        which = (("image_id", image if shown is None else shown[image]),) if len(sizes) > 1 else ()
         found.append((("bbox_2d", place), ("label", label), *which))
     return PlacedText(pieces=(PlaceList(items=tuple(found)),))
 
@@ -336,12 +384,14 @@ def _triples(value: Any, reading: BoxReading) -> Iterator[tuple[Any, Any, Any]]:
     """Yield box, category and the image's number, from an object of lists or a list of objects."""
     column = reading.column
     if isinstance(value, list | tuple):
-        for number, item in enumerate(value, start=1):
-            if not isinstance(item, Mapping) or not _has_keys(item):
-                raise DataError(f"Box {number} in column '{column}' is {short(item)}; {_WANTED}")
+        for number, given in enumerate(value, start=1):
+            item = next(iter(_items(given, reading.ignored)), {}) if isinstance(given, Mapping) else {}
+            if not _has_keys(item):
+                raise DataError(f"Box {number} in column '{column}' is {short(given)}; {_WANTED}")
             yield _boxes(item), _categories(item, reading.numbers), item.get("image_id")
         return
-    if not isinstance(value, Mapping) or not _has_keys(value):
+    value = next(iter(_items(value, reading.ignored)), None)
+    if value is None or not _has_keys(value):
         raise DataError(f"Column '{column}' holds {short(value)}; {_WANTED}")
     boxes, categories = _boxes(value), _categories(value, reading.numbers)
     if not isinstance(boxes, list | tuple) or not isinstance(categories, list | tuple):

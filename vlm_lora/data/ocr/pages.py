@@ -7,13 +7,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vlm_lora.data.columns.harmless import holds_nothing
 from vlm_lora.data.columns.names import COLUMN_NAMES
+from vlm_lora.data.conversations.unread import says_nothing
 from vlm_lora.data.ocr.boxes import Edges, read_box
-from vlm_lora.data.wording import short
+from vlm_lora.data.wording import quoted, short
 from vlm_lora.errors import DataError
 
 LEVELS = ("lines", "paragraphs", "words", "latex")
@@ -82,24 +84,32 @@ def holds_page(value: Any, column: str) -> bool:
     return usual and isinstance(value.get("text"), str)
 
 
-def read_page(value: Any) -> Page:
+def read_page(value: Any, ignored: Collection[str] = ()) -> Page:
     """Read what a column holds: the `text` object, the whole document around it, or either as JSON text.
 
+    Args:
+        value: what the column holds.
+        ignored: keys of the page and its items that are left out.
+
     Raises:
-        DataError: it is none of these, or an item lacks its text or has a broken box; the item is named.
+        DataError: it is none of these, an item lacks its text or has a broken box, or there is a key that nobody
+            reads; the item or key is named.
     """
-    document = _parsed(value) if isinstance(value, str) else value
-    if not isinstance(document, Mapping):
+    document, text = _opened(value, ignored)
+    if document is None or text is None:
         raise DataError(f"{short(value)} is no page. {_WANTED}")
-    inner = document.get("text")
-    inner = _parsed(inner) if isinstance(inner, str) and inner.lstrip().startswith("{") else inner
-    text: Mapping[str, Any] = inner if isinstance(inner, Mapping) else document
+    others = dict.fromkeys(key for key, _ in unread_of_page(value, ignored))
+    if others and text.keys() & {*LEVELS, *_TEXTS}:
+        raise DataError(
+            f"The page has {quoted(others)}, which is not read. Leave it out, or type --ignore_keys "
+            f"{' '.join(others)} to leave it out of all rows."
+        )
     size = None if text is document else document.get("image")
     known = {key: text[key] for key in (*LEVELS, *_TEXTS) if text.get(key) is not None}
     if text and not known and not any(key in text for key in (*LEVELS, *_TEXTS)):
         raise DataError(f"{short(value)} has none of the known keys. {_WANTED}")
     page = Page(
-        items={level: _read_items(known[level], level) for level in LEVELS if level in known},
+        items={level: _read_items(_without(known[level], ignored), level) for level in LEVELS if level in known},
         text=_read_text(known, "text"),
         text2d=_read_text(known, "text2d"),
         size=(size.get("width"), size.get("height")) if isinstance(size, Mapping) else (None, None),
@@ -108,6 +118,68 @@ def read_page(value: Any) -> Page:
         return page
     # On a page that holds text, a blank one was left out: as an answer it would teach to read nothing.
     return replace(page, text=_unless_blank(page.text), text2d=_unless_blank(page.text2d))
+
+
+def unread_of_page(value: Any, ignored: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
+    """Yield the keys of a page and of its items, with what they hold, that hold something and that nobody reads.
+
+    Args:
+        value: as of `read_page`; what is no page has none.
+        ignored: keys that are left out.
+    """
+    document, text = _opened(value, ignored)
+    if document is None or text is None:
+        return
+    if text is not document:
+        yield from _left_over(document, ("text", "image"))
+    yield from _left_over(text, (*LEVELS, *_TEXTS, "image"))
+    if isinstance(document.get("image"), Mapping):
+        yield from _left_over(document["image"], (*_OF_IMAGES, *ignored))
+    for items in (text.get(level) for level in LEVELS):
+        for item in _without(items, ignored) if isinstance(items, list | tuple) else ():
+            if isinstance(item, Mapping):
+                yield from _left_over(item, _OF_ITEMS)
+
+
+_OF_ITEMS = ("text", "latex", "bbox", "box")
+_OF_IMAGES = ("width", "height", "path", "bytes")
+_OF_RECOGNITION = frozenset(
+    [
+        *("conf", "probability", "prob", "page", "pages", "block", "block_num", "line_num", "par_num", "word_num"),
+        *("page_num", "angle", "rotation", "skew", "orientation", "direction", "order", "reading_order"),
+    ]
+)
+"""Keys (case does not count) of how text was recognised and where it stands in order, in addition to `harmless`."""
+
+
+def _left_over(given: Mapping[str, Any], read: Collection[str]) -> Iterator[tuple[str, Any]]:
+    for key, held in given.items():
+        known = key in read or key.casefold() in _OF_RECOGNITION or holds_nothing(key, held, key=True)
+        if not known and not says_nothing(held):
+            yield key, held
+
+
+def _opened(value: Any, ignored: Collection[str]) -> tuple[Mapping[str, Any], Mapping[str, Any]] | tuple[None, None]:
+    """Return the document, and the object of texts in it, which may be the document itself, without ignored keys."""
+    document = _parsed(value) if isinstance(value, str) else value
+    if not isinstance(document, Mapping):
+        return None, None
+    document = {key: held for key, held in document.items() if key not in ignored}
+    inner = document.get("text")
+    inner = _parsed(inner) if isinstance(inner, str) and inner.lstrip().startswith("{") else inner
+    if not isinstance(inner, Mapping):
+        return document, document
+    return document, {key: held for key, held in inner.items() if key not in ignored}
+
+
+def _without(items: Any, ignored: Collection[str]) -> Any:
+    """Return a level's items without some keys; anything but a list as it is."""
+    if not ignored or not isinstance(items, list | tuple):
+        return items
+    return [
+        {key: held for key, held in item.items() if key not in ignored} if isinstance(item, Mapping) else item
+        for item in items
+    ]
 
 
 def _read_items(value: Any, level: str) -> tuple[Item, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from vlm_lora.data.conversation import BoxForm, Piece, Place, PlacedText, joined_text
+from vlm_lora.data.conversation import Piece, Place, PlacedText, joined_text
 from vlm_lora.data.conversations.texts import Question, read_question
 from vlm_lora.data.ocr.answer_styles import STYLES, AnswerStyle
 from vlm_lora.data.ocr.boxes import Box, as_json, read_box
@@ -64,6 +64,8 @@ class PageReading:
     """How answers are written."""
     placed: bool = True
     """Whether boxes become the numbers that `--box_coordinates` asks for; else they are pixels of the stored image."""
+    ignored: tuple[str, ...] = ()
+    """Keys of pages and their items that are left out."""
 
 
 class TaskSample(NamedTuple):
@@ -109,7 +111,7 @@ def servable(page: Page, reading: PageReading) -> Sequence[Task]:
 
 def asked(page: Page, task: Task, given: Item | None, phrase: str, style: AnswerStyle) -> TaskSample:
     """Return a task's question, with the item that it gives and a phrase for the image, and the answer in a style."""
-    return TaskSample(_fill(page, task, given, phrase), _answer(page, task, given, style), task.name)
+    return TaskSample(_fill(page, task, given, phrase, style), _answer(page, task, given, style), task.name)
 
 
 def can_serve(page: Page, task: Task) -> bool:
@@ -208,9 +210,10 @@ def _laid_level(page: Page) -> str | None:
     return next((level for level in ("words", "lines") if page.written(level) and page.boxed(level)), None)
 
 
-def _fill(page: Page, task: Task, given: Item | None, phrase: str) -> Question:
+def _fill(page: Page, task: Task, given: Item | None, phrase: str, style: AnswerStyle) -> Question:
     """Replace the placeholders in one pass, so that a page's own text is never taken for one, nor for a mark."""
-    values: dict[str, Piece] = {"image": phrase, "box_format": BoxForm(named="text" if "," in task.output else None)}
+    form = style.form(with_text="," in task.output, placed=page.shown is not None)
+    values: dict[str, Piece] = {"image": phrase, "box_format": form}
     if given is not None:
         if given.box is None or page.shown is None:
             values["box"] = json.dumps(given.box)
