@@ -95,7 +95,7 @@ def refuse_bare_choices(
             if not isinstance(answer, bool) and hidden(text, choices, told):
                 raise DataError(
                     f"{search.where}: '{response}' holds {short(answer)}, which says one of {quoted(choices.columns)} "
-                    f"({short([*choices.texts])}), and the question in '{prompt}' does not show them all. Write them "
+                    f"({short(choices.texts)}), and the question in '{prompt}' does not show them all. Write them "
                     f"into the question, or the right one's text into '{response}'; to train on {short(answer)} as it "
                     f"is, type --ignore_columns {' '.join(choices.columns)}"
                 )

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from vlm_lora.data.conversations.choices import Choices, listed_choices, shows_all
+from vlm_lora.data.conversations.choices import Choices, bare, listed_choices, shows_all
 from vlm_lora.data.images.values import is_missing
 from vlm_lora.errors import DataError
 
@@ -27,7 +27,7 @@ def first_number(rows: Sequence[Mapping[str, Any]], taken: Sequence[str], respon
         response: the column that answers.
     """
     found = [
-        (_number(row.get(response), choices), len(choices.texts))
+        (_number(row.get(response), choices), len(choices.listed.texts))
         for row in rows
         if not is_missing(row.get(response)) and (choices := next(listed_choices(row, taken), None)) is not None
     ]
@@ -56,16 +56,18 @@ def as_letter(row: Mapping[str, Any], taken: Iterable[str], *, question: str, an
     number = None if choices is None else _number(answer, choices)
     if choices is None or number is None or shows_all(question, choices):
         return answer
-    letters = [*choices.lettered()]
+    letters = choices.letters()
     if not first <= number < first + len(letters):
         last = first + len(letters) - 1
         raise DataError(f"The answer is the number {number}, and the row's choices count from {first} to {last}.")
+    if not choices.listed.texts[number - first]:
+        raise DataError(f"The answer is the number {number}, and the row's choice at its place is empty.")
     return letters[number - first]
 
 
 def _number(value: Any, choices: Choices) -> int | None:
     """Return a value as the number of a choice; None for anything else, and for a number that is itself a choice."""
     found = None if isinstance(value, bool) else _WHOLE.fullmatch(str(value).strip())
-    if found is None or found[0] in (choice.strip() for choice in choices.texts):
+    if found is None or bare(found[0]) in map(bare, choices.texts):
         return None
     return int(found[1])

@@ -165,7 +165,7 @@ def _draft_question(row: Row, schema: Schema, place: ImagePlace) -> _Drafted:
     if schema.answers.first_choice is not None:
         answers = as_letter(row, schema.columns, question=question, answer=answers, first=schema.answers.first_choice)
     if schema.show_choices:
-        question = show_choices(row, schema.columns, question=question, answer=answers)
+        question = show_choices(row, schema.columns, question=question, answer=answers, ignored=schema.ignored_keys)
     user = Draft(role="user", parts=[UserText(text=question)])
     return [user, Draft(role="assistant", parts=[Text(text=answers)])], accepted
 
@@ -272,4 +272,5 @@ def _check_meant(row: Row, schema: Schema, turns: Sequence[Turn]) -> None:
         for place, turn in enumerate(turns):
             if turn.is_answer:
                 asked = "\n".join(before.text for before in turns[:place])
-                refuse_hidden(row, schema.columns, question=asked, answer=turn.text)
+                keys = schema.ignored_keys
+                refuse_hidden(row, schema.columns, question=asked, answer=turn.text, ignored=keys)
