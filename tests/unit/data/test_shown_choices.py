@@ -248,3 +248,31 @@ def test_keys_of_choices_are_read_or_named(tmp_path: Path) -> None:
 def test_letters_are_shown_once(choices: Any, shown: str, tmp_path: Path) -> None:
     assert shown_of(choices, "A", tmp_path) == shown
     assert shown_of(choices, shown[3:].split("\n")[0], tmp_path) == shown
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_keys_that_are_numbers_say_how_answers_count(first: int, tmp_path: Path) -> None:
+    choices = {str(first): "x", str(first + 2): "z", str(first + 1): "y"}
+    rows = [{**ASKED, "choices": choices, "answer": answer} for answer in (1, "2", first + 3)]
+    *told, other = read_back(rows, tmp_path).told
+    assert told == [[["<0.png>", "Which?\nA. x\nB. y\nC. z"], [letter]] for letter in ("BC", "AB")[first]]
+    assert f"The answer is the number {first + 3}, and the row's choices count from {first} to {first + 2}." in other
+    # The control: keys that count from neither say nothing of numbers.
+    with pytest.raises(DataError, match="'answer' holds 5"):
+        read_back([{**ASKED, "choices": {"5": "x", "6": "y"}, "answer": 5}], tmp_path)
+
+
+def test_whole_numbers_that_tables_store_as_fractions_have_no_point(tmp_path: Path) -> None:
+    rows = [
+        {**ASKED, "A": 14.0, "B": 15.0, "hint": 2.0, "answer": 14.0},
+        {**ASKED, "A": 1.0, "B": None, "C": 3.0, "hint": None, "answer": 3.0},
+        {**ASKED, "A": 1.0, "B": None, "C": 3.0, "hint": 0, "answer": 1.0},
+    ]
+    told = read_back(rows, tmp_path).told
+    assert told[0] == [["<0.png>", "Which?\n2\nA. 14\nB. 15"], ["14"]]
+    assert told[1] == [["<0.png>", "Which?\nA. 1\nC. 3"], ["3"]]
+    assert told[2] == [["<0.png>", "Which?\n0\nA. 1\nC. 3"], ["1"]]
+    # The control: fractions keep their point.
+    told = read_back([{**rows[0], "A": 14.5, "answer": 14.5}, {**rows[1], "hint": 2.5}], tmp_path).told
+    assert told[0] == [["<0.png>", "Which?\n2.0\nA. 14.5\nB. 15.0"], ["14.5"]]
+    assert told[1] == [["<0.png>", "Which?\n2.5\nA. 1\nC. 3"], ["3.0"]]

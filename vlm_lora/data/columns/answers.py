@@ -47,10 +47,15 @@ def describe_answers(rows: Rows, search: ColumnSearch, column: str) -> tuple[Ans
     from_csv = all(isinstance(table, CsvTable) for table in rows.tables)
     if from_csv and sum(items is not None for items in cells) * 2 > len(cells):
         return AnswerReading(written=True), (f"answers: the cells of '{column}' are lists of accepted answers",)
-    numbers = [number for value in search.values(column) for number in _fractions(value)]
-    if numbers and all(number.is_integer() for number in numbers):
+    if holds_whole_numbers(search, column):
         return AnswerReading(whole=True), (f"answers: the numbers of '{column}' are whole, written without a point",)
     return AnswerReading(), ()
+
+
+def holds_whole_numbers(search: ColumnSearch, column: str) -> bool:
+    """Tell whether all fractions in a column are whole numbers."""
+    numbers = [number for value in search.values(column) for number in _fractions(value)]
+    return bool(numbers) and all(number.is_integer() for number in numbers)
 
 
 def _fractions(value: Any) -> list[float]:
@@ -81,7 +86,7 @@ def refuse_bare_choices(
         text = str(answer[0] if isinstance(answer, list | tuple) and answer else answer)
         asked = asked_text(row.get(prompt), row.get(context or ""))
         try:
-            if first is not None:
+            if shown:
                 text = as_letter(row, taken, question=asked, answer=text, first=first)
             told = show_choices(row, taken, question=asked, answer=text) if shown else asked
         except DataError:

@@ -27,6 +27,7 @@ from vlm_lora.data.conversations.unread import (
     refuse_box_marks,
     refuse_media,
     refuse_unread_columns,
+    says_nothing,
 )
 from vlm_lora.data.formats.rows import Row
 from vlm_lora.data.images.values import ImagePlace, is_missing, read_image_values
@@ -158,16 +159,24 @@ def _draft_question(row: Row, schema: Schema, place: ImagePlace) -> _Drafted:
     if isinstance(asked, list | tuple) and isinstance(answered, list | tuple) and asked:
         return _draft_questions(asked, answered, schema), ()
     question = read_text(row.get(str(schema.prompt)), f"the prompt ('{schema.prompt}')")
-    context = row.get(schema.context) if schema.context else None
-    if context and context != NOTHING:
-        question = f"{question}\n{read_text(context, f'the context ({schema.context!r})')}"
+    question = "\n".join([question, *_context_of(row, schema)])
     answers, accepted = read_answers(row.get(str(schema.response)), str(schema.response), schema.answers)
-    if schema.answers.first_choice is not None:
-        answers = as_letter(row, schema.columns, question=question, answer=answers, first=schema.answers.first_choice)
     if schema.show_choices:
+        answers = as_letter(row, schema.columns, question=question, answer=answers, first=schema.answers.first_choice)
         question = show_choices(row, schema.columns, question=question, answer=answers, ignored=schema.ignored_keys)
     user = Draft(role="user", parts=[UserText(text=question)])
     return [user, Draft(role="assistant", parts=[Text(text=answers)])], accepted
+
+
+def _context_of(row: Row, schema: Schema) -> list[str]:
+    """Return the text that continues the question, where there is one."""
+    context = row.get(schema.context) if schema.context else None
+    if says_nothing(context) and not isinstance(context, str):
+        return []
+    if isinstance(context, float) and schema.whole_context and context.is_integer():
+        context = int(context)
+    text = read_text(context, f"the context ({schema.context!r})")
+    return [] if text in ("", NOTHING) else [text]
 
 
 def _draft_questions(asked: Sequence[Any], answered: Sequence[Any], schema: Schema) -> list[Draft]:
