@@ -83,6 +83,8 @@ def refuse_bare_choices(
     lines: dict[str, None] = {}
     for row in search.sample:
         answer = row.get(response)
+        if isinstance(row.get(prompt), list | tuple) and isinstance(answer, list | tuple) and len(answer) > 1:
+            continue  # several questions: a bad row where they do not show the choices
         text = str(answer[0] if isinstance(answer, list | tuple) and answer else answer)
         asked = asked_text(row.get(prompt), row.get(context or ""))
         try:

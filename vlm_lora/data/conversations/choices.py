@@ -148,7 +148,7 @@ def refuse_hidden(
     """
     for choices in listed_choices(row, taken, ignored):
         if choices.listed.refused and _is_place(answer, choices.texts):
-            _refuse_unshown(choices, question)
+            _refuse_unreadable(choices, question)
         if hidden(answer, choices, question):
             raise DataError(
                 f"The answer is {short(answer)}, which says one of {quoted(choices.columns)} "
@@ -175,7 +175,7 @@ def show_choices(
         DataError: the question does not show the choices, and the answer is none of them, or they cannot be shown.
     """
     for choices in listed_choices(row, taken, ignored):
-        _refuse_unshown(choices, question)
+        _refuse_unreadable(choices, question)
         if len(choices.listed.texts) > _MOST or shows_all(question, choices):
             continue
         if not choices.has(answer) and not _is_place(answer, choices.texts):
@@ -189,7 +189,31 @@ def show_choices(
     return question
 
 
-def _refuse_unshown(choices: Choices, question: str) -> None:
+def refuse_unshown(
+    row: Mapping[str, Any], taken: Iterable[str], *, question: str, count: int, ignored: Collection[str] = ()
+) -> None:
+    """Refuse a row of several questions with choices that they do not show: whose they are is not known.
+
+    Args:
+        row: values by column.
+        taken: the columns that are read.
+        question: all questions.
+        count: how many they are.
+        ignored: keys of objects that are left out.
+
+    Raises:
+        DataError: names the columns and what to do.
+    """
+    for choices in listed_choices(row, taken, ignored):
+        if not (choices.texts and shows_all(question, choices)):
+            raise DataError(
+                f"The row has {count} questions, and choices in {quoted(choices.columns)} ({short(choices.texts)}) "
+                "that they do not show. Write them into the question that they belong to, or type --ignore_columns "
+                f"{' '.join(choices.columns)} to leave them out."
+            )
+
+
+def _refuse_unreadable(choices: Choices, question: str) -> None:
     """Refuse choices that cannot be shown as they are meant, where the question does not show them itself."""
     if choices.listed.refused and not (choices.texts and shows_all(question, choices)):
         raise DataError(
