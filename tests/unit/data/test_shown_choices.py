@@ -276,3 +276,19 @@ def test_whole_numbers_that_tables_store_as_fractions_have_no_point(tmp_path: Pa
     told = read_back([{**rows[0], "A": 14.5, "answer": 14.5}, {**rows[1], "hint": 2.5}], tmp_path).told
     assert told[0] == [["<0.png>", "Which?\n2.0\nA. 14.5\nB. 15.0"], ["14.5"]]
     assert told[1] == [["<0.png>", "Which?\n2.5\nA. 1\nC. 3"], ["3.0"]]
+
+
+@pytest.mark.parametrize(
+    ("choices", "shown"),
+    [
+        ("A) cup\nwith (B) inside\nB) fork", "A. cup\nwith (B) inside\nB. fork"),
+        ("B. fork D. cup", "B. fork\nD. cup"),
+        ("A. 1.5 B. 2.5", "A. 1.5\nB. 2.5"),
+        ("(1) cup (2) fork", "A. cup\nB. fork"),
+        ("e.g. cup, a fork", "A. e.g. cup\nB. a fork"),
+        ("a.m., p.m.", "A. a.m.\nB. p.m."),
+        ("|cup|fork|", "A. cup\nB. fork"),
+    ],
+)
+def test_marks_in_a_text_begin_its_choices(choices: str, shown: str, tmp_path: Path) -> None:
+    assert shown_of(choices, "B", tmp_path) == shown

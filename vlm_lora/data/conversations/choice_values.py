@@ -41,7 +41,7 @@ _RIGHT_KEYS = ("correct", "is_correct", "iscorrect", "is_answer", "is_right", "r
 """Keys that say whether a choice is the right one, as the answer does."""
 
 _MARK = re.compile(
-    r"(?:(?<=\s)|(?<=[,;|])|^)(?:\(([A-Za-z]|\d{1,2})\)|\[([A-Za-z]|\d{1,2})\]|([A-Za-z])[.):]|(\d{1,2})[.):](?!\d))\s*"
+    r"(?:(?<=\s)|(?<=[,;|])|^)(?:\(([A-Za-z]|\d{1,2})\)|\[([A-Za-z]|\d{1,2})\]|([A-Za-z])[.):](?![A-Za-z]\.)|(\d{1,2})[.):](?!\d))\s*"
 )
 """What stands before a choice in a text: `A.`, `b)`, `(3)`, `[C]`."""
 
@@ -247,13 +247,16 @@ def _read_marked(text: str) -> Listed | None:
         return None
     kind = _name_in(marks[0]).isdigit()
     marks = [mark for mark in marks if _name_in(mark).isdigit() == kind]
-    numbers = [_number_of(mark) for mark in marks]
-    if numbers != sorted({*numbers}):  # `A. vitamin C. B. iron`: a mark is the one behind the last
-        counted: list[re.Match[str]] = []
-        for mark in marks:
-            if not counted or _number_of(mark) == _number_of(counted[-1]) + 1:
-                counted.append(mark)
+    lines = [mark for mark in marks if not text[: mark.start()].rpartition("\n")[2].strip()]
+    marks = lines if len(lines) > 1 and lines[0] == marks[0] else marks
+    if [_number_of(mark) for mark in marks] != sorted({_number_of(mark) for mark in marks}):
+        # `A. vitamin C. B. iron`: a mark is the one behind the last
+        counted = marks[:1]
+        for mark in marks[1:]:
+            counted += [mark] if _number_of(mark) == _number_of(counted[-1]) + 1 else []
         marks = counted
+    if len(marks) == 1 and (_name_in(marks[0]) not in ("A", "0", "1") or not text[: marks[0].end()][-1:].isspace()):
+        return None  # `e.g.`, `a.m.`
     ends = [*(mark.start() for mark in marks[1:]), len(text)]
     pieces = [text[mark.end() : end].strip(" \t\r\n,;|") for mark, end in zip(marks, ends, strict=True)]
     return place_choices(pieces, [_name_in(mark) for mark in marks])
