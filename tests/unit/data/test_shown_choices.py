@@ -137,10 +137,13 @@ def shown_of(choices: Any, answer: Any, folder: Path, **settings: Any) -> Any:
     return told if isinstance(told, str) else told[0][1].removeprefix("Which?\n")
 
 
+EMPTY: tuple[Any, ...] = ("", None, [], " ")
+
+
 @pytest.mark.parametrize(
     ("choices", "shown"),
     [
-        *((["x", empty, "y", "z"], "A. x\nC. y\nD. z") for empty in ("", None, [], " ")),
+        *(([*"x", empty, *"yz"], "A. x\nC. y\nD. z") for empty in EMPTY),
         (["int", "null", "str", "bool"], "A. int\nB. null\nC. str\nD. bool"),
         (["[]", "{}", "null", False], "A. []\nB. {}\nC. null\nD. False"),
         (["x", "y", "z", "w", "", None], "A. x\nB. y\nC. z\nD. w"),
@@ -263,7 +266,7 @@ def test_keys_that_are_numbers_say_how_answers_count(first: int, tmp_path: Path)
 
 
 def test_whole_numbers_that_tables_store_as_fractions_have_no_point(tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {**ASKED, "A": 14.0, "B": 15.0, "hint": 2.0, "answer": 14.0},
         {**ASKED, "A": 1.0, "B": None, "C": 3.0, "hint": None, "answer": 3.0},
         {**ASKED, "A": 1.0, "B": None, "C": 3.0, "hint": 0, "answer": 1.0},
