@@ -69,6 +69,48 @@ def test_questions_and_answers_in_lists_are_turns(tmp_path: Path) -> None:
     assert "with the answer at its place in 'answers'" in found.schema.explain()
 
 
+@pytest.mark.parametrize(("column", "flags"), [("hint", {}), ("passage", {"context_column": "passage"})])
+def test_what_continues_questions_in_a_list_stands_behind_the_first(
+    column: str, flags: dict[str, Any], tmp_path: Path
+) -> None:
+    row = {**IMAGE, "question": ["Which?", "And?"], "answer": ["cup", "fork"], column: "Look left."}
+    told = read_back([row, {**row, column: None}, {**row, column: ["a", "b"]}], tmp_path, **flags).told
+    assert told[0] == [["<0.png>", "Which?\nLook left."], ["cup"], ["And?"], ["fork"]]
+    assert told[1] == [["<0.png>", "Which?"], ["cup"], ["And?"], ["fork"]]
+    assert f"The value of the context ('{column}') is of type list" in told[2]
+
+
+def test_choices_of_several_questions_are_shown_by_them_or_refused(tmp_path: Path) -> None:
+    row = {**IMAGE, "question": ["Which?", "And?"], "answer": ["cup", "fork"], "choices": ["cup", "fork"]}
+    for choices in (["cup", "fork"], [["cup", "fork"], ["a", "b"]]):
+        (told,) = read_back([{**row, "choices": choices}], tmp_path).told
+        assert "The row has 2 questions, and choices in 'choices'" in told
+        assert "type --ignore_columns choices to leave them out" in told
+    (left_out,) = read_back([row], tmp_path, ignore_columns=("choices",)).told
+    assert left_out == [["<0.png>", "Which?"], ["cup"], ["And?"], ["fork"]]
+    (shown,) = read_back([{**row, "question": ["A cup or a fork?", "And?"]}], tmp_path).told
+    assert shown == [["<0.png>", "A cup or a fork?"], ["cup"], ["And?"], ["fork"]]
+
+
+def test_one_question_in_a_list_is_read_as_one(tmp_path: Path) -> None:
+    row = {**IMAGE, "question": ["Which?"], "answer": ["B"], "choices": ["cup", "fork"], "hint": "Look."}
+    found = read_back([row], tmp_path)
+    assert found.told == [[["<0.png>", "Which?\nLook.\nA. cup\nB. fork"], ["B"]]]
+    found = read_back([{**row, "answer": [["fork", "Fork"]]}, {**row, "answer": []}], tmp_path)
+    assert found.accepted[0] == ("fork", "Fork")
+    assert "are 1 and its answers in 'answer' 0" in found.told[1]
+
+
+def test_answers_by_several_people_are_no_choices(tmp_path: Path) -> None:
+    others = {"answer_1": "cup", "answer_2": "mug", "answer_3": "cup"}
+    with pytest.raises(DataError, match=r"'answer_1'.*'answer_2'.*type --ignore_columns answer_1 answer_2 answer_3"):
+        read_back([{**PAIR, **others}], tmp_path)
+    assert read_back([{**PAIR, **others}], tmp_path, ignore_columns=tuple(others)).told == TOLD
+    # The control: choices by letter are.
+    (told,) = read_back([{**PAIR, "answer_a": "cup", "answer_b": "mug"}], tmp_path).told
+    assert told == [["<0.png>", "Which?\nA. cup\nB. mug"], ["cup"]]
+
+
 def test_donuts_json_is_its_parse(tmp_path: Path) -> None:
     texts = [json.dumps({"gt_parse": {"name": "Zoë"}, "meta": {"v": 1}}), '{"other": 1}', json.dumps({"gt_parse": [1]})]
     rows = [{**IMAGE, "ground_truth": text} for text in texts]

@@ -64,11 +64,11 @@ def _describe(rows: Rows, search: ColumnSearch, column: str, from_csv: bool) -> 
         if lists * 2 > len(cells):
             return AnswerReading(written=True), (f"answers: the cells of '{column}' are lists of accepted answers",)
         if not any(map(_lists_others, search.values(column))):
-            return AnswerReading(plain=True, whole=_are_whole(search, column)), _why_whole(search, column)
+            return AnswerReading(plain=True, whole=holds_whole_numbers(search, column)), _why_whole(search, column)
     if lists * 2 > len(cells):
         said = f"answers: the texts of '{column}' write lists, and are trained on as they are: JSON has real lists"
         return AnswerReading(), (said,)
-    return AnswerReading(whole=_are_whole(search, column)), _why_whole(search, column)
+    return AnswerReading(whole=holds_whole_numbers(search, column)), _why_whole(search, column)
 
 
 def _lists_others(cell: Any) -> bool:
@@ -82,14 +82,15 @@ def _lists_others(cell: Any) -> bool:
     return True
 
 
-def _are_whole(search: ColumnSearch, column: str) -> bool:
-    numbers = [number for value in search.values(column) for number in _fractions(value)]
-    return bool(numbers) and all(number.is_integer() for number in numbers)
-
-
 def _why_whole(search: ColumnSearch, column: str) -> tuple[str, ...]:
     said = f"answers: the numbers of '{column}' are whole, written without a point"
-    return (said,) if _are_whole(search, column) else ()
+    return (said,) if holds_whole_numbers(search, column) else ()
+
+
+def holds_whole_numbers(search: ColumnSearch, column: str) -> bool:
+    """Tell whether all fractions in a column are whole numbers."""
+    numbers = [number for value in search.values(column) for number in _fractions(value)]
+    return bool(numbers) and all(number.is_integer() for number in numbers)
 
 
 def _fractions(value: Any) -> list[float]:
@@ -117,10 +118,12 @@ def refuse_bare_choices(
     lines: dict[str, None] = {}
     for row in search.sample:
         answer = row.get(response)
+        if isinstance(row.get(prompt), list | tuple) and isinstance(answer, list | tuple) and len(answer) > 1:
+            continue  # several questions: a bad row where they do not show the choices
         text = str(answer[0] if isinstance(answer, list | tuple) and answer else answer)
         asked = asked_text(row.get(prompt), row.get(context or ""))
         try:
-            if first is not None:
+            if shown:
                 text = as_letter(row, taken, question=asked, answer=text, first=first)
             told = show_choices(row, taken, question=asked, answer=text) if shown else asked
         except DataError:
@@ -134,7 +137,7 @@ def refuse_bare_choices(
             if not isinstance(answer, bool) and hidden(text, choices, told):
                 raise DataError(
                     f"{search.where}: '{response}' holds {short(answer)}, which says one of {quoted(choices.columns)} "
-                    f"({short([*choices.texts])}), and the question in '{prompt}' does not show them all. Write them "
+                    f"({short(choices.texts)}), and the question in '{prompt}' does not show them all. Write them "
                     f"into the question, or the right one's text into '{response}'; to train on {short(answer)} as it "
                     f"is, type --ignore_columns {' '.join(choices.columns)}"
                 )

@@ -20,7 +20,7 @@ from vlm_lora.data.columns.annotations import (
     refuse_two_answers,
     unread_marks,
 )
-from vlm_lora.data.columns.answers import AnswerReading, describe_answers, refuse_bare_choices
+from vlm_lora.data.columns.answers import AnswerReading, describe_answers, holds_whole_numbers, refuse_bare_choices
 from vlm_lora.data.columns.image_words import explain_images, explain_marks, user_texts
 from vlm_lora.data.columns.names import (
     CAPTION_QUESTION,
@@ -77,6 +77,8 @@ class Schema:
     """Asked of every row, where no column asks."""
     context: str | None = None
     """Alpaca's `input`: continues the prompt on a new line where it is not empty."""
+    whole_context: bool = False
+    """Whether its fractions are whole numbers, as those of answers may be (`AnswerReading.whole`)."""
     response: str | None = None
     answers: AnswerReading = field(default_factory=AnswerReading)
     """What the response is besides text."""
@@ -460,6 +462,7 @@ def _pair_schema(
         image=image,
         prompt=prompt,
         context=context,
+        whole_context=context is not None and holds_whole_numbers(search, context),
         response=response,
         answers=answers,
         show_choices=shows,

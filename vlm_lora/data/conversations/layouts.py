@@ -15,7 +15,7 @@ from vlm_lora.data.columns.schema import Schema
 from vlm_lora.data.columns.unknown import refuse_unknown_columns
 from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
 from vlm_lora.data.conversations.choice_numbers import as_letter
-from vlm_lora.data.conversations.choices import refuse_hidden, show_choices
+from vlm_lora.data.conversations.choices import asked_text, refuse_hidden, refuse_unshown, show_choices
 from vlm_lora.data.conversations.grounding import accepted_when_filled, fill_marks
 from vlm_lora.data.conversations.image_places import Draft, UserText, place_images, read_tags
 from vlm_lora.data.conversations.region_rows import convert_boxes, convert_page
@@ -27,6 +27,7 @@ from vlm_lora.data.conversations.unread import (
     refuse_box_marks,
     refuse_media,
     refuse_unread_columns,
+    says_nothing,
 )
 from vlm_lora.data.formats.rows import Row
 from vlm_lora.data.images.values import ImagePlace, is_missing, read_image_values
@@ -156,30 +157,46 @@ _Drafted = tuple[list[Draft], tuple[str, ...]]
 def _draft_question(row: Row, schema: Schema, place: ImagePlace) -> _Drafted:
     asked, answered = row.get(str(schema.prompt)), row.get(str(schema.response))
     if isinstance(asked, list | tuple) and isinstance(answered, list | tuple) and asked:
-        return _draft_questions(asked, answered, schema), ()
-    question = read_text(row.get(str(schema.prompt)), f"the prompt ('{schema.prompt}')", cell=schema.answers.cells)
-    context = row.get(schema.context) if schema.context else None
-    if context and context != NOTHING:
-        question = f"{question}\n{read_text(context, f'the context ({schema.context!r})')}"
-    answers, accepted = read_answers(row.get(str(schema.response)), str(schema.response), schema.answers)
-    if schema.answers.first_choice is not None:
-        answers = as_letter(row, schema.columns, question=question, answer=answers, first=schema.answers.first_choice)
+        if not len(asked) == len(answered) == 1:
+            return _draft_questions(row, asked, answered, schema), ()
+        asked, answered = asked[0], answered[0]
+    question = read_text(asked, f"the prompt ('{schema.prompt}')", cell=schema.answers.cells)
+    question = "\n".join([question, *_context_of(row, schema)])
+    answers, accepted = read_answers(answered, str(schema.response), schema.answers)
     if schema.show_choices:
-        question = show_choices(row, schema.columns, question=question, answer=answers)
+        answers = as_letter(row, schema.columns, question=question, answer=answers, first=schema.answers.first_choice)
+        question = show_choices(row, schema.columns, question=question, answer=answers, ignored=schema.ignored_keys)
     user = Draft(role="user", parts=[UserText(text=question)])
     return [user, Draft(role="assistant", parts=[Text(text=answers)])], accepted
 
 
-def _draft_questions(asked: Sequence[Any], answered: Sequence[Any], schema: Schema) -> list[Draft]:
-    """Draft a turn for each of a row's questions, and one for the answer at its place."""
+def _context_of(row: Row, schema: Schema) -> list[str]:
+    """Return the text that continues the question, where there is one."""
+    context = row.get(schema.context) if schema.context else None
+    if says_nothing(context) and not isinstance(context, str):
+        return []
+    if isinstance(context, float) and schema.whole_context and context.is_integer():
+        context = int(context)
+    text = read_text(context, f"the context ({schema.context!r})")
+    return [] if text in ("", NOTHING) else [text]
+
+
+def _draft_questions(row: Row, asked: Sequence[Any], answered: Sequence[Any], schema: Schema) -> list[Draft]:
+    """Draft a turn for each of a row's questions, and one for the answer at its place.
+
+    What continues a question is the row's, and so stands in the first turn.
+    """
     if len(asked) != len(answered):
         raise DataError(
             f"The row's questions in '{schema.prompt}' are {len(asked)} and its answers in '{schema.response}' "
             f"{len(answered)}; each question takes the answer at its place."
         )
+    if schema.show_choices:
+        refuse_unshown(row, schema.columns, question=asked_text(*asked), count=len(asked), ignored=schema.ignored_keys)
     drafts = []
     for number, (question, answer) in enumerate(zip(asked, answered, strict=True), start=1):
         text = read_text(question, f"question {number} ('{schema.prompt}')")
+        text = "\n".join([text, *(_context_of(row, schema) if number == 1 else [])])
         told, _ = read_answers(answer, str(schema.response), schema.answers)
         drafts += [Draft(role="user", parts=[UserText(text=text)]), Draft(role="assistant", parts=[Text(text=told)])]
     return drafts
@@ -272,4 +289,5 @@ def _check_meant(row: Row, schema: Schema, turns: Sequence[Turn]) -> None:
         for place, turn in enumerate(turns):
             if turn.is_answer:
                 asked = "\n".join(before.text for before in turns[:place])
-                refuse_hidden(row, schema.columns, question=asked, answer=turn.text)
+                keys = schema.ignored_keys
+                refuse_hidden(row, schema.columns, question=asked, answer=turn.text, ignored=keys)
