@@ -79,7 +79,7 @@ class DataConfig:
     ignore_columns: tuple[str, ...] = ()
     """Columns that are not read although they hold something. Ids, sources, sizes and the like need not be named."""
     ignore_keys: tuple[str, ...] = ()
-    """Keys of chat turns, and of their parts, that are not read although they hold something."""
+    """Keys of chat turns and their parts, of boxes and OCR pages, that are not read although they hold something."""
     choices: str = "shown"
     """What becomes of choices in columns of their own that a question does not show: shown behind it (one a line, as
     `A. text`); or refuse, where the answer is a letter alone. An answer that is none of them makes a bad row."""

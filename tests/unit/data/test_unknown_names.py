@@ -319,3 +319,22 @@ def test_what_recognition_says_of_itself_is_passed_over(tmp_path: Path) -> None:
     plain = read_back([{"image": "0.png", "text": PAGE}], tmp_path).told
     assert isinstance(plain[0], list)
     assert read_back([{"image": "0.png", "text": page}], tmp_path).told == plain
+
+
+def test_keys_of_images_and_formats_of_boxes_are_named(tmp_path: Path) -> None:
+    row = LAYOUTS["question_answer"]
+    odd = {**row, "image": {"path": "0.png", "bytes": None, "caption": "A cup."}}
+    known = {**row, "image": {"path": "0.png", "bytes": None, "caption": None, "width": 32, "id": 3}}
+    told = read_back([known, odd], tmp_path).told
+    assert told[0] == read_back([row], tmp_path).told[0]
+    assert "An image's object has 'caption', which is not read" in told[1]
+    boxes = LAYOUTS["boxes"]
+    for key in ("format", "bbox_mode"):
+        with pytest.raises(DataError, match=f"has the key '{key}' .'xyxy'.*--ignore_keys {key}"):
+            read_back([{**boxes, "objects": {**boxes["objects"], key: "xyxy"}}], tmp_path)
+
+
+@pytest.mark.parametrize("turn", [{"role": "user", "text": "q"}, {"speaker": "user", "content": "q"}, ["q"]])
+def test_a_chat_that_is_none_says_what_one_looks_like(turn: Any, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"column 'messages' holds no chat\. A chat is a list of turns, each with"):
+        read_back([{"image": "0.png", "messages": [turn, turn]}], tmp_path)

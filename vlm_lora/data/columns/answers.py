@@ -135,10 +135,11 @@ def refuse_bare_choices(
                     "(--choices refuse)"
                 ] = None
             if not isinstance(answer, bool) and hidden(text, choices, told):
+                count = "; no first row says whether numbers count from 0 or from 1" if text.isdigit() else ""
                 raise DataError(
                     f"{search.where}: '{response}' holds {short(answer)}, which says one of {quoted(choices.columns)} "
-                    f"({short(choices.texts)}), and the question in '{prompt}' does not show them all. Write them "
-                    f"into the question, or the right one's text into '{response}'; to train on {short(answer)} as it "
-                    f"is, type --ignore_columns {' '.join(choices.columns)}"
+                    f"({short(choices.texts)}), and the question in '{prompt}' does not show them all{count}. Write "
+                    f"them into the question, or the right one's text into '{response}'; to train on {short(answer)} "
+                    f"as it is, type --ignore_columns {' '.join(choices.columns)}"
                 )
     return [*lines]

@@ -31,6 +31,7 @@ from vlm_lora.data.columns.names import (
     TEXTS,
     TURN_KEYS,
     ColumnRole,
+    role_of_name,
 )
 from vlm_lora.data.columns.other_forms import refuse_other_forms
 from vlm_lora.data.columns.repeated import find_repeats
@@ -45,6 +46,7 @@ from vlm_lora.data.columns.search import (
 )
 from vlm_lora.data.columns.unknown import Reading, Unknown, explain_left_out, find_unknown
 from vlm_lora.data.conversations.choice_numbers import first_number
+from vlm_lora.data.conversations.choices import listed_choices
 from vlm_lora.data.conversations.grounding import COLUMN as OBJECTS
 from vlm_lora.data.conversations.grounding import box_written_in, holds_references
 from vlm_lora.data.conversations.region_rows import SIDES, SIZE_COLUMNS
@@ -196,9 +198,17 @@ def detect_schema(rows: Rows, config: DataConfig, *, quiet: bool = False) -> Sch
     schema = replace(schema, reading=reading)
     marks = unread_marks(search, schema.boxes, schema.page)
     unknown = find_unknown(search.where, search.sample, reading, _chats(search, schema), marks)
-    left_out = [column for column in rows.columns if column not in schema.columns | unknown.columns.keys()]
+    told_of = schema.columns | unknown.columns.keys() | _choices(search, reading)
+    left_out = [column for column in rows.columns if column not in told_of]
     reasons = (*told.explain(config.system_prompt), *explain_left_out(left_out, config))
     return replace(schema, unknown=unknown, reasons=(*schema.reasons, *reasons))
+
+
+def _choices(search: ColumnSearch, reading: Reading) -> frozenset[str]:
+    """Return the columns of choices, which are shown behind the question or refused."""
+    rows = search.sample if reading.asks else ()
+    listed = (one for row in rows for one in listed_choices(row, reading.columns))
+    return frozenset(column for one in listed for column in one.columns)
 
 
 def _decided(mapped: Mapping[ColumnRole, str], config: DataConfig) -> frozenset[ColumnRole]:
@@ -272,6 +282,9 @@ def _detect(
             f"Type --messages_column {separate[0]}, or "
             f"--prompt_column {prompts[0]} --response_column {responses[0]}."
         )
+    unread = [c for c in search.columns if role_of_name(c) == "messages" and search.may_hold(c, _is_nested)]
+    if unread and not chats and not prompts:
+        return _chat_schema(search, unread[0], "by its name", pictures)  # which says what a chat looks like
     if separate or (chats and not (prompts and responses)):
         column = search.single("messages", separate or chats)
         return _chat_schema(search, column, "its values are lists of turns", pictures)
@@ -282,6 +295,10 @@ def _without_history(chats: Sequence[str], *, alone: bool) -> list[str]:
     """Return the columns of chats that are no history; where it may be the only chat, a history is one."""
     others = [column for column in chats if column.casefold() not in HISTORY]
     return others if others or not alone else [*chats]
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, list | tuple | Mapping) and bool(value)
 
 
 def find_image_column(rows: Rows, config: DataConfig) -> tuple[str, bool]:

@@ -178,7 +178,8 @@ def show_choices(
         _refuse_unreadable(choices, question)
         if len(choices.listed.texts) > _MOST or shows_all(question, choices):
             continue
-        if not choices.has(answer) and not _is_place(answer, choices.texts):
+        # A letter that no choice has is no place; a number alone may count from 0 or from 1.
+        if not choices.has(answer) and (_letters_of(answer) or not _is_place(answer, choices.texts)):
             raise DataError(
                 f"The answer {short(answer)} is none of the row's choices in {quoted(choices.columns)} "
                 f"({short(choices.texts)}). Correct one of them, or type --ignore_columns "

@@ -22,11 +22,13 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 from PIL import Image
 
+from vlm_lora.data.columns.harmless import holds_nothing
 from vlm_lora.data.conversation import ImageRef, OwnSize, Url
 from vlm_lora.data.conversations.texts import written_list
 from vlm_lora.data.images.formats import REFUSED_SUFFIXES, SUFFIXES, begins_as_image
 from vlm_lora.data.images.numbers import find_by_id, ids_in
 from vlm_lora.data.images.spelling import other_spelling
+from vlm_lora.data.wording import quoted
 from vlm_lora.errors import ImageError
 
 _ACCEPTED = "Accepted are whole numbers 0-255 as height x width (gray) or height x width x 3 (red, green, blue)."
@@ -303,8 +305,17 @@ def _with_slashes(text: str, place: ImagePlace) -> str:
     return text.replace("\\", "/")
 
 
+_STRUCT_KEYS = frozenset(["bytes", "path", *ADDRESS_KEYS, *_BUDGET, *_SIDES, "total_pixels"])
+"""Keys of an object for an image that are read."""
+
+
 def _read_struct(value: Mapping[str, Any], place: ImagePlace) -> ImageRef:
     """Read {"bytes", "path"}: the bytes where there are any, else the path, else a URL or path under its keys."""
+    others = [key for key, held in value.items() if key not in _STRUCT_KEYS and not holds_nothing(key, held, key=True)]
+    if any(not is_missing(value[key]) for key in others):
+        raise ImageError(
+            f"An image's object has {quoted(others)}, which is not read. Leave it out, or write it into a text."
+        )
     encoded, size = value.get("bytes"), read_own_size(value)
     if encoded is not None:
         return with_size(read_image_value(encoded, place), size)

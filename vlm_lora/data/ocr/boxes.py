@@ -91,6 +91,8 @@ def _items(value: Any, ignored: Sequence[str]) -> list[Mapping[str, Any]]:
 def _is_read(key: str, held: Any, item: Mapping[str, Any], reading: BoxReading) -> bool:
     if key in BOX_KEYS:
         return bool(held == _boxes(item))
+    if key.casefold() in _FORMATS:
+        return False
     if key not in (*CATEGORY_KEYS, _NAME_KEY) or not _has_keys(item):
         return key in _OTHER_KEYS or holds_nothing(key, held, key=True)
     said = _categories(item, reading.numbers)
@@ -101,6 +103,8 @@ def _is_read(key: str, held: Any, item: Mapping[str, Any], reading: BoxReading) 
 _NAME_KEY = "ref"
 """Key of names in ms-swift's objects, which marks in texts stand for: next to a category one more name."""
 _OTHER_KEYS = ("image_id", "bbox_type")
+_FORMATS = ("format", "bbox_format", "box_format", "bbox_mode", "box_mode", "mode")
+"""Keys that say how the numbers are meant, which --box_format says here: never passed over."""
 
 BBOX_TYPES: Mapping[str, str] = {"real": "xyxy", "norm1": "relative_xyxy"}
 """Values of ms-swift's `bbox_type`, as formats of boxes."""
