@@ -47,6 +47,7 @@ from vlm_lora.session import (
 )
 from vlm_lora.training.arguments import check_arguments
 from vlm_lora.training.checkpoints.run_record import note_end
+from vlm_lora.training.hub import check_push
 from vlm_lora.training.inference_only import without_engine
 from vlm_lora.training.observers import Observers, RunLog, RunObserver
 from vlm_lora.training.outputs import (
@@ -94,6 +95,7 @@ def _train(run: RunConfig, observers: Observers) -> dict[str, Any]:
         run.tuning.refuse_what_has_no_effect()
     else:
         refuse_other_results(folder, run)
+    check_push(arguments)
     claim_folder(run, arguments, checkpoint)
     splits = load_splits(
         run.data, need_train=arguments.do_train, need_validation=arguments.do_eval or arguments.eval_on_start
