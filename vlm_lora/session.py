@@ -28,7 +28,7 @@ from vlm_lora.model.folder_faults import template_place
 from vlm_lora.model.loading import load_config, load_processor
 from vlm_lora.model.processor.image_size import describe_size, match_config
 from vlm_lora.model.processor.trained_boxes import with_trained_boxes
-from vlm_lora.model.quantization import check_request
+from vlm_lora.model.quantization import check_request, note_stored
 from vlm_lora.model.terminators import eos_token_ids
 from vlm_lora.model.vocabulary import check_vocabulary
 from vlm_lora.training.arguments import CHECKPOINTING, FORCED_ARGUMENTS, check_arguments, default_arguments
@@ -49,7 +49,9 @@ class Session:
     @cached_property
     def model_keywords(self) -> Mapping[str, Any]:
         """Keywords that the backend loads the model with, asked for once: it logs the reason of each."""
-        return self.backend.model_keywords(self.run, load_config(self.run.model), self.arguments)
+        config = load_config(self.run.model)
+        note_stored(config, asked=self.run.model.load_in_4bit)
+        return self.backend.model_keywords(self.run, config, self.arguments)
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
