@@ -16,10 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlm_lora.assembly import answerer_of, build_run_trainer, load_for_answers, load_for_training
 from vlm_lora.backend import installed
 from vlm_lora.batching.boxes.writing import Region
 from vlm_lora.batching.collator import Collator
-from vlm_lora.batching.order import FillableRows
 from vlm_lora.batching.shape_survey import survey_shapes
 from vlm_lora.config.resolution import write_resolved
 from vlm_lora.config.run_config import RunConfig
@@ -56,13 +56,12 @@ from vlm_lora.training.outputs import (
     save_processor,
     write_results,
 )
-from vlm_lora.training.streaming import check_streaming, training_rows
+from vlm_lora.training.streaming import check_streaming
 
 if TYPE_CHECKING:
-    from vlm_lora.evaluation.generation import Answerer, Reply
+    from vlm_lora.evaluation.generation import Reply
     from vlm_lora.memory.request import PlanReport, PlanRequest
     from vlm_lora.memory.run import Subject
-    from vlm_lora.training.checkpoints.resumption import Resumption
 
 logger = logging.getLogger(__name__)
 
@@ -106,11 +105,11 @@ def _train(run: RunConfig, observers: Observers) -> dict[str, Any]:
     oom_advice = partial(advise, _subject(run, session.values, preprocessing, prepared), arguments, session.backend)
     with explain_exhaustion(session.backend, "loading the model", oom_advice):
         model = (
-            _load_for_training(session, preprocessing)
+            load_for_training(session, preprocessing)
             if arguments.do_train
-            else _load_for_answers(session, preprocessing)
+            else load_for_answers(session, preprocessing)
         )
-    trainer = _build(session, preprocessing, prepared.splits, model, groups, resumption, observers)
+    trainer = build_run_trainer(session, preprocessing, prepared.splits, model, groups, resumption, observers)
     if trainer.is_world_process_zero():
         write_resolved(folder / ("run_config.yaml" if arguments.do_train else "eval_config.yaml"), run, session.values)
     results: dict[str, Any] = {}
@@ -139,8 +138,8 @@ def ask_for_boxes(run: RunConfig, *, images: Sequence[ImageSource], prompt: str)
     preprocessing = open_preprocessing(session.run)
     question = single_question(images, prompt, run.data.system_prompt, RowSource(file="--image and --prompt"))
     preprocessing.encoder.encode_prompt(question)  # a bad image is found before the weights load
-    model = _load_for_answers(session, preprocessing).to(session.backend.device())
-    (reply,) = _answerer(session, preprocessing, model).reply([question])
+    model = load_for_answers(session, preprocessing).to(session.backend.device())
+    (reply,) = answerer_of(session, preprocessing, model).reply([question])
     return reply.text, reply.boxes(preprocessing.boxes, bare=False)
 
 
@@ -180,12 +179,12 @@ def dry_run(run: RunConfig) -> list[ShownRow]:
     shown = [ShownRow(row=seen, tokenizer=preprocessing.tokenizer) for _, seen in kept]
     if session is None:
         return shown
-    model = _load_for_answers(session, preprocessing).to(session.backend.device())
+    model = load_for_answers(session, preprocessing).to(session.backend.device())
     score = RowScorer(model, preprocessing.collator)
     shown = [replace(one, loss=score(one.row)) for one in shown]
     if not asked.dry_run_generate:
         return shown
-    answerer = _answerer(session, preprocessing, model, asked.dry_run_max_new_tokens)
+    answerer = answerer_of(session, preprocessing, model, asked.dry_run_max_new_tokens)
     return [
         _answered(one, row, answerer.reply([row])[0], preprocessing) for one, (row, _) in zip(shown, kept, strict=True)
     ]
@@ -323,108 +322,6 @@ def _plan_shapes(
     return replace(preprocessing, encoder=encoder, collator=collator), survey.groups
 
 
-def _load_for_training(session: Session, preprocessing: Preprocessing) -> Any:
-    """Load the base, let the backend adapt it, and attach LoRA or freeze parts."""
-    from transformers import set_seed
-
-    from vlm_lora.model.checkpointing import enable_checkpointing
-    from vlm_lora.model.tuning import apply_tuning
-    from vlm_lora.training.engine import refuse_lost_weights
-
-    base = _load_base(session, preprocessing)
-    # The trainer seeds itself, but LoRA's A matrices are drawn before it exists; and after the base is loaded,
-    # which draws as many numbers as the installed transformers likes.
-    set_seed(session.arguments.seed)
-    model = apply_tuning(
-        base,
-        preprocessing.family,
-        session.run.tuning,
-        revision=session.run.model.model_revision,
-        learning_rate=session.arguments.learning_rate,
-    )
-    if session.run.raw.get("gradient_checkpointing"):
-        refuse_lost_weights(session.arguments, model, preprocessing.family, session.backend)
-        enable_checkpointing(model, preprocessing.family)
-    return model
-
-
-def _load_for_answers(session: Session, preprocessing: Preprocessing) -> Any:
-    """Load a model, with its adapter where the folder is one, for evaluation and questions."""
-    from vlm_lora.model.quantization import note_training_precision
-
-    note_training_precision(session.run.model)
-    return _load_base(session, preprocessing).eval()
-
-
-def _load_base(session: Session, preprocessing: Preprocessing) -> Any:
-    from vlm_lora.model.loading import load_model
-
-    return load_model(
-        session.run.model, model_kwargs=session.model_keywords, adapt=partial(_adapt, session, preprocessing)
-    )
-
-
-def _adapt(session: Session, preprocessing: Preprocessing, base: Any) -> Any:
-    """Check what was loaded, before an adapter is put on it, and let the backend adapt it."""
-    from vlm_lora.model.processor.image_size import match_model
-    from vlm_lora.model.quantization import check_quantized, find_layers
-
-    match_model(base, preprocessing.processor)
-    model = session.run.model
-    if model.load_in_4bit:
-        check_quantized(
-            base, find_layers(preprocessing.config, preprocessing.family, trust_remote_code=model.trust_remote_code)
-        )
-    return session.backend.adapt_model(base)
-
-
-def _build(
-    session: Session,
-    preprocessing: Preprocessing,
-    splits: Splits,
-    model: Any,
-    groups: Mapping[str, Any],
-    resumption: Resumption,
-    observers: Observers,
-) -> Any:
-    from vlm_lora.model.audit import GradientAudit
-    from vlm_lora.model.parts import find_parts
-    from vlm_lora.training.checkpoints.carried_over import CarriedOver
-    from vlm_lora.training.engine import EngineCheck, needs_images, note_images, refuse_other_engine
-    from vlm_lora.training.rates import PartRates
-    from vlm_lora.training.telling import Telling
-    from vlm_lora.training.trainer import build_trainer
-
-    rows = training_rows(session.run, session.arguments, splits)
-    carried = CarriedOver(session.settings, resumption.changes) if session.arguments.do_train else None
-    kwargs = {
-        "args": session.arguments,
-        "data_collator": preprocessing.collator,
-        "train_dataset": None if rows is None else FillableRows(rows),
-        "eval_dataset": None if splits.validation is None else FillableRows(splits.validation),
-        "processing_class": preprocessing.processor,
-        "callbacks": [GradientAudit(model, preprocessing.family)] if session.arguments.do_train else [],
-        **session.backend.trainer_keywords(session.run),
-    }
-    trainer = build_trainer(session.backend, model=model, kwargs=kwargs, row_groups=groups)
-    trainer.add_callback(Telling(observers))
-    trainer.carried = carried
-    if carried is not None and resumption.checkpoint is not None:
-        trainer.add_callback(carried.callback())
-    if session.arguments.do_train and session.run.tuning.learning_rates:
-        trainer.part_rates = PartRates(find_parts(model, preprocessing.family), session.run.tuning.learning_rates)
-        trainer.part_rates.check_engine(trainer)
-    trainer.loader_timeout = session.run.batching.dataloader_timeout
-    refuse_other_engine(session.arguments, trainer)
-    if session.arguments.do_train:
-        trainer.add_callback(EngineCheck(trainer))
-    if needs_images(trainer, model, preprocessing.family):
-        # In place: a backend's trainer may have put something of its own around the collator.
-        preprocessing.collator.require_images()
-        note_images(preprocessing.family)
-    return trainer
-
-
 def _fit(session: Session, trainer: Any, checkpoint: str | None, observers: Observers) -> dict[str, Any]:
     """Train, save the weights and the trainer's state, and return the figures."""
     from vlm_lora.training.finished import fit
@@ -452,7 +349,7 @@ def _evaluate(session: Session, preprocessing: Preprocessing, splits: Splits, tr
     metrics["eval_samples"] = len(splits.validation)
     if not session.run.generation.predict_with_generate:
         return metrics
-    answers = _answerer(session, preprocessing, trainer.model).answer_all(
+    answers = answerer_of(session, preprocessing, trainer.model).answer_all(
         splits.validation, batch_size=session.arguments.per_device_eval_batch_size
     )
     if trainer.is_world_process_zero():
@@ -472,21 +369,6 @@ def _recorded(folder: Path, split: str, figures: dict[str, Any], trainer: Any) -
     if trainer.is_world_process_zero():
         write_results(folder, split, figures)
     return figures
-
-
-def _answerer(
-    session: Session, preprocessing: Preprocessing, model: Any, max_new_tokens: int | None = None
-) -> Answerer:
-    from vlm_lora.evaluation.generation import Answerer
-
-    return Answerer(
-        model=model,
-        collator=preprocessing.collator,
-        tokenizer=preprocessing.tokenizer,
-        max_new_tokens=max_new_tokens or session.run.generation.max_new_tokens,
-        generation_kwargs=session.backend.generation_keywords(),
-        boxes=preprocessing.boxes,
-    )
 
 
 def _start_metrics(trainer: Any) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import grimp
 from import_drawing import circles, edges, heights, room_of
 
 ROOT = Path(__file__).parents[2]
-FILES = ("__init__.py", "__main__.py", "py.typed", "errors.py", "compat.py", "backend.py", "session.py", "pipeline.py")
+FILES = ("__init__.py", "__main__.py", "py.typed", "errors.py", "compat.py", "backend.py", "session.py")
+FILES += ("assembly.py", "pipeline.py")
 ROOMS = ("cli", "config", "launch", "engines", "data", "batching", "preflight", "model", "training")
 ABOVE = ("evaluation", "memory", "report", "demo")
 MOST = 20

@@ -41,7 +41,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         raise UserError("the loader would start now")
 
     monkeypatch.setattr(RowEncoder, "encode", encode)
-    monkeypatch.setattr(pipeline, "_build", stop)
+    monkeypatch.setattr(pipeline, "build_run_trainer", stop)
     return counted
 
 

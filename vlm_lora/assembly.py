@@ -1,0 +1,149 @@
+"""What a run stands on, put together from its session: model and tuning, the trainer, and what answers questions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from vlm_lora.batching.order import FillableRows
+from vlm_lora.data.dataset import Splits
+from vlm_lora.session import Preprocessing, Session
+from vlm_lora.training.observers import Observers
+from vlm_lora.training.streaming import training_rows
+
+if TYPE_CHECKING:
+    from vlm_lora.evaluation.generation import Answerer
+    from vlm_lora.training.checkpoints.resumption import Resumption
+
+
+def load_for_training(session: Session, preprocessing: Preprocessing) -> Any:
+    """Load the base, let the backend adapt it, and attach LoRA or freeze parts."""
+    from transformers import set_seed
+
+    from vlm_lora.model.checkpointing import enable_checkpointing
+    from vlm_lora.model.tuning import apply_tuning
+    from vlm_lora.training.engine import refuse_lost_weights
+
+    base = _load_base(session, preprocessing)
+    # The trainer seeds itself, but LoRA's A matrices are drawn before it exists; and after the base is loaded,
+    # which draws as many numbers as the installed transformers likes.
+    set_seed(session.arguments.seed)
+    model = apply_tuning(
+        base,
+        preprocessing.family,
+        session.run.tuning,
+        revision=session.run.model.model_revision,
+        learning_rate=session.arguments.learning_rate,
+    )
+    if session.run.raw.get("gradient_checkpointing"):
+        refuse_lost_weights(session.arguments, model, preprocessing.family, session.backend)
+        enable_checkpointing(model, preprocessing.family)
+    return model
+
+
+def load_for_answers(session: Session, preprocessing: Preprocessing) -> Any:
+    """Load a model, with its adapter where the folder is one, for evaluation and questions."""
+    from vlm_lora.model.quantization import note_training_precision
+
+    note_training_precision(session.run.model)
+    return _load_base(session, preprocessing).eval()
+
+
+def _load_base(session: Session, preprocessing: Preprocessing) -> Any:
+    from vlm_lora.model.loading import load_model
+
+    return load_model(
+        session.run.model, model_kwargs=session.model_keywords, adapt=partial(_adapt, session, preprocessing)
+    )
+
+
+def _adapt(session: Session, preprocessing: Preprocessing, base: Any) -> Any:
+    """Check what was loaded, before an adapter is put on it, and let the backend adapt it."""
+    from vlm_lora.model.processor.image_size import match_model
+    from vlm_lora.model.quantization import check_quantized, find_layers
+
+    match_model(base, preprocessing.processor)
+    model = session.run.model
+    if model.load_in_4bit:
+        check_quantized(
+            base, find_layers(preprocessing.config, preprocessing.family, trust_remote_code=model.trust_remote_code)
+        )
+    return session.backend.adapt_model(base)
+
+
+def build_run_trainer(
+    session: Session,
+    preprocessing: Preprocessing,
+    splits: Splits,
+    model: Any,
+    groups: Mapping[str, Any],
+    resumption: Resumption,
+    observers: Observers,
+) -> Any:
+    """Put the trainer together, with what the run's settings, engine and checkpoint ask of it.
+
+    Args:
+        session: the run.
+        preprocessing: how rows become batches.
+        splits: the rows.
+        model: with its tuning.
+        groups: by split, the rows that may share a batch; empty where any may.
+        resumption: the checkpoint that the run goes on from, if any, and what changes with it.
+        observers: are told what happens.
+
+    Raises:
+        ConfigError: the settings contradict each other.
+    """
+    from vlm_lora.model.audit import GradientAudit
+    from vlm_lora.model.parts import find_parts
+    from vlm_lora.training.checkpoints.carried_over import CarriedOver
+    from vlm_lora.training.engine import EngineCheck, needs_images, note_images, refuse_other_engine
+    from vlm_lora.training.rates import PartRates
+    from vlm_lora.training.telling import Telling
+    from vlm_lora.training.trainer import build_trainer
+
+    rows = training_rows(session.run, session.arguments, splits)
+    carried = CarriedOver(session.settings, resumption.changes) if session.arguments.do_train else None
+    kwargs = {
+        "args": session.arguments,
+        "data_collator": preprocessing.collator,
+        "train_dataset": None if rows is None else FillableRows(rows),
+        "eval_dataset": None if splits.validation is None else FillableRows(splits.validation),
+        "processing_class": preprocessing.processor,
+        "callbacks": [GradientAudit(model, preprocessing.family)] if session.arguments.do_train else [],
+        **session.backend.trainer_keywords(session.run),
+    }
+    trainer = build_trainer(session.backend, model=model, kwargs=kwargs, row_groups=groups)
+    trainer.add_callback(Telling(observers))
+    trainer.carried = carried
+    if carried is not None and resumption.checkpoint is not None:
+        trainer.add_callback(carried.callback())
+    if session.arguments.do_train and session.run.tuning.learning_rates:
+        trainer.part_rates = PartRates(find_parts(model, preprocessing.family), session.run.tuning.learning_rates)
+        trainer.part_rates.check_engine(trainer)
+    trainer.loader_timeout = session.run.batching.dataloader_timeout
+    refuse_other_engine(session.arguments, trainer)
+    if session.arguments.do_train:
+        trainer.add_callback(EngineCheck(trainer))
+    if needs_images(trainer, model, preprocessing.family):
+        # In place: a backend's trainer may have put something of its own around the collator.
+        preprocessing.collator.require_images()
+        note_images(preprocessing.family)
+    return trainer
+
+
+def answerer_of(
+    session: Session, preprocessing: Preprocessing, model: Any, max_new_tokens: int | None = None
+) -> Answerer:
+    """Return what generates answers as the run's settings say."""
+    from vlm_lora.evaluation.generation import Answerer
+
+    return Answerer(
+        model=model,
+        collator=preprocessing.collator,
+        tokenizer=preprocessing.tokenizer,
+        max_new_tokens=max_new_tokens or session.run.generation.max_new_tokens,
+        generation_kwargs=session.backend.generation_keywords(),
+        boxes=preprocessing.boxes,
+    )
