@@ -145,6 +145,24 @@ def keep_checkpoint_names(model: Any) -> None:
         model._weight_conversions = [renaming for renaming in renamings if renaming.was_used()]
 
 
+def keep_answers_causal(model: Any) -> None:
+    """Let PaliGemma's answers be causal in every pass that has `token_type_ids`, which mark the answer.
+
+    4.55 masks an answer's later tokens only where it is also given `labels`, and reads of them no more than that they
+    are there. The loss here is computed outside of the model: each answer token would see the one it must produce.
+    """
+    if IS_5:
+        return
+    for module in model.modules():
+        if type(module).__name__ == "PaliGemmaModel":
+            module.register_forward_pre_hook(_with_labels, with_kwargs=True)
+
+
+def _with_labels(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    marks = kwargs.get("token_type_ids")  # the processor makes none for a question without an answer
+    return args, kwargs if marks is None else {**kwargs, "labels": marks}
+
+
 def image_backend(image_processor: Any) -> str:
     """Return `pil`, `torchvision`, or `own` for an image processor that a model folder brings along."""
     kind = type(image_processor)

@@ -14,6 +14,7 @@ from vlm_lora.compat import (
     RUNS_LOCAL_GENERATE,
     complete_processor,
     image_backend,
+    keep_answers_causal,
     keep_checkpoint_names,
     keep_size,
     load_image_processor,
@@ -180,6 +181,7 @@ def load_model(
     check_weights(str(base.model_name_or_path), model, report)
     check_loaded(str(base.model_name_or_path), model)
     keep_checkpoint_names(model)
+    keep_answers_causal(model)
     if adapt is not None:
         model = adapt(model)
     folder = adapter_folder(config)
