@@ -1,0 +1,1 @@
+"""What was made of rows once and is read again: a store of tensors on disk, and prepared images in it."""

@@ -1,0 +1,394 @@
+"""Tensors on disk by the hash of what made them, which several processes write and map at once.
+
+A folder holds segments, two files each. `NAME.tensors` has the bytes of entries one behind the other. `NAME.index`
+has a line for each: a checksum of the line, then JSON with the key, where the entry lies, its checksum, and dtype,
+shape and place of each tensor. Each process writes a segment of its own, only ever at its end.
+
+A line is written after the entry's bytes and counts only where it is whole, the bytes are all there, and their
+checksum is right, which each process looks at when it first reads the entry. So whatever ends a writer, in whatever
+order its bytes reach the disk: an entry is whole or is not there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import mmap
+import os
+import secrets
+import time
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Changes with the layout of the files; a segment of another one is not read."""
+
+_ALIGNMENT = 64
+_TENSORS, _INDEX = ".tensors", ".index"
+
+
+@dataclass(kw_only=True)
+class StoreStatistics:
+    """What one process has asked of a store."""
+
+    hits: int = 0
+    misses: int = 0
+    written: int = 0
+    """Entries."""
+    bytes_read: int = 0
+    bytes_written: int = 0
+    refused: int = 0
+    """Entries that were not written because the store is full or its disk failed."""
+    damaged: int = 0
+    """Entries whose bytes were not those that were written."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    segment: str
+    start: int
+    size: int
+    checksum: int
+    tensors: tuple[tuple[str, str, tuple[int, ...], int], ...]
+    """Name, dtype, shape, and place within the entry."""
+
+
+@dataclass(slots=True)
+class _Segment:
+    """What is known here of one segment."""
+
+    read: int = 0
+    """Bytes of its index that were taken in."""
+    mapped: mmap.mmap | None = None
+
+
+class _Writer:
+    """The segment that one process writes.
+
+    Its files are open until it is no longer used; a forked process closes its copies by letting go of it.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._opened: list[int] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        self.process = os.getpid()
+        self.name = f"{time.time_ns():x}-{self.process}-{secrets.token_hex(4)}"
+        self.end = 0
+        for suffix in (_TENSORS, _INDEX):
+            path = folder / f"{self.name}{suffix}"
+            self._opened.append(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+
+    def __del__(self) -> None:
+        for descriptor in self._opened:
+            os.close(descriptor)
+
+    def append(self, piece: bytes | memoryview) -> None:
+        """Write bytes of an entry."""
+        _write_whole(self._opened[0], piece)
+
+    def publish(self, line: bytes) -> None:
+        """Write an entry's line."""
+        _write_whole(self._opened[1], line)
+
+    def sync(self) -> None:
+        """Wait until all is on the disk."""
+        for descriptor in self._opened:
+            os.fsync(descriptor)
+
+
+@dataclass(slots=True)
+class _Known:
+    """What one process knows of the folder; made anew in each."""
+
+    process: int
+    entries: dict[str, list[_Entry]] = field(default_factory=dict)
+    segments: dict[str, _Segment] = field(default_factory=dict)
+    verified: set[str] = field(default_factory=set)
+    stopped: bool = False
+    """Whether writing has failed here."""
+
+
+class TensorStore:
+    """Named tensors by key, kept in a folder. Can be pickled, and used on both sides of a fork.
+
+    Args:
+        folder: where it lies; made when something is first put.
+        limit: bytes that all segments together may have; None for no limit. Several processes that write at once may
+            each go beyond it by one entry.
+    """
+
+    def __init__(self, folder: Path, *, limit: int | None = None) -> None:
+        self.folder = folder
+        self.limit = limit
+        self.statistics = StoreStatistics()
+        self._known = _Known(process=os.getpid())
+        self._writer: _Writer | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "limit": self.limit}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["folder"], limit=state["limit"])  # type: ignore[misc]
+
+    def __contains__(self, key: str) -> bool:
+        """Say whether there is an entry, without reading its bytes."""
+        return bool(self._places(key))
+
+    def get(self, key: str) -> dict[str, torch.Tensor] | None:
+        """Return an entry's tensors, or None where there is none.
+
+        They lie in the mapped file. What is written into them is seen by no one else and never reaches the file, but
+        it is seen by who asks for the same entry here again: copy what is to be changed.
+        """
+        for entry in list(self._places(key)):
+            tensors = self._read(key, entry)
+            if tensors is not None:
+                self.statistics.hits += 1
+                self.statistics.bytes_read += entry.size
+                return tensors
+            self._known.entries[key].remove(entry)
+        self.statistics.misses += 1
+        return None
+
+    def put(self, key: str, tensors: Mapping[str, torch.Tensor]) -> bool:
+        """Keep tensors (on the CPU, of any dtype and shape) under a key; those that are there already stay.
+
+        Returns:
+            Whether they are kept now; False where the store is full or its disk cannot be written, which is said once.
+        """
+        if self._places(key):
+            return True
+        known = self._here()
+        if known.stopped:
+            self.statistics.refused += 1
+            return False
+        arrays = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        size = sum(_aligned(array.nbytes) for array in arrays.values())
+        if self.limit is not None and self.bytes_on_disk() + size > self.limit:
+            self.statistics.refused += 1
+            return False
+        try:
+            entry = self._write(key, arrays, size)
+        except OSError as error:
+            known.stopped = True
+            self.close()
+            self.statistics.refused += 1
+            logger.warning(
+                "%s cannot be written any more (%s): what is made from now on is not kept.", self.folder, error
+            )
+            return False
+        known.entries.setdefault(key, []).append(entry)
+        known.verified.add(_name_of(entry))
+        self.statistics.written += 1
+        self.statistics.bytes_written += size
+        return True
+
+    def bytes_on_disk(self) -> int:
+        """Return how many bytes all segments have now, of all writers."""
+        total = 0
+        for file in self._files():
+            try:
+                total += file.stat().st_size
+            except FileNotFoundError:  # another process made room
+                continue
+        return total
+
+    def make_room(self, wanted: int) -> int:
+        """Remove segments, those not used for longest first, until so many bytes more fit below the limit.
+
+        Who has one of them mapped can go on reading it.
+
+        Returns:
+            Bytes that are free now; fewer than `wanted` where the limit is lower.
+        """
+        assert self.limit is not None, "a store without a limit always has room"
+        used = self.bytes_on_disk()
+        for segment in sorted((file for file in self._files() if file.suffix == _INDEX), key=_used_at):
+            if used + wanted <= self.limit:
+                break
+            for file in (segment, segment.with_suffix(_TENSORS)):
+                used -= file.stat().st_size if file.exists() else 0
+                file.unlink(missing_ok=True)
+        self._forget()
+        return max(0, self.limit - used)
+
+    def close(self) -> None:
+        """End this process's segment, on disk; what is put later begins another."""
+        writer, self._writer = self._writer, None
+        if writer is None or writer.process != os.getpid():
+            return
+        try:
+            writer.sync()
+        except OSError as error:
+            logger.warning("%s: %s may not have reached the disk (%s).", self.folder, writer.name, error)
+
+    def _here(self) -> _Known:
+        """Return what this process knows; after a fork it begins anew, as the files of the other are not its own."""
+        if self._known.process != os.getpid():
+            self._known = _Known(process=os.getpid())
+            self._writer = None
+            self.statistics = StoreStatistics()
+        return self._known
+
+    def _forget(self) -> None:
+        self.close()
+        self._known = _Known(process=os.getpid(), stopped=self._here().stopped)
+
+    def _places(self, key: str) -> list[_Entry]:
+        known = self._here()
+        if key not in known.entries or not known.entries[key]:
+            self._take_in()
+        return known.entries.get(key, [])
+
+    def _files(self) -> list[Path]:
+        try:
+            return [Path(file.path) for file in os.scandir(self.folder) if file.name.endswith((_TENSORS, _INDEX))]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def _take_in(self) -> None:
+        """Read what was added to the indexes since this process last looked."""
+        known = self._here()
+        for file in self._files():
+            if file.suffix != _INDEX or (self._writer is not None and file.stem == self._writer.name):
+                continue
+            segment = known.segments.setdefault(file.stem, _Segment())
+            try:
+                if file.stat().st_size <= segment.read:
+                    continue
+                with file.open("rb") as stream:
+                    if segment.read == 0:
+                        os.utime(file)  # it is in use: `make_room` takes others first
+                    stream.seek(segment.read)
+                    added = stream.read()
+                size = file.with_suffix(_TENSORS).stat().st_size
+            except OSError:  # removed by another process
+                continue
+            whole = added[: added.rfind(b"\n") + 1]
+            segment.read += len(whole)
+            for line in whole.splitlines():
+                key, entry = _parsed(line, file.stem)
+                if entry is not None and entry.start + entry.size <= size:
+                    known.entries.setdefault(key, []).append(entry)
+
+    def _read(self, key: str, entry: _Entry) -> dict[str, torch.Tensor] | None:
+        """Return an entry's tensors; None where its bytes are gone or not those that were written."""
+        mapped = self._mapped(entry)
+        if mapped is None:
+            return None
+        name, known = _name_of(entry), self._known
+        if name not in known.verified:
+            with memoryview(mapped) as whole, whole[entry.start : entry.start + entry.size] as content:
+                checksum = zlib.crc32(content)
+            if checksum != entry.checksum:
+                self.statistics.damaged += 1
+                logger.warning(
+                    "%s: an entry of %s is damaged (its bytes are not those that were written) and is made again.",
+                    self.folder,
+                    entry.segment,
+                )
+                return None
+            known.verified.add(name)
+        return {each: _tensor(mapped, dtype, shape, entry.start + place) for each, dtype, shape, place in entry.tensors}
+
+    def _mapped(self, entry: _Entry) -> mmap.mmap | None:
+        """Map an entry's segment, again where it has grown; None where it is gone or was cut."""
+        segment = self._known.segments.setdefault(entry.segment, _Segment())
+        end = entry.start + entry.size
+        if segment.mapped is None or len(segment.mapped) < end:
+            try:
+                with (self.folder / f"{entry.segment}{_TENSORS}").open("rb") as stream:
+                    if os.fstat(stream.fileno()).st_size < end:
+                        return None
+                    # Private: torch wants writable memory, and nothing that is written may reach the file.
+                    segment.mapped = mmap.mmap(
+                        stream.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE
+                    )
+            except (OSError, ValueError):  # removed by another process
+                return None
+        return segment.mapped
+
+    def _write(self, key: str, arrays: Mapping[str, torch.Tensor], size: int) -> _Entry:
+        """Append an entry: its bytes, then its line.
+
+        Raises:
+            OSError: the disk is full or fails.
+        """
+        if self._writer is None:
+            self._writer = _Writer(self.folder)
+        writer, checksum, place, places = self._writer, 0, 0, []
+        for name, array in arrays.items():
+            places.append((name, str(array.dtype).removeprefix("torch."), tuple(array.shape), place))
+            for piece in (_bytes_of(array), bytes(_aligned(array.nbytes) - array.nbytes)):
+                writer.append(piece)
+                checksum = zlib.crc32(piece, checksum)
+            place += _aligned(array.nbytes)
+        entry = _Entry(segment=writer.name, start=writer.end, size=size, checksum=checksum, tensors=tuple(places))
+        writer.end += size
+        writer.publish(_line(key, entry))
+        return entry
+
+
+def _line(key: str, entry: _Entry) -> bytes:
+    content = [FORMAT, key, entry.start, entry.size, entry.checksum, entry.tensors]
+    text = json.dumps(content, separators=(",", ":")).encode("ascii")
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _parsed(line: bytes, segment: str) -> tuple[str, _Entry | None]:
+    """Return what a line of an index says; no entry where it is not whole or of another version."""
+    checksum, _, text = line.partition(b" ")
+    if checksum != b"%08x" % zlib.crc32(text):
+        return "", None
+    version, key, *numbers, tensors = json.loads(text)
+    if version != FORMAT:
+        return "", None
+    start, size, content = numbers
+    kept = tuple((name, dtype, tuple(shape), place) for name, dtype, shape, place in tensors)
+    return key, _Entry(segment=segment, start=start, size=size, checksum=content, tensors=kept)
+
+
+def _tensor(mapped: mmap.mmap, dtype: str, shape: tuple[int, ...], start: int) -> torch.Tensor:
+    kind = getattr(torch, dtype)
+    count = 1
+    for side in shape:
+        count *= side
+    if count == 0:
+        return torch.empty(shape, dtype=kind)
+    return torch.frombuffer(mapped, dtype=kind, count=count, offset=start).reshape(shape)
+
+
+def _bytes_of(array: torch.Tensor) -> memoryview:
+    flat = array.reshape(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+
+
+def _write_whole(descriptor: int, piece: bytes | memoryview) -> None:
+    left = memoryview(piece)
+    while left:
+        left = left[os.write(descriptor, left) :]
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def _name_of(entry: _Entry) -> str:
+    return f"{entry.segment} {entry.start}"
+
+
+def _used_at(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
