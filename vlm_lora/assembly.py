@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from vlm_lora.batching.order import FillableRows
+from vlm_lora.batching.ordering.rows import FillableRows
 from vlm_lora.data.dataset import Splits
 from vlm_lora.session import Preprocessing, Session
+from vlm_lora.training.feeding.streaming import training_rows
 from vlm_lora.training.observers import Observers
-from vlm_lora.training.streaming import training_rows
 
 if TYPE_CHECKING:
     from vlm_lora.evaluation.generation import Answerer
@@ -99,6 +99,7 @@ def build_run_trainer(
     from vlm_lora.model.parts import find_parts
     from vlm_lora.training.checkpoints.carried_over import CarriedOver
     from vlm_lora.training.engine import EngineCheck, needs_images, note_images, refuse_other_engine
+    from vlm_lora.training.feeding.strategy import Feeding, strategy_of
     from vlm_lora.training.rates import PartRates
     from vlm_lora.training.telling import Telling
     from vlm_lora.training.trainer import build_trainer
@@ -122,6 +123,7 @@ def build_run_trainer(
     if session.arguments.do_train and session.run.tuning.learning_rates:
         trainer.part_rates = PartRates(find_parts(model, preprocessing.family), session.run.tuning.learning_rates)
         trainer.part_rates.check_engine(trainer)
+    trainer.feeding = Feeding(strategy=strategy_of(session.arguments))
     trainer.loader_timeout = session.run.batching.dataloader_timeout
     refuse_other_engine(session.arguments, trainer)
     if session.arguments.do_train:

@@ -47,6 +47,7 @@ from vlm_lora.session import (
 )
 from vlm_lora.training.arguments import check_arguments
 from vlm_lora.training.checkpoints.run_record import note_end
+from vlm_lora.training.feeding.streaming import check_streaming
 from vlm_lora.training.hub import check_push
 from vlm_lora.training.inference_only import without_engine
 from vlm_lora.training.observers import Observers, RunLog, RunObserver
@@ -56,7 +57,6 @@ from vlm_lora.training.outputs import (
     save_processor,
     write_results,
 )
-from vlm_lora.training.streaming import check_streaming
 
 if TYPE_CHECKING:
     from vlm_lora.evaluation.generation import Reply

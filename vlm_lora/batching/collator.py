@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from vlm_lora.batching.blank import blank_conversation, with_blank
 from vlm_lora.batching.encoded import IGNORE_INDEX, EncodedRow
 from vlm_lora.batching.encoding import RowEncoder
-from vlm_lora.batching.order import Filler
+from vlm_lora.batching.ordering.rows import Filler
 from vlm_lora.batching.shapes import RowShape, ShapePlan
 from vlm_lora.batching.style import MediaBatching, RenderingStyle
 from vlm_lora.data.conversation import Conversation

@@ -18,7 +18,7 @@ from vlm_lora.batching.boxes.spellings import spelling_of
 from vlm_lora.batching.boxes.writing import Region, read_places
 from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.encoded import EncodedRow
-from vlm_lora.batching.order import Rows
+from vlm_lora.batching.ordering.rows import Rows
 from vlm_lora.config.whole_files import write_whole
 from vlm_lora.data.conversation import Conversation
 

@@ -13,7 +13,8 @@ import torch
 from vlm_lora.backend import Backend
 from vlm_lora.batching.collator import ROWS, naming_rows
 from vlm_lora.batching.loading import explained, limit
-from vlm_lora.batching.order import BatchOrder, FillableRows
+from vlm_lora.batching.ordering.batch_order import BatchOrder
+from vlm_lora.batching.ordering.rows import FillableRows
 from vlm_lora.compat import let_cpu_have_numbers
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.objective import ScoredModel, SupervisedHead, gather_targets, token_losses
@@ -23,7 +24,7 @@ from vlm_lora.training.checkpoints.rotation import NothingInTheWay, saving
 from vlm_lora.training.checkpoints.saving import check_saved, gathered_state, is_sharded_by_tensor
 from vlm_lora.training.checkpoints.valid_state import ValidState
 from vlm_lora.training.engine import zero_stage
-from vlm_lora.training.epochs import EpochOrder
+from vlm_lora.training.feeding.strategy import Feeding, evaluation_order
 from vlm_lora.training.finite import FiniteGuard
 from vlm_lora.training.rates import PartRates, drop_empty_groups, resumed_rates
 
@@ -41,6 +42,8 @@ class VlmTrainerMixin:
     head: SupervisedHead
     row_groups: Mapping[str, Sequence[Sequence[int]]]
     """By split (`train`, `validation`): row indices that may share a batch; empty where any may."""
+    feeding: Feeding = Feeding()
+    """In which order the training rows come."""
     capture: Callable[[torch.nn.Module], torch.nn.Module]
     """The backend's: returns a module whose graph is captured and replayed, or the module as it is."""
     finite: FiniteGuard
@@ -202,32 +205,12 @@ class VlmTrainerMixin:
             return limit(super().get_eval_dataloader(*args, **kwargs), self.loader_timeout)  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> BatchOrder:
-        """Order the training rows by seed and epoch, the same on every stack."""
-        arguments = self.args  # type: ignore[attr-defined]
-        in_order = str(getattr(arguments, "train_sampling_strategy", "")) == "sequential"
-        rows = self.train_dataset  # type: ignore[attr-defined]
-        seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
-        order = BatchOrder(
-            self.row_groups.get("train") or [range(len(rows))],
-            batch_size=self._train_batch_size,  # type: ignore[attr-defined]
-            processes=arguments.world_size,
-            seed=None if in_order or rows.in_order else seed,
-            drop_last=arguments.dataloader_drop_last,
-            # A planned shape fits what a row was measured as, so with shapes every epoch reads epoch 0's rows.
-            carries_epoch=rows.varies and "train" not in self.row_groups,
-        )
-        self.add_callback(EpochOrder(order))  # type: ignore[attr-defined]
-        return order
+        """Order the training rows as the run's feeding says."""
+        return self.feeding.training_order(self, self.row_groups.get("train"))
 
     def _get_eval_sampler(self, eval_dataset: Any) -> BatchOrder:
-        """Evaluate every row once, in order, also where `dataloader_drop_last` drops training's last batch."""
-        arguments = self.args  # type: ignore[attr-defined]
-        return BatchOrder(
-            self.row_groups.get("validation") or [range(len(eval_dataset))],
-            batch_size=arguments.eval_batch_size,
-            processes=arguments.world_size,
-            seed=None,
-        )
+        """Evaluate every row once, in order."""
+        return evaluation_order(self, eval_dataset, self.row_groups.get("validation"))
 
     def scored(self, model: torch.nn.Module) -> torch.nn.Module:
         """Return the module that scores a batch, captured by the backend unless training is under way."""

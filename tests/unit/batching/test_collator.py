@@ -24,7 +24,7 @@ from support.mask_cases import (
 )
 from vlm_lora.batching.collator import ROWS, BatchRow, Collator, NamesRows, join_media, supervised_positions
 from vlm_lora.batching.encoded import IGNORE_INDEX
-from vlm_lora.batching.order import FillableRows
+from vlm_lora.batching.ordering.rows import FillableRows
 from vlm_lora.batching.style import STYLES, MediaBatching, style_for
 from vlm_lora.data.conversation import Conversation
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from vlm_lora.batching.order import BatchOrder, FillableRows, Filler
+from vlm_lora.batching.ordering.batch_order import BatchOrder
+from vlm_lora.batching.ordering.rows import FillableRows, Filler
 from vlm_lora.data.conversation import Conversation, RowSource, Text, Turn
 
 GROUPS = st.lists(st.integers(1, 30), min_size=1, max_size=4)

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.datasets import write_image, write_jsonl
-from vlm_lora.batching.order import BatchOrder, FillableRows
+from vlm_lora.batching.ordering.batch_order import BatchOrder
+from vlm_lora.batching.ordering.rows import FillableRows
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.config.sources import parse
 from vlm_lora.data.conversation import Conversation, RowSource, Text, Turn

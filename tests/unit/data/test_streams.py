@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from support.datasets import write_chartqa_folder, write_image, write_jsonl
-from vlm_lora.batching.order import BatchOrder, FillableRows
+from vlm_lora.batching.ordering.batch_order import BatchOrder
+from vlm_lora.batching.ordering.rows import FillableRows
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.columns.search import SAMPLE
 from vlm_lora.data.conversation import Conversation, RowSource

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from support.tars import write_chart_tar
-from vlm_lora.batching.order import BatchOrder, FillableRows, Filler
+from vlm_lora.batching.ordering.batch_order import BatchOrder
+from vlm_lora.batching.ordering.rows import FillableRows, Filler
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.dataset import load_splits
 from vlm_lora.data.sources.named import open_source

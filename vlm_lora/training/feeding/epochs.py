@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from vlm_lora.batching.order import BatchOrder
+from vlm_lora.batching.ordering.batch_order import BatchOrder
 
 
 class EpochOrder(TrainerCallback):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from vlm_lora.batching.order import Rows
+from vlm_lora.batching.ordering.rows import Rows
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.data.dataset import ConversationDataset, Splits
 from vlm_lora.data.sources.streamed import StreamedConversations
 from vlm_lora.errors import ConfigError
+from vlm_lora.training.feeding.strategy import Strategy, strategy_of
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +55,7 @@ def training_rows(run: RunConfig, arguments: Any, splits: Splits) -> Rows | None
         return splits.train
     assert isinstance(splits.train, ConversationDataset)  # a mixture is not streamed
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    in_order = str(getattr(arguments, "train_sampling_strategy", "")) == "sequential"
-    buffer = 1 if in_order else run.data.shuffle_buffer
+    buffer = 1 if strategy_of(arguments) is Strategy.SEQUENTIAL else run.data.shuffle_buffer
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     logger.info(
         "Streaming: %d steps of %d rows, drawn from a buffer of %d by seed %d.",
