@@ -12,7 +12,7 @@ HPU := .venv/hpu
 HPU_STAMP := $(HPU)/.installed
 SIMULATOR := $(shell find tests/support/hpu_simulator -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test tools test-main test-gaudi check canary docs fix clean
+.PHONY: demo test tools test-main test-gaudi check canary docs bench fix clean
 
 demo: $(STAMP)
 	$(BIN)/vlm-lora demo --output_dir runs/demo
@@ -48,6 +48,10 @@ check: $(STAMP)
 # The pages that tests make and check; one process, because they write the same files.
 docs: $(STAMP)
 	UPDATE_DOCS=1 $(BIN)/python -m pytest -q tests/golden tests/integration/test_families.py
+
+# Beside TRL and a plain script on this CPU: about a quarter of an hour. BENCH="--stages peaks" runs a part.
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks $(BENCH)
 
 fix: $(STAMP)
 	$(BIN)/ruff format .

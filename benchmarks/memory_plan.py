@@ -196,7 +196,7 @@ def measure(run: Any) -> dict[str, Any]:
     from vlm_lora.training import trainer
 
     found: dict[str, Any] = {}
-    pipeline.build_trainer = watch_training(trainer.build_trainer, found)
+    trainer.build_trainer = watch_training(trainer.build_trainer, found)
     pipeline.train(run)
     found["resident"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return found
