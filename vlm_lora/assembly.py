@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora.batching.ordering.rows import FillableRows
+from vlm_lora.batching.packing.order import PackedRows
 from vlm_lora.data.dataset import Splits
 from vlm_lora.session import Preprocessing, Session
 from vlm_lora.training.feeding.streaming import training_rows
@@ -15,6 +16,7 @@ from vlm_lora.training.observers import Observers
 if TYPE_CHECKING:
     from vlm_lora.evaluation.generation import Answerer
     from vlm_lora.training.checkpoints.resumption import Resumption
+    from vlm_lora.training.feeding.packing import Packing
 
 
 def load_for_training(session: Session, preprocessing: Preprocessing) -> Any:
@@ -80,6 +82,7 @@ def build_run_trainer(
     groups: Mapping[str, Any],
     resumption: Resumption,
     observers: Observers,
+    packing: Packing | None = None,
 ) -> Any:
     """Put the trainer together, with what the run's settings, engine and checkpoint ask of it.
 
@@ -91,6 +94,7 @@ def build_run_trainer(
         groups: by split, the rows that may share a batch; empty where any may.
         resumption: the checkpoint that the run goes on from, if any, and what changes with it.
         observers: are told what happens.
+        packing: the packs, where the run packs.
 
     Raises:
         ConfigError: the settings contradict each other.
@@ -109,7 +113,7 @@ def build_run_trainer(
     kwargs = {
         "args": session.arguments,
         "data_collator": preprocessing.collator,
-        "train_dataset": None if rows is None else FillableRows(rows),
+        "train_dataset": None if rows is None else PackedRows(rows) if packing else FillableRows(rows),
         "eval_dataset": None if splits.validation is None else FillableRows(splits.validation),
         "processing_class": preprocessing.processor,
         "callbacks": [GradientAudit(model, preprocessing.family)] if session.arguments.do_train else [],
@@ -123,7 +127,8 @@ def build_run_trainer(
     if session.arguments.do_train and session.run.tuning.learning_rates:
         trainer.part_rates = PartRates(find_parts(model, preprocessing.family), session.run.tuning.learning_rates)
         trainer.part_rates.check_engine(trainer)
-    trainer.feeding = Feeding(strategy=strategy_of(session.arguments))
+    trainer.feeding = Feeding(strategy=strategy_of(session.arguments), packing=packing)
+    trainer.packs = None if packing is None else packing.inputs(model)
     trainer.loader_timeout = session.run.batching.dataloader_timeout
     refuse_other_engine(session.arguments, trainer)
     if session.arguments.do_train:

@@ -19,6 +19,9 @@ training does not use, so their own projections train; in 5.x always, so their o
 TRAINER_TURNS_CACHE_OFF = IS_5
 """5.x's trainer switches the key-value cache off; with 4.55 a training step fills it."""
 
+WINDOW_CUTS_SPANS = IS_5
+"""5.x ends what is read in both directions (Gemma3's images) at a layer's window; 4.55 puts it over the window."""
+
 RUNS_LOCAL_GENERATE = not IS_5
 """4.55 runs a local model folder's custom_generate/generate.py whatever trust_remote_code says."""
 

@@ -47,6 +47,7 @@ from vlm_lora.session import (
 )
 from vlm_lora.training.arguments import check_arguments
 from vlm_lora.training.checkpoints.run_record import note_end
+from vlm_lora.training.feeding.packing import Packing, check_packing, plan_packing
 from vlm_lora.training.feeding.streaming import check_streaming
 from vlm_lora.training.hub import check_push
 from vlm_lora.training.inference_only import without_engine
@@ -101,7 +102,7 @@ def _train(run: RunConfig, observers: Observers) -> dict[str, Any]:
     )
     if splits.stream is not None:
         check_streaming(run, arguments, static_shapes=wants_static_shapes(session.run, session.backend))
-    prepared, preprocessing, groups = _read_rows(session, splits, observers)
+    prepared, preprocessing, groups, packing = _read_rows(session, splits, observers)
     oom_advice = partial(advise, _subject(run, session.values, preprocessing, prepared), arguments, session.backend)
     with explain_exhaustion(session.backend, "loading the model", oom_advice):
         model = (
@@ -109,7 +110,7 @@ def _train(run: RunConfig, observers: Observers) -> dict[str, Any]:
             if arguments.do_train
             else load_for_answers(session, preprocessing)
         )
-    trainer = build_run_trainer(session, preprocessing, prepared.splits, model, groups, resumption, observers)
+    trainer = build_run_trainer(session, preprocessing, prepared.splits, model, groups, resumption, observers, packing)
     if trainer.is_world_process_zero():
         write_resolved(folder / ("run_config.yaml" if arguments.do_train else "eval_config.yaml"), run, session.values)
     results: dict[str, Any] = {}
@@ -263,17 +264,19 @@ def _subject(
 
 def _read_rows(
     session: Session, splits: Splits, observers: Observers
-) -> tuple[Prepared, Preprocessing, Mapping[str, Any]]:
+) -> tuple[Prepared, Preprocessing, Mapping[str, Any], Packing | None]:
     """Read every row once before training.
 
     Returns:
         The rows without those that policies leave out; preprocessing that keeps to planned shapes, where shapes
-        are to be static; and the rows of each shape.
+        are to be static, or that collates packs; the rows of each shape; and the packs, where the run packs.
     """
     run, arguments = session.run, session.arguments
     preprocessing = open_preprocessing(run)
-    say_boxes(splits.train or splits.validation, preprocessing)
     static_shapes = wants_static_shapes(run, session.backend)
+    if arguments.do_train:
+        check_packing(run, arguments, preprocessing.family, preprocessing.config, static_shapes=static_shapes)
+    say_boxes(splits.train or splits.validation, preprocessing)
     prepared = prepare_rows(
         run,
         arguments,
@@ -287,8 +290,9 @@ def _read_rows(
     )
     observers.data_read(prepared.checked)
     if not static_shapes:
-        return prepared, preprocessing, {}
-    return prepared, *_plan_shapes(session, preprocessing, prepared)
+        preprocessing, packing = _plan_packs(session, preprocessing, prepared)
+        return prepared, preprocessing, {}, packing
+    return prepared, *_plan_shapes(session, preprocessing, prepared), None
 
 
 def _plan_shapes(
@@ -320,6 +324,20 @@ def _plan_shapes(
         encoder, preprocessing.family.rendering, pad_token_id=preprocessing.tokenizer.pad_token_id, plan=survey.plan
     )
     return replace(preprocessing, encoder=encoder, collator=collator), survey.groups
+
+
+def _plan_packs(
+    session: Session, preprocessing: Preprocessing, prepared: Prepared
+) -> tuple[Preprocessing, Packing | None]:
+    """Plan the packs of a run that packs; return preprocessing that collates them, and the packs."""
+    from vlm_lora.batching.packing.collation import PackCollator
+
+    if not (session.run.batching.packing and session.arguments.do_train):
+        return preprocessing, None
+    family = preprocessing.family
+    packing = plan_packing(session.run, session.arguments, prepared.splits, prepared.tables, family)
+    collator = PackCollator(preprocessing.encoder, family.rendering, pad_token_id=preprocessing.tokenizer.pad_token_id)
+    return replace(preprocessing, collator=collator), packing
 
 
 def _fit(session: Session, trainer: Any, checkpoint: str | None, observers: Observers) -> dict[str, Any]:

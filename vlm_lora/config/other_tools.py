@@ -20,7 +20,7 @@ CONFIG_DRIVEN = "config-driven tuning"
 TRL, LLAMA_FACTORY, SWIFT, AXOLOTL = "TRL", "LLaMA-Factory", "ms-swift", "axolotl"
 _SEVERAL = "several tools"
 
-_NO_PACKING = "rows are not packed together; leave it out"
+_PACKING = "rows are packed by --packing true, evaluation's never; leave it out"
 _TEMPLATE = (
     "rows are rendered by the chat template in the model's folder, as it will be served; leave it out, or put another "
     "chat_template.jinja there"
@@ -62,7 +62,7 @@ _SHARED: tuple[OtherName, ...] = (
         "chat_template.jinja of the model's folder",
         "chat_template_kwargs",
     ),
-    *only(_SEVERAL, _NO_PACKING, packing=False, padding_free=False, eval_packing=False),
+    *only(_SEVERAL, _PACKING, padding_free=False, eval_packing=False),
     *refused(_SEVERAL, _TOKENS, "add_special_tokens new_special_tokens added_tokens_overrides"),
     *only(_SEVERAL, _TOKENS, tokens=[], special_tokens={}),
     *only(_SEVERAL, _MODULES, modules_to_save=[], lora_modules_to_save=[]),
@@ -110,7 +110,7 @@ _TRL: tuple[OtherName, ...] = (
     ),
     *only(TRL, _ANSWERS, completion_only_loss=True, assistant_only_loss=True),
     *only(TRL, _LOSS, loss_type="nll"),
-    *only(TRL, _NO_PACKING, packing_strategy="bfd"),
+    *only(TRL, _PACKING, packing_strategy="bfd"),
     *refused(TRL, _OVERFLOW, "truncation_mode"),
     *refused(TRL, _TOKENS, "eos_token pad_token"),
     *only(TRL, "padding is planned by --static_shapes; leave it out", pad_to_multiple_of="auto"),
@@ -168,7 +168,7 @@ _LLAMA_FACTORY: tuple[OtherName, ...] = (
         "every answer of a chat is trained on; mark turns with weight 0, or leave it out",
         mask_history=False,
     ),
-    *only(LLAMA_FACTORY, _NO_PACKING, neat_packing=False),
+    *renamed(LLAMA_FACTORY, neat_packing="packing"),
     *refused(LLAMA_FACTORY, "name the files themselves by --dataset_name", "dataset_dir tokenized_path"),
     *only(LLAMA_FACTORY, "type --dataset_weights, or leave it out", mix_strategy="concat"),
     *refused(LLAMA_FACTORY, "type --dataset_weights, or leave it out", "interleave_probs"),
@@ -252,8 +252,8 @@ _SWIFT: tuple[OtherName, ...] = (
     *refused(SWIFT, "type --dataset_weights, or leave it out", "interleave_prob"),
     *refused(SWIFT, "name the files themselves by --dataset_name", "cached_dataset cached_val_dataset"),
     *refused(SWIFT, "no code is loaded from files; leave it out", "external_plugins custom_register_path"),
-    *only(SWIFT, _NO_PACKING, packing_num_proc=1),
-    *refused(SWIFT, _NO_PACKING, "packing_length"),
+    *renamed(SWIFT, packing_length="pack_length"),
+    *only(SWIFT, _PACKING, packing_num_proc=1),
     *only(SWIFT, _LOSS, loss_scale="default", acc_strategy="token", enable_dft_loss=False, enable_channel_loss=False),
     *only(SWIFT, _TEMPLATE, use_chat_template=True, template_backend="swift"),
     *refused(SWIFT, _TEMPLATE, "agent_template response_prefix"),
@@ -334,7 +334,8 @@ _AXOLOTL: tuple[OtherName, ...] = (
     *refused(
         AXOLOTL, _LORA_ONLY, "peft peft_layers_to_transform peft_layers_pattern lora_rank_pattern lora_alpha_pattern"
     ),
-    *only(AXOLOTL, _NO_PACKING, sample_packing=False, eval_sample_packing=False, batch_flattening=False),
+    *renamed(AXOLOTL, sample_packing="packing"),
+    *only(AXOLOTL, _PACKING, eval_sample_packing=False, batch_flattening=False),
     *only(AXOLOTL, "padding is planned by --static_shapes; leave it out", pad_to_sequence_len=False),
     *only(AXOLOTL, _ANSWERS, train_on_inputs=False),
     *only(AXOLOTL, _KERNELS, lora_mlp_kernel=False, lora_qkv_kernel=False, lora_o_kernel=False),
@@ -423,7 +424,7 @@ _FMS: tuple[OtherName, ...] = (
     *refused(CONFIG_DRIVEN, "type --load_in_4bit and --bnb_4bit_quant_type, or leave it out", "bnb_qlora auto_gptq"),
     *refused(CONFIG_DRIVEN, _KERNELS, "fused_lora fast_kernels"),
     *refused(CONFIG_DRIVEN, _PARALLEL, "fast_moe"),
-    *refused(CONFIG_DRIVEN, _NO_PACKING, "multipack"),
+    *refused(CONFIG_DRIVEN, _PACKING, "multipack"),
 )
 
 _INTERNVL = "InternVL's scripts"
@@ -465,7 +466,7 @@ FAMILIES: Mapping[str, str] = {
     "export_": "an adapter is merged after training; leave it out",
     "generation_": _GREEDY,
     "pose_": _OVERFLOW,
-    "sample_packing_": _NO_PACKING,
+    "sample_packing_": _PACKING,
     "ray_": "processes are started by `vlm-lora launch` or torchrun; leave it out",
     "profiler_": "runs are not profiled from here; leave it out",
     "fsdp_": "write it into --fsdp_config, without fsdp_",

@@ -357,12 +357,18 @@ class BatchingConfig:
     """Pad batches to a few shapes planned from the data; by default where the hardware compiles each new shape."""
     max_shapes: int | None = None
     """At most so many planned shapes; by default 4, or 16 where an image's size changes its number of tokens."""
+    packing: bool = False
+    """Put several rows into one sequence, each computed as if it stood alone. --per_device_train_batch_size then counts
+    such packs. Evaluation stays unpacked."""
+    pack_length: int | None = None
+    """With --packing true: most tokens of a pack; by default --max_length, else 2048, and never less than the longest
+    row. No row is ever cut."""
     dataloader_timeout: int = 1800
     """Seconds to wait for a batch of the data loader's workers before the run ends and says which one delivers none;
     0 waits for ever. By default as long as ranks wait for each other (--ddp_timeout)."""
 
     def __post_init__(self) -> None:
-        for flag in ("max_length", "max_shapes"):
+        for flag in ("max_length", "max_shapes", "pack_length"):
             _check_positive(flag, getattr(self, flag))
         if self.dataloader_timeout < 0:
             raise ConfigError(

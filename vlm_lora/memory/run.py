@@ -13,6 +13,7 @@ from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.encoding import RowEncoder
 from vlm_lora.batching.shapes import RowShape
 from vlm_lora.config.run_config import RunConfig
+from vlm_lora.memory.packs import as_packs
 from vlm_lora.memory.plan import bits_of
 from vlm_lora.memory.planner import Choice, Planner
 from vlm_lora.memory.proposals import Proposal, propose
@@ -55,8 +56,12 @@ class Subject:
         """
         shapes = self.shapes() if side == 1.0 else ()
         if shapes:
-            return longest_rows(self.encoder, self.data, shapes)
-        return sample_rows(self.encoder, self.data, count=count, picture_side=side)
+            return self.packed(longest_rows(self.encoder, self.data, shapes))
+        return self.packed(sample_rows(self.encoder, self.data, count=count, picture_side=side))
+
+    def packed(self, sample: Sample) -> Sample:
+        """Return what batches are made of where the run packs: packs of the rows of a sample."""
+        return as_packs(sample, self.run.batching, self.family.rendering)
 
     def planner(
         self, backend: Backend, samples: Callable[[float], Sample], announce: Callable[[str], object]
@@ -115,7 +120,8 @@ def plan_run(
     def samples(side: float) -> Sample:
         if subject.data is not None:
             return subject.sample(count=request.rows, side=side)
-        return assume_rows(subject.encoder, request.assumption(subject.run.batching.max_length).scaled(side))
+        assumed = request.assumption(subject.run.batching.max_length).scaled(side)
+        return subject.packed(assume_rows(subject.encoder, assumed))
 
     for backend, _ in devices:
         check_training(subject.run, backend, trains=True, partitioned=choice.sharding.shares_weights)

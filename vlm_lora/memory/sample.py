@@ -134,9 +134,7 @@ def assume_rows(encoder: RowEncoder, assumption: Assumption) -> Sample:
         f"{assumption.answer_tokens} supervised (--answer_tokens){_tokens_note([row])}"
     )
     answer = min(assumption.answer_tokens, assumption.tokens - 1)
-    return Sample(
-        rows=(_lengthened(row, assumption.tokens, answer),), is_everything=False, supervised=answer, note=note
-    )
+    return Sample(rows=(lengthened(row, assumption.tokens, answer),), is_everything=False, supervised=answer, note=note)
 
 
 def worst_batch(sample: Sample, collator: Collator, batch_size: int) -> dict[str, torch.Tensor]:
@@ -199,7 +197,7 @@ def _parts(turn: Turn, encoder: RowEncoder, side: float) -> Iterable[Part]:
             yield Text(text=part.text)
 
 
-def _lengthened(row: EncodedRow, tokens: int, answer: int) -> EncodedRow:
+def lengthened(row: EncodedRow, tokens: int, answer: int) -> EncodedRow:
     """Repeat the last token up to `tokens`; the last `answer` are supervised."""
     missing = tokens - len(row.input_ids)
     labels = torch.full((tokens,), IGNORE_INDEX)

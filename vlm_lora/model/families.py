@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from vlm_lora.batching.packing.style import NOT_PROVEN, PackingStyle, packing_for
 from vlm_lora.batching.style import CHAT, RenderingStyle, style_for
 from vlm_lora.errors import ModelError
 
@@ -67,6 +68,8 @@ class Family:
     """Whether placeholders of media are replaced before ids are looked up, so that embeddings need no row for them."""
     rendering: RenderingStyle = CHAT
     """How conversations become tokens and batches."""
+    packing: PackingStyle = NOT_PROVEN
+    """How several rows share a sequence, or why they do not."""
 
     @property
     def is_inferred(self) -> bool:
@@ -75,7 +78,9 @@ class Family:
 
 
 def _family(model_type: str, **facts: Any) -> tuple[str, Family]:
-    return model_type, Family(model_type=model_type, rendering=style_for(model_type), **facts)
+    return model_type, Family(
+        model_type=model_type, rendering=style_for(model_type), packing=packing_for(model_type), **facts
+    )
 
 
 _QWEN: Mapping[str, Any] = {

@@ -130,7 +130,7 @@ def prepare_rows(
     """Read the rows once on each machine; return those that every process shall use.
 
     The output folder gets `data_report.json`, and `quarantine.jsonl` with `--on_bad_sample skip`. With `--skip_check`
-    rows are only read where something needs to know them: `--on_overflow drop` and static shapes.
+    rows are only read where something needs to know them: `--on_overflow drop`, static shapes and packing.
 
     Args:
         run: the resolved configuration.
@@ -145,7 +145,8 @@ def prepare_rows(
         DataError: bad rows that stop the run, on every process alike.
     """
     drops = run.batching.on_overflow == "drop"
-    if run.data.skip_check and not (drops or static_shapes):
+    packs = run.batching.packing and arguments.do_train
+    if run.data.skip_check and not (drops or static_shapes or packs):
         for rows in (splits.train, splits.validation):
             if rows is not None:
                 preprocessing.encoder.encode(rows[0])

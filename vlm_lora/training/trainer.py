@@ -15,6 +15,8 @@ from vlm_lora.batching.collator import ROWS, naming_rows
 from vlm_lora.batching.loading import explained, limit
 from vlm_lora.batching.ordering.batch_order import BatchOrder
 from vlm_lora.batching.ordering.rows import FillableRows
+from vlm_lora.batching.packing.inputs import PackedInputs
+from vlm_lora.batching.packing.order import PackOrder
 from vlm_lora.compat import let_cpu_have_numbers
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.objective import ScoredModel, SupervisedHead, gather_targets, token_losses
@@ -54,6 +56,8 @@ class VlmTrainerMixin:
     """`--save_total_limit`, which the base class must not know: it would remove folders that are not the run's."""
     carried: CarriedOver | None = None
     """The run's settings, for its checkpoints and over those of the one it goes on from; None outside a training."""
+    packs: PackedInputs | None = None
+    """Makes masks and positions of packed batches, where the run packs."""
     loader_timeout: float = 0
     """Seconds to wait for a loader worker; 0 waits for ever."""
     _scored: torch.nn.Module | None = None
@@ -81,6 +85,8 @@ class VlmTrainerMixin:
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Run the model, its head on the supervised positions; the base class calls `supervised_loss`."""
+        if self.packs is not None:
+            inputs = self.packs.prepare(inputs)
         positions, rows = inputs.pop("supervised_positions"), inputs.pop(ROWS, ())
         # The base class drops the labels before it calls the loss function: hand over what it needs instead.
         inputs["labels"] = gather_targets(inputs["labels"], positions)
@@ -204,7 +210,7 @@ class VlmTrainerMixin:
         with naming_rows(self):
             return limit(super().get_eval_dataloader(*args, **kwargs), self.loader_timeout)  # type: ignore[misc]
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> BatchOrder:
+    def _get_train_sampler(self, train_dataset: Any = None) -> BatchOrder | PackOrder:
         """Order the training rows as the run's feeding says."""
         return self.feeding.training_order(self, self.row_groups.get("train"))
 

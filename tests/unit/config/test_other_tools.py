@@ -61,6 +61,9 @@ MEANINGS: Mapping[str, list[tuple[Any, dict[str, Any]]]] = {
         ("sdpa", {"attn_implementation": "sdpa"}),
         ("fa2", {"attn_implementation": "flash_attention_2"}),
     ],
+    "neat_packing": [("true", {"packing": True}), ("false", {})],
+    "packing_length": [("4096", {"pack_length": 4096})],
+    "sample_packing": [("true", {"packing": True}), ("false", {})],
     "disable_gradient_checkpointing": [("true", {"gradient_checkpointing": False})],
     "disable_shuffling": [("true", {"train_sampling_strategy": "sequential"})],
     "model": [("m", {"model_name_or_path": "m"})],
@@ -380,6 +383,6 @@ def test_a_file_of_another_tool_is_read_as_it_is(tool: str, tmp_path: Path) -> N
 
 
 def test_everything_wrong_in_a_file_is_said_at_once() -> None:
-    said = refusal({"packing": True, "use_dft_loss": True, "template": "qwen2_vl", "galore_rank": 8})
-    for name in ("packing", "use_dft_loss", "template", "galore_rank"):
+    said = refusal({"eval_packing": True, "use_dft_loss": True, "template": "qwen2_vl", "galore_rank": 8})
+    for name in ("eval_packing", "use_dft_loss", "template", "galore_rank"):
         assert f"--{name}" in said

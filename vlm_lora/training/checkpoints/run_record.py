@@ -34,6 +34,7 @@ EVALUATION_FILES = (
     "quarantine.jsonl",
     "overlong_rows.json",
     "shape_plan.json",
+    "pack_lengths.json",
 )
 """What a run that measures alone writes."""
 

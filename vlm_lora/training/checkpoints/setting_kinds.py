@@ -95,7 +95,8 @@ _ROWS: Mapping[Kind, str] = {
         allow_urls max_image_pixels max_image_bytes on_bad_sample
         trust_remote_code dtype attn_implementation load_in_4bit bnb_4bit_quant_type bnb_4bit_compute_dtype
         bnb_4bit_use_double_quant
-        max_length on_overflow static_shapes max_shapes min_pixels max_pixels image_size enable_thinking
+        max_length on_overflow static_shapes max_shapes packing pack_length
+        min_pixels max_pixels image_size enable_thinking
         load_best_model_at_end metric_for_best_model greater_is_better restore_callback_states_from_checkpoint
         backend bf16 fp16 tf32 gradient_checkpointing
         torch_compile torch_compile_backend torch_compile_mode
@@ -164,6 +165,7 @@ MATTERS: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
     "half_precision_backend": lambda settings: bool(settings.get("bf16") or settings.get("fp16")),
     "shuffle_buffer": lambda settings: bool(settings.get("streaming")),
     "max_shapes": lambda settings: bool(settings.get("static_shapes")),
+    "pack_length": lambda settings: bool(settings.get("packing")),
 }
 """Settings that matter with others alone: where a run has these otherwise, nothing is compared."""
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 from transformers import TrainerCallback
 
-from vlm_lora.batching.ordering.batch_order import BatchOrder
+
+class Order(Protocol):
+    """The order of a trainer's rows."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch's."""
 
 
 class EpochOrder(TrainerCallback):
@@ -20,7 +25,7 @@ class EpochOrder(TrainerCallback):
         order: of the training rows.
     """
 
-    def __init__(self, order: BatchOrder) -> None:
+    def __init__(self, order: Order) -> None:
         self._order = order
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

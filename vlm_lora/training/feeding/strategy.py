@@ -8,7 +8,9 @@ from enum import Enum
 from typing import Any
 
 from vlm_lora.batching.ordering.batch_order import BatchOrder
+from vlm_lora.batching.packing.order import PackOrder
 from vlm_lora.training.feeding.epochs import EpochOrder
+from vlm_lora.training.feeding.packing import Packing
 
 SETTING = "train_sampling_strategy"
 
@@ -25,14 +27,20 @@ class Feeding:
     """How the training rows are brought into order."""
 
     strategy: Strategy = Strategy.RANDOM
+    packing: Packing | None = None
+    """The packs of a run that packs."""
 
-    def training_order(self, trainer: Any, groups: Sequence[Sequence[int]] | None) -> BatchOrder:
+    def training_order(self, trainer: Any, groups: Sequence[Sequence[int]] | None) -> BatchOrder | PackOrder:
         """Return the order of the training rows by seed and epoch, the same on every stack.
 
         Args:
             trainer: has the rows and the arguments; it gets a callback that tells the order each epoch.
             groups: row indices that may share a batch, by planned shape; None where any may.
         """
+        if self.packing is not None:
+            packs = self.packing.order(trainer)
+            trainer.add_callback(EpochOrder(packs))
+            return packs
         arguments, rows = trainer.args, trainer.train_dataset
         seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
         order = BatchOrder(

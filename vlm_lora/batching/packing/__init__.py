@@ -1,0 +1,1 @@
+"""Packing: several rows in one sequence, each as if it stood alone."""

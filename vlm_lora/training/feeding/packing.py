@@ -1,0 +1,209 @@
+"""Whether and how a run packs its rows: what does not go with packing, the plan, and what the run says of it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlm_lora.batching.packing.inputs import PackedInputs, check_layers
+from vlm_lora.batching.packing.order import PackOrder
+from vlm_lora.batching.packing.plan import PackPlan, pack_length
+from vlm_lora.batching.row_table import RowTable
+from vlm_lora.compat import WINDOW_CUTS_SPANS
+from vlm_lora.config.run_config import RunConfig
+from vlm_lora.data.dataset import Conversations, Splits
+from vlm_lora.data.mixture import Mixture
+from vlm_lora.data.split_parts import trained_parts
+from vlm_lora.errors import ConfigError, ModelError
+from vlm_lora.model.families import Family
+from vlm_lora.training.planning import shared_values
+
+logger = logging.getLogger(__name__)
+
+FILE = "pack_lengths.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    """The packs of a run."""
+
+    plan: PackPlan
+    longest: int
+    """Tokens of the longest row."""
+    family: Family
+
+    def order(self, trainer: Any) -> PackOrder:
+        """Return the order in which a trainer is given the packs."""
+        return PackOrder(
+            self.plan,
+            batch_size=trainer._train_batch_size,
+            processes=trainer.args.world_size,
+            drop_last=trainer.args.dataloader_drop_last,
+            carries_epoch=trainer.train_dataset.varies,
+        )
+
+    def inputs(self, model: Any) -> PackedInputs:
+        """Return what turns packed batches into the inputs of a model."""
+        return packed_inputs(model, self.family, longest=self.longest)
+
+
+def packed_inputs(model: Any, family: Family, *, longest: int) -> PackedInputs:
+    """Return what turns packed batches into the inputs of a model, with or without PEFT around it.
+
+    Args:
+        model: the model.
+        family: its family, which packs.
+        longest: tokens of the longest row.
+
+    Raises:
+        ModelError: its language model or its attention cannot be packed.
+    """
+    rope_index = next((part.get_rope_index for part in model.modules() if hasattr(part, "get_rope_index")), None)
+    return PackedInputs(
+        family.packing,
+        model.config.get_text_config(),
+        dtype=model.dtype,
+        longest=longest,
+        rope_index=rope_index,
+        window_cuts_spans=WINDOW_CUTS_SPANS,
+    )
+
+
+def check_packing(run: RunConfig, arguments: Any, family: Family, config: Any, *, static_shapes: bool) -> None:
+    """Refuse what does not go with `--packing`, before the rows are read.
+
+    Args:
+        run: the resolved configuration.
+        arguments: the training arguments.
+        family: the model's.
+        config: its configuration.
+        static_shapes: whether batch shapes would be planned.
+
+    Raises:
+        ConfigError, ModelError: names it, the reason, and what to type.
+    """
+    if not run.batching.packing:
+        if run.batching.pack_length is not None:
+            raise ConfigError(
+                f"--pack_length {run.batching.pack_length} is for --packing true: add it, or leave it out."
+            )
+        return
+    if not family.packing.packs:
+        raise ModelError(
+            f"--packing true does not go with {family.model_type}: {family.packing.refused}. Type --packing false."
+        )
+    if run.data.streaming:
+        raise ConfigError(
+            "--packing true does not go with --streaming true: packs are planned from the lengths of all rows, and a "
+            "stream is not read before. Leave one of them out."
+        )
+    if static_shapes:
+        raise ConfigError(
+            "--packing true does not go with planned batch shapes. Type --static_shapes false (hardware that compiles "
+            "each new shape then compiles more often), or --packing false."
+        )
+    if str(getattr(arguments, "train_sampling_strategy", "")) == "group_by_length":
+        raise ConfigError(
+            "--packing true fills its packs with rows of all lengths, so --train_sampling_strategy group_by_length has "
+            "no place beside it. Leave one of them out."
+        )
+    check_layers(family.packing, config.get_text_config(), longest=0)
+
+
+def plan_packing(
+    run: RunConfig, arguments: Any, splits: Splits, tables: Mapping[str, RowTable], family: Family
+) -> Packing:
+    """Plan the packs of a run from its row table, the same on every process, and say what they are.
+
+    Args:
+        run: the resolved configuration.
+        arguments: the training arguments.
+        splits: the rows that are used.
+        tables: of each data set, on the first process of each machine.
+        family: the model's.
+
+    Raises:
+        ConfigError: a row is longer than a pack.
+    """
+    rows = splits.train
+    assert rows is not None
+    parts = shared_values(
+        Path(arguments.output_dir) / FILE,
+        arguments,
+        # Of a row that reads otherwise in another epoch the longest reading counts: it fits in every epoch.
+        lambda: {name: tables[name].longest("tokens").tolist() for name in trained_parts(splits)},
+    )
+    by_part = [np.asarray(parts[name], dtype=np.int64) for name in trained_parts(splits)]
+    longest = max(int(lengths.max(initial=0)) for lengths in by_part)
+    capacity = _capacity(run, by_part, longest)
+    seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
+    in_order = str(getattr(arguments, "train_sampling_strategy", "")) == "sequential"
+    lengths_of = _lengths_of(rows, by_part)
+
+    def planned(epochs: int) -> PackPlan:
+        return PackPlan(lengths_of, epochs=epochs, capacity=capacity, seed=None if in_order else seed)
+
+    plan = planned(1)
+    if isinstance(rows, Mixture) and rows.varies:
+        plan = planned(_epochs(arguments, plan.count))
+    _announce(plan, arguments, capacity)
+    return Packing(plan=plan, longest=longest, family=family)
+
+
+def _capacity(run: RunConfig, by_part: Sequence[Any], longest: int) -> int:
+    """Return the tokens of a pack."""
+    given = run.batching.pack_length
+    if given is not None and longest > given:
+        count = sum(int((lengths > given).sum()) for lengths in by_part)
+        raise ConfigError(
+            f"--pack_length {given}: {count} row(s) have more tokens, the longest {longest}, and no row is cut. Type "
+            f"--pack_length {longest}, or --max_length {given} with --on_overflow drop, shrink_images or trim_turns."
+        )
+    return pack_length(given, run.batching.max_length, longest)
+
+
+def _lengths_of(rows: Conversations, by_part: Sequence[Any]) -> Callable[[int], Any]:
+    """Return what gives the tokens of every row in an epoch."""
+    if not isinstance(rows, Mixture):
+        return lambda epoch: by_part[0]
+
+    def lengths(epoch: int) -> Any:
+        found = [rows.find(index, epoch if rows.varies else 0) for index in range(len(rows))]
+        return np.array([by_part[member][place] for member, place, _ in found], dtype=np.int64)
+
+    return lengths
+
+
+def _epochs(arguments: Any, packs: int) -> int:
+    """Return how many epochs a run has at most, if each has about so many packs."""
+    if arguments.max_steps <= 0:
+        return math.ceil(arguments.num_train_epochs)
+    return math.ceil(arguments.max_steps * _step(arguments) / packs) + 1
+
+
+def _step(arguments: Any) -> int:
+    """Return the packs of one update."""
+    return int(arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps)
+
+
+def _announce(plan: PackPlan, arguments: Any, capacity: int) -> None:
+    """Log what the packs of the first epoch are."""
+    packs, step = plan.packs(0), _step(arguments)
+    updates = [sum(map(len, packs[start : start + step])) for start in range(0, len(packs), step)]
+    logger.info(
+        "Packing: %d rows in %d packs of at most %d tokens in every epoch, %.1f %% filled. "
+        "--per_device_train_batch_size counts packs: %.1f rows an update (from %d to %d). Evaluation stays unpacked.",
+        plan.rows,
+        plan.count,
+        capacity,
+        plan.tokens(0) / (plan.count * capacity) * 100,
+        sum(updates) / len(updates),
+        min(updates),
+        max(updates),
+    )
