@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import scaled_dot_product_attention as attention
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from support.tiny.folders import available
 from vlm_lora.batching.encoded import IGNORE_INDEX
+from vlm_lora.batching.packing.attention import visible
 from vlm_lora.batching.packing.collation import PACK_ROWS, Pack, PackCollator, joined
+from vlm_lora.batching.packing.inputs import PackedInputs
 from vlm_lora.compat import IS_5
 from vlm_lora.config.run_config import ModelConfig, RunConfig, TuningConfig
 from vlm_lora.data.conversation import Conversation, ImageRef, Part, RowSource, Text, Turn
@@ -152,6 +157,73 @@ def test_eager_attention_with_lora_too(name: str, model_folder: Callable[[str], 
     packed, of_pack = bench.packed(batch, bench.inputs.prepare(batch))
     torch.testing.assert_close(packed, losses, rtol=CLOSE, atol=0)
     assert far(gradient, of_pack) < CLOSE
+
+
+def varlen_reference(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    sliding_window: int | None = None,
+    **told: Any,
+) -> tuple[torch.Tensor, None]:
+    """What flash attention computes, segment by segment: `(B, heads, T, d)` in, `(B, T, heads, d)` out."""
+    assert attention_mask is None
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    groups = query.shape[1] // key.shape[1]
+    key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
+    bounds = torch.arange(len(query) + 1) * query.shape[2] if cu_seq_lens_q is None else cu_seq_lens_q
+    q, k, v = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))
+    if cu_seq_lens_q is not None:
+        assert torch.equal(told["cu_seq_lens_k"], cu_seq_lens_q)
+        assert told["max_length_q"] == told["max_length_k"] == int(bounds.diff().max())
+        assert int(bounds[-1]) == len(q)
+    pieces = []
+    for start, end in pairwise(bounds.tolist()):
+        mask = visible(torch.ones(1, end - start), window=sliding_window)[0] if causal else None
+        own = [states[start:end].transpose(0, 1) for states in (q, k, v)]
+        pieces.append(attention(own[0], own[1], own[2], attn_mask=mask, scale=scaling).transpose(0, 1))
+    return torch.cat(pieces).view(len(query), query.shape[2], query.shape[1], -1), None
+
+
+BY_SEGMENTS = [name for name in PACKED if FAMILIES[name.partition("-")[0]].packing.flash]
+# 4.55 makes masks for vision towers wherever attention is by a name that it does not know.
+BY_SEGMENTS = BY_SEGMENTS if IS_5 else ["qwen2_5_vl", "llava"]
+
+
+@pytest.mark.parametrize("name", BY_SEGMENTS)
+def test_flash_attention_is_told_where_each_row_begins(
+    name: str, model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a stand-in that takes what the kernels take, in all parts of the model: no GPU computes it here."""
+    bench = Bench(model_folder(name))
+    rows = rows_of(name)
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_reference", varlen_reference)
+    for part in bench.model.modules():
+        if hasattr(part, "config"):
+            part.config._attn_implementation = "flash_reference"
+    inputs = packed_inputs(bench.model, bench.tools.family, longest=64)
+    one_by_one = [{**bench.collator([row]), "attention_mask": None} for row in rows]
+    losses = torch.stack([bench.token_losses(batch).sum() for batch in one_by_one])
+    gradient = bench.gradient(losses)
+    batch = bench.packs(rows[:2], rows[2:])
+    packed, of_packs = bench.packed(batch, inputs.prepare(batch))
+    torch.testing.assert_close(packed, losses.detach(), rtol=CLOSE, atol=0)
+    assert far(gradient, of_packs) < CLOSE
+    # The control, and what an evaluation in between would be: told nothing, whole sequences are one row.
+    packed, _ = bench.packed(batch, {**inputs.prepare(batch), **untold(inputs)})
+    assert ((packed - losses) / losses).abs().max() > FAR
+
+
+def untold(inputs: PackedInputs) -> dict[str, Any]:
+    """Let go of what the next pass would be told."""
+    inputs._told = {}
+    return {}
 
 
 def left_to_positions(bench: Bench, batch: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,10 @@ no line of a mask is empty.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
 import torch
 
 
@@ -55,6 +59,21 @@ def image_spans(marked: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     goes_on = torch.zeros_like(marked)
     goes_on[:, 1:] = marked[:, :-1] & (rows[:, 1:] == rows[:, :-1])
     return torch.where(marked, (marked & ~goes_on).long().cumsum(dim=1) - 1, -1)
+
+
+def segments(lengths: Sequence[int], device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Return rows as flash attention's kernels for rows of various length take them, by transformers' names.
+
+    Args:
+        lengths: tokens of each row, and of each filled end: a segment like a row.
+        device: where the bounds are to be.
+
+    >>> segments([3, 2])["cu_seq_lens_q"].tolist()
+    [0, 3, 5]
+    """
+    bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+    longest = max(lengths)
+    return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
 
 
 def additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

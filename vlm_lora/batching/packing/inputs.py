@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from vlm_lora.batching.packing.attention import additive, image_spans, visible
+from vlm_lora.batching.packing.attention import additive, image_spans, segments, visible
 from vlm_lora.batching.packing.collation import PACK_ROWS
-from vlm_lora.batching.packing.positions import by_rope_index, restarted
+from vlm_lora.batching.packing.positions import by_rope_index, restarted, row_lengths
 from vlm_lora.batching.packing.style import PackingStyle
 from vlm_lora.errors import ModelError
 
@@ -33,6 +33,7 @@ class PackedInputs:
         dtype: of additive masks.
         longest: tokens of the longest row.
         rope_index: the model's `get_rope_index`, where the style wants it.
+        text_model: the language model, which is told the bounds of rows where its attention is flash attention.
         window_cuts_spans: whether a window also ends what is read in both directions (`compat`).
 
     Raises:
@@ -47,6 +48,7 @@ class PackedInputs:
         dtype: torch.dtype,
         longest: int,
         rope_index: Callable[..., Any] | None = None,
+        text_model: torch.nn.Module | None = None,
         window_cuts_spans: bool = True,
     ) -> None:
         self._style, self._config = style, text_config
@@ -54,17 +56,35 @@ class PackedInputs:
         self._window: int | None = getattr(text_config, "sliding_window", None)
         self._kinds = layer_kinds(text_config)
         check_layers(style, text_config, longest=longest)
+        self._told: dict[str, Any] = {}
+        if self._by_segments:
+            assert text_model is not None
+            # Not as arguments of the whole model: Qwen's hands them on to its vision tower as well.
+            text_model.register_forward_pre_hook(self._tell, with_kwargs=True)
+
+    @property
+    def _by_segments(self) -> bool:
+        return "flash" in str(self._config._attn_implementation)
+
+    def _tell(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        told, self._told = self._told, {}  # once: what is evaluated in between is not packed
+        return args, {**kwargs, **told}
 
     def prepare(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Return a batch with `attention_mask` and `position_ids` in place of `PACK_ROWS`; any other as it is.
 
-        The mask is `(B, 1, T, T)`, or one for each kind of layer; positions are `(B, T)` or `(3, B, T)`.
+        The mask is `(B, 1, T, T)`, or one for each kind of layer; positions are `(B, T)` or `(3, B, T)`. Flash
+        attention has no mask: the next pass of the language model is told where each row begins, and the filled end.
         """
         if PACK_ROWS not in inputs:
             return inputs
         prepared = dict(inputs)
         rows = prepared.pop(PACK_ROWS)
-        return {**prepared, "attention_mask": self._masks(rows, inputs), "position_ids": self._positions(rows, inputs)}
+        prepared["position_ids"] = self._positions(rows, inputs)
+        if self._by_segments:
+            self._told = segments(row_lengths(rows), rows.device)
+            return {**prepared, "attention_mask": None}
+        return {**prepared, "attention_mask": self._masks(rows, inputs)}
 
     def _positions(self, rows: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         if self._style.positions == "restart":
@@ -114,10 +134,10 @@ def check_layers(style: PackingStyle, text_config: Any, *, longest: int) -> None
     """
     kinds, name = layer_kinds(text_config), text_config.model_type
     attention = getattr(text_config, "_attn_implementation", None)
-    if attention not in (None, "sdpa", "eager"):
+    if attention not in (None, "sdpa", "eager") and not (style.flash and "flash" in attention):
         raise ModelError(
-            f"--packing true: attention by {attention} takes no mask that keeps rows apart. Type --attn_implementation "
-            "sdpa or eager, or --packing false."
+            f"--packing true: rows have not been proven to stay apart in this model's attention by {attention}. Type "
+            "--attn_implementation sdpa or eager, or --packing false."
         )
     if name not in TEXT_MODELS or not kinds <= {FULL, SLIDING}:
         raise ModelError(

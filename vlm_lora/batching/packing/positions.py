@@ -35,7 +35,7 @@ def by_rope_index(
     """
     if "image_grid_thw" not in inputs:
         return restarted(rows).expand(3, -1, -1)
-    lengths = _lengths(rows)
+    lengths = row_lengths(rows)
     taken = signature(rope_index).parameters
     unpacked = {
         name: pad_sequence(inputs[name].flatten().split(lengths), batch_first=True)
@@ -48,8 +48,8 @@ def by_rope_index(
     return joined.view(3, *rows.shape).to(rows.device)
 
 
-def _lengths(rows: torch.Tensor) -> list[int]:
-    """Return the tokens of each row and each filled end, sequence by sequence."""
+def row_lengths(rows: torch.Tensor) -> list[int]:
+    """Return the tokens of each row and each filled end of `rows` `(B, T)`, sequence by sequence."""
     return [
         int(count) for sequence in rows.cpu() for count in torch.unique_consecutive(sequence, return_counts=True)[1]
     ]

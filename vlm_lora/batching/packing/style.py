@@ -31,6 +31,8 @@ class PackingStyle:
     """Key of the text configuration and the value with which spans are read in both directions; None: always."""
     spans_in_full: bool = True
     """Whether layers without a window read them so, too."""
+    flash: bool = True
+    """Whether flash attention can be told where each row begins."""
     by_layer: bool = False
     """Whether the model takes a mask for each kind of layer."""
 
@@ -55,16 +57,17 @@ PACKING: Mapping[str, PackingStyle] = MappingProxyType(
             PackingStyle(),
         ),
         **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), _MROPE),
-        "gemma3": PackingStyle(spans="images", marks="token_type_ids", by_layer=True),
+        "gemma3": PackingStyle(spans="images", marks="token_type_ids", flash=False, by_layer=True),
         "gemma3n": PackingStyle(by_layer=True),
         "gemma4": PackingStyle(
             spans="images",
             marks="mm_token_type_ids",
             spans_if=("use_bidirectional_attention", "vision"),
             spans_in_full=False,
+            flash=False,
             by_layer=True,
         ),
-        "paligemma": PackingStyle(spans="prefix", marks="token_type_ids", first_position=1),
+        "paligemma": PackingStyle(spans="prefix", marks="token_type_ids", flash=False, first_position=1),
         "mllama": PackingStyle(
             refused="its cross attention lets the tokens before a row's image see the images of all other rows"
         ),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from vlm_lora.batching.packing.inputs import PackedInputs, check_layers
 from vlm_lora.batching.packing.order import PackOrder
@@ -71,8 +72,16 @@ def packed_inputs(model: Any, family: Family, *, longest: int) -> PackedInputs:
         dtype=model.dtype,
         longest=longest,
         rope_index=rope_index,
+        text_model=_text_model(model),
         window_cuts_spans=WINDOW_CUTS_SPANS,
     )
+
+
+def _text_model(model: Any) -> torch.nn.Module | None:
+    """Return the module that runs the layers of the language model."""
+    config = model.config.get_text_config()
+    own = (part for part in model.modules() if getattr(part, "config", None) is config and hasattr(part, "layers"))
+    return next(own, None)
 
 
 def check_packing(run: RunConfig, arguments: Any, family: Family, config: Any, *, static_shapes: bool) -> None:
