@@ -10,13 +10,13 @@ from vlm_lora.batching.ordering.rows import FillableRows
 from vlm_lora.batching.packing.order import PackedRows
 from vlm_lora.data.dataset import Splits
 from vlm_lora.session import Preprocessing, Session
+from vlm_lora.training.feeding.strategy import SETTING, Feeding
 from vlm_lora.training.feeding.streaming import training_rows
 from vlm_lora.training.observers import Observers
 
 if TYPE_CHECKING:
     from vlm_lora.evaluation.generation import Answerer
     from vlm_lora.training.checkpoints.resumption import Resumption
-    from vlm_lora.training.feeding.packing import Packing
 
 
 def load_for_training(session: Session, preprocessing: Preprocessing) -> Any:
@@ -80,9 +80,9 @@ def build_run_trainer(
     splits: Splits,
     model: Any,
     groups: Mapping[str, Any],
+    feeding: Feeding,
     resumption: Resumption,
     observers: Observers,
-    packing: Packing | None = None,
 ) -> Any:
     """Put the trainer together, with what the run's settings, engine and checkpoint ask of it.
 
@@ -92,9 +92,9 @@ def build_run_trainer(
         splits: the rows.
         model: with its tuning.
         groups: by split, the rows that may share a batch; empty where any may.
+        feeding: in which order the training rows come, or in which packs.
         resumption: the checkpoint that the run goes on from, if any, and what changes with it.
         observers: are told what happens.
-        packing: the packs, where the run packs.
 
     Raises:
         ConfigError: the settings contradict each other.
@@ -103,17 +103,17 @@ def build_run_trainer(
     from vlm_lora.model.parts import find_parts
     from vlm_lora.training.checkpoints.carried_over import CarriedOver
     from vlm_lora.training.engine import EngineCheck, needs_images, note_images, refuse_other_engine
-    from vlm_lora.training.feeding.strategy import Feeding, strategy_of
     from vlm_lora.training.rates import PartRates
     from vlm_lora.training.telling import Telling
     from vlm_lora.training.trainer import build_trainer
 
     rows = training_rows(session.run, session.arguments, splits)
-    carried = CarriedOver(session.settings, resumption.changes) if session.arguments.do_train else None
+    settings = {**session.settings, SETTING: feeding.strategy.value}
+    carried = CarriedOver(settings, resumption.changes) if session.arguments.do_train else None
     kwargs = {
         "args": session.arguments,
         "data_collator": preprocessing.collator,
-        "train_dataset": None if rows is None else PackedRows(rows) if packing else FillableRows(rows),
+        "train_dataset": None if rows is None else PackedRows(rows) if feeding.packing else FillableRows(rows),
         "eval_dataset": None if splits.validation is None else FillableRows(splits.validation),
         "processing_class": preprocessing.processor,
         "callbacks": [GradientAudit(model, preprocessing.family)] if session.arguments.do_train else [],
@@ -127,8 +127,8 @@ def build_run_trainer(
     if session.arguments.do_train and session.run.tuning.learning_rates:
         trainer.part_rates = PartRates(find_parts(model, preprocessing.family), session.run.tuning.learning_rates)
         trainer.part_rates.check_engine(trainer)
-    trainer.feeding = Feeding(strategy=strategy_of(session.arguments), packing=packing)
-    trainer.packs = None if packing is None else packing.inputs(model)
+    trainer.feeding = feeding
+    trainer.packs = None if feeding.packing is None else feeding.packing.inputs(model)
     trainer.loader_timeout = session.run.batching.dataloader_timeout
     refuse_other_engine(session.arguments, trainer)
     if session.arguments.do_train:

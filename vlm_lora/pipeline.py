@@ -32,7 +32,7 @@ from vlm_lora.evaluation.places import refuse_other_results
 from vlm_lora.preflight.check import Prepared, known_rows, prepare_rows, read_rows, report_on, shapes_of
 from vlm_lora.preflight.figures import DataReport
 from vlm_lora.preflight.parallel_map import ParallelMap
-from vlm_lora.preflight.sampled_epochs import sampled_epochs
+from vlm_lora.preflight.sampled_epochs import draws_known, sampled_epochs
 from vlm_lora.report.model_card import write_model_card
 from vlm_lora.report.preview import Preview, ShownRow
 from vlm_lora.session import (
@@ -48,6 +48,7 @@ from vlm_lora.session import (
 from vlm_lora.training.arguments import check_arguments
 from vlm_lora.training.checkpoints.run_record import note_end
 from vlm_lora.training.feeding.packing import Packing, check_packing, plan_packing
+from vlm_lora.training.feeding.strategy import Feeding, Strategy, check_known, choose_feeding, strategy_of
 from vlm_lora.training.feeding.streaming import check_streaming
 from vlm_lora.training.hub import check_push
 from vlm_lora.training.inference_only import without_engine
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from vlm_lora.evaluation.generation import Reply
     from vlm_lora.memory.request import PlanReport, PlanRequest
     from vlm_lora.memory.run import Subject
+    from vlm_lora.training.checkpoints.resumption import Resumption
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +104,7 @@ def _train(run: RunConfig, observers: Observers) -> dict[str, Any]:
     )
     if splits.stream is not None:
         check_streaming(run, arguments, static_shapes=wants_static_shapes(session.run, session.backend))
-    prepared, preprocessing, groups, packing = _read_rows(session, splits, observers)
+    prepared, preprocessing, groups, feeding = _read_and_order(session, splits, resumption, observers)
     oom_advice = partial(advise, _subject(run, session.values, preprocessing, prepared), arguments, session.backend)
     with explain_exhaustion(session.backend, "loading the model", oom_advice):
         model = (
@@ -110,7 +112,7 @@ def _train(run: RunConfig, observers: Observers) -> dict[str, Any]:
             if arguments.do_train
             else load_for_answers(session, preprocessing)
         )
-    trainer = build_run_trainer(session, preprocessing, prepared.splits, model, groups, resumption, observers, packing)
+    trainer = build_run_trainer(session, preprocessing, prepared.splits, model, groups, feeding, resumption, observers)
     if trainer.is_world_process_zero():
         write_resolved(folder / ("run_config.yaml" if arguments.do_train else "eval_config.yaml"), run, session.values)
     results: dict[str, Any] = {}
@@ -262,8 +264,38 @@ def _subject(
     )
 
 
+def _read_and_order(
+    session: Session, splits: Splits, resumption: Resumption, observers: Observers
+) -> tuple[Prepared, Preprocessing, Mapping[str, Any], Feeding]:
+    """As `_read_rows`; return also in which order the training rows come."""
+    arguments = session.arguments
+    epochs = sampled_epochs(
+        num_train_epochs=arguments.num_train_epochs,
+        max_steps=arguments.max_steps,
+        static_shapes=wants_static_shapes(session.run, session.backend),
+    )
+    packs = arguments.do_train and session.run.batching.packing
+    order = strategy_of(session.run, None if packs else resumption.order)
+    known = draws_known(splits, epochs)
+    if arguments.do_train:
+        check_known(order, known=known)
+    prepared, preprocessing, groups, packing = _read_rows(
+        session,
+        splits,
+        observers,
+        epochs=epochs,
+        needs_lengths=packs or (arguments.do_train and order is Strategy.GROUPED),
+    )
+    if packing is not None:
+        return prepared, preprocessing, groups, Feeding(strategy=order or Strategy.RANDOM, packing=packing)
+    feeding = choose_feeding(
+        order, arguments, prepared.splits, prepared.tables, known=known, groups=groups.get("train")
+    )
+    return prepared, preprocessing, groups, feeding
+
+
 def _read_rows(
-    session: Session, splits: Splits, observers: Observers
+    session: Session, splits: Splits, observers: Observers, *, epochs: int | None, needs_lengths: bool
 ) -> tuple[Prepared, Preprocessing, Mapping[str, Any], Packing | None]:
     """Read every row once before training.
 
@@ -283,10 +315,9 @@ def _read_rows(
         splits,
         preprocessing,
         workers=session.values.get("dataloader_num_workers"),
-        epochs=sampled_epochs(
-            num_train_epochs=arguments.num_train_epochs, max_steps=arguments.max_steps, static_shapes=static_shapes
-        ),
+        epochs=epochs,
         static_shapes=static_shapes,
+        needs_lengths=needs_lengths,
     )
     observers.data_read(prepared.checked)
     if not static_shapes:

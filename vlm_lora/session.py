@@ -33,6 +33,7 @@ from vlm_lora.model.terminators import eos_token_ids
 from vlm_lora.model.vocabulary import check_vocabulary
 from vlm_lora.training.arguments import CHECKPOINTING, FORCED_ARGUMENTS, check_arguments, default_arguments
 from vlm_lora.training.checkpoints.run_settings import effective_settings
+from vlm_lora.training.feeding.strategy import SETTING
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class Session:
         settled: dict[str, Any] = {
             "backend": self.backend.name,
             "static_shapes": wants_static_shapes(run, self.backend),
+            SETTING: run.raw.get(SETTING),  # None: as a checkpoint has it, or as the rows' lengths say
         }
         if run.model.model_name_or_path is not None:
             keywords = self.model_keywords

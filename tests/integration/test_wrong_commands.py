@@ -109,7 +109,6 @@ WRONG_FLAGS: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
     "freezing with LoRA": ({"freeze_vision": False}, ("--peft_method none", "--lora_targets")),
     "means of ranks": ({"average_tokens_across_devices": False}, ("average_tokens_across_devices",)),
     "label smoothing": ({"label_smoothing_factor": 0.1}, ("label_smoothing_factor", "0.1")),
-    "grouping by length": ({"group_by_length": True}, ("group_by_length", "lengths")),
     "another model type": ({"model_type": "llava"}, ("llava", "gemma3")),
     "held-out share above one": ({"validation_fraction": 1.5}, ("validation_fraction", "1.5")),
 }

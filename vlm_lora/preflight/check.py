@@ -126,11 +126,12 @@ def prepare_rows(
     workers: int | None,
     epochs: int | None,
     static_shapes: bool,
+    needs_lengths: bool = False,
 ) -> Prepared:
     """Read the rows once on each machine; return those that every process shall use.
 
     The output folder gets `data_report.json`, and `quarantine.jsonl` with `--on_bad_sample skip`. With `--skip_check`
-    rows are only read where something needs to know them: `--on_overflow drop`, static shapes and packing.
+    rows are only read where something needs to know them: `--on_overflow drop`, static shapes, packing and grouping.
 
     Args:
         run: the resolved configuration.
@@ -140,13 +141,13 @@ def prepare_rows(
         workers: processes that read; None for a number that fits rows and machine.
         epochs: how many epochs draw anew what varies; None where nothing says it.
         static_shapes: whether batch shapes will be planned.
+        needs_lengths: whether the run cannot do without the rows' lengths.
 
     Raises:
         DataError: bad rows that stop the run, on every process alike.
     """
     drops = run.batching.on_overflow == "drop"
-    packs = run.batching.packing and arguments.do_train
-    if run.data.skip_check and not (drops or static_shapes or packs):
+    if run.data.skip_check and not (drops or static_shapes or needs_lengths):
         for rows in (splits.train, splits.validation):
             if rows is not None:
                 preprocessing.encoder.encode(rows[0])

@@ -20,6 +20,12 @@ def sampled_epochs(*, num_train_epochs: float, max_steps: int, static_shapes: bo
     return None if max_steps > 0 else max(1, math.ceil(num_train_epochs))
 
 
+def draws_known(splits: Splits, epochs: int | None) -> bool:
+    """Say whether reading the rows says how long each training row is in every epoch."""
+    parts, spans = split_parts(splits), spans_of(splits, epochs)
+    return all(spans[name].counted or not parts[name].varies for name in trained_parts(splits))
+
+
 def spans_of(splits: Splits, epochs: int | None) -> dict[str, Span]:
     """Return how often each data set's rows are drawn, by the names of `split_parts`.
 

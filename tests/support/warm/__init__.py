@@ -12,6 +12,7 @@ One warm process serves all workers of a test session. It ends when the last wor
 from __future__ import annotations
 
 import fcntl
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -62,6 +63,10 @@ def warmed(
 
 def let_go() -> None:
     """Let this worker's warm processes end once nobody uses them, and wait until they have."""
+    # A loader worker that a failed run left behind holds the lease too: it was forked off with it.
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
     for lease in _leases:
         lease.close()
     _leases.clear()

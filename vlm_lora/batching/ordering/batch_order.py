@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
+
+from vlm_lora.batching.ordering.grouping import blocks_by_length
 
 
 class BatchOrder(Sampler[int]):
@@ -24,6 +27,9 @@ class BatchOrder(Sampler[int]):
         seed: shuffles rows within groups, then batches; None keeps the rows' order.
         drop_last: drop batches that are too small instead of filling them.
         carries_epoch: indices ask `FillableRows` for the epoch's rows instead of epoch 0's.
+        lengths: returns `(N,)`, tokens by row index, of an epoch: rows of like length then share a batch (see
+            `grouping`); None shuffles. Needs a seed.
+        accumulation: batches of one process whose gradients make one step, where lengths are given.
 
     Example: rows 0-4 in batches of two for two processes, in order; 5 + i is row i as a filler.
 
@@ -40,6 +46,8 @@ class BatchOrder(Sampler[int]):
         seed: int | None,
         drop_last: bool = False,
         carries_epoch: bool = False,
+        lengths: Callable[[int], Any] | None = None,
+        accumulation: int = 1,
     ) -> None:
         self._groups = groups
         self._rows = sum(len(group) for group in groups)
@@ -48,6 +56,8 @@ class BatchOrder(Sampler[int]):
         self._seed = seed
         self._drop_last = drop_last
         self._carries_epoch = carries_epoch
+        self._lengths = lengths
+        self._accumulation = accumulation
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -73,7 +83,10 @@ class BatchOrder(Sampler[int]):
         if self._seed is not None:
             # Hashed together: torch's generator takes 32 bits of a seed, so the two cannot just stand side by side.
             generator.manual_seed(int(np.random.SeedSequence([self._seed, self._epoch]).generate_state(1)[0]))
-        filled = [self._filled(self._shuffled(group, generator)) for group in self._groups]
+        if self._lengths is None:
+            filled = [self._filled(self._shuffled(group, generator)) for group in self._groups]
+        else:
+            filled = [self._by_length(group, generator) for group in self._groups]
         if len(filled) == 1:
             yield from filled[0]
             return
@@ -81,6 +94,23 @@ class BatchOrder(Sampler[int]):
         steps = [group[start : start + size] for group in filled for start in range(0, len(group), size)]
         for step in self._shuffled(steps, generator):
             yield from step
+
+    def _by_length(self, group: Sequence[int], generator: torch.Generator) -> Sequence[int]:
+        """Return a group's indices, rows of like length in one batch."""
+        assert self._lengths is not None  # asked before
+        kept = min(len(group), self._kept(len(group)))
+        blocks = blocks_by_length(
+            self._shuffled(group, generator)[:kept],
+            self._lengths(self._epoch if self._carries_epoch else 0),
+            # Several groups' steps are shuffled together, and any of them may then share gradients.
+            size=self._step * (self._accumulation if len(self._groups) == 1 else 1),
+            generator=generator,
+            longest_first=self._epoch == 0,
+        )
+        missing = self._kept(len(group)) - kept
+        # The last block's shortest rows: they make no batch longer.
+        fillers = [self._rows + blocks[-1][-1 - place % len(blocks[-1])] for place in range(missing)]
+        return [*(index for block in blocks for index in block), *fillers]
 
     @property
     def _step(self) -> int:

@@ -43,6 +43,9 @@ NEW_RUN = (
     "weights named as --model_name_or_path (an adapter is merged into its base first, by PEFT's merge_and_unload)."
 )
 
+_TAKEN_OVER = frozenset({"train_sampling_strategy"})
+"""Settings that go on as the checkpoint's run had them where this run leaves them open."""
+
 _SPOKEN = {
     GLOBAL_BATCH: "rows of one step (--per_device_train_batch_size x --gradient_accumulation_steps x processes)",
     WORLD_SIZE: "processes",
@@ -150,6 +153,8 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any], *, defaults: M
     for name, value in sorted(now.items()):
         if elsewhere and name in adapters_flags():
             continue  # another backend has other flags
+        if name in _TAKEN_OVER and value is None:
+            continue
         before = saved.get(name, defaults.get(name, value))
         matters = MATTERS.get(name)
         if matters is not None and not (matters(saved) and matters(now)):

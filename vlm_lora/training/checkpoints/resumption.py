@@ -11,6 +11,7 @@ from vlm_lora.config.run_config import RunConfig
 from vlm_lora.training.checkpoints.changed_settings import Change, check_allowed, compare
 from vlm_lora.training.checkpoints.contents import refuse_to_resume
 from vlm_lora.training.checkpoints.pickles import refuse_programs
+from vlm_lora.training.checkpoints.run_settings import recorded_order
 from vlm_lora.training.engine import engine_of
 from vlm_lora.training.outputs import find_checkpoint, note_what_is_saved
 
@@ -23,6 +24,8 @@ class Resumption:
     """The folder to go on from; None starts afresh."""
     changes: tuple[Change, ...] = ()
     """What is otherwise than in the checkpoint's run, all of it free or allowed."""
+    order: str | None = None
+    """The checkpoint's `--train_sampling_strategy`; None where the run starts afresh."""
 
 
 def look_for_checkpoint(run: RunConfig, arguments: Any, settings: Callable[[], Mapping[str, Any]]) -> Resumption:
@@ -41,9 +44,11 @@ def look_for_checkpoint(run: RunConfig, arguments: Any, settings: Callable[[], M
     if checkpoint is not None:
         refuse_programs(Path(checkpoint))
     changes: list[Change] = []
+    order = None
     if arguments.do_train:
         if checkpoint is not None:
             refuse_to_resume(Path(checkpoint), engine_of(arguments))
+            order = recorded_order(Path(checkpoint))
             changes = compare(Path(checkpoint), settings(), allowed=allowed, arguments_class=type(arguments))
         note_what_is_saved(arguments)
-    return Resumption(checkpoint=checkpoint, changes=tuple(changes))
+    return Resumption(checkpoint=checkpoint, changes=tuple(changes), order=order)

@@ -54,6 +54,7 @@ TRAINING_FILES = (
     STATE_FILE,
     "train_results.json",
     "run_config.yaml",
+    "row_lengths.npz",
     "README.md",
     "training_args.bin",
     "generation_config.json",

@@ -34,7 +34,7 @@ FILE = "run_settings.json"
 FORMAT = 1
 """Of the file; another one is refused."""
 
-_BEFORE = {"box_coordinates": "pixels"}
+_BEFORE = {"box_coordinates": "pixels", "train_sampling_strategy": "random"}
 """What runs did that did not know a setting, where that is not its default."""
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed")
@@ -114,6 +114,17 @@ def read_settings(checkpoint: Path) -> tuple[dict[str, Any], dict[str, str]] | N
             f"of vlm-lora that wrote it ({written_by.get('vlm_lora')})."
         )
     return settings, written_by
+
+
+def recorded_order(checkpoint: Path) -> str:
+    """Return the `--train_sampling_strategy` of a checkpoint's run: random where it knew no other.
+
+    Raises:
+        ConfigError: the record is there and cannot be read.
+    """
+    record = read_settings(checkpoint)
+    name = "train_sampling_strategy"
+    return str((record[0] if record is not None else {}).get(name) or _BEFORE[name])
 
 
 def versions() -> dict[str, str]:

@@ -51,6 +51,7 @@ _ROWS: Mapping[Kind, str] = {
         local_rank _n_gpu
         do_train do_predict overwrite_output_dir resume_from_checkpoint allow_changed list_checkpoints
         dry_run dry_run_samples no_model dry_run_generate dry_run_max_new_tokens
+        group_by_length
         per_gpu_train_batch_size per_gpu_eval_batch_size torchdynamo adafactor warmup_ratio
         activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing_kwargs
         push_to_hub_model_id push_to_hub_organization
@@ -86,7 +87,7 @@ _ROWS: Mapping[Kind, str] = {
         weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm neftune_noise_alpha lora_dropout
         lr_scheduler_type lr_scheduler_kwargs warmup_steps
         global_batch_size auto_find_batch_size dataloader_drop_last dataloader_in_order ignore_data_skip
-        train_sampling_strategy group_by_length
+        train_sampling_strategy
         seed data_seed full_determinism
         dataset_weights validation_name validation_fraction split_seed max_train_samples streaming shuffle_buffer
         image_root image_column prompt_column default_prompt context_column response_column messages_column

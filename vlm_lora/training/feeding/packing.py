@@ -117,7 +117,7 @@ def check_packing(run: RunConfig, arguments: Any, family: Family, config: Any, *
             "--packing true does not go with planned batch shapes. Type --static_shapes false (hardware that compiles "
             "each new shape then compiles more often), or --packing false."
         )
-    if str(getattr(arguments, "train_sampling_strategy", "")) == "group_by_length":
+    if run.raw.get("train_sampling_strategy") == "group_by_length":
         raise ConfigError(
             "--packing true fills its packs with rows of all lengths, so --train_sampling_strategy group_by_length has "
             "no place beside it. Leave one of them out."

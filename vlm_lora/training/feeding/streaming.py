@@ -10,7 +10,7 @@ from vlm_lora.config.run_config import RunConfig
 from vlm_lora.data.dataset import ConversationDataset, Splits
 from vlm_lora.data.sources.streamed import StreamedConversations
 from vlm_lora.errors import ConfigError
-from vlm_lora.training.feeding.strategy import Strategy, strategy_of
+from vlm_lora.training.feeding.strategy import SETTING, Strategy, strategy_of
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,12 @@ def check_streaming(run: RunConfig, arguments: Any, *, static_shapes: bool) -> N
             f"--dataloader_num_workers {arguments.dataloader_num_workers}: a stream is read by one worker, which keeps "
             "its order. Type --dataloader_num_workers 1 or 0, or leave --streaming out."
         )
+    if strategy_of(run) is Strategy.GROUPED:
+        raise ConfigError(
+            f"--{SETTING} {Strategy.GROUPED.value} does not go with --streaming true: how long rows are is known once "
+            f"all were read, and a stream is not read before training. Leave one of the two out, or type --{SETTING} "
+            f"{Strategy.RANDOM.value}."
+        )
     if static_shapes:
         raise ConfigError(
             "--streaming true: batch shapes are planned from all rows, and a stream is not read before training. Type "
@@ -55,7 +61,7 @@ def training_rows(run: RunConfig, arguments: Any, splits: Splits) -> Rows | None
         return splits.train
     assert isinstance(splits.train, ConversationDataset)  # a mixture is not streamed
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    buffer = 1 if strategy_of(arguments) is Strategy.SEQUENTIAL else run.data.shuffle_buffer
+    buffer = 1 if strategy_of(run) is Strategy.SEQUENTIAL else run.data.shuffle_buffer
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     logger.info(
         "Streaming: %d steps of %d rows, drawn from a buffer of %d by seed %d.",
