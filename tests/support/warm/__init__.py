@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -64,6 +65,7 @@ def warmed(
 def let_go() -> None:
     """Let this worker's warm processes end once nobody uses them, and wait until they have."""
     # A loader worker that a failed run left behind holds the lease too: it was forked off with it.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise an error for each
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
