@@ -11,6 +11,8 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +69,41 @@ def record_run(flags: list[str]) -> dict[str, Any]:
     planning.compile_budget = budget
     Collator.collate = collate  # type: ignore[method-assign]
     try:
-        code = cli.run_script(flags)
+        with counting_chunks() as chunks:
+            code = cli.run_script(flags)
     finally:
         trainer.supervised_loss, trainer.build_trainer = originals[0], originals[1]
         planning.compile_budget = originals[3]
         Collator.collate = originals[2]  # type: ignore[method-assign]
     if code:
         return {"code": code}
-    return {"code": code, **columns(batches), "budget": found.get("budget"), **summary(found["trainer"], steps)}
+    return {
+        "code": code,
+        **columns(batches),
+        "budget": found.get("budget"),
+        "chunks": chunks,
+        **summary(found["trainer"], steps),
+    }
+
+
+@contextmanager
+def counting_chunks() -> Iterator[list[int]]:
+    """Give a list that gets the number of chunks of each call of the head."""
+    from vlm_lora.model import objective as _objective
+
+    objective: Any = _objective
+    chunk_rows, counts = objective.chunk_rows, []
+
+    def counted(rows: int, *args: Any) -> int:
+        each = int(chunk_rows(rows, *args))
+        counts.append(-(-rows // each))
+        return each
+
+    objective.chunk_rows = counted
+    try:
+        yield counts
+    finally:
+        objective.chunk_rows = chunk_rows
 
 
 def columns(batches: list[tuple[dict[str, str], list[int]]]) -> dict[str, Any]:
@@ -162,6 +191,14 @@ def obey_variables() -> None:
         from support import fsdp_on_cpu
 
         fsdp_on_cpu.install()
+    if elements := os.environ.get("RECORDER_CHUNK_ELEMENTS"):
+        from vlm_lora.model.objective import SupervisedHead
+
+        defaults = SupervisedHead.__init__.__kwdefaults__
+        assert defaults is not None
+        defaults["chunk_elements"] = int(elements)
+    if os.environ.get("RECORDER_DIVIDED"):
+        divide_logits()
     if os.environ.get("RECORDER_WITHOUT_BLANKS"):
         from vlm_lora.training import engine as _engine
 
@@ -172,6 +209,21 @@ def obey_variables() -> None:
 
         # dynamo's own way is to go on uncompiled.
         torch._dynamo.config.fail_on_recompile_limit_hit = True
+
+
+def divide_logits() -> None:
+    """Let LLaVA-NeXT divide its logits where its text is Granite's, as Granite's own code does."""
+    from transformers import LlavaNextForConditionalGeneration as _Model
+
+    model: Any = _Model
+    forward = model.forward
+
+    def divided(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = forward(self, *args, **kwargs)
+        output.logits = output.logits / self.config.text_config.logits_scaling
+        return output
+
+    model.forward = divided
 
 
 def main() -> int:

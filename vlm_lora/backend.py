@@ -39,6 +39,8 @@ class Traits:
     """Kinds of 4-bit weights (`nf4`, `fp4`) that `model_keywords` knows to load with `--load_in_4bit`."""
     block_diagonal_masks: tuple[str, ...] = ()
     """Attention implementations that read a mask of blocks, one for each of several rows packed into one."""
+    liger: bool = False
+    """Whether Liger's kernels, which are Triton's, run on it."""
     optimizer: str = ""
     """What its arguments class takes without `--optim`, for plans where the class is not; empty: as transformers'."""
 

@@ -34,6 +34,7 @@ from vlm_lora.model.vocabulary import check_vocabulary
 from vlm_lora.training.arguments import CHECKPOINTING, FORCED_ARGUMENTS, check_arguments, default_arguments
 from vlm_lora.training.checkpoints.run_settings import effective_settings
 from vlm_lora.training.feeding.strategy import SETTING
+from vlm_lora.training.kernels import with_liger
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +114,7 @@ def open_session(run: RunConfig) -> Session:
     backend.prepare(run)
     values = with_file_numbers(values)
     check_arguments(values)
+    values = with_liger(values, backend)
     if run.accelerate_launch_args and not by_accelerate(os.environ):
         logger.warning(
             "accelerate_launch_args are for the launcher and have no effect here: %s. "

@@ -6,9 +6,10 @@ import importlib.util
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vlm_lora.backend import Launcher, Planner, Probe
+from vlm_lora.backend import Launcher, Planner, Probe, Traits
 from vlm_lora.config.declaration import Declaration
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.errors import ConfigError
@@ -30,6 +31,7 @@ class CudaBackend(TorchBackend):
     declaration: ClassVar[Declaration] = Declaration(
         logger="vlm_lora_cuda", packages=("flash-attn",), launchers=("use_deepspeed", "use_accelerate")
     )
+    traits: ClassVar[Traits] = replace(TorchBackend.traits, liger=True)
     planner: Planner = CudaPlanner()
     launcher: Launcher = CudaLauncher()
 

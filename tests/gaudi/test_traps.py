@@ -218,7 +218,7 @@ def test_hpu_graphs_capture_positions_as_inputs(
     flags = {"do_eval": True, "bf16": False, "use_hpu_graphs_for_inference": True}
     assert run_script(on_hpu(model_folder("gemma3"), data, tmp_path / "out", **flags)) == 0
     assert {type(module).__name__ for module in captured} == {"ScoredModel"}
-    assert list(inspect.signature(captured[0].forward).parameters) == ["inputs", "targets", "positions"]
+    assert list(inspect.signature(captured[0].forward).parameters) == ["inputs", "targets", "positions", "count"]
 
 
 def test_hpu_graphs_with_sizes_in_the_graph_are_refused(

@@ -196,14 +196,14 @@ CPU_ERROR = RuntimeError(
 
 def failing_with(error: RuntimeError, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the first step fail, but not the plan's own pass."""
-    gather = SupervisedHead._gather
+    forward = SupervisedHead._forward
 
-    def refuse(self: SupervisedHead, module: Any, args: Any) -> Any:
-        if isinstance(args[0], FakeTensor):
-            return gather(self, module, args)
+    def refuse(self: SupervisedHead, hidden: Any) -> Any:
+        if isinstance(hidden, FakeTensor):
+            return forward(self, hidden)
         raise error
 
-    monkeypatch.setattr(SupervisedHead, "_gather", refuse)
+    monkeypatch.setattr(SupervisedHead, "_forward", refuse)
 
 
 def test_running_out_of_memory_is_one_message_with_the_plans_advice(
@@ -246,9 +246,9 @@ def test_the_hosts_allocator_is_understood_and_advice_need_not_be_possible(
 def test_another_error_stays_what_it_is(
     rows: Path, model_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: SupervisedHead, module: Any, args: Any) -> Any:
+    def refuse(self: SupervisedHead, hidden: Any) -> Any:
         raise RuntimeError("shape mismatch")
 
-    monkeypatch.setattr(SupervisedHead, "_gather", refuse)
+    monkeypatch.setattr(SupervisedHead, "_forward", refuse)
     flags = script_flags(model_folder("llava"), rows, tmp_path / "out", do_train=True, max_steps=1)
     assert run_script(flags) == 203

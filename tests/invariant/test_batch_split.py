@@ -8,7 +8,6 @@ import torch
 
 from support.rows import write_uneven_rows
 from support.runs import capture_trainer, logged, run
-from vlm_lora.model import objective
 from vlm_lora.training import trainer as training
 
 SHAPES = ("gemma3", "qwen2_5_vl", "llava")
@@ -49,8 +48,10 @@ def test_mean_of_means_would_change_them(
     data = write_uneven_rows(tmp_path / "data", rows=8, validation=2)
     accumulation = {"steps": 1}
 
-    def mean_of_means(outputs: object, targets: torch.Tensor, num_items_in_batch: object = None) -> torch.Tensor:
-        losses = objective.token_losses(outputs.logits, targets)  # type: ignore[attr-defined]
+    def mean_of_means(
+        head: object, outputs: object, targets: torch.Tensor, num_items_in_batch: object = None
+    ) -> torch.Tensor:
+        losses = head.losses(outputs.logits, targets)  # type: ignore[attr-defined]
         outputs.row_losses = losses.detach().sum(dim=1)  # type: ignore[attr-defined]
         return losses.sum() / targets.ne(-100).sum() / accumulation["steps"]
 

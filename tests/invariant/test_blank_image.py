@@ -16,7 +16,7 @@ from vlm_lora.batching.encoded import EncodedRow
 from vlm_lora.config.run_config import ModelConfig, RunConfig
 from vlm_lora.data.conversation import Conversation, RowSource, Text, Turn
 from vlm_lora.model.loading import load_model
-from vlm_lora.model.objective import SupervisedHead, gather_targets, token_losses
+from vlm_lora.model.objective import SupervisedHead, gather_targets
 from vlm_lora.model.parts import find_parts
 from vlm_lora.session import open_preprocessing
 
@@ -41,8 +41,8 @@ def losses_of(model: Any, head: SupervisedHead, batch: dict[str, torch.Tensor]) 
     inputs = dict(batch)
     positions = inputs.pop("supervised_positions")
     targets = gather_targets(inputs.pop("labels"), positions)
-    with head.on(positions):
-        return token_losses(model(**inputs).logits, targets)
+    with head.on(positions, targets):
+        return head.losses(model(**inputs).logits, targets)
 
 
 @pytest.mark.parametrize("name", [name for name in available() if name not in NO_TEXT_ONLY])

@@ -25,7 +25,7 @@ from vlm_lora.config.run_config import ModelConfig, RunConfig, TuningConfig
 from vlm_lora.data.conversation import Conversation, ImageRef, Part, RowSource, Text, Turn
 from vlm_lora.model.families import FAMILIES
 from vlm_lora.model.loading import load_model
-from vlm_lora.model.objective import SupervisedHead, gather_targets, token_losses
+from vlm_lora.model.objective import SupervisedHead, gather_targets
 from vlm_lora.model.tuning import apply_tuning
 from vlm_lora.session import open_preprocessing
 from vlm_lora.training.feeding.packing import packed_inputs
@@ -102,8 +102,8 @@ class Bench:
         inputs = dict(batch)
         positions = inputs.pop("supervised_positions")
         targets = gather_targets(inputs.pop("labels"), positions)
-        with self.head.on(positions):
-            return token_losses(self.model(**inputs).logits, targets)
+        with self.head.on(positions, targets):
+            return self.head.losses(self.model(**inputs).logits, targets)
 
     def gradient(self, losses: torch.Tensor) -> dict[str, torch.Tensor]:
         """The gradient of the sum of losses, by parameter."""

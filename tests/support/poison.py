@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from vlm_lora.model.objective import SupervisedHead
 from vlm_lora.training import trainer as _trainer
 
 # Their functions are replaced for the length of a test.
@@ -18,18 +19,18 @@ trainer: Any = _trainer
 def poison_losses(monkeypatch: pytest.MonkeyPatch, *, batch: int, row: int, value: float) -> None:
     """Add `value` to the token losses of one row of this process's `batch`th training batch, from 1."""
     seen = [0]
-    losses = trainer.token_losses
+    losses = SupervisedHead.losses
 
-    def poisoned(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        seen[0] += 1
-        found = losses(logits, targets)
-        if seen[0] != batch:
+    def poisoned(self: SupervisedHead, output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        seen[0] += torch.is_grad_enabled()  # not in evaluations
+        found = losses(self, output, targets)
+        if not torch.is_grad_enabled() or seen[0] != batch:
             return found
         factor = torch.zeros_like(found)
         factor[row] = value
         return found + factor * (found * 0 + 1)
 
-    monkeypatch.setattr(trainer, "token_losses", poisoned)
+    monkeypatch.setattr(SupervisedHead, "losses", poisoned)
 
 
 def poison_gradient(monkeypatch: pytest.MonkeyPatch, *, step: int, name: str) -> None:

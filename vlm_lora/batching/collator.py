@@ -235,6 +235,9 @@ def _token_tensor(name: str, rows: Sequence[EncodedRow], length: int, *, left: b
 ROWS = "rows"
 """The batch's key for which rows it is of: a tuple of `BatchRow`, which no loader moves to a device."""
 
+SUPERVISED = "supervised"
+"""The batch's key for its number of supervised tokens, an int: who needs it need not read it from a device."""
+
 
 @dataclass(frozen=True)
 class BatchRow:
@@ -247,7 +250,7 @@ class BatchRow:
 
 
 class NamesRows:
-    """A collator that adds to the batch of another which rows it is of.
+    """A collator that adds to the batch of another which rows it is of, and how many of its tokens are supervised.
 
     Args:
         collator: makes the batch.
@@ -257,15 +260,16 @@ class NamesRows:
         self._collator = collator
 
     def __call__(self, rows: Sequence[Conversation | Filler]) -> dict[str, Any]:
-        """Return the batch with `ROWS`, in order, fillers too."""
+        """Return the batch with `ROWS`, in order, fillers too, and `SUPERVISED`."""
         read = [row.row if isinstance(row, Filler) else row for row in rows]
         numbered = tuple(BatchRow(row.number, str(row.source)) for row in read)
-        return {**self._collator(rows), ROWS: numbered}
+        batch = self._collator(rows)
+        return {**batch, ROWS: numbered, SUPERVISED: int((batch["supervised_positions"] >= 0).sum())}
 
 
 @contextmanager
 def naming_rows(trainer: Any) -> Iterator[None]:
-    """Within this context, loaders that the trainer makes give batches with `ROWS`."""
+    """Within this context, loaders that the trainer makes give batches with `ROWS` and `SUPERVISED`."""
     collator = trainer.data_collator
     trainer.data_collator = NamesRows(collator)
     try:

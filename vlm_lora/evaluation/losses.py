@@ -21,7 +21,7 @@ class RowScorer:
 
     def __init__(self, model: Any, collator: Collator) -> None:
         self._device = model.device
-        self._scored = ScoredModel(model.eval(), SupervisedHead(model))
+        self._scored = ScoredModel(model.eval(), SupervisedHead(model, reads=False))
         self._collator = collator
 
     @torch.no_grad()

@@ -49,6 +49,8 @@ class Planner:
     """The sample of rows with images at this share of their side."""
     precision: Callable[[Choice, DeviceSpec], Precision]
     attention: str | None
+    fixed_shapes: bool = False
+    """Whether the backend's hardware compiles each new shape, so that the head runs on padding as well."""
     trust_remote_code: bool = False
     announce: Callable[[str], object] = lambda _: None
     """Told what is simulated before it is: a step of a deep model takes seconds."""
@@ -82,6 +84,7 @@ class Planner:
             precision=self.precision(choice, device),
             attention=self.attention,
             fused_attention=device.fused_attention,
+            fixed_shapes=self.fixed_shapes,
         )
         key = (step, choice.batch_size, choice.picture_side)
         if key not in self._traces:

@@ -85,6 +85,7 @@ class Subject:
             samples=samples,
             precision=precision,
             attention=simulated_attention(self.run.model.attn_implementation),
+            fixed_shapes=backend.traits.static_shapes,
             trust_remote_code=self.run.model.trust_remote_code,
             announce=announce,
         )

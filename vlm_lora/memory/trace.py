@@ -25,7 +25,7 @@ from vlm_lora.memory.ledger import BACKWARD, BATCH, GRADIENTS, LANGUAGE, LOGITS,
 from vlm_lora.memory.simulation import Simulation
 from vlm_lora.model.checkpointing import enable_checkpointing
 from vlm_lora.model.families import Family
-from vlm_lora.model.objective import SupervisedHead, gather_targets, token_losses
+from vlm_lora.model.objective import SupervisedHead, gather_targets
 from vlm_lora.model.parts import Part, Parts, base_of, decoder_layers, find_parts
 from vlm_lora.model.tuning import apply_tuning
 
@@ -41,6 +41,8 @@ class Step:
     """`sdpa` or `eager`; None for what transformers takes by itself."""
     fused_attention: bool
     """Whether sdpa runs as one kernel that keeps no T x T probabilities."""
+    fixed_shapes: bool = False
+    """Whether the head runs on what pads the supervised positions as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,17 +318,19 @@ def _run(step: Step, model: Any, inputs: dict[str, torch.Tensor], ledger: Ledger
     positions = inputs.pop("supervised_positions")
     with ledger.labelled(BATCH):
         targets = gather_targets(inputs.pop("labels"), positions)
-    head = SupervisedHead(model)
+    head = SupervisedHead(model, reads=False)
+    # The longest answer of the data may stand in another batch than this one, the longest rows.
+    count = None if step.fixed_shapes else max(int((positions >= 0).sum()), positions.shape[1])
     autocast = step.precision.autocast
     ledger.begin((BEFORE, 0))
     with ledger.labelled(LANGUAGE), ExitStack() as stack:
         if not step.fused_attention:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        with _autocast(step.precision), head.on(positions):
+        with _autocast(step.precision), head.on(positions, targets, count):
             outputs = model(**inputs)
             if autocast is not None:  # as accelerate's wrapper does
                 outputs = tree_map_only(torch.Tensor, lambda t: t.float() if t.is_floating_point() else t, outputs)
-            loss = token_losses(outputs.logits, targets).sum() / positions.numel()
+            loss = head.losses(outputs.logits, targets).sum() / positions.numel()
         del outputs
         ledger.begin((TURN, 0))  # autocast has forgotten its copies of weights
         with ledger.labelled(BACKWARD):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vlm_lora.batching.packing.style import NOT_PROVEN, PackingStyle, packing_for
 from vlm_lora.batching.style import CHAT, RenderingStyle, style_for
 from vlm_lora.errors import ModelError
+from vlm_lora.model.head.after import NOTHING, AfterHead
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,6 +67,8 @@ class Family:
     attention never reads: it would train them as causal without a word."""
     skips_media_ids: bool = False
     """Whether placeholders of media are replaced before ids are looked up, so that embeddings need no row for them."""
+    after_head: AfterHead = NOTHING
+    """What it does to its logits; of a family outside the table that is not known."""
     rendering: RenderingStyle = CHAT
     """How conversations become tokens and batches."""
     packing: PackingStyle = NOT_PROVEN
@@ -98,6 +101,7 @@ _LLAVA_NEXT: Mapping[str, Any] = {
 }
 _BOTH: Mapping[str, Any] = {"flash_attention": False, "both_directions": True}
 _GOOGLE: Mapping[str, Any] = {"skips_media_ids": True, **_BOTH}
+_CAPPED: Mapping[str, Any] = {"after_head": AfterHead(softcap="final_logit_softcapping")}
 BOTH_DIRECTIONS = frozenset(
     [
         *("deepseek_ocr2", "diffusion_gemma", "gemma4_unified", "git", "molmo2", "pi0", "shieldgemma2"),
@@ -116,10 +120,11 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 published=("google/gemma-3n-E2B-it",),
                 never_called=(r"\.altup\.correction_coefs$",),
                 **_GEMMA,
+                **_CAPPED,
             ),
             # Where its text is causal (E2B), flash attention fails on heads of 512.
-            _family("gemma4", published=("google/gemma-4-E2B-it",), since="5.5", **_GEMMA, **_GOOGLE),
-            _family("paligemma", published=("google/paligemma2-3b-pt-224",), **_GOOGLE),
+            _family("gemma4", published=("google/gemma-4-E2B-it",), since="5.5", **_GEMMA, **_GOOGLE, **_CAPPED),
+            _family("paligemma", published=("google/paligemma2-3b-pt-224",), **_GOOGLE, **_CAPPED),
             _family("qwen2_vl", published=("Qwen/Qwen2-VL-2B-Instruct",), **_QWEN),
             _family("qwen2_5_vl", published=("Qwen/Qwen2.5-VL-3B-Instruct",), **_QWEN),
             _family("qwen3_vl", published=("Qwen/Qwen3-VL-2B-Instruct",), since="4.57", **_QWEN),
@@ -132,6 +137,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             _family(
                 "llava_next",
                 published=("llava-hf/llava-v1.6-mistral-7b-hf", "ibm-granite/granite-vision-3.2-2b"),
+                # Granite's own code divides; that of LLaVA around it does not in any version known here.
+                after_head=AfterHead(divisor="logits_scaling"),
                 **_LLAVA_NEXT,
             ),
             _family("llava_onevision", published=("llava-hf/llava-onevision-qwen2-0.5b-ov-hf",), **_LLAVA_NEXT),

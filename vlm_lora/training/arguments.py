@@ -50,7 +50,6 @@ UNSUPPORTED = {
         (None, "eval_loss", "eval_perplexity", "perplexity", "loss"),
         "evaluation during training measures loss and perplexity",
     ),
-    "use_liger_kernel": ((False,), "its fused loss would replace the loss on supervised positions"),
 }
 """Fields that would be ignored or would fail later: the values that are fine, and why no other is."""
 

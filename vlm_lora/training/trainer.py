@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vlm_lora.backend import Backend
-from vlm_lora.batching.collator import ROWS, naming_rows
+from vlm_lora.batching.collator import ROWS, SUPERVISED, naming_rows
 from vlm_lora.batching.loading import explained, limit
 from vlm_lora.batching.ordering.batch_order import BatchOrder
 from vlm_lora.batching.ordering.rows import FillableRows
@@ -19,7 +20,7 @@ from vlm_lora.batching.packing.inputs import PackedInputs
 from vlm_lora.batching.packing.order import PackOrder
 from vlm_lora.compat import let_cpu_have_numbers
 from vlm_lora.errors import ConfigError, ModelError
-from vlm_lora.model.objective import ScoredModel, SupervisedHead, gather_targets, token_losses
+from vlm_lora.model.objective import ScoredModel, SupervisedHead, gather_targets
 from vlm_lora.training.checkpoints.carried_over import CarriedOver
 from vlm_lora.training.checkpoints.full_weights import load_full_weights
 from vlm_lora.training.checkpoints.rotation import NothingInTheWay, saving
@@ -36,9 +37,9 @@ logger = logging.getLogger(__name__)
 class VlmTrainerMixin:
     """Loss on supervised positions, rows in the project's order, evaluation that sums instead of averaging averages.
 
-    Set `head`, `row_groups`, `capture` and `finite` right after construction. The loss is the sum of the negative
-    log-likelihoods divided by the number of supervised tokens of the whole global batch (all accumulation steps, all
-    ranks), so batch 8x1, 2x4 and 1x8 give one gradient.
+    Set `head`, `row_groups`, `fixed_shapes`, `capture` and `finite` right after construction. The loss is the sum of
+    the negative log-likelihoods divided by the number of supervised tokens of the whole global batch (all accumulation
+    steps, all ranks), so batch 8x1, 2x4 and 1x8 give one gradient.
     """
 
     head: SupervisedHead
@@ -46,6 +47,8 @@ class VlmTrainerMixin:
     """By split (`train`, `validation`): row indices that may share a batch; empty where any may."""
     feeding: Feeding = Feeding()
     """In which order the training rows come."""
+    fixed_shapes: bool
+    """Whether hardware compiles each new shape, so that none may depend on a batch's number of supervised tokens."""
     capture: Callable[[torch.nn.Module], torch.nn.Module]
     """The backend's: returns a module whose graph is captured and replayed, or the module as it is."""
     finite: FiniteGuard
@@ -87,15 +90,20 @@ class VlmTrainerMixin:
         """Run the model, its head on the supervised positions; the base class calls `supervised_loss`."""
         if self.packs is not None:
             inputs = self.packs.prepare(inputs)
-        positions, rows = inputs.pop("supervised_positions"), inputs.pop(ROWS, ())
+        positions, rows, count = self._aside(inputs)
         # The base class drops the labels before it calls the loss function: hand over what it needs instead.
         inputs["labels"] = gather_targets(inputs["labels"], positions)
-        with self.head.on(positions):
+        with self.head.on(positions, inputs["labels"], count):
             loss, outputs = super().compute_loss(  # type: ignore[misc]
                 model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
         self.finite.note(loss, [row.name for row in rows], outputs.row_losses)
         return (loss, outputs) if return_outputs else loss
+
+    def _aside(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, Sequence[Any], int | None]:
+        """Take what is not the model's out of its inputs: positions, rows, supervised tokens where they may count."""
+        positions, rows, count = inputs.pop("supervised_positions"), inputs.pop(ROWS, ()), inputs.pop(SUPERVISED, None)
+        return positions, rows, None if self.fixed_shapes else count
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save complete and finite weights, whatever shards them, and look at what was written."""
@@ -234,12 +242,13 @@ class VlmTrainerMixin:
         ignore_keys: list[str] | None = None,
     ) -> tuple[None, None, None]:
         """Add the batch's row sums to the evaluation's totals; fillers have none."""
-        self._row_names.append([row.name for row in inputs.pop(ROWS, ())])
         inputs = self._prepare_inputs(inputs)  # type: ignore[attr-defined]
-        positions = inputs.pop("supervised_positions")
+        positions, rows, count = self._aside(inputs)
+        self._row_names.append([row.name for row in rows])
         targets = gather_targets(inputs.pop("labels"), positions)
         with torch.no_grad(), self.compute_loss_context_manager():  # type: ignore[attr-defined]
-            sums = self.scored(model)(inputs, targets, positions)
+            known = () if count is None else (count,)
+            sums = self.scored(model)(inputs, targets, positions, *known)
         # They stay on the device: reading them here would wait for every batch.
         self._row_sums.append(self.accelerator.gather(sums))  # type: ignore[attr-defined]
         return None, None, None
@@ -275,7 +284,7 @@ def perplexity_metrics(sums: torch.Tensor, prefix: str) -> dict[str, float]:
 
 
 def supervised_loss(
-    outputs: Any, targets: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+    head: SupervisedHead, outputs: Any, targets: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
 ) -> torch.Tensor:
     """Sum the token losses and divide by the global batch's supervised tokens (a `compute_loss_func`).
 
@@ -285,7 +294,7 @@ def supervised_loss(
         raise ModelError(
             "The trainer did not count the global batch's supervised tokens: the loss cannot be normalised."
         )
-    losses = token_losses(outputs.logits, targets)
+    losses = head.losses(outputs.logits, targets)
     outputs.row_losses = losses.detach().sum(dim=1)
     return losses.sum() / num_items_in_batch
 
@@ -303,12 +312,15 @@ def build_trainer(
     row_groups: Mapping[str, Sequence[Sequence[int]]],
 ) -> Any:
     """Construct the backend's trainer with the project's loss, order of rows, and the model's supervised head."""
+    head = SupervisedHead(model, reads=not backend.traits.static_shapes)
+    loss = partial(supervised_loss, head)
     try:
-        trainer = compose_trainer(backend.trainer_class())(model=model, compute_loss_func=supervised_loss, **kwargs)
+        trainer = compose_trainer(backend.trainer_class())(model=model, compute_loss_func=loss, **kwargs)
     except (ValueError, ImportError, RuntimeError) as error:
         raise ConfigError(f"The trainer refuses these settings: {error}") from error
-    trainer.head = SupervisedHead(model)
+    trainer.head = head
     trainer.row_groups = row_groups
+    trainer.fixed_shapes = backend.traits.static_shapes
     trainer.capture = backend.capture
     trainer.total_limit, trainer.args.save_total_limit = trainer.args.save_total_limit, None
     trainer.add_callback(NothingInTheWay())

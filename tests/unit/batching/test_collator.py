@@ -22,7 +22,7 @@ from support.mask_cases import (
     processor_of,
     style_of,
 )
-from vlm_lora.batching.collator import ROWS, BatchRow, Collator, NamesRows, join_media, supervised_positions
+from vlm_lora.batching.collator import ROWS, SUPERVISED, BatchRow, Collator, NamesRows, join_media, supervised_positions
 from vlm_lora.batching.encoded import IGNORE_INDEX
 from vlm_lora.batching.ordering.rows import FillableRows
 from vlm_lora.batching.style import STYLES, MediaBatching, style_for
@@ -202,8 +202,10 @@ def test_the_processor_is_called_once_per_row_and_left_as_it_was(monkeypatch: py
 def test_a_batch_says_which_rows_it_is_of() -> None:
     rows = [conversation(CASES["single"], row=number) for number in (5, 9)]
     fillable = FillableRows(rows)
-    batch = NamesRows(lambda rows: {"input_ids": len(rows)})([fillable[1], fillable[0], fillable[3]])
+    positions = torch.tensor([[1, 2, 5], [4, -1, -1], [-1, -1, -1]])
+    batch = NamesRows(lambda rows: {"supervised_positions": positions})([fillable[1], fillable[0], fillable[3]])
     assert batch == {
-        "input_ids": 3,
+        "supervised_positions": positions,
+        SUPERVISED: 4,
         ROWS: (BatchRow(1, "rows.jsonl row 9"), BatchRow(0, "rows.jsonl row 5"), BatchRow(1, "rows.jsonl row 9")),
     }

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from vlm_lora.errors import ModelError
-from vlm_lora.model.objective import SupervisedHead, gather_targets, row_sums, token_losses
+from vlm_lora.model.objective import SupervisedHead, gather_targets, row_sums
 from vlm_lora.training.trainer import perplexity_metrics
 
 LABELS = torch.tensor([[-100, -100, 3, 4, -100], [-100, 2, -100, -100, 1]])
@@ -44,24 +44,25 @@ def test_head_sees_only_supervised_positions_and_the_loss_is_the_same() -> None:
         full[:, :-1].flatten(0, 1), LABELS[:, 1:].flatten(), ignore_index=-100, reduction="sum"
     )
     head = SupervisedHead(model)
-    with head.on(POSITIONS):
+    targets = gather_targets(LABELS, POSITIONS)
+    with head.on(POSITIONS, targets):
         compact = model(ids)
     assert compact.shape == (2, 3, 8)
-    total = token_losses(compact, gather_targets(LABELS, POSITIONS)).sum()
+    total = head.losses(compact, targets).sum()
     assert total.item() == pytest.approx(expected.item(), rel=1e-6)
-    wrong = token_losses(compact, gather_targets(LABELS.flip(0), POSITIONS.flip(0))).sum()
+    wrong = head.losses(compact, gather_targets(LABELS.flip(0), POSITIONS.flip(0))).sum()
     assert wrong.item() != pytest.approx(expected.item(), rel=1e-3)
     torch.testing.assert_close(model(ids), full)
 
 
 def test_row_sums_count_each_row_by_itself() -> None:
-    logits = torch.zeros(2, 3, 8)
-    sums = row_sums(logits, gather_targets(LABELS, POSITIONS))
-    torch.testing.assert_close(sums, torch.tensor([[2 * 8.0, 2.0], [2 * 8.0, 2.0]]) * torch.tensor([0.2599302, 1.0]))
+    losses = torch.tensor([[0.5, 1.5, 0.0], [2.0, 4.0, 0.0]])
+    sums = row_sums(losses, gather_targets(LABELS, POSITIONS))
+    torch.testing.assert_close(sums, torch.tensor([[2.0, 2.0], [6.0, 2.0]]))
 
 
 def run_times(model: Body, head: SupervisedHead, calls: int) -> None:
-    with head.on(POSITIONS):
+    with head.on(POSITIONS, gather_targets(LABELS, POSITIONS)):
         for _ in range(calls):
             model(torch.zeros(2, 5, dtype=torch.long))
 
@@ -76,7 +77,7 @@ def test_a_head_that_does_not_run_once_is_an_error(calls: int) -> None:
 
 def test_logits_of_another_shape_are_an_error() -> None:
     with pytest.raises(ModelError, match="supervised positions"):
-        token_losses(torch.zeros(2, 5, 8), torch.zeros(2, 3, dtype=torch.long))
+        SupervisedHead(Body()).losses(torch.zeros(2, 5, 8), torch.zeros(2, 3, dtype=torch.long))
 
 
 def test_perplexity_is_one_division_at_the_end() -> None:

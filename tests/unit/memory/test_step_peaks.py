@@ -23,7 +23,7 @@ from vlm_lora.memory.ledger import BATCH
 from vlm_lora.memory.trace import Step, StepTrace, trace_step
 from vlm_lora.model.checkpointing import enable_checkpointing
 from vlm_lora.model.families import family_of
-from vlm_lora.model.objective import SupervisedHead, gather_targets, token_losses
+from vlm_lora.model.objective import SupervisedHead, gather_targets
 from vlm_lora.model.quantization import find_layers
 from vlm_lora.model.tuning import apply_tuning
 
@@ -87,15 +87,15 @@ def measured(folder: Path, batch: Mapping[str, torch.Tensor], tuning: TuningConf
     model = apply_tuning(model, family_of(model.config), tuning).train()
     if checkpointing:
         enable_checkpointing(model, family_of(model.config))
-    head = SupervisedHead(model)
+    head = SupervisedHead(model, reads=False)
     inputs = dict(batch)
     positions = inputs.pop("supervised_positions")
     targets = gather_targets(inputs.pop("labels"), positions)
 
     def step() -> None:
-        with head.on(positions):
+        with head.on(positions, targets):
             outputs = model(**inputs)
-        loss = token_losses(outputs.logits, targets).sum() / positions.numel()
+        loss = head.losses(outputs.logits, targets).sum() / positions.numel()
         del outputs
         loss.backward()
 
