@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import page
+from benchmarks import head_loss, page
 from benchmarks.__main__ import chosen_stages
 from benchmarks.compare import Comparison, UnequalLossError, mean_loss, require_equal_losses
 from benchmarks.contenders import EPOCH, StepFigures, StopTrainingError, Turns
 from benchmarks.figures import Figure, Results, spread
 from benchmarks.stages import Context, _module, lengths_of
+from vlm_lora.model.objective import SupervisedHead
 
 STEP = StepFigures(loss=2.0, cpu=1.0, fetching=0.5, wall=2.0, tokens=10, supervised=4)
 
@@ -121,6 +122,18 @@ def test_a_stage_whose_script_is_not_there_is_named(tmp_path: Path) -> None:
     found = _module("no_such_script", "Nothing")(Context(place=tmp_path))
     assert found.figures == []
     assert found.missing == ["Nothing: benchmarks/no_such_script.py is not there yet"]
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_head_and_loss_are_equal_both_ways_or_nothing_is_timed(
+    *, trained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = head_loss.Size(rows=2, answer=3, columns=64, hidden=8)
+    assert head_loss.difference(size, trained=trained) <= 1e-6
+    losses = SupervisedHead.losses
+    monkeypatch.setattr(SupervisedHead, "losses", lambda *args: losses(*args) * 1.0001)
+    with pytest.raises(UnequalLossError, match="Head and loss in chunks"):
+        head_loss.difference(size, trained=trained)
 
 
 def test_row_lengths_are_drawn_as_said() -> None:
