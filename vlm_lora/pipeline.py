@@ -31,6 +31,7 @@ from vlm_lora.errors import ConfigError
 from vlm_lora.evaluation.places import refuse_other_results
 from vlm_lora.preflight.check import Prepared, known_rows, prepare_rows, read_rows, report_on, shapes_of
 from vlm_lora.preflight.figures import DataReport
+from vlm_lora.preflight.image_cache import with_image_cache
 from vlm_lora.preflight.parallel_map import ParallelMap
 from vlm_lora.preflight.sampled_epochs import draws_known, sampled_epochs
 from vlm_lora.report.model_card import write_model_card
@@ -209,7 +210,7 @@ def check(run: RunConfig, *, workers: int | None, show_progress: bool) -> DataRe
     splits = load_splits(run.data, need_train=is_true(values.get("do_train", True)), need_validation=measured)
     static_shapes = wants_static_shapes(run)
     epochs = _epochs_of(values, arguments_class, static_shapes=static_shapes)
-    preprocessing = open_preprocessing(run)
+    preprocessing = with_image_cache(run, splits, open_preprocessing(run), epochs=epochs)
     say_boxes(splits.train or splits.validation, preprocessing)
     parallel = ParallelMap(workers=workers, show_progress=show_progress, timeout=run.batching.dataloader_timeout)
     read = read_rows(run, splits, preprocessing, parallel=parallel, epochs=epochs, static_shapes=static_shapes)
@@ -308,6 +309,11 @@ def _read_rows(
     static_shapes = wants_static_shapes(run, session.backend)
     if arguments.do_train:
         check_packing(run, arguments, preprocessing.family, preprocessing.config, static_shapes=static_shapes)
+    # Planned shapes repeat an epoch's draws, not its reading.
+    epochs = sampled_epochs(
+        num_train_epochs=arguments.num_train_epochs, max_steps=arguments.max_steps, static_shapes=False
+    )
+    preprocessing = with_image_cache(run, splits, preprocessing, epochs=epochs)
     say_boxes(splits.train or splits.validation, preprocessing)
     prepared = prepare_rows(
         run,

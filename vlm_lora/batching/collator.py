@@ -14,6 +14,7 @@ from vlm_lora.batching.blank import blank_conversation, with_blank
 from vlm_lora.batching.encoded import IGNORE_INDEX, EncodedRow
 from vlm_lora.batching.encoding import RowEncoder
 from vlm_lora.batching.ordering.rows import Filler
+from vlm_lora.batching.prepared.media import join_levels
 from vlm_lora.batching.shapes import RowShape, ShapePlan
 from vlm_lora.batching.style import MediaBatching, RenderingStyle
 from vlm_lora.data.conversation import Conversation
@@ -153,7 +154,7 @@ class Collator:
         for name in dict.fromkeys(name for row in rows for name in row.token_tensors):
             batch[name] = _token_tensor(name, rows, length, left=left)
         for name in dict.fromkeys(name for row in rows for name in row.media):
-            batch[name] = join_media([row.media.get(name) for row in rows], self._style.batching(name))
+            batch[name] = join_rows_media(rows, name, self._style.batching(name))
         return batch
 
 
@@ -170,6 +171,12 @@ def supervised_positions(labels: torch.Tensor, *, least: int = 1) -> torch.Tenso
     """
     rows = [row[1:].ne(IGNORE_INDEX).nonzero().flatten() for row in labels]
     return _stacked(rows, max(least, *(len(row) for row in rows)), -1, left=False)
+
+
+def join_rows_media(rows: Sequence[EncodedRow], name: str, batching: MediaBatching) -> torch.Tensor:
+    """Join one media tensor of several rows as `join_media`; pixel values that lie as levels are made where they go."""
+    levels = join_levels([row.media for row in rows], name)
+    return join_media([row.media.get(name) for row in rows], batching) if levels is None else levels
 
 
 def join_media(tensors: Sequence[torch.Tensor | None], batching: MediaBatching) -> torch.Tensor:

@@ -15,6 +15,7 @@ import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,13 @@ from vlm_lora.batching.image_counts import tokens_by_image
 from vlm_lora.batching.masks import Span, check_mask, supervise
 from vlm_lora.batching.overflow import COARSE_SIDES, SIDES, encode_within_limit, scaled
 from vlm_lora.batching.prefix_suffix import PrefixSuffix
+from vlm_lora.batching.prepared.row_images import RowImages
+from vlm_lora.batching.prepared.store import TensorStore
 from vlm_lora.batching.rendering import ChatTemplate, prompt_turns
 from vlm_lora.batching.style import RenderingStyle
 from vlm_lora.batching.tokenization import ControlTokens, SubstitutingTokenizer, Tokenized, assemble, cut_at
 from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
-from vlm_lora.errors import ModelError, RenderingError, TooLongError, UserError
+from vlm_lora.errors import ImageError, ModelError, RenderingError, TooLongError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +84,7 @@ class RowEncoder:
         self._boxes = BoxEncoder(processor, boxes)
         self._canvases: tuple[Size, ...] = ()
         self._watcher: Callable[[Any], None] | None = None
+        self._kept: RowImages | None = None
         self._load_image, self._image_limits = _loader(load_image, image_limits)
         self._bos = (tokenizer.bos_token, tokenizer.bos_token_id)
         ends = {tokenizer.convert_ids_to_tokens(token_id): token_id for token_id in sorted(eos_token_ids)}
@@ -98,6 +102,7 @@ class RowEncoder:
         self._tokenizer = SubstitutingTokenizer(tokenizer, controls)
         # A shallow copy with another tokenizer: the caller's processor stays as it is.
         self._processor = copy.copy(processor)
+        self._image_processor = processor.image_processor
         self._processor.tokenizer = self._tokenizer
 
     @property
@@ -130,8 +135,17 @@ class RowEncoder:
             RenderingError: the label promise cannot be kept on this row.
             ImageError: an image cannot be read.
         """
-        decoded: dict[int, LoadedImage] = {} if loaded is None else loaded
+        return self._encoded(conversation, keep_images, {} if loaded is None else loaded)
 
+    def prepare_images(self, conversation: Conversation) -> None:
+        """Make a row's images into tensors ahead of `encode`, which finds them where they are kept.
+
+        Raises:
+            DataError: as `encode`.
+        """
+        self._encoded(conversation, False, {})
+
+    def _encoded(self, conversation: Conversation, keep_images: bool, decoded: dict[int, LoadedImage]) -> EncodedRow:
         def attempt(smaller: Conversation, side: float) -> EncodedRow:
             pictures = self._pictures(smaller, smaller.images, side, decoded)
             shown = [decoded[id(image)] for image in smaller.images]
@@ -141,7 +155,7 @@ class RowEncoder:
             row = self._boxes.checked(row, boxes)
             return replace(row, pictures=tuple(pictures)) if keep_images else row
 
-        return encode_within_limit(conversation, self._on_overflow, attempt, self._sides)
+        return self._keeping(encode_within_limit(conversation, self._on_overflow, attempt, self._sides))
 
     def encode_kept(self, conversation: Conversation, *, keep_images: bool = False) -> EncodedRow | None:
         """As `encode`; None for a row that `--on_overflow drop` leaves out."""
@@ -172,7 +186,7 @@ class RowEncoder:
             rendering = self._renderer.render_prompt(boxes.written)
             return self._boxes.checked(self._placed_row(rendering, boxes.written, pictures, prompt=True), boxes)
 
-        return encode_within_limit(conversation, self._on_overflow, attempt, self._sides)
+        return self._keeping(encode_within_limit(conversation, self._on_overflow, attempt, self._sides))
 
     def check_template(self) -> None:
         """Render one short conversation with an image, which every model's template can write.
@@ -198,6 +212,17 @@ class RowEncoder:
         other._watcher = watcher
         return other
 
+    def keeping_images(self, store: TensorStore) -> RowEncoder:
+        """Return an encoder that makes a row's images into tensors once and keeps those; the rows are the same.
+
+        Its rows' pixel values may lie in a mapped file: copy what is to be changed.
+        """
+        other = copy.copy(self)
+        other._kept = RowImages(self._image_processor, store, self._image_limits)
+        other._processor = copy.copy(self._processor)
+        other._processor.image_processor = other._kept.image_processor
+        return other
+
     def picture(self, image: ImageRef) -> Any:
         """Return one image as `encode` would load it, in RGB, at its own size where it has one.
 
@@ -207,14 +232,15 @@ class RowEncoder:
         return self._load(image).picture
 
     def _load(self, image: ImageRef) -> LoadedImage:
-        picture = self._load_image(image.source, limits=self._image_limits)
+        decode = partial(self._load_image, image.source, limits=self._image_limits)
+        picture = decode() if self._kept is None else self._kept.open(image.source, decode)
         stored = picture.size
         if self._watcher is not None:
             self._watcher(picture)
         if image.size is not None:
             if self._canvases:
                 _note_canvases()
-            picture = resized(picture, own_size(image.size, stored, self._processor.image_processor))
+            picture = resized(picture, own_size(image.size, stored, self._image_processor))
         return LoadedImage(picture=picture, stored=stored)
 
     def _pictures(
@@ -244,7 +270,7 @@ class RowEncoder:
             return self._row(rendering, conversation, pictures, prompt=prompt, counts_images=counts_images)
         except TooLongError:
             raise
-        except RenderingError as error:
+        except (RenderingError, ImageError) as error:  # an image that was known is decoded as late as that
             raise type(error)(f"{conversation.source}: {error}") from error
 
     def _row(
@@ -309,7 +335,8 @@ class RowEncoder:
         try:
             if self._style.kind == "prefix_suffix":
                 # PaliGemma's processor makes labels by numpy; from tensors, numpy 2 deprecates that.
-                outputs = BatchFeature(dict(self._processor(text=[text], **extra)), tensor_type="pt")
+                made = {name: _stacked(value) for name, value in self._processor(text=[text], **extra).items()}
+                outputs = BatchFeature(made, tensor_type="pt")
             else:
                 outputs = self._processor(text=[text], return_tensors="pt", **extra)
         except _PROCESSOR_FAULTS as error:
@@ -383,7 +410,7 @@ class RowEncoder:
 
     def _sorted(
         self, outputs: Mapping[str, Any], length: int
-    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    ) -> tuple[dict[str, torch.Tensor], Mapping[str, torch.Tensor]]:
         """Sort the processor's outputs into per-token tensors and media."""
         token_tensors: dict[str, torch.Tensor] = {}
         media: dict[str, torch.Tensor] = {}
@@ -399,7 +426,19 @@ class RowEncoder:
                 token_tensors[name] = value[0]
             else:
                 media[name] = value
-        return token_tensors, media
+        return token_tensors, media if self._kept is None else self._kept.media(media)
+
+    def _keeping(self, row: EncodedRow) -> EncodedRow:
+        """Keep what was made of a row's images, now that the row is one that can be used."""
+        if self._kept is not None:
+            self._kept.keep()
+        return row
+
+
+def _stacked(value: Any) -> Any:
+    """Return a list of tensors, which 4.55's torchvision image processors return, as one tensor; else the value."""
+    several = isinstance(value, list) and bool(value) and all(isinstance(each, torch.Tensor) for each in value)
+    return torch.stack(value) if several else value
 
 
 def _straddled(offsets: torch.Tensor, spans: Sequence[Span]) -> bool:

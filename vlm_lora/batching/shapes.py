@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from vlm_lora.batching.encoded import IGNORE_INDEX, EncodedRow
+from vlm_lora.batching.prepared.media import outlines
 from vlm_lora.errors import RenderingError
 
 STEP = 16
@@ -40,7 +41,7 @@ class RowShape:
     @classmethod
     def of(cls, row: EncodedRow) -> RowShape:
         """Measure an encoded row."""
-        tensors = [*row.media.items(), *((name, tensor[0]) for name, tensor in row.token_tensors.items())]
+        tensors = [*outlines(row.media).items(), *((name, tensor[0]) for name, tensor in row.token_tensors.items())]
         return cls(
             media=tuple(sorted((name, tuple(tensor.shape), _steering(tensor)) for name, tensor in tensors)),
             length=len(row.input_ids),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from vlm_lora.errors import ConfigError
 
@@ -367,8 +367,14 @@ class BatchingConfig:
     """Seconds to wait for a batch of the data loader's workers before the run ends and says which one delivers none;
     0 waits for ever. By default as long as ranks wait for each other (--ddp_timeout)."""
 
+    image_cache: Literal["auto", "on", "off"] = "auto"
+    """Keep each image on disk as the model's processor made it, for its other questions, epochs and runs: auto (where
+    it is read more than once and all fit), on (as many as fit) or off. The tensors are the same bit for bit."""
+    image_cache_gb: float = 20.0
+    """With --image_cache: GB that all kept images together may take; never more than a tenth of the free disk."""
+
     def __post_init__(self) -> None:
-        for flag in ("max_length", "max_shapes", "pack_length"):
+        for flag in ("max_length", "max_shapes", "pack_length", "image_cache_gb"):
             _check_positive(flag, getattr(self, flag))
         if self.dataloader_timeout < 0:
             raise ConfigError(

@@ -93,7 +93,10 @@ def _convert(value: Any, hint: Any) -> Any:
         return _to_member(value, hint)
     origin = get_origin(hint) or hint
     if origin is Literal:
-        return _to_literal(value, get_args(hint), hint)
+        # YAML reads a bare `on` or `off` as a truth value.
+        words = {True: "on", False: "off"}
+        spelled = words[value] if isinstance(value, bool) and words[value] in get_args(hint) else value
+        return _to_literal(spelled, get_args(hint), hint)
     if not isinstance(origin, type):
         raise MismatchError(expected(hint))
     if issubclass(origin, Enum):

@@ -11,6 +11,8 @@ from vlm_lora.batching.canvases import Size
 from vlm_lora.batching.encoded import EncodedRow
 from vlm_lora.batching.encoding import RowEncoder
 from vlm_lora.batching.image_counts import patches_by_image
+from vlm_lora.batching.prepared.media import outlines
+from vlm_lora.batching.prepared.pictures import pixel_digest
 from vlm_lora.batching.row_table import ImageRecord, RowRecord, SampleRecord
 from vlm_lora.batching.shapes import RowShape
 from vlm_lora.batching.task_samples import TaskSamples
@@ -153,7 +155,7 @@ class _SeenImages:
 
     def __call__(self, picture: Any) -> None:
         self.sizes.append(picture.size)
-        self.digests.append(blake2b(picture.tobytes(), digest_size=16).digest())
+        self.digests.append(pixel_digest(picture))
 
     def records(self, row: EncodedRow) -> tuple[ImageRecord, ...]:
         """Return what is known of each image that was loaded for a row; of a trimmed row the first are left out."""
@@ -161,7 +163,7 @@ class _SeenImages:
         gone = len(self.sizes) - kept
         prepared = [*[(0, 0)] * gone, *(picture.size for picture in row.pictures)]
         tokens = [*[0] * gone, *row.image_tokens]
-        patches = [*[0] * gone, *patches_by_image(row.media, kept)]
+        patches = [*[0] * gone, *patches_by_image(outlines(row.media), kept)]
         return tuple(
             ImageRecord(digest=digest, size=size, prepared=after, tokens=count, patches=parts)
             for digest, size, after, count, parts in zip(

@@ -458,6 +458,7 @@ def test_what_is_no_image_is_refused_with_file_row_and_reason(name: str, tmp_pat
     assert data.train is not None
     encoder = RowEncoder.__new__(RowEncoder)  # images need no processor
     encoder._canvases, encoder._load_image, encoder._image_limits = (), load_image, ImageLimits()
+    encoder._kept = None
     conversation = data.train[0]
     with pytest.raises(
         ImageError, match=rf"(?s)^{tmp_path}/train\.jsonl row 0 \(line 1\): {tmp_path}/it\.png: .*({kind.refused})"

@@ -3,7 +3,7 @@
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,6 +47,8 @@ BY_HINT: dict[Any, st.SearchStrategy[Any]] = {
     int: POSITIVE,
     int | None: POSITIVE,
     float | None: st.floats(1e-9, 1),
+    float: st.floats(1e-9, 1e9),
+    Literal["auto", "on", "off"]: st.sampled_from(["auto", "on", "off"]),
     bool: st.booleans(),
     bool | None: st.booleans(),
     tuple[float, ...]: st.lists(st.floats(1e-3, 1e3), max_size=3),

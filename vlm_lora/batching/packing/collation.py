@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from vlm_lora.batching.collator import Collator, join_media
+from vlm_lora.batching.collator import Collator, join_rows_media
 from vlm_lora.batching.encoded import IGNORE_INDEX, EncodedRow
 from vlm_lora.batching.ordering.rows import Filler
 from vlm_lora.batching.style import RenderingStyle
@@ -63,7 +63,7 @@ def joined(rows: Sequence[EncodedRow], style: RenderingStyle) -> EncodedRow:
         labels=torch.cat([_without_first(row.labels) for row in rows]),
         token_tensors={**tensors, PACK_ROWS: torch.cat(numbers)},
         media={
-            name: join_media([row.media[name] for row in rows if name in row.media], style.batching(name))
+            name: join_rows_media([row for row in rows if name in row.media], name, style.batching(name))
             for name in media
         },
         text="".join(row.text for row in rows),

@@ -46,6 +46,7 @@ class StoreStatistics:
     bytes_written: int = 0
     refused: int = 0
     """Entries that were not written because the store is full or its disk failed."""
+    bytes_refused: int = 0
     damaged: int = 0
     """Entries whose bytes were not those that were written."""
 
@@ -92,6 +93,11 @@ class _Writer:
         for descriptor in self._opened:
             os.close(descriptor)
 
+    @property
+    def removed(self) -> bool:
+        """Whether another process made room with it."""
+        return any(os.fstat(descriptor).st_nlink == 0 for descriptor in self._opened)
+
     def append(self, piece: bytes | memoryview) -> None:
         """Write bytes of an entry."""
         _write_whole(self._opened[0], piece)
@@ -124,21 +130,25 @@ class TensorStore:
     Args:
         folder: where it lies; made when something is first put.
         limit: bytes that all segments together may have; None for no limit. Several processes that write at once may
-            each go beyond it by one entry.
+            each go beyond it by one entry. Where it is reached, segments make room that nobody used since the store
+            was opened.
     """
 
     def __init__(self, folder: Path, *, limit: int | None = None) -> None:
         self.folder = folder
         self.limit = limit
+        self.opened_at = time.time_ns()
+        """Nanoseconds; what was used since then stays when room is made. A copy in another process has the same."""
         self.statistics = StoreStatistics()
         self._known = _Known(process=os.getpid())
         self._writer: _Writer | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "limit": self.limit}
+        return {"folder": self.folder, "limit": self.limit, "opened_at": self.opened_at}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["folder"], limit=state["limit"])  # type: ignore[misc]
+        self.opened_at = state["opened_at"]
 
     def __contains__(self, key: str) -> bool:
         """Say whether there is an entry, without reading its bytes."""
@@ -169,29 +179,30 @@ class TensorStore:
         if self._places(key):
             return True
         known = self._here()
-        if known.stopped:
-            self.statistics.refused += 1
-            return False
         arrays = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         size = sum(_aligned(array.nbytes) for array in arrays.values())
-        if self.limit is not None and self.bytes_on_disk() + size > self.limit:
-            self.statistics.refused += 1
-            return False
+        full = self.limit is not None and self._over(size) > 0 and self.make_room(size) < size
+        if known.stopped or full:
+            return self._refuse(size)
         try:
             entry = self._write(key, arrays, size)
         except OSError as error:
             known.stopped = True
             self.close()
-            self.statistics.refused += 1
             logger.warning(
                 "%s cannot be written any more (%s): what is made from now on is not kept.", self.folder, error
             )
-            return False
+            return self._refuse(size)
         known.entries.setdefault(key, []).append(entry)
         known.verified.add(_name_of(entry))
         self.statistics.written += 1
         self.statistics.bytes_written += size
         return True
+
+    def _refuse(self, size: int) -> bool:
+        self.statistics.refused += 1
+        self.statistics.bytes_refused += size
+        return False
 
     def bytes_on_disk(self) -> int:
         """Return how many bytes all segments have now, of all writers."""
@@ -204,23 +215,29 @@ class TensorStore:
         return total
 
     def make_room(self, wanted: int) -> int:
-        """Remove segments, those not used for longest first, until so many bytes more fit below the limit.
+        """Remove segments that nobody used since this store was opened, the oldest first, until so many bytes fit.
 
         Who has one of them mapped can go on reading it.
 
         Returns:
-            Bytes that are free now; fewer than `wanted` where the limit is lower.
+            Bytes that are free below the limit now.
         """
         assert self.limit is not None, "a store without a limit always has room"
-        used = self.bytes_on_disk()
-        for segment in sorted((file for file in self._files() if file.suffix == _INDEX), key=_used_at):
-            if used + wanted <= self.limit:
+        own = None if self._writer is None else self._writer.name
+        indexes = [file for file in self._files() if file.suffix == _INDEX and file.stem != own]
+        for index in sorted(indexes, key=_used_at):
+            if self._over(wanted) <= 0 or _used_at(index) >= self.opened_at:
                 break
-            for file in (segment, segment.with_suffix(_TENSORS)):
-                used -= file.stat().st_size if file.exists() else 0
+            for file in (index, index.with_suffix(_TENSORS)):
                 file.unlink(missing_ok=True)
-        self._forget()
-        return max(0, self.limit - used)
+            for entries in self._here().entries.values():
+                entries[:] = [entry for entry in entries if entry.segment != index.stem]
+        return max(0, self.limit - self.bytes_on_disk())
+
+    def _over(self, wanted: int) -> int:
+        """Return by how many bytes the limit would be passed."""
+        assert self.limit is not None
+        return self.bytes_on_disk() + wanted - self.limit
 
     def close(self) -> None:
         """End this process's segment, on disk; what is put later begins another."""
@@ -239,10 +256,6 @@ class TensorStore:
             self._writer = None
             self.statistics = StoreStatistics()
         return self._known
-
-    def _forget(self) -> None:
-        self.close()
-        self._known = _Known(process=os.getpid(), stopped=self._here().stopped)
 
     def _places(self, key: str) -> list[_Entry]:
         known = self._here()
@@ -267,8 +280,6 @@ class TensorStore:
                 if file.stat().st_size <= segment.read:
                     continue
                 with file.open("rb") as stream:
-                    if segment.read == 0:
-                        os.utime(file)  # it is in use: `make_room` takes others first
                     stream.seek(segment.read)
                     added = stream.read()
                 size = file.with_suffix(_TENSORS).stat().st_size
@@ -314,6 +325,7 @@ class TensorStore:
                     segment.mapped = mmap.mmap(
                         stream.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE
                     )
+                os.utime(self.folder / f"{entry.segment}{_INDEX}")  # it is in use: others make room first
             except (OSError, ValueError):  # removed by another process
                 return None
         return segment.mapped
@@ -324,7 +336,7 @@ class TensorStore:
         Raises:
             OSError: the disk is full or fails.
         """
-        if self._writer is None:
+        if self._writer is None or self._writer.removed:
             self._writer = _Writer(self.folder)
         writer, checksum, place, places = self._writer, 0, 0, []
         for name, array in arrays.items():

@@ -73,6 +73,7 @@ _ROWS: Mapping[Kind, str] = {
         dataloader_num_workers dataloader_timeout dataloader_persistent_workers dataloader_pin_memory
         dataloader_prefetch_factor dataloader_multiprocessing_context
         ddp_timeout length_column_name torch_empty_cache_steps
+        image_cache image_cache_gb
     """,
     Kind.NEVER: """
         dataset_name dataset_config_name

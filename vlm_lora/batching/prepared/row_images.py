@@ -1,0 +1,60 @@
+"""A row's images on their way to tensors, each step of which is done once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from PIL import Image
+
+from vlm_lora.batching.prepared.levels import PIXELS
+from vlm_lora.batching.prepared.media import PreparedMedia
+from vlm_lora.batching.prepared.pictures import Pictures
+from vlm_lora.batching.prepared.processor import PreparedImageProcessor
+from vlm_lora.batching.prepared.store import TensorStore
+from vlm_lora.data.conversation import ImageSource
+from vlm_lora.errors import RenderingError
+
+
+class RowImages:
+    """What a row encoder asks for its images where they are kept. Can be pickled.
+
+    Args:
+        image_processor: the model's.
+        store: where what was made is kept.
+        limits: what is refused of an image.
+    """
+
+    def __init__(self, image_processor: Any, store: TensorStore, limits: Any) -> None:
+        self.image_processor = PreparedImageProcessor(image_processor, store)
+        self._pictures = Pictures(store, limits)
+
+    def open(self, source: ImageSource, decode: Callable[[], Image.Image]) -> Image.Image:
+        """Return an image, decoded only where nothing is known of it.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        return self._pictures.open(source, decode)
+
+    def media(self, media: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """Return the media tensors that a processor made of the last answer, levels as what they stand for.
+
+        Raises:
+            RenderingError: the processor did something to pixel values that were levels.
+        """
+        answered = self.image_processor.answered
+        if answered is None or PIXELS not in media:
+            return media
+        pixels, levels = answered
+        # A processor may put them together otherwise (InternVL's joins tiles); none computes with whole numbers.
+        if media[PIXELS].dtype != torch.uint8 or media[PIXELS].shape[1:] != pixels.shape[1:]:
+            raise RenderingError(
+                "the processor changes pixel values after its image processor. Type --image_cache off."
+            )
+        return PreparedMedia({**media, PIXELS: media[PIXELS].contiguous()}, levels)
+
+    def keep(self) -> None:
+        """Keep what was made of the last row's images."""
+        self.image_processor.keep()
