@@ -78,6 +78,10 @@ class DeviceSpec:
     """Whether sdpa is one kernel that keeps no T x T probabilities."""
     is_cpu: bool = False
     """True for the host itself."""
+    flops: float | None = None
+    """Floating-point operations a second that its maker states for dense bf16 (fp16 without bf16); None: not known."""
+    flops_source: str = ""
+    """Where that figure comes from."""
 
 
 @dataclass(frozen=True, kw_only=True)

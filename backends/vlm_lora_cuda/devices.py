@@ -28,6 +28,20 @@ _TOTALS_MIB: Mapping[str, int] = {
 }
 _SOURCES = {"H200": "nvidia-smi's total of an H200 (141 GB by NVIDIA's data sheet); context: as for the others"}
 
+_TERAFLOPS: Mapping[str, float] = {
+    "T4": 65,
+    "A10G": 70,
+    "L4": 121,
+    "A100-40": 312,
+    "A100-80": 312,
+    "L40S": 362,
+    "H100-80": 989,
+    "H200": 989,
+}
+"""Tensor cores, bf16 (T4: fp16), without sparsity, by NVIDIA's data sheets; those of L4, L40S, H100 and H200 give twice
+that with sparsity. H100 is the SXM card. A10G: by the data sheet of AWS's G5 instances."""
+_FLOPS_SOURCE = "NVIDIA's data sheet, dense bf16"
+
 WITHOUT_BF16 = ("T4",)
 """Turing computes no bf16 (CUDA C++ Programming Guide, compute capability 7.5)."""
 
@@ -73,6 +87,8 @@ def _table() -> list[DeviceSpec]:
             fixed_bytes=CONTEXT_BYTES,
             source=_SOURCES.get(name, _SMI),
             computes_bf16=name not in WITHOUT_BF16,
+            flops=_TERAFLOPS[name] * 1e12,
+            flops_source=_FLOPS_SOURCE,
         )
         for name, total in _TOTALS_MIB.items()
     ]
@@ -91,5 +107,19 @@ def _gpu() -> list[DeviceSpec]:
         source="as torch sees it",
         is_here=True,
         computes_bf16=torch.cuda.is_bf16_supported(including_emulation=False),
+        flops=flops_of(properties.name),
+        flops_source=_FLOPS_SOURCE,
     )
     return [here]
+
+
+def flops_of(name: str) -> float | None:
+    """Return the operations a second of a GPU by the name that its driver gives, `NVIDIA H100 80GB HBM3`.
+
+    None for a card that is not in the table, and for H100's slower forms (PCIe, NVL).
+    """
+    words = name.replace("-", " ").split()
+    if "H100" in words and {"PCIe", "NVL"} & set(words):
+        return None
+    found = next((key for key in _TERAFLOPS if key.partition("-")[0] in words), None)
+    return None if found is None else _TERAFLOPS[found] * 1e12

@@ -13,6 +13,10 @@ from vlm_lora_torch.precision import weights_dtype
 _TOTALS_GIB = {"Gaudi2": 96, "Gaudi3": 128}
 """Intel's data sheets: 96 GB and 128 GB of HBM, which hl-smi reports as 98304 and 131072 MiB."""
 
+_TERAFLOPS = {"Gaudi2": 432, "Gaudi3": 1835}
+"""Matrix engines in bf16: Intel's "Gaudi 3 AI Accelerator White Paper" (2024), which has both."""
+_FLOPS_SOURCE = "Intel's Gaudi 3 white paper, bf16"
+
 _SOURCE = "Intel's data sheet; what the driver keeps of it is not published and not counted"
 
 TEXTS = ("MODULE:PT_DEVMEM", "Allocation failed for size", "out of memory")
@@ -40,20 +44,31 @@ def gaudi_devices() -> list[DeviceSpec]:
     """Return this machine's card first, if there is one, then the table."""
     table = [
         # sdpa is composed of matrix products and a softmax there, so the probabilities exist.
-        DeviceSpec(name=name, total_bytes=total * 2**30, fixed_bytes=0, source=_SOURCE, fused_attention=False)
+        DeviceSpec(
+            name=name,
+            total_bytes=total * 2**30,
+            fixed_bytes=0,
+            source=_SOURCE,
+            fused_attention=False,
+            flops=_TERAFLOPS[name] * 1e12,
+            flops_source=_FLOPS_SOURCE,
+        )
         for name, total in _TOTALS_GIB.items()
     ]
     if not probe_gaudi().usable:
         return table
     import habana_frameworks.torch.hpu as hpu
 
+    name = str(hpu.get_device_name()).replace(" ", "-")
     here = DeviceSpec(
-        name=str(hpu.get_device_name()).replace(" ", "-"),
+        name=name,
         total_bytes=hpu.memory_stats()["Limit"],
         fixed_bytes=0,
         source="the bridge's memory_stats()",
         is_here=True,
         fused_attention=False,
+        flops=next((device.flops for device in table if device.name.lower() == name.lower()), None),
+        flops_source=_FLOPS_SOURCE,
     )
     return [here, *(device for device in table if device.name != here.name)]
 

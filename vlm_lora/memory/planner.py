@@ -12,6 +12,7 @@ from vlm_lora.config.run_config import TuningConfig
 from vlm_lora.engines.sharding import Sharding
 from vlm_lora.memory.plan import Layout, MemoryPlan, plan_memory
 from vlm_lora.memory.sample import Sample, worst_batch
+from vlm_lora.memory.speed import Compute, Order, TimePlan, plan_time
 from vlm_lora.memory.trace import Known, Step, StepTrace, trace_step
 from vlm_lora.model.families import Family
 
@@ -72,6 +73,25 @@ class Planner:
         )
         hidden = int(self.config.get_text_config().hidden_size)
         return plan_memory(self._trace(choice, device), layout, device, hidden_size=hidden)
+
+    def time(self, choice: Choice, device: DeviceSpec, order: Order, *, cached_features: bool = False) -> TimePlan:
+        """Return the estimate of how long a choice's steps and epochs take on a device.
+
+        Args:
+            choice: what is planned.
+            device: what computes.
+            order: how rows come together.
+            cached_features: whether images' features are read instead of made.
+        """
+        compute = Compute(
+            weights=self._trace(choice, device).weights,
+            config=self.config,
+            checkpointing=choice.checkpointing,
+            cached_features=cached_features,
+            fused_attention=device.fused_attention and self.attention != "eager",
+            four_bit=choice.weight_bits is not None,
+        )
+        return plan_time(compute, self.samples(choice.picture_side).read, order, device, self.precision(choice, device))
 
     def tokens(self, choice: Choice) -> int:
         """Return the tokens of the longest row."""

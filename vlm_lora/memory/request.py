@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Any
 
 from vlm_lora.backend import Backend, DeviceSpec
+from vlm_lora.batching.packing.plan import pack_length
 from vlm_lora.config.declaration import asking_for
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.engines.sharding import read_sharding
@@ -16,6 +17,7 @@ from vlm_lora.memory.plan import MemoryPlan, bits_of
 from vlm_lora.memory.planner import Choice
 from vlm_lora.memory.proposals import Proposal
 from vlm_lora.memory.sample import Assumption
+from vlm_lora.memory.speed import Order, TimePlan
 
 ALL, HERE = "all", "here"
 
@@ -72,6 +74,8 @@ class Verdict:
     device: DeviceSpec
     plan: MemoryPlan
     proposals: Sequence[Proposal]
+    time: TimePlan | None = None
+    """None for a run that is out of memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +160,26 @@ def read_choice(run: RunConfig, values: Mapping[str, Any], arguments_class: type
         world_size=world_size,
         sharding=read_sharding(values),
         weight_bits=bits_of(run.model) if run.model.load_in_4bit else None,
+    )
+
+
+def read_order(choice: Choice, run: RunConfig, values: Mapping[str, Any], *, longest: int) -> Order:
+    """Return how the run's rows come together in batches.
+
+    Args:
+        choice: what is planned.
+        run: says whether rows are packed.
+        values: the checked keys of the arguments class: whether they are grouped.
+        longest: tokens of the longest row.
+    """
+    strategy = values.get("train_sampling_strategy")
+    batching = run.batching
+    return Order(
+        batch_size=choice.batch_size,
+        accumulation=choice.accumulation,
+        world_size=choice.world_size,
+        grouped=getattr(strategy, "value", strategy) == "group_by_length" or bool(values.get("group_by_length")),
+        pack_length=pack_length(batching.pack_length, batching.max_length, longest) if batching.packing else None,
     )
 
 

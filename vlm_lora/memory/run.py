@@ -17,7 +17,7 @@ from vlm_lora.memory.packs import as_packs
 from vlm_lora.memory.plan import bits_of
 from vlm_lora.memory.planner import Choice, Planner
 from vlm_lora.memory.proposals import Proposal, propose
-from vlm_lora.memory.request import PlanReport, PlanRequest, Verdict, read_choice, simulated_attention
+from vlm_lora.memory.request import PlanReport, PlanRequest, Verdict, read_choice, read_order, simulated_attention
 from vlm_lora.memory.sample import Sample, assume_rows, longest_rows, sample_rows
 from vlm_lora.model.attention import check_attention
 from vlm_lora.model.families import Family
@@ -132,7 +132,10 @@ def plan_run(
         planner = planners.setdefault(backend.name, subject.planner(backend, samples, announce))
         plan = planner.plan(choice, device)
         proposals = [] if plan.fits(device) else subject.propose(planner, choice, device, backend)
-        verdicts.append(Verdict(device=device, plan=plan, proposals=proposals))
+        order = read_order(choice, subject.run, subject.values, longest=max(samples(1.0).read.lengths))
+        cached = str(getattr(subject.run.batching, "cache_vision_features", "off")) == "on"
+        time = planner.time(choice, device, order, cached_features=cached)
+        verdicts.append(Verdict(device=device, plan=plan, proposals=proposals, time=time))
     model = str(subject.run.model.model_name_or_path)
     return PlanReport(
         model=model, choice=choice, note=samples(1.0).note, image_size=subject.image_size, verdicts=verdicts

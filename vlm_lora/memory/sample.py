@@ -24,6 +24,20 @@ KEPT = 64
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rows:
+    """What decides how long the rows of a data set take."""
+
+    lengths: tuple[int, ...]
+    """Tokens of each row that was read."""
+    supervised: float
+    """Supervised tokens of a row, the mean."""
+    pixels: float
+    """Values of the image tensors of a row, the mean."""
+    total: int | None
+    """Rows of the whole data; None where none was named."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """Rows that a batch may be made of."""
 
@@ -35,6 +49,8 @@ class Sample:
     """Most supervised tokens of a row."""
     note: str
     """What was measured or assumed, in words."""
+    read: Rows
+    """What all rows that were read are like."""
 
     @property
     def longest(self) -> int:
@@ -87,7 +103,10 @@ def sample_rows(encoder: RowEncoder, data: Any, *, count: int, picture_side: flo
         f"{len(rows)} of {total} rows: {lengths[0]} tokens in the longest, {statistics.median_low(lengths)} in the "
         f"median, at most {supervised} supervised{_media_note(elements)}{_tokens_note(rows)}"
     )
-    return Sample(rows=tuple(rows[:KEPT]), is_everything=len(rows) == total, supervised=supervised, note=note)
+    read = _read([RowShape.of(row) for row in rows], total)
+    return Sample(
+        rows=tuple(rows[:KEPT]), is_everything=len(rows) == total, supervised=supervised, note=note, read=read
+    )
 
 
 def longest_rows(encoder: RowEncoder, data: Any, shapes: Sequence[RowShape]) -> Sample:
@@ -110,7 +129,8 @@ def longest_rows(encoder: RowEncoder, data: Any, shapes: Sequence[RowShape]) -> 
         f"all {len(shapes)} rows, as they were checked: {shapes[order[0]].length} tokens in the longest, {median} in "
         f"the median, at most {supervised} supervised{_media_note(elements)}{_tokens_note(rows)}"
     )
-    return Sample(rows=rows, is_everything=True, supervised=supervised, note=note)
+    read = _read(shapes, len(shapes))
+    return Sample(rows=rows, is_everything=True, supervised=supervised, note=note, read=read)
 
 
 def assume_rows(encoder: RowEncoder, assumption: Assumption) -> Sample:
@@ -134,7 +154,19 @@ def assume_rows(encoder: RowEncoder, assumption: Assumption) -> Sample:
         f"{assumption.answer_tokens} supervised (--answer_tokens){_tokens_note([row])}"
     )
     answer = min(assumption.answer_tokens, assumption.tokens - 1)
-    return Sample(rows=(lengthened(row, assumption.tokens, answer),), is_everything=False, supervised=answer, note=note)
+    long = lengthened(row, assumption.tokens, answer)
+    read = _read([RowShape.of(long)], None)
+    return Sample(rows=(long,), is_everything=False, supervised=answer, note=note, read=read)
+
+
+def _read(shapes: Sequence[RowShape], total: int | None) -> Rows:
+    pixels = [prod(size) for shape in shapes for name, size, _ in shape.media if name.startswith("pixel_values")]
+    return Rows(
+        lengths=tuple(shape.length for shape in shapes),
+        supervised=statistics.fmean(shape.supervised for shape in shapes),
+        pixels=sum(pixels) / len(shapes),
+        total=total,
+    )
 
 
 def worst_batch(sample: Sample, collator: Collator, batch_size: int) -> dict[str, torch.Tensor]:

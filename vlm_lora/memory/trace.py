@@ -197,7 +197,7 @@ class _Built:
         """Return what is counted on this model, the whole one, and how it may be cut."""
         outline = self.outline()
         return Whole(
-            weights=tuple(_weights(self.module, self._parts)),
+            weights=tuple(weights_of(self.module, self._parts)),
             buffer_bytes=sum(buffer.nbytes for buffer in self.module.buffers()),
             outline=outline,
             cut=cut_config(config, outline),
@@ -259,7 +259,8 @@ def _empty(model: nn.Module, simulation: Simulation, precision: Precision) -> No
                 module._parameters[name] = fakes.setdefault(id(parameter), fake)
 
 
-def _weights(model: nn.Module, parts: Parts) -> Iterator[Weight]:
+def weights_of(model: nn.Module, parts: Parts) -> Iterator[Weight]:
+    """Yield what each parameter is."""
     linear = {
         f"{name}.weight"
         for name, module in model.named_modules()

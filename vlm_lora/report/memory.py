@@ -16,6 +16,7 @@ from vlm_lora.errors import MemoryExhaustedError, UserError
 from vlm_lora.memory.plan import ITEMS, TIGHT, MemoryPlan
 from vlm_lora.memory.proposals import Proposal
 from vlm_lora.memory.request import PlanReport, Verdict
+from vlm_lora.memory.speed import FACTOR, TimePlan
 
 GIB = 2**30
 
@@ -80,6 +81,31 @@ def _print_verdict(verdict: Verdict, console: Console, *, only: bool) -> None:
         console.print(f"  and {size(plan.host_bytes)} of the host's memory for each process.", markup=False)
     for line in proposal_lines(verdict.proposals):
         console.print(f"  {line}", markup=False)
+    if verdict.time is not None:
+        console.print(f"  {time_line(verdict.time)}", markup=False)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words: `12 ms`, `3.4 s`, `5.2 min`, `7.1 h`."""
+    for least, unit, name in ((5400, 3600, "h"), (90, 60, "min"), (1, 1, "s")):
+        if seconds >= least:
+            return f"{seconds / unit:.3g} {name}"
+    return f"{seconds * 1000:.3g} ms"
+
+
+def time_line(time: TimePlan) -> str:
+    """Say how long steps and epochs are estimated to take, or why that is not known."""
+    work = f"{time.flops / 1e12:,.3g} Tflop a step, {time.padding:.0%} of the tokens padding"
+    if time.step_seconds is None:
+        return f"Time: {time.source} ({work})."
+    epoch = ""
+    if time.epoch_seconds is not None:
+        epoch = f", {duration(time.epoch_seconds)} an epoch of {time.steps:,} steps"
+    left_out = f", without {' and '.join(time.left_out)}" if time.left_out else ""
+    return (
+        f"Time, an estimate within a factor of {FACTOR}: {duration(time.step_seconds)} a step{epoch} "
+        f"({work}, at {time.source}{left_out})."
+    )
 
 
 def judgement(plan: MemoryPlan, device: DeviceSpec) -> str:
@@ -111,10 +137,24 @@ def as_json(report: PlanReport) -> dict[str, Any]:
                 "source": verdict.device.source,
                 **_plan_values(verdict.plan),
                 "fits": verdict.plan.fits(verdict.device),
+                "time_estimate": None if verdict.time is None else _time_values(verdict.time),
                 "proposals": [_proposal_values(proposal) for proposal in verdict.proposals],
             }
             for verdict in report.verdicts
         ],
+    }
+
+
+def _time_values(time: TimePlan) -> dict[str, Any]:
+    return {
+        "seconds_per_step": time.step_seconds,
+        "seconds_per_epoch": time.epoch_seconds,
+        "steps_per_epoch": time.steps,
+        "flops_per_step": time.flops,
+        "flops_per_second": time.rate,
+        "padding": time.padding,
+        "source": time.source,
+        "left_out": list(time.left_out),
     }
 
 

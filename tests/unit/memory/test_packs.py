@@ -9,7 +9,7 @@ from vlm_lora.batching.style import CHAT
 from vlm_lora.config.run_config import BatchingConfig
 from vlm_lora.data.conversation import RowSource
 from vlm_lora.memory.packs import as_packs
-from vlm_lora.memory.sample import Sample
+from vlm_lora.memory.sample import Rows, Sample
 
 
 def row(tokens: int, images: int) -> EncodedRow:
@@ -23,7 +23,8 @@ def row(tokens: int, images: int) -> EncodedRow:
     )
 
 
-SAMPLE = Sample(rows=(row(90, 1), row(20, 1), row(10, 0)), is_everything=True, supervised=5, note="3 rows")
+READ = Rows(lengths=(90, 20, 10), supervised=2.0, pixels=32.0, total=3)
+SAMPLE = Sample(rows=(row(90, 1), row(20, 1), row(10, 0)), is_everything=True, supervised=5, note="3 rows", read=READ)
 
 
 def test_a_pack_is_full_of_the_row_with_most_images() -> None:
