@@ -12,7 +12,7 @@ HPU := .venv/hpu
 HPU_STAMP := $(HPU)/.installed
 SIMULATOR := $(shell find tests/support/hpu_simulator -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test tools test-main test-gaudi check canary docs bench fix clean
+.PHONY: demo test tools test-main test-gaudi check canary docs bench bench-gpu fix clean
 
 demo: $(STAMP)
 	$(BIN)/vlm-lora demo --output_dir runs/demo
@@ -52,6 +52,12 @@ docs: $(STAMP)
 # Beside TRL and a plain script on this CPU: about a quarter of an hour. BENCH="--stages peaks" runs a part.
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(BENCH)
+
+# On one CUDA GPU, at most eight minutes, in the environment that BENCH_PYTHON names: requirements-cuda.txt with trl.
+# GPU="--dry_run" says what it would do, GPU="--wheels DIR" takes missing peers from there.
+BENCH_PYTHON ?= $(BIN)/python
+bench-gpu: $(if $(filter $(BIN)/python,$(BENCH_PYTHON)),$(STAMP))
+	$(BENCH_PYTHON) -m benchmarks.gpu $(GPU)
 
 fix: $(STAMP)
 	$(BIN)/ruff format .

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -24,6 +27,19 @@ class UnequalLossError(Exception):
 
 class ContenderError(Exception):
     """A contender's process has failed."""
+
+
+class OutOfTimeError(Exception):
+    """A budget is used up."""
+
+
+Left = Callable[[], float]
+"""Returns the seconds that are left."""
+
+
+def unlimited() -> float:
+    """Return how much time is left where there is no budget."""
+    return math.inf
 
 
 def require_equal_losses(losses: Mapping[str, float], tolerance: float = TOLERANCE) -> None:
@@ -45,6 +61,24 @@ def require_equal_losses(losses: Mapping[str, float], tolerance: float = TOLERAN
             )
 
 
+def require_equal_counts(counts: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a comparison whose contenders count other tokens, which a loss of random models may hide.
+
+    Args:
+        counts: of the first step or epoch, by contender.
+
+    Raises:
+        UnequalLossError: names both and says their counts.
+    """
+    first, *others = counts.items()
+    for name, count in others:
+        if count != first[1]:
+            raise UnequalLossError(
+                f"{name} has {count} tokens (supervised, and computed where rows are the same), {first[0]} {first[1]}: "
+                "they do not train the same, so their times say nothing."
+            )
+
+
 def _work(pipe: Connection, contender: Contender, job: Job, *, peak: bool) -> None:
     """Train a contender in this process, as the pipe says; send its peak of memory at the end where that is wanted."""
 
@@ -61,7 +95,8 @@ def _work(pipe: Connection, contender: Contender, job: Job, *, peak: bool) -> No
         raise StopTrainingError
 
     try:
-        run(contender, job, Turns(next_turn, synchronizer(job.device), measured if peak else None))
+        around = measured if peak else None
+        run(contender, job, Turns(next_turn, synchronizer(job.device), around, memory_of(job.device)))
         if peak:
             pipe.send(found[0])
     except BaseException:
@@ -95,29 +130,60 @@ def synchronizer(device: str) -> Any:
     return torch.cuda.synchronize
 
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["benchmarks.preloaded"])
+def memory_of(device: str) -> Callable[[], int]:
+    """Return what tells the most bytes that a device has given to this process."""
+    if device != "cuda":
+        return lambda: 0
+    import torch
+
+    return torch.cuda.max_memory_allocated
 
 
-def in_own_process(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def processes(device: str) -> Any:
+    """Return how processes are started: forked from one that has imported everything, or, for CUDA, each anew.
+
+    A library that looks for GPUs while it is imported would leave CUDA useless in what is forked later.
+    """
+    if device == "cuda":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.preloaded"])
+    return context
+
+
+def in_own_process(
+    call: Callable[..., Any], *args: Any, device: str = "cpu", left: Left = unlimited, **kwargs: Any
+) -> Any:
     """Return what a function returns in a process of its own; its arguments and its answer are pickled.
 
     Raises:
         ContenderError: it failed.
+        OutOfTimeError: no time was left for it.
     """
-    here, there = _CONTEXT.Pipe()
-    process = _CONTEXT.Process(target=_call, args=(there, call, args, kwargs))
+    context = processes(device)
+    here, there = context.Pipe()
+    process = context.Process(target=_call, args=(there, call, args, kwargs))
     with _no_main():
         process.start()
     there.close()
     try:
-        failed, answer = here.recv()
+        failed, answer = _received(here, left)
     except EOFError:
         failed, answer = True, f"its process ended (exit code {process.exitcode})"
+    except OutOfTimeError:
+        process.kill()
+        raise
     process.join()
     if failed:
         raise ContenderError(f"{call.__name__}: {answer}")
     return answer
+
+
+def _received(pipe: Connection, left: Left) -> Any:
+    seconds = left()
+    if math.isfinite(seconds) and not pipe.poll(max(0.0, seconds)):
+        raise OutOfTimeError
+    return pipe.recv()
 
 
 def _call(pipe: Connection, call: Callable[..., Any], args: Any, kwargs: Any) -> None:
@@ -143,12 +209,16 @@ class Worker:
         contender: who.
         job: what it trains.
         peak: whether its memory is measured, which makes it slower.
+        left: the seconds that it may take.
     """
 
-    def __init__(self, contender: Contender, job: Job, *, peak: bool = False) -> None:
+    def __init__(self, contender: Contender, job: Job, *, peak: bool = False, left: Left = unlimited) -> None:
         self.name = contender.name
-        self._pipe, there = _CONTEXT.Pipe()
-        self._process = _CONTEXT.Process(target=_work, args=(there, contender, job), kwargs={"peak": peak})
+        self._left = left
+        self._began = time.perf_counter()
+        context = processes(job.device)
+        self._pipe, there = context.Pipe()
+        self._process = context.Process(target=_work, args=(there, contender, job), kwargs={"peak": peak})
         with _no_main():
             self._process.start()
         there.close()
@@ -168,12 +238,17 @@ class Worker:
 
     def _answer(self) -> Any:
         try:
-            answer = self._pipe.recv()
+            answer = _received(self._pipe, self._left)
         except EOFError:
             raise ContenderError(f"{self.name}: its process ended (exit code {self._process.exitcode})") from None
         if isinstance(answer, str):
             raise ContenderError(f"{self.name}: {answer}")
         return answer
+
+    def start(self) -> float:
+        """Take the first step; return the seconds since the process was started."""
+        self.first = self.take(1)[0]
+        return time.perf_counter() - self._began
 
     def take(self, steps: int) -> list[StepFigures]:
         """Let it take steps, or the rest of the epoch with `EPOCH`, and return their figures."""
@@ -182,6 +257,8 @@ class Worker:
 
     def end(self) -> None:
         """Let it end; kill it where it does not."""
+        if self._left() <= 0:
+            self._process.kill()
         if self._process.is_alive():
             try:
                 self._pipe.send(0)
@@ -196,26 +273,37 @@ class Worker:
 @contextmanager
 def _no_main() -> Iterator[None]:
     """A new process imports the parent's main module: `python -m benchmarks` need not be imported again."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = sys.modules[__name__]
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+    with _ONE_AT_A_TIME:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = sys.modules[__name__]
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
+
+
+_ONE_AT_A_TIME = threading.Lock()
 
 
 @contextmanager
-def started(contenders: Sequence[Contender], job: Job) -> Iterator[list[Worker]]:
-    """Start contenders one after the other, each up to before its first step.
+def started(
+    contenders: Sequence[Contender], job: Job, *, together: bool = False, left: Left = unlimited
+) -> Iterator[list[Worker]]:
+    """Start contenders, each up to before its first step: one after the other, or all at once.
 
     Raises:
         ContenderError: one failed.
+        OutOfTimeError: no time was left.
     """
     workers: list[Worker] = []
     try:
         for contender in contenders:
-            workers.append(Worker(contender, job))
-            workers[-1].wait()
+            workers.append(Worker(contender, job, left=left))
+            if not together:
+                workers[-1].wait()
+        if together:
+            for worker in workers:
+                worker.wait()
         yield workers
     finally:
         for worker in workers:
@@ -230,6 +318,8 @@ class Comparison:
     """Of the first step, or of the first epoch."""
     rounds: Mapping[str, Sequence[Sequence[StepFigures]]]
     """By contender, the steps of each round."""
+    startup: Mapping[str, float] = field(default_factory=dict)
+    """Seconds on the clock until the first step was done, imports left out."""
 
     def costs(self, name: str, *, fetching: bool = False, wall: bool = False) -> list[float]:
         """Return a contender's seconds in each round.
@@ -260,6 +350,9 @@ def compare(
     *,
     rounds: int,
     steps: int,
+    together: bool = False,
+    tolerance: float = TOLERANCE,
+    left: Left = unlimited,
 ) -> Comparison:
     """Let contenders take turns, A B C A B C.
 
@@ -268,22 +361,34 @@ def compare(
         job: what they train.
         rounds: how many turns each has.
         steps: of each turn.
+        together: start them all at once.
+        tolerance: of first losses, relative.
+        left: the seconds that all of it may take; rounds end before they are used up.
 
     Raises:
         UnequalLossError: the first steps have different losses; nothing was timed.
         ContenderError: one failed.
+        OutOfTimeError: not even three rounds were done.
     """
-    with started(contenders, job) as workers:
-        losses = {worker.name: worker.take(1)[0].loss for worker in workers}
-        require_equal_losses(losses)
+    with started(contenders, job, together=together, left=left) as workers:
+        startup = {worker.name: worker.start() for worker in workers}
+        losses = {worker.name: worker.first.loss for worker in workers}
+        require_equal_losses(losses, tolerance)
+        require_equal_counts({worker.name: (worker.first.supervised, worker.first.tokens) for worker in workers})
         for contender, worker in zip(contenders, workers, strict=True):
             if contender.warm_steps:
                 worker.take(contender.warm_steps)
         found: dict[str, list[list[StepFigures]]] = {worker.name: [] for worker in workers}
-        for _ in range(rounds):
+        for number in range(rounds):
+            began = time.monotonic()
             for worker in workers:
                 found[worker.name].append(worker.take(steps))
-    return Comparison(losses=losses, rounds=found)
+            if number + 1 >= LEAST_ROUNDS and left() < 2 * (time.monotonic() - began):
+                break
+    return Comparison(losses=losses, rounds=found, startup=startup)
+
+
+LEAST_ROUNDS = 3
 
 
 def compare_epochs(contenders: Sequence[Contender], job: Job, *, rounds: int) -> Comparison:
@@ -296,8 +401,10 @@ def compare_epochs(contenders: Sequence[Contender], job: Job, *, rounds: int) ->
         ContenderError: one failed.
     """
     with started(contenders, job) as workers:
-        losses = {worker.name: mean_loss(worker.take(EPOCH)) for worker in workers}
+        first = {worker.name: worker.take(EPOCH) for worker in workers}
+        losses = {name: mean_loss(steps) for name, steps in first.items()}
         require_equal_losses(losses)
+        require_equal_counts({name: (sum(step.supervised for step in steps),) for name, steps in first.items()})
         found: dict[str, list[list[StepFigures]]] = {worker.name: [] for worker in workers}
         for _ in range(rounds):
             for worker in workers:

@@ -61,6 +61,8 @@ class StepFigures:
     tokens: int
     """Computed, padding included."""
     supervised: int
+    memory: int = 0
+    """The most bytes that PyTorch had given out on the GPU so far; 0 on a CPU."""
 
 
 EPOCH = -1
@@ -79,6 +81,7 @@ class Turns:
             for the rest of the epoch, 0 to end. It is first called with nothing, before the first step.
         synchronize: waits until the device has finished.
         around: is called with the trainer's `train` instead of it.
+        memory: returns the most bytes so far.
     """
 
     def __init__(
@@ -86,7 +89,9 @@ class Turns:
         next_turn: Callable[[list[StepFigures]], int],
         synchronize: Callable[[], None] = lambda: None,
         around: Callable[[Any, Callable[[], Any]], Any] | None = None,
+        memory: Callable[[], int] = lambda: 0,
     ) -> None:
+        self._memory = memory
         self._next_turn = next_turn
         self._synchronize = synchronize
         self._around = around
@@ -124,6 +129,7 @@ class Turns:
             wall=wall,
             tokens=self._tokens,
             supervised=self._supervised,
+            memory=self._memory(),
         )
         self._done.append(figures)
         self._tokens = self._supervised = 0

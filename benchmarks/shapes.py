@@ -34,6 +34,10 @@ class Shape:
     """Half of the heads where None."""
     tower_head_dim: int = 32
     tower_intermediate: int | None = None
+    image_tokens: int = 16
+    """That an image of Gemma 3 becomes."""
+    tied: bool = False
+    """Whether the head is the embeddings; Gemma 3's always is."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the text configuration on top."""
 
@@ -101,6 +105,8 @@ def configuration(shape: Shape, tokenizer: Any) -> Any:
     }
     for name, value in settings.items():
         setattr(text, name, value)
+    if shape.tied:
+        config.tie_word_embeddings = text.tie_word_embeddings = True
     if getattr(text, "layer_types", None):
         sliding = shape.family == "gemma3"
         text.layer_types = [
@@ -108,6 +114,7 @@ def configuration(shape: Shape, tokenizer: Any) -> Any:
         ]
         if sliding:
             text.query_pre_attn_scalar, text.sliding_window = shape.head_dim, 1024
+            config.mm_tokens_per_image = shape.image_tokens
     qwen = shape.family.startswith("qwen")
     vision.hidden_size = shape.tower_hidden
     vision.intermediate_size = shape.tower_intermediate or 4 * shape.tower_hidden
@@ -149,8 +156,10 @@ def processor_of(shape: Shape) -> Any:
     tokenizer = build_tokenizer(VOCABULARIES["llava_onevision" if llava else shape.family])
     template = _ENDS_WITH_THE_TURN.replace("TEMPLATE", template or "")
     processor = BUILDERS[shape.family](tokenizer, template)
-    processor.tokenizer.chat_template = template
     images = processor.image_processor
+    if shape.family == "gemma3":
+        processor = type(processor)(images, tokenizer, chat_template=template, image_seq_length=shape.image_tokens)
+    processor.tokenizer.chat_template = template
     square = {"height": shape.side, "width": shape.side}
     if shape.family == "gemma3":
         images.size = square
@@ -178,8 +187,8 @@ _TURNS = (
 """LLaVA's own ends no answer with a token of its own, and other tools add none."""
 
 
-def build_folder(shape: Shape, folder: Path, *, seed: int = 0) -> Path:
-    """Write a model folder with random weights in float32; one that is there stays.
+def build_folder(shape: Shape, folder: Path, *, seed: int = 0, device: str = "cpu", dtype: str = "float32") -> Path:
+    """Write a model folder with random weights, drawn on a device in a dtype; one that is there stays.
 
     The projector has values and attention is sharpened: a fresh Gemma 3 would not see its images.
     """
@@ -192,9 +201,9 @@ def build_folder(shape: Shape, folder: Path, *, seed: int = 0) -> Path:
     processor = processor_of(shape)
     tokenizer = processor.tokenizer
     config = configuration(shape, tokenizer)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.device(device):
         torch.manual_seed(seed)
-        model = model_class(config).from_config(config)
+        model = model_class(config).from_config(config, dtype=getattr(torch, dtype))
         waken(model)
         _soften(model)
         model.tie_weights()

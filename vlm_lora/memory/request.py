@@ -172,13 +172,14 @@ def read_order(choice: Choice, run: RunConfig, values: Mapping[str, Any], *, lon
         values: the checked keys of the arguments class: whether they are grouped.
         longest: tokens of the longest row.
     """
-    strategy = values.get("train_sampling_strategy")
-    batching = run.batching
+    strategy, batching = values.get("train_sampling_strategy"), run.batching
+    word = getattr(strategy, "value", strategy)
+    grouped = None if word is None else word == "group_by_length"
     return Order(
         batch_size=choice.batch_size,
         accumulation=choice.accumulation,
         world_size=choice.world_size,
-        grouped=getattr(strategy, "value", strategy) == "group_by_length" or bool(values.get("group_by_length")),
+        grouped=True if values.get("group_by_length") else grouped,
         pack_length=pack_length(batching.pack_length, batching.max_length, longest) if batching.packing else None,
     )
 

@@ -12,7 +12,7 @@ import math
 import random
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -29,6 +29,8 @@ CPU_EFFICIENCY = 0.6
 """Share of a large matrix product's rate: steps of the models in `benchmarks/shapes.py` reach two thirds of it."""
 FACTOR = 2
 """The estimate is meant to be right within this factor."""
+LEAST_SAVED = 0.1
+"""Of the computed tokens: where grouping saves that, it is what a run does unless it is told."""
 PACK_FILL = 0.98
 """Share of a pack that rows fill: first-fit decreasing leaves one to two percent (`docs/benchmarks.md`)."""
 
@@ -41,8 +43,8 @@ class Order:
     """Rows, or packs, of a micro-batch on one device."""
     accumulation: int = 1
     world_size: int = 1
-    grouped: bool = False
-    """By length."""
+    grouped: bool | None = False
+    """By length; None: where that saves a tenth of the computed tokens, as a run does by itself."""
     pack_length: int | None = None
     """Tokens of a pack; None without packing."""
 
@@ -108,7 +110,7 @@ def plan_time(compute: Compute, rows: Rows, order: Order, device: DeviceSpec, pr
     row = row_flops(compute, tokens=per_row, width=width, supervised=rows.supervised, pixels=rows.pixels)
     in_a_step = rows_a_batch * order.accumulation
     steps = None if rows.total is None else math.ceil(rows.total / (in_a_step * order.world_size))
-    rate, source = throughput(device, precision)
+    rate, source = rate_of(device, precision)
     left_out = ["exchange between processes"] if order.world_size > 1 else []
     left_out += ["unpacking of 4-bit weights"] if compute.four_bit else []
     left_out += ["the vision tower"] if rows.pixels and not compute.cached_features and not patches(compute, 1) else []
@@ -125,6 +127,9 @@ def computed_tokens(lengths: Sequence[int], order: Order) -> tuple[float, float]
     real = sum(lengths)
     if order.pack_length is not None:
         return real / PACK_FILL, 1 - PACK_FILL
+    if order.grouped is None:
+        random_order, groups = (computed_tokens(lengths, replace(order, grouped=choice)) for choice in (False, True))
+        return groups if groups[0] <= (1 - LEAST_SAVED) * random_order[0] else random_order
     drawn = list(lengths) * max(1, 4 * order.batch_size // len(lengths))
     if order.grouped:
         drawn.sort()
@@ -206,7 +211,7 @@ def _sizes(weights: Sequence[Weight], part: str, text: Any) -> _Sizes:
     return _Sizes(all=counted(own), trained=counted(weight for weight in own if weight.trained))
 
 
-def throughput(device: DeviceSpec, precision: Precision) -> tuple[float | None, str]:
+def rate_of(device: DeviceSpec, precision: Precision) -> tuple[float | None, str]:
     """Return the operations a second that a run may count on, and where the figure comes from."""
     if device.is_cpu and device.is_here:
         dtype = precision.autocast or precision.weights

@@ -22,7 +22,7 @@ from vlm_lora.memory.speed import EFFICIENCY, Compute, Order, TimePlan, computed
 from vlm_lora.memory.trace import Weight, weights_of
 from vlm_lora.model.checkpointing import enable_checkpointing
 from vlm_lora.model.families import family_of
-from vlm_lora.model.objective import SupervisedHead, gather_targets, token_losses
+from vlm_lora.model.objective import SupervisedHead, gather_targets
 from vlm_lora.model.parts import find_parts
 from vlm_lora.model.tuning import apply_tuning
 from vlm_lora.report.memory import duration, time_line
@@ -37,11 +37,11 @@ def counted(model: Any, batch: Mapping[str, torch.Tensor]) -> int:
     inputs = dict(batch)
     positions = inputs.pop("supervised_positions")
     targets = gather_targets(inputs.pop("labels"), positions)
-    head = SupervisedHead(model)
+    head = SupervisedHead(model, reads=False)
     with FlopCounterMode(display=False) as counter:
-        with head.on(positions):
+        with head.on(positions, targets):
             outputs = model(**inputs)
-        token_losses(outputs.logits, targets).sum().backward()
+        head.losses(outputs.logits, targets).sum().backward()
     return int(counter.get_total_flops())
 
 
@@ -89,6 +89,9 @@ def test_padding_is_what_the_order_leaves() -> None:
     grouped = computed_tokens(lengths, Order(batch_size=8, grouped=True))
     packed = computed_tokens(lengths, Order(batch_size=1, pack_length=2048))
     assert computed_tokens(lengths, Order(batch_size=1)) == (sum(lengths), 0.0)
+    assert computed_tokens(lengths, Order(batch_size=8, grouped=None)) == grouped
+    equal = [100] * 20
+    assert computed_tokens(equal, Order(batch_size=8, grouped=None)) == (2000.0, 0.0)
     assert 0.35 < random[1] < 0.5
     assert grouped[1] < 0.10
     assert packed[1] == pytest.approx(0.02)

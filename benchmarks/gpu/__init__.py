@@ -1,0 +1,1 @@
+"""`python -m benchmarks.gpu`: everything that one CUDA GPU can tell, in eight minutes."""
