@@ -309,11 +309,11 @@ def _read_rows(
     static_shapes = wants_static_shapes(run, session.backend)
     if arguments.do_train:
         check_packing(run, arguments, preprocessing.family, preprocessing.config, static_shapes=static_shapes)
-    # Planned shapes repeat an epoch's draws, not its reading.
-    epochs = sampled_epochs(
+    # Planned shapes repeat the first epoch's draws; the rows are read each epoch all the same.
+    readings = sampled_epochs(
         num_train_epochs=arguments.num_train_epochs, max_steps=arguments.max_steps, static_shapes=False
     )
-    preprocessing = with_image_cache(run, splits, preprocessing, epochs=epochs)
+    preprocessing = with_image_cache(run, splits, preprocessing, epochs=readings)
     say_boxes(splits.train or splits.validation, preprocessing)
     prepared = prepare_rows(
         run,
