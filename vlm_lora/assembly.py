@@ -12,6 +12,7 @@ from vlm_lora.data.dataset import Splits
 from vlm_lora.session import Preprocessing, Session
 from vlm_lora.training.feeding.strategy import SETTING, Feeding
 from vlm_lora.training.feeding.streaming import training_rows
+from vlm_lora.training.feeding.workers import fit_workers
 from vlm_lora.training.observers import Observers
 
 if TYPE_CHECKING:
@@ -108,13 +109,15 @@ def build_run_trainer(
     from vlm_lora.training.trainer import build_trainer
 
     rows = training_rows(session.run, session.arguments, splits)
+    validation = splits.validation
+    fit_workers(session.arguments, session.values, train=len(rows or ()), validation=len(validation or ()))
     settings = {**session.settings, SETTING: feeding.strategy.value}
     carried = CarriedOver(settings, resumption.changes) if session.arguments.do_train else None
     kwargs = {
         "args": session.arguments,
         "data_collator": preprocessing.collator,
         "train_dataset": None if rows is None else PackedRows(rows) if feeding.packing else FillableRows(rows),
-        "eval_dataset": None if splits.validation is None else FillableRows(splits.validation),
+        "eval_dataset": None if validation is None else FillableRows(validation),
         "processing_class": preprocessing.processor,
         "callbacks": [GradientAudit(model, preprocessing.family)] if session.arguments.do_train else [],
         **session.backend.trainer_keywords(session.run),

@@ -389,8 +389,9 @@ def _fit(session: Session, trainer: Any, checkpoint: str | None, observers: Obse
     trainer.save_model(session.arguments.output_dir)
     trainer.save_state()
     memory = {f"train_{name}": value for name, value in session.backend.memory().items()}
+    waited = {"train_data_wait_seconds": round(trainer.waiting.seconds, 3)}
     samples = len(trainer.train_dataset)
-    return {**_start_metrics(trainer), **memory, **metrics, "train_samples": samples}
+    return {**_start_metrics(trainer), **memory, **waited, **metrics, "train_samples": samples}
 
 
 def _evaluate(session: Session, preprocessing: Preprocessing, splits: Splits, trainer: Any) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def open_session(run: RunConfig) -> Session:
     passed = {name: value for name, value in values.items() if canonical_name(name) not in CHECKPOINTING}
     defaults = default_arguments(backend.arguments_class(), values, lora=run.tuning.peft_method == "lora")
     if run.data.streaming:
-        defaults["dataloader_num_workers"] = 1  # one reader keeps a stream's order
+        defaults["dataloader_num_workers"] = 1  # each reads the whole stream
     given = {"ddp_timeout": 1800, **{key: value for key, value in values.items() if value is not None}}
     limit_waiting(given["ddp_timeout"])
     arguments = backend.arguments(run, {**defaults, **passed, **FORCED_ARGUMENTS})

@@ -33,6 +33,7 @@ PUBLIC = {
     "create_scheduler": ("num_training_steps", "optimizer"),
     "evaluate": ("eval_dataset", "ignore_keys", "metric_key_prefix"),
     "evaluation_loop": ("dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"),
+    "get_batch_samples": ("epoch_iterator", "num_batches", "device"),
     "get_eval_dataloader": ("eval_dataset",),
     "get_train_dataloader": (),
     "log": ("logs", "start_time"),

@@ -86,6 +86,14 @@ def test_lengths_group_the_rows_and_the_checkpoint_says_so(
     assert min(shapes[0]) < min(shapes[1]) or len(shapes[0]) > len(shapes[1]), "short rows are in batches of their own"
 
 
+def test_the_wait_for_data_is_logged_with_each_step(whole: Path) -> None:
+    shares = logged(whole, "data_wait")
+    assert len(shares) == len(logged(whole, "loss")) == 8
+    assert all(0 < share < 1 for share in shares)
+    results = json.loads((whole / "all_results.json").read_text(encoding="utf-8"))
+    assert 0 < results["train_data_wait_seconds"] < results["train_runtime"]
+
+
 def test_a_run_resumed_inside_an_epoch_equals_the_whole_one(
     model_folder: Callable[[str], Path], data: Path, whole: Path, tmp_path: Path
 ) -> None:

@@ -48,6 +48,8 @@ def test_a_resumed_run_equals_the_whole_one(
     weights = [tmp_path / name / "adapter_model.safetensors" for name in ("whole", "resumed")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert losses(model, charts, tmp_path / "worker", dataloader_num_workers=1) == whole
+    several = {"dataloader_num_workers": 2, "resume_from_checkpoint": checkpoint}
+    assert losses(model, charts, tmp_path / "workers", **several) == whole
     # The controls: other seed, other rows; and a stream that began anew at the checkpoint would not be the same.
     assert losses(model, charts, tmp_path / "other", data_seed=7)[0] != whole[0]
     take = StreamedConversations.__getitem__
@@ -87,7 +89,6 @@ def test_a_run_says_what_it_checked_and_counts_its_rows(
     ("flags", "message"),
     [
         ({"max_steps": -1}, "--streaming true needs --max_steps"),
-        ({"dataloader_num_workers": 3}, "Type --dataloader_num_workers 1 or 0"),
         ({"static_shapes": True}, "--static_shapes false"),
         ({"on_overflow": "drop"}, "--on_overflow drop does not go with --streaming"),
         ({"do_eval": True}, "Type --validation_name with other data, or --do_eval false"),

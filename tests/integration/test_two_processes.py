@@ -51,7 +51,11 @@ def test_two_processes_equal_one(name: str, model_folder: Callable[[str], Path],
     assert smaller["train_loss"] != pytest.approx(one["train_loss"], rel=1e-3), "three rows are another batch"
 
 
-@pytest.mark.parametrize("kind", [{}, {"streaming": True, "shuffle_buffer": 4}], ids=["table", "stream"])
+@pytest.mark.parametrize(
+    "kind",
+    [{}, {"group_by_length": True}, {"streaming": True, "shuffle_buffer": 4}],
+    ids=["table", "grouped", "stream"],
+)
 def test_a_run_resumed_inside_its_second_epoch_equals_the_whole_one(
     kind: dict[str, object], model_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from vlm_lora.training.checkpoints.saving import check_saved, gathered_state, is
 from vlm_lora.training.checkpoints.valid_state import ValidState
 from vlm_lora.training.engine import zero_stage
 from vlm_lora.training.feeding.strategy import Feeding, evaluation_order
+from vlm_lora.training.feeding.waiting import DataWait
 from vlm_lora.training.finite import FiniteGuard
 from vlm_lora.training.rates import PartRates, drop_empty_groups, resumed_rates
 
@@ -37,9 +38,9 @@ logger = logging.getLogger(__name__)
 class VlmTrainerMixin:
     """Loss on supervised positions, rows in the project's order, evaluation that sums instead of averaging averages.
 
-    Set `head`, `row_groups`, `fixed_shapes`, `capture` and `finite` right after construction. The loss is the sum of
-    the negative log-likelihoods divided by the number of supervised tokens of the whole global batch (all accumulation
-    steps, all ranks), so batch 8x1, 2x4 and 1x8 give one gradient.
+    Set `head`, `row_groups`, `fixed_shapes`, `capture`, `finite` and `waiting` right after construction. The loss is
+    the sum of the negative log-likelihoods divided by the number of supervised tokens of the whole global batch (all
+    accumulation steps, all ranks), so batch 8x1, 2x4 and 1x8 give one gradient.
     """
 
     head: SupervisedHead
@@ -53,6 +54,8 @@ class VlmTrainerMixin:
     """The backend's: returns a module whose graph is captured and replayed, or the module as it is."""
     finite: FiniteGuard
     """Ends the run where a loss, gradient or weight is not finite."""
+    waiting: DataWait
+    """Seconds that training waits for its data."""
     part_rates: PartRates | None = None
     """Learning rates of single parts; None where every part has `--learning_rate`."""
     total_limit: int | None = None
@@ -204,9 +207,22 @@ class VlmTrainerMixin:
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log each part's own rate after the first one, which the base class logs; a bad step ends the run first."""
         self.finite.read()
+        waited = self.waiting.share() if "loss" in logs else None
+        if waited is not None:
+            logs["data_wait"] = round(waited, 4)
         if self.part_rates is not None and "learning_rate" in logs:
             logs.update(self.part_rates.current(self.optimizer))  # type: ignore[attr-defined]
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
+        """Take the batches of one step, and count how long they take to come."""
+        return super().get_batch_samples(self.waiting.over(epoch_iterator), *args, **kwargs)  # type: ignore[misc]
+
+    def get_batch_samples_transformers(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
+        """As `get_batch_samples`, by the name that another trainer's loop calls."""
+        return super().get_batch_samples_transformers(  # type: ignore[misc]
+            self.waiting.over(epoch_iterator), *args, **kwargs
+        )
 
     def get_train_dataloader(self) -> Any:
         """Return the loader of the training rows: its batches say which rows they are of, its workers have a limit."""
@@ -319,6 +335,7 @@ def build_trainer(
     except (ValueError, ImportError, RuntimeError) as error:
         raise ConfigError(f"The trainer refuses these settings: {error}") from error
     trainer.head = head
+    trainer.waiting = DataWait()
     trainer.row_groups = row_groups
     trainer.fixed_shapes = backend.traits.static_shapes
     trainer.capture = backend.capture

@@ -31,11 +31,6 @@ def check_streaming(run: RunConfig, arguments: Any, *, static_shapes: bool) -> N
             "--streaming true needs --max_steps: nothing but reading all of a stream says how long it is. Type for "
             "example --max_steps 1000; a stream that ends before begins anew."
         )
-    if arguments.dataloader_num_workers > 1:
-        raise ConfigError(
-            f"--dataloader_num_workers {arguments.dataloader_num_workers}: a stream is read by one worker, which keeps "
-            "its order. Type --dataloader_num_workers 1 or 0, or leave --streaming out."
-        )
     if strategy_of(run) is Strategy.GROUPED:
         raise ConfigError(
             f"--{SETTING} {Strategy.GROUPED.value} does not go with --streaming true: how long rows are is known once "
