@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_lora.batching.ordering.rows import FillableRows
 from vlm_lora.batching.packing.order import PackedRows
+from vlm_lora.batching.row_table import RowTable
 from vlm_lora.data.dataset import Splits
-from vlm_lora.session import Preprocessing, Session
+from vlm_lora.data.split_parts import split_parts
+from vlm_lora.session import Preprocessing, Session, wants_static_shapes
 from vlm_lora.training.feeding.strategy import SETTING, Feeding
 from vlm_lora.training.feeding.streaming import training_rows
 from vlm_lora.training.feeding.workers import fit_workers
@@ -84,6 +86,8 @@ def build_run_trainer(
     feeding: Feeding,
     resumption: Resumption,
     observers: Observers,
+    *,
+    tables: Mapping[str, RowTable],
 ) -> Any:
     """Put the trainer together, with what the run's settings, engine and checkpoint ask of it.
 
@@ -96,6 +100,7 @@ def build_run_trainer(
         feeding: in which order the training rows come, or in which packs.
         resumption: the checkpoint that the run goes on from, if any, and what changes with it.
         observers: are told what happens.
+        tables: what is known of the rows, by data set; empty where none was read.
 
     Raises:
         ConfigError: the settings contradict each other.
@@ -140,7 +145,30 @@ def build_run_trainer(
         # In place: a backend's trainer may have put something of its own around the collator.
         preprocessing.collator.require_images()
         note_images(preprocessing.family)
+    _keep_features(session, preprocessing, splits, tables, trainer)
     return trainer
+
+
+def _keep_features(
+    session: Session, preprocessing: Preprocessing, splits: Splits, tables: Mapping[str, RowTable], trainer: Any
+) -> None:
+    """Let the trainer keep features of a frozen vision tower, where the settings want it and it pays.
+
+    Raises:
+        ConfigError: `--cache_vision_features on`, and it cannot be.
+    """
+    from vlm_lora.training.feeding.vision_features import use_features
+
+    parts = split_parts(splits)
+    use_features(
+        session.run,
+        trainer,
+        preprocessing.family,
+        preprocessing.collator,
+        static_shapes=wants_static_shapes(session.run, session.backend),
+        tables=tables,
+        encode=lambda name, row: preprocessing.encoder.encode(parts[name][row]),
+    )
 
 
 def answerer_of(

@@ -16,7 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm_lora.assembly import answerer_of, build_run_trainer, load_for_answers, load_for_training
+from vlm_lora.assembly import (
+    answerer_of,
+    build_run_trainer,
+    load_for_answers,
+    load_for_training,
+)
 from vlm_lora.backend import installed
 from vlm_lora.batching.boxes.writing import Region
 from vlm_lora.batching.collator import Collator
@@ -29,6 +34,7 @@ from vlm_lora.data.dataset import Splits, load_splits
 from vlm_lora.engines.zero_numbers import agreeing_schedule, with_file_numbers
 from vlm_lora.errors import ConfigError
 from vlm_lora.evaluation.places import refuse_other_results
+from vlm_lora.model.features.obstacles import refuse_early
 from vlm_lora.preflight.check import Prepared, known_rows, prepare_rows, read_rows, report_on, shapes_of
 from vlm_lora.preflight.figures import DataReport
 from vlm_lora.preflight.image_cache import with_image_cache
@@ -113,7 +119,17 @@ def _train(run: RunConfig, observers: Observers) -> dict[str, Any]:
             if arguments.do_train
             else load_for_answers(session, preprocessing)
         )
-    trainer = build_run_trainer(session, preprocessing, prepared.splits, model, groups, feeding, resumption, observers)
+    trainer = build_run_trainer(
+        session,
+        preprocessing,
+        prepared.splits,
+        model,
+        groups,
+        feeding,
+        resumption,
+        observers,
+        tables=prepared.tables,
+    )
     if trainer.is_world_process_zero():
         write_resolved(folder / ("run_config.yaml" if arguments.do_train else "eval_config.yaml"), run, session.values)
     results: dict[str, Any] = {}
@@ -313,6 +329,7 @@ def _read_rows(
     readings = sampled_epochs(
         num_train_epochs=arguments.num_train_epochs, max_steps=arguments.max_steps, static_shapes=False
     )
+    refuse_early(run, preprocessing.family, static_shapes=static_shapes)
     preprocessing = with_image_cache(run, splits, preprocessing, epochs=readings)
     say_boxes(splits.train or splits.validation, preprocessing)
     prepared = prepare_rows(

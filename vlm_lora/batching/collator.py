@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn.functional import pad
@@ -21,6 +21,20 @@ from vlm_lora.data.conversation import Conversation
 
 PROMPT_STEP = 64
 """With a plan, prompts are padded to multiples of this many tokens."""
+
+
+FEATURES = "features"
+"""The batch's key for features of its rows' images, in place of their media tensors."""
+
+
+class FeatureSource(Protocol):
+    """What gives a batch the features of images. Can be pickled into loader workers."""
+
+    read_beside: Sequence[str]
+    """Names of media tensors that the model reads itself, which stay in the batch."""
+
+    def __call__(self, rows: Sequence[EncodedRow]) -> tuple[object | None, ...]:
+        """Return the features of each row, in order; None where a row has no image."""
 
 
 class Collator:
@@ -58,6 +72,14 @@ class Collator:
         self._pad_token_id = pad_token_id
         self._plan = plan
         self._blank: EncodedRow | None = None
+        self._features: FeatureSource | None = None
+
+    def take_features(self, source: FeatureSource) -> None:
+        """From now on, put what `source` gives for rows' images into batches for training and scoring, as `FEATURES`.
+
+        Prompts for generation keep their pixels.
+        """
+        self._features = source
 
     def require_images(self) -> None:
         """From now on, put a blank image into every batch that has none (see `batching.blank`).
@@ -121,7 +143,7 @@ class Collator:
         text: str = tokenizer.decode(labels[start:end], skip_special_tokens=True)
         return text
 
-    def collate(self, rows: Sequence[EncodedRow]) -> dict[str, torch.Tensor]:
+    def collate(self, rows: Sequence[EncodedRow]) -> dict[str, Any]:
         """Pad rows that are already encoded, as `__call__`."""
         if self._plan is None:
             length, supervised = max(len(row.input_ids) for row in rows), 1
@@ -133,7 +155,7 @@ class Collator:
             # A planned shape stays one shape: it grows by the blank turn, whichever row that stands behind.
             longest = max(len(row.input_ids) for row in rows)
             length = longest if self._plan is None else length + len(self._blank.input_ids)
-        batch = self._padded(rows, length, left=False)
+        batch = self._padded(rows, length, left=False, features=self._features)
         batch["supervised_positions"] = supervised_positions(batch["labels"], least=supervised)
         return batch
 
@@ -143,17 +165,23 @@ class Collator:
         encoded = self._encoder.encode(row.row)
         return replace(encoded, labels=torch.full_like(encoded.labels, IGNORE_INDEX))
 
-    def _padded(self, rows: Sequence[EncodedRow], length: int, *, left: bool) -> dict[str, torch.Tensor]:
+    def _padded(
+        self, rows: Sequence[EncodedRow], length: int, *, left: bool, features: FeatureSource | None = None
+    ) -> dict[str, Any]:
         ones = [torch.ones_like(row.input_ids) for row in rows]
         ids = [row.input_ids for row in rows]
-        batch = {
+        batch: dict[str, Any] = {
             "input_ids": _stacked(ids, length, self._pad_token_id, left=left),
             "attention_mask": _stacked(ones, length, 0, left=left),
             "labels": _stacked([row.labels for row in rows], length, IGNORE_INDEX, left=left),
         }
         for name in dict.fromkeys(name for row in rows for name in row.token_tensors):
             batch[name] = _token_tensor(name, rows, length, left=left)
-        for name in dict.fromkeys(name for row in rows for name in row.media):
+        names = list(dict.fromkeys(name for row in rows for name in row.media))
+        if features is not None and names:
+            batch[FEATURES] = features(rows)
+            names = [name for name in names if name in features.read_beside]
+        for name in names:
             batch[name] = join_rows_media(rows, name, self._style.batching(name))
         return batch
 

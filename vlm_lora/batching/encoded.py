@@ -31,6 +31,8 @@ class EncodedRow:
     text: str
     """The rendering with image placeholders expanded: the string whose tokens `input_ids` are."""
     source: RowSource
+    packed_media: tuple[Mapping[str, torch.Tensor], ...] = ()
+    """Of several rows in one sequence: the media of each that has some, in order."""
     overflow: str = ""
     """What `--on_overflow` changed so that the row fits, in words; empty where it fitted as it was."""
     image_tokens: tuple[int, ...] = ()

@@ -363,6 +363,11 @@ class BatchingConfig:
     pack_length: int | None = None
     """With --packing true: most tokens of a pack; by default --max_length, else 2048, and never less than the longest
     row. No row is ever cut."""
+    cache_vision_features: str = "auto"
+    """Run a frozen vision tower once for each image and keep its features: auto (where images are used again and they
+    fit), on, off. The first process of each machine says which, with its reason."""
+    vision_cache_gb: float = 20.0
+    """Gigabytes that kept features may take, and never more than a tenth of what is free."""
     dataloader_timeout: int = 1800
     """Seconds to wait for a batch of the data loader's workers before the run ends and says which one delivers none;
     0 waits for ever. By default as long as ranks wait for each other (--ddp_timeout)."""
@@ -374,8 +379,9 @@ class BatchingConfig:
     """With --image_cache: GB that all kept images together may take; never more than a tenth of the free disk."""
 
     def __post_init__(self) -> None:
-        for flag in ("max_length", "max_shapes", "pack_length", "image_cache_gb"):
+        for flag in ("max_length", "max_shapes", "pack_length", "image_cache_gb", "vision_cache_gb"):
             _check_positive(flag, getattr(self, flag))
+        _check_choice("cache_vision_features", self.cache_vision_features, ("auto", "on", "off"))
         if self.dataloader_timeout < 0:
             raise ConfigError(
                 f"--dataloader_timeout {self.dataloader_timeout}: must be a number of seconds, or 0 to wait for ever."

@@ -134,9 +134,13 @@ class GradientAudit(TrainerCallback):
 
         return note
 
-    def _see_image(self, module: nn.Module, args: Any) -> None:
+    def note_image(self) -> None:
+        """Take note that the model is called on an image; where features are kept its tower is not run for it."""
         if self._model.training:
             self._saw_image = True
+
+    def _see_image(self, module: nn.Module, args: Any) -> None:
+        self.note_image()
 
     def _message(self, missed: list[str]) -> str:
         parts = sorted({self._parts.part_of(name) for name in missed})

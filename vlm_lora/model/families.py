@@ -16,6 +16,15 @@ from typing import TYPE_CHECKING, Any
 from vlm_lora.batching.packing.style import NOT_PROVEN, PackingStyle, packing_for
 from vlm_lora.batching.style import CHAT, RenderingStyle, style_for
 from vlm_lora.errors import ModelError
+from vlm_lora.model.features.style import (
+    BY_GRID,
+    CROSS_ATTENTION,
+    DEEPSTACK,
+    LISTED,
+    NO_ENTRY,
+    ONE_TENSOR,
+    FeatureStyle,
+)
 from vlm_lora.model.head.after import NOTHING, AfterHead
 
 if TYPE_CHECKING:
@@ -73,6 +82,8 @@ class Family:
     """How conversations become tokens and batches."""
     packing: PackingStyle = NOT_PROVEN
     """How several rows share a sequence, or why they do not."""
+    features: FeatureStyle = NO_ENTRY
+    """How features of a frozen tower are taken and handed back."""
 
     @property
     def is_inferred(self) -> bool:
@@ -94,10 +105,12 @@ _IDEFICS: Mapping[str, Any] = {
     "language": ("model.text_model",),
     "vision": ("model.vision_model",),
     "projector": ("model.connector",),
+    "features": ONE_TENSOR,
 }
 _LLAVA_NEXT: Mapping[str, Any] = {
     "projector": ("model.multi_modal_projector", "model.image_newline"),
     "feature_layer": "vision_feature_layer",
+    "features": LISTED,
 }
 _BOTH: Mapping[str, Any] = {"flash_attention": False, "both_directions": True}
 _GOOGLE: Mapping[str, Any] = {"skips_media_ids": True, **_BOTH}
@@ -114,25 +127,35 @@ _GEMMA: Mapping[str, Any] = {"projector": ("model.embed_vision",), "kv_shared": 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     dict(
         [
-            _family("gemma3", published=("google/gemma-3-4b-it",), **_GOOGLE),
+            _family("gemma3", published=("google/gemma-3-4b-it",), features=ONE_TENSOR, **_GOOGLE),
             _family(
                 "gemma3n",
                 published=("google/gemma-3n-E2B-it",),
                 never_called=(r"\.altup\.correction_coefs$",),
+                features=ONE_TENSOR,
                 **_GEMMA,
                 **_CAPPED,
             ),
             # Where its text is causal (E2B), flash attention fails on heads of 512.
-            _family("gemma4", published=("google/gemma-4-E2B-it",), since="5.5", **_GEMMA, **_GOOGLE, **_CAPPED),
-            _family("paligemma", published=("google/paligemma2-3b-pt-224",), **_GOOGLE, **_CAPPED),
-            _family("qwen2_vl", published=("Qwen/Qwen2-VL-2B-Instruct",), **_QWEN),
-            _family("qwen2_5_vl", published=("Qwen/Qwen2.5-VL-3B-Instruct",), **_QWEN),
-            _family("qwen3_vl", published=("Qwen/Qwen3-VL-2B-Instruct",), since="4.57", **_QWEN),
-            _family("qwen3_5", published=("Qwen/Qwen3.5-4B",), since="5.2", **_QWEN),
+            _family(
+                "gemma4",
+                published=("google/gemma-4-E2B-it",),
+                since="5.5",
+                features=LISTED,
+                **_GEMMA,
+                **_GOOGLE,
+                **_CAPPED,
+            ),
+            _family("paligemma", published=("google/paligemma2-3b-pt-224",), features=ONE_TENSOR, **_GOOGLE, **_CAPPED),
+            _family("qwen2_vl", published=("Qwen/Qwen2-VL-2B-Instruct",), features=BY_GRID, **_QWEN),
+            _family("qwen2_5_vl", published=("Qwen/Qwen2.5-VL-3B-Instruct",), features=BY_GRID, **_QWEN),
+            _family("qwen3_vl", published=("Qwen/Qwen3-VL-2B-Instruct",), since="4.57", features=DEEPSTACK, **_QWEN),
+            _family("qwen3_5", published=("Qwen/Qwen3.5-4B",), since="5.2", features=BY_GRID, **_QWEN),
             _family(
                 "llava",
                 published=("llava-hf/llava-1.5-7b-hf", "mistral-community/pixtral-12b"),
                 feature_layer="vision_feature_layer",
+                features=LISTED,
             ),
             _family(
                 "llava_next",
@@ -149,15 +172,22 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 published=("meta-llama/Llama-3.2-11B-Vision-Instruct",),
                 vision=("model.vision_model",),
                 media_only_layers="cross_attention_layers",
+                features=CROSS_ATTENTION,
                 flash_attention=False,
             ),
-            _family("internvl", published=("OpenGVLab/InternVL3-1B-hf",), feature_layer="vision_feature_layer"),
+            _family(
+                "internvl",
+                published=("OpenGVLab/InternVL3-1B-hf",),
+                feature_layer="vision_feature_layer",
+                features=ONE_TENSOR,
+            ),
             _family(
                 "mistral3",
                 published=("mistralai/Mistral-Small-3.1-24B-Instruct-2503",),
                 feature_layer="vision_feature_layer",
+                features=LISTED,
             ),
-            _family("lfm2_vl", published=("LiquidAI/LFM2-VL-450M",), since="4.57"),
+            _family("lfm2_vl", published=("LiquidAI/LFM2-VL-450M",), since="4.57", features=LISTED),
             _family(
                 "phi4_multimodal",
                 published=("microsoft/Phi-4-multimodal-instruct",),

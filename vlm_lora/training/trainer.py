@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from vlm_lora.batching.packing.inputs import PackedInputs
 from vlm_lora.batching.packing.order import PackOrder
 from vlm_lora.compat import let_cpu_have_numbers
 from vlm_lora.errors import ConfigError, ModelError
+from vlm_lora.model.features.cache import FeatureCache
 from vlm_lora.model.objective import ScoredModel, SupervisedHead, gather_targets
 from vlm_lora.training.checkpoints.carried_over import CarriedOver
 from vlm_lora.training.checkpoints.full_weights import load_full_weights
@@ -64,6 +66,8 @@ class VlmTrainerMixin:
     """The run's settings, for its checkpoints and over those of the one it goes on from; None outside a training."""
     packs: PackedInputs | None = None
     """Makes masks and positions of packed batches, where the run packs."""
+    features: FeatureCache | None = None
+    """Gives the model features of images in place of their pixels; None where none are kept."""
     loader_timeout: float = 0
     """Seconds to wait for a loader worker; 0 waits for ever."""
     _scored: torch.nn.Module | None = None
@@ -96,12 +100,17 @@ class VlmTrainerMixin:
         positions, rows, count = self._aside(inputs)
         # The base class drops the labels before it calls the loss function: hand over what it needs instead.
         inputs["labels"] = gather_targets(inputs["labels"], positions)
-        with self.head.on(positions, inputs["labels"], count):
+        with self._on_features(inputs) as given, self.head.on(positions, inputs["labels"], count):
             loss, outputs = super().compute_loss(  # type: ignore[misc]
-                model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+                model, given, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
         self.finite.note(loss, [row.name for row in rows], outputs.row_losses)
         return (loss, outputs) if return_outputs else loss
+
+    def _on_features(self, inputs: dict[str, Any]) -> AbstractContextManager[dict[str, Any]]:
+        if self.features is None:
+            return nullcontext(inputs)
+        return self.features.given(inputs, self._prepare_inputs, self.accelerator.autocast)  # type: ignore[attr-defined]
 
     def _aside(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, Sequence[Any], int | None]:
         """Take what is not the model's out of its inputs: positions, rows, supervised tokens where they may count."""
@@ -262,9 +271,10 @@ class VlmTrainerMixin:
         positions, rows, count = self._aside(inputs)
         self._row_names.append([row.name for row in rows])
         targets = gather_targets(inputs.pop("labels"), positions)
-        with torch.no_grad(), self.compute_loss_context_manager():  # type: ignore[attr-defined]
+        autocast = self.compute_loss_context_manager()  # type: ignore[attr-defined]
+        with torch.no_grad(), autocast, self._on_features(inputs) as given:
             known = () if count is None else (count,)
-            sums = self.scored(model)(inputs, targets, positions, *known)
+            sums = self.scored(model)(given, targets, positions, *known)
         # They stay on the device: reading them here would wait for every batch.
         self._row_sums.append(self.accelerator.gather(sums))  # type: ignore[attr-defined]
         return None, None, None

@@ -24,6 +24,8 @@ BY_NAME: dict[str, st.SearchStrategy[Any]] = {
     "streaming": st.just(False),
     "lora_dropout": st.floats(0, 0.999),
     "lora_alpha": st.floats(0.001, 1e6),
+    "vision_cache_gb": st.floats(1e-6, 1e6),
+    "cache_vision_features": st.sampled_from(["auto", "on", "off"]),
     "split_seed": st.integers(-5, 10**9),
     "dtype": st.sampled_from(["auto", "float32", "bfloat16", "float16"]),
     "bnb_4bit_quant_type": st.sampled_from(["nf4", "fp4"]),

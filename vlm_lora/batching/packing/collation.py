@@ -66,6 +66,7 @@ def joined(rows: Sequence[EncodedRow], style: RenderingStyle) -> EncodedRow:
             name: join_rows_media([row for row in rows if name in row.media], name, style.batching(name))
             for name in media
         },
+        packed_media=tuple(row.media for row in rows if row.media),
         text="".join(row.text for row in rows),
         image_tokens=tuple(count for row in rows for count in row.image_tokens),
     )

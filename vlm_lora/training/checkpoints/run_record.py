@@ -35,6 +35,7 @@ EVALUATION_FILES = (
     "overlong_rows.json",
     "shape_plan.json",
     "pack_lengths.json",
+    "vision_features.json",
 )
 """What a run that measures alone writes."""
 

@@ -70,6 +70,7 @@ _ROWS: Mapping[Kind, str] = {
         eval_use_gather_object batch_eval_metrics per_device_eval_batch_size prediction_loss_only
         include_for_metrics include_inputs_for_metrics include_num_input_tokens_seen include_tokens_per_second
         bf16_full_eval fp16_full_eval max_eval_samples predict_with_generate max_new_tokens skip_memory_metrics
+        cache_vision_features vision_cache_gb
         dataloader_num_workers dataloader_timeout dataloader_persistent_workers dataloader_pin_memory
         dataloader_prefetch_factor dataloader_multiprocessing_context
         ddp_timeout length_column_name torch_empty_cache_steps

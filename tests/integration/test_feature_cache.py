@@ -1,0 +1,235 @@
+"""`--cache_vision_features`: runs that make features and runs that read them train the same weights, bit for bit.
+
+And what features are of: other weights, another processor or another image is a miss.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from support.rows import write_uneven_rows
+from support.runs import capture_trainer, logged, run, script_flags
+from support.tiny import build_model_folder
+from vlm_lora.cli.main import run_script
+from vlm_lora.training.feeding.vision_features import FILE, FOLDER
+
+ADAPTER = "adapter_model.safetensors"
+FLAGS: dict[str, Any] = {
+    "do_train": True,
+    "do_eval": True,
+    "num_train_epochs": 2,
+    "per_device_train_batch_size": 3,
+    "learning_rate": 1e-2,
+    "lora_rank": 4,
+}
+QUESTIONS = ("What is shown?", "Which colour is the large one on the left?")
+
+
+def write_asked_twice(folder: Path, *, images: int = 3) -> Path:
+    """Write rows with two questions an image, of several sizes, one row with two images, and one without any."""
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    for number in range(images):
+        name = f"{number}.png"
+        size = (32 + 16 * number, 40, 3)
+        Image.fromarray(generator.integers(0, 256, size, dtype=np.uint8)).save(folder / name)
+        rows += [{"image": [name], "question": each, "answer": f"number {number}"} for each in QUESTIONS]
+    (folder / "validation.jsonl").write_text("\n".join(map(json.dumps, rows[:3])) + "\n", encoding="utf-8")
+    rows += [{"image": ["0.png", "1.png"], "question": "Which differ?", "answer": "both"}]
+    rows += [{"image": [], "question": "How many are there?", "answer": "none"}]
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    return folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run left behind."""
+
+    results: dict[str, Any]
+    losses: list[float]
+    weights: str
+    made: int
+    read: int
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """Return a function that trains with flags and a cache of this test's own, and says what came of it."""
+    monkeypatch.setenv("VLM_LORA_CACHE", str(tmp_path / "cache"))
+    trainers = capture_trainer(monkeypatch)
+
+    def train(model: Path, data: Path, name: str, **changes: Any) -> Outcome:
+        output = tmp_path / name
+        results = run(model, data, output, **{**FLAGS, **changes})
+        saved = output / (ADAPTER if (output / ADAPTER).exists() else "model.safetensors")
+        features = trainers[-1].features
+        return Outcome(
+            results=results,
+            losses=logged(output, "loss"),
+            weights=hashlib.sha256(saved.read_bytes()).hexdigest(),
+            made=features.made if features else -1,
+            read=features.read if features else -1,
+        )
+
+    return train
+
+
+def kept_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in (folder / "cache" / FOLDER).iterdir())
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen2_5_vl", "mllama"])
+def test_the_run_that_reads_is_the_run_that_made_them(
+    name: str, model_folder: Callable[[str], Path], tmp_path: Path, trained: Callable[..., Outcome]
+) -> None:
+    model, data = model_folder(name), write_asked_twice(tmp_path / "data")
+    made = trained(model, data, "made")
+    size = kept_bytes(tmp_path)
+    read = trained(model, data, "read")
+    plain = trained(model, data, "plain", cache_vision_features="off")
+    blanks = 1 if name == "mllama" else 0  # what fills up rows with fewer images than others of their batch
+    assert (made.made, read.made, plain.made) == (4 + blanks, 0, -1)
+    assert read.weights == made.weights
+    assert read.losses == made.losses
+    assert read.results["eval_perplexity"] == made.results["eval_perplexity"]
+    assert kept_bytes(tmp_path) == size
+    assert made.losses == pytest.approx(plain.losses, rel=1e-6, abs=1.1e-4), "logged with four digits"
+    assert made.results["train_loss"] == pytest.approx(plain.results["train_loss"], rel=1e-6)
+    assert made.results["eval_loss"] == pytest.approx(plain.results["eval_loss"], rel=1e-6)
+    announced = json.loads((tmp_path / "made" / FILE).read_text(encoding="utf-8"))
+    assert announced["different"] == 4
+    assert announced["size"] == pytest.approx(size, rel=0.05)
+
+
+CHANGES = ("another image", "another size", "another tower")
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_features_are_of_has_changed(
+    change: str, model_folder: Callable[[str], Path], tmp_path: Path, trained: Callable[..., Outcome]
+) -> None:
+    """A miss for each, never features of something else: the run is that without a cache."""
+    model, data = model_folder("qwen2_5_vl"), write_asked_twice(tmp_path / "data")
+    first = trained(model, data, "first")
+    flags: dict[str, Any] = {}
+    if change == "another image":
+        Image.fromarray(np.random.default_rng(7).integers(0, 256, (32, 40, 3), dtype=np.uint8)).save(data / "0.png")
+    elif change == "another size":
+        flags = {"min_pixels": 3600}
+    else:
+        model = build_model_folder("qwen2_5_vl", tmp_path / "other", seed=1)
+    second = trained(model, data, "second", **flags)
+    plain = trained(model, data, "plain", cache_vision_features="off", **flags)
+    assert first.made == 4
+    assert second.made == (2 if change == "another image" else 4), "its own and that of the row with two of them"
+    assert second.results["train_loss"] == pytest.approx(plain.results["train_loss"], rel=1e-6)
+    assert second.results["train_loss"] != pytest.approx(first.results["train_loss"], rel=1e-4)
+
+
+def test_another_language_model_reads_them(
+    model_folder: Callable[[str], Path],
+    tmp_path: Path,
+    trained: Callable[..., Outcome],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The control: what the tower does not depend on is no miss. Full weights train on them as adapters do."""
+    model, data = model_folder("gemma3"), write_asked_twice(tmp_path / "data")
+    flags = {"peft_method": "none", "freeze_projector": True, "gradient_accumulation_steps": 2}
+    adapter = trained(model, data, "adapter", max_steps=4)
+    capsys.readouterr()
+    trained(model, data, "audited", max_steps=4, log_level="info")
+    assert "Gradient audit: all" in capsys.readouterr().err, "images count as seen, though no tower runs"
+    full = trained(model, data, "full", **flags, gradient_checkpointing=True, per_device_train_batch_size=2)
+    shutil.rmtree(tmp_path / "cache" / FOLDER)
+    again = trained(model, data, "again", **flags, gradient_checkpointing=True, per_device_train_batch_size=2)
+    plain = trained(model, data, "plain", **flags, per_device_train_batch_size=2, cache_vision_features="off")
+    assert (adapter.made, full.made, again.made) == (4, 0, 4)
+    assert again.weights == full.weights
+    assert again.results["train_loss"] == pytest.approx(plain.results["train_loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen2_5_vl"])
+def test_packed_rows_read_them_one_by_one(
+    name: str, model_folder: Callable[[str], Path], tmp_path: Path, trained: Callable[..., Outcome]
+) -> None:
+    model, data = model_folder(name), write_asked_twice(tmp_path / "data")
+    rows = trained(model, data, "rows", max_steps=3)
+    packed = trained(model, data, "packed", packing=True, per_device_train_batch_size=1)
+    plain = trained(model, data, "plain", packing=True, per_device_train_batch_size=1, cache_vision_features="off")
+    assert (rows.made, packed.made) == (4, 0)
+    assert packed.results["train_loss"] == pytest.approx(plain.results["train_loss"], rel=1e-6)
+
+
+def test_a_run_that_is_resumed_ends_as_one_that_was_not(
+    model_folder: Callable[[str], Path], tmp_path: Path, trained: Callable[..., Outcome]
+) -> None:
+    model, data = model_folder("qwen2_5_vl"), write_asked_twice(tmp_path / "data")
+    flags = {"save_strategy": "steps", "save_steps": 2, "do_eval": False}
+    whole = trained(model, data, "out", **flags)
+    shutil.rmtree(tmp_path / "out" / "checkpoint-6")
+    shutil.rmtree(tmp_path / "out" / "checkpoint-4")
+    shutil.rmtree(tmp_path / "cache" / FOLDER)
+    resumed = trained(model, data, "out", **flags, resume_from_checkpoint="true")
+    assert resumed.made == 4
+    assert resumed.weights == whole.weights
+
+
+REASONS = [
+    ({"lora_targets": "language,vision"}, r"the vision tower trains \(.*\), so its features change"),
+    ({"lora_targets": "language,projector"}, r"the projector trains \(.*\), so its features change"),
+    ({"peft_method": "none"}, "the projector trains, so its features .*--freeze_projector true"),
+    ({"static_shapes": True}, "batches have planned shapes"),
+    ({"torch_compile": True}, "--torch_compile compiles the model for pixels"),
+    ({"vision_cache_gb": 1e-6}, "those of 4 rows' images take .* GB, and 1e-06 GB are allowed"),
+]
+
+
+@pytest.mark.parametrize(("flags", "reason"), REASONS)
+def test_on_is_refused_with_the_reason(
+    flags: dict[str, Any],
+    reason: str,
+    model_folder: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("VLM_LORA_CACHE", str(tmp_path / "cache"))
+    data = write_asked_twice(tmp_path / "data")
+    words = {**FLAGS, **flags, "cache_vision_features": "on"}
+    assert run_script(script_flags(model_folder("qwen2_5_vl"), data, tmp_path / "out", **words)) == 1
+    assert re.search(f"--cache_vision_features on: {reason}", capsys.readouterr().err)
+
+
+AUTO = [
+    ({"num_train_epochs": 1, "do_eval": False, "dataset_name": "once"}, "each image is used once"),
+    ({"skip_check": True}, r"without the check of the data \(--skip_check\) rows are not known"),
+    ({"lora_targets": "language,vision", "num_train_epochs": 1}, "the vision tower trains"),
+]
+
+
+@pytest.mark.parametrize(("flags", "reason"), AUTO)
+def test_auto_says_why_not(
+    flags: dict[str, Any],
+    reason: str,
+    model_folder: Callable[[str], Path],
+    tmp_path: Path,
+    trained: Callable[..., Outcome],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = write_asked_twice(tmp_path / "data")
+    if flags.get("dataset_name"):
+        flags = {**flags, "dataset_name": write_uneven_rows(tmp_path / "once", rows=3)}
+    assert trained(model_folder("gemma3"), data, "out", **flags, log_level="info").made == -1
+    assert re.search(f"Vision features are not kept: {reason}", capsys.readouterr().err)

@@ -1,0 +1,211 @@
+"""Whether a run keeps the features of its frozen vision tower (`--cache_vision_features`), and why or why not."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import TrainerCallback
+
+from vlm_lora.batching.prepared.store import TensorStore
+from vlm_lora.batching.row_table import RowTable
+from vlm_lora.config.run_config import RunConfig
+from vlm_lora.data.cache_folder import cache_folder
+from vlm_lora.errors import ConfigError
+from vlm_lora.model.audit import GradientAudit
+from vlm_lora.model.families import Family
+from vlm_lora.model.features.cache import FeatureCache, fingerprint, kept_dtype
+from vlm_lora.model.features.obstacles import obstacle_in_model, obstacle_in_settings
+from vlm_lora.model.features.rows import FeatureRows
+from vlm_lora.model.features.tower import Tower
+from vlm_lora.model.features.use import ImageUse, blank_vectors, bytes_a_vector, count_vectors, survey_use, width_of
+from vlm_lora.model.parts import Parts, base_of, find_parts
+from vlm_lora.training.engine import shards_weights
+from vlm_lora.training.planning import shared_values
+
+logger = logging.getLogger(__name__)
+
+FILE = "vision_features.json"
+FOLDER = "vision_features"
+SHARE_OF_DISK = 10
+"""Features never take more than this part of what is free (a tenth)."""
+GB = 10**9
+
+
+def use_features(
+    run: RunConfig,
+    trainer: Any,
+    family: Family,
+    collator: Any,
+    *,
+    static_shapes: bool,
+    tables: Mapping[str, RowTable],
+    encode: Callable[[str, int], Any],
+) -> None:
+    """Let a trainer keep the features of images where the settings want it and it pays, and say what was decided.
+
+    Args:
+        run: the resolved configuration.
+        trainer: as it was built, before it trains.
+        family: of its model.
+        collator: makes its batches.
+        static_shapes: whether batch shapes are planned.
+        tables: of the rows, by data set, on the first process of each machine; empty where no row was read.
+        encode: returns row `index` of data set `name`, encoded.
+
+    Raises:
+        ConfigError: `on`, and it cannot be.
+    """
+    asked = run.batching.cache_vision_features
+    if asked == "off":
+        return
+    reason = obstacle_in_settings(run, family, static_shapes=static_shapes)
+    model, arguments = trainer.model, trainer.args
+    parts = find_parts(model, family)
+    reason = (
+        reason
+        or obstacle_in_model(model, parts)
+        or (
+            "the weights are sharded, and a tower alone cannot be run by every process in step"
+            if shards_weights(trainer)
+            else ""
+        )
+    )
+    plan: dict[str, Any] = {}
+    if not reason:
+        plan = shared_values(
+            Path(arguments.output_dir) / FILE,
+            arguments,
+            lambda: _survey(run, trainer, family, parts, tables, encode),
+        )
+        reason = plan["reason"] if asked == "auto" or plan["refused"] else ""
+    if reason:
+        if asked == "on":
+            raise ConfigError(f"--cache_vision_features on: {reason}. Leave it out, or type auto.")
+        logger.info("Vision features are not kept: %s (--cache_vision_features).", reason)
+        return
+    _start(trainer, family, parts, collator, limit=plan["limit"])
+    logger.info("%s", plan["said"])
+
+
+def _survey(
+    run: RunConfig,
+    trainer: Any,
+    family: Family,
+    parts: Parts,
+    tables: Mapping[str, RowTable],
+    encode: Callable[[str, int], Any],
+) -> dict[str, Any]:
+    """Return what the processes of a machine decide by: `reason` against `auto`, whether `on` is `refused`, ..."""
+    config, folder = base_of(trainer.model).config, cache_folder(FOLDER)
+    store = TensorStore(folder)
+    used = store.bytes_on_disk()
+    limit = min(int(run.batching.vision_cache_gb * GB), used + shutil.disk_usage(folder).free // SHARE_OF_DISK)
+    plan: dict[str, Any] = {"reason": "", "refused": False, "limit": limit, "folder": str(folder)}
+    times = _times(trainer, tables)
+    if not any(times.values()):
+        stream = (
+            "a stream's rows are" if run.data.streaming else "without the check of the data (--skip_check) rows are"
+        )
+        reason = f"{stream} not known before training, so nobody knows how often an image is used"
+        said = f"Vision features are kept in {folder}, of at most {limit / GB:.3g} GB; how many is not known before."
+        return {**plan, "reason": reason, "said": said}
+    dtype = kept_dtype(trainer.model, parts, _autocast(trainer))
+    use = survey_use(
+        {name: table for name, table in tables.items() if times[name]},
+        times,
+        lambda name, row: count_vectors(encode(name, row), config, family.features),
+        vector_bytes=bytes_a_vector(width_of(config, family.features), dtype),
+        blank=blank_vectors(config, family.features),
+    )
+    plan |= asdict(use) | {"said": _said(use, dtype, folder)}
+    if not use.different:
+        return {**plan, "reason": "no row has an image", "refused": True}
+    if use.size > limit:
+        reason = (
+            f"those of {use.different} rows' images take {use.size / GB:.3g} GB, and {limit / GB:.3g} GB are allowed "
+            f"(--vision_cache_gb {run.batching.vision_cache_gb:g}, and at most a tenth of what is free in {folder})"
+        )
+        return {**plan, "reason": reason, "refused": True}
+    if use.uses <= use.different:
+        return {**plan, "reason": "each image is used once"}
+    store.limit = limit
+    if used + use.size > limit:
+        store.make_room(use.size)
+    return plan
+
+
+def _said(use: ImageUse, dtype: torch.dtype, folder: Path) -> str:
+    return (
+        f"Vision features: the frozen tower runs once for each of {use.different} rows' images, which are used "
+        f"{use.uses:.0f} times; {_size(use.size)} in {str(dtype).removeprefix('torch.')}, in {folder} "
+        "(--cache_vision_features)."
+    )
+
+
+def _size(size: int) -> str:
+    return f"{size / GB:.2f} GB" if size >= GB / 10 else f"{size / 10**6:.3g} MB"
+
+
+def _times(trainer: Any, tables: Mapping[str, RowTable]) -> dict[str, float]:
+    """Return how often the run reads the rows of each data set."""
+    arguments = trainer.args
+    epochs = 0.0
+    if arguments.do_train:
+        epochs = float(arguments.num_train_epochs)
+        if arguments.max_steps > 0:
+            step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+            epochs = arguments.max_steps * step / max(1, len(trainer.train_dataset))
+    strategy = str(getattr(arguments.eval_strategy, "value", arguments.eval_strategy))
+    evaluations = int(arguments.do_eval) + int(bool(arguments.eval_on_start)) + (0 if strategy == "no" else 2)
+    return {name: epochs if name.startswith("train") else evaluations for name in tables}
+
+
+def _autocast(trainer: Any) -> torch.dtype | None:
+    """Return what the model's forward pass computes in, where that is not its weights' own dtype."""
+    arguments = trainer.args
+    return torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
+
+
+def _start(trainer: Any, family: Family, parts: Parts, collator: Any, *, limit: int) -> None:
+    model = trainer.model
+    tower = Tower(model, family)
+    dtype = kept_dtype(model, parts, _autocast(trainer))
+    mark = fingerprint(
+        model,
+        parts,
+        kept=dtype,
+        autocast=_autocast(trainer),
+        engine=trainer.is_deepspeed_enabled,
+        device=trainer.args.device.type,
+        versions=(transformers.__version__, torch.__version__),
+    )
+    store = TensorStore(cache_folder(FOLDER), limit=limit)
+    rows = FeatureRows(store, mark, tower.read_beside)
+    collator.take_features(rows)
+    audits = [one for one in trainer.callback_handler.callbacks if isinstance(one, GradientAudit)]
+    told = {"on_use": audits[0].note_image} if audits else {}
+    trainer.features = FeatureCache(tower, rows, store, dtype=dtype, **told)
+    trainer.add_callback(FeaturesEnd(trainer.features))
+
+
+class FeaturesEnd(TrainerCallback):
+    """Says at the end how often the tower ran, and lets what was stored reach the disk."""
+
+    def __init__(self, cache: FeatureCache) -> None:
+        self._cache = cache
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say it."""
+        self._cache.close()
+        logger.info("Vision features: %d made, %d read.", self._cache.made, self._cache.read)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Let what was stored reach the disk."""
+        self._cache.close()
