@@ -9,6 +9,7 @@ from hashlib import sha256
 import torch
 
 from vlm_lora.batching.encoded import EncodedRow
+from vlm_lora.batching.prepared.media import PreparedMedia
 from vlm_lora.batching.prepared.store import TensorStore
 
 NAME = "features"
@@ -51,9 +52,13 @@ class FeatureRows:
         """Return the key of a row's features: the hash of its media tensors, all of them, and of the tower.
 
         The tensors are what the tower reads: other pixels, another number of images, another processor, size or
-        backend are another key.
+        backend are another key. Where pixel values lie as levels, these and what they stand for are hashed.
         """
         digest = sha256(self._tower.encode())
+        if isinstance(media, PreparedMedia):
+            digest.update(f"levels {media.levels.layout}\0".encode())
+            digest.update(media.levels.table.tobytes())
+            media = media.tensors
         for name, tensor in sorted(media.items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
             digest.update(bytes_of(tensor))
