@@ -197,6 +197,14 @@ def test_a_batch_without_supervised_tokens_has_no_loss_and_gives_zeros() -> None
         assert not weight.grad.any()
 
 
+def test_a_batch_with_more_supervised_tokens_than_it_says_is_an_error() -> None:
+    model = Divided()
+    head = SupervisedHead(model)
+    too_few = head.on(POSITIONS, loss.gather_targets(LABELS, POSITIONS), 4)
+    with pytest.raises(ModelError, match="5 tokens of a batch are supervised, and it says 4"), too_few:
+        model(IDS)
+
+
 class Plain(Divided):
     """Its configuration has the key, and its code does not read it."""
 

@@ -107,6 +107,8 @@ class SupervisedHead:
         count = batch.count
         if count is None and self._reads:
             count = int((positions >= 0).sum())
+        if not self._proved and count is not None and count < int((positions >= 0).sum()):
+            raise ModelError(f"{int((positions >= 0).sum())} tokens of a batch are supervised, and it says {count}.")
         if count is None or count == positions.numel():
             return None
         # A batch without any still runs one, for the graph and for an engine's hooks.
