@@ -34,6 +34,9 @@ MIB = 2**20
 MOST_MIB, MOST_SHORT = 450, 1.03
 MOST_TIME = {"frozen": 1.1, "trained": 1.6}
 """The goals; a trained head's gradient comes on top of the memory."""
+MOST_OFF = 1.5e-6
+"""Sums over 262,144 columns in fp32: the hidden states' gradients are 7.5e-7 (all at once) and 6.5e-7 (in chunks) from
+those in float64, and 1e-6 from one another."""
 MOST_ROUNDS = 5
 """A step of the whole size is half a minute."""
 
@@ -105,7 +108,7 @@ def difference(size: Size, *, trained: bool) -> float:
     """Return the largest relative difference of loss and gradients (their norms) between the two ways.
 
     Raises:
-        UnequalLossError: it is more than 1e-6, or other targets make none.
+        UnequalLossError: it is more than `MOST_OFF`, or other targets make none.
     """
     step = Step(size, trained=trained)
     plain, expected = step.run(chunked=False), step.gradients()
@@ -114,7 +117,7 @@ def difference(size: Size, *, trained: bool) -> float:
     largest = max(float((one - other).norm() / other.norm()) for one, other in pairs)
     step.targets = step.targets.roll(1)
     control = abs(float(step.run(chunked=True) / plain) - 1)
-    if largest > 1e-6 or control < 1e-5:
+    if largest > MOST_OFF or control < 1e-5:
         raise UnequalLossError(f"Head and loss in chunks: {largest:.2g} off; with other targets {control:.2g}.")
     return largest
 
