@@ -40,7 +40,7 @@ class Context:
 
     place: Path
     rounds: int = 15
-    epochs: int = 5
+    epochs: int = 4
     """Rounds of whole epochs, which take seconds each."""
 
 
