@@ -8,6 +8,7 @@ finished), told apart from what fetching its batch costs.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ class Contender:
     """Ours: of `vlm-lora train`. Others: fields of their arguments class."""
     warm_steps: int = 2
     """Steps that are not timed, after the first one, whose loss is compared."""
+    cache: Path | None = None
+    """Where ours keeps features and prepared images; None for a folder of the comparison."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +237,7 @@ def watched(turns: Turns) -> Iterator[None]:
 def _ours(contender: Contender, job: Job, turns: Turns) -> None:
     from vlm_lora import pipeline
 
+    os.environ["VLM_LORA_CACHE"] = str(contender.cache or job.output / "cache")
     with watched(turns):
         pipeline.train(parsed(our_flags(contender, job)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -14,14 +15,13 @@ import numpy as np
 from benchmarks.compare import (
     ContenderError,
     UnequalLossError,
-    Worker,
     compare,
     compare_epochs,
     in_own_process,
     measure_peak,
     require_equal_losses,
 )
-from benchmarks.contenders import EPOCH, WRONG_LABELS, Contender, Job
+from benchmarks.contenders import WRONG_LABELS, Contender, Job
 from benchmarks.figures import Figure, spread
 from benchmarks.proportions import tower_share
 from benchmarks.settings import groups_by_length, has_setting
@@ -69,16 +69,9 @@ def _step_job(context: Context, name: str) -> Job:
     return job_of(context, name, shape, write_rows(context.place / f"rows-{shape.side}", rows, side=shape.side))
 
 
-def _warm(contender: Contender, job: Job) -> Contender:
-    """Let a contender run through its rows once, so that its caches are full; return it."""
-    worker = Worker(contender, job)
-    try:
-        worker.wait()
-        worker.take(EPOCH)
-        worker.take(1)
-    finally:
-        worker.end()
-    return contender
+def without_features() -> dict[str, str]:
+    """Return the flags under which a tower runs every time."""
+    return {CACHE: "off"} if has_setting(CACHE) else {}
 
 
 def control(context: Context) -> Found:
@@ -116,11 +109,13 @@ def _steps(context: Context, goals: StepGoals, theirs: Contender, flags: Mapping
     for name in SHAPES:
         job = _step_job(context, name)
         cached = has_setting(CACHE)
-        cold = Contender(name="ours", kind="ours", flags={**flags, **({CACHE: "off"} if cached else {})})
+        cold = Contender(name="ours", kind="ours", flags={**flags, **without_features()})
         contenders = [cold, theirs]
         if cached:
-            warm = Contender(name="ours, features cached", kind="ours", flags={**flags, CACHE: "on"})
-            contenders.append(_warm(warm, job))
+            # Its first epoch makes them, untimed.
+            name_of_warm, epoch = "ours, features cached", ROWS // BATCH
+            warm = Contender(name=name_of_warm, kind="ours", flags={**flags, CACHE: "on"}, warm_steps=epoch + 1)
+            contenders.append(warm)
         else:
             found.missing.append(f"{name}, features cached: there is no --{CACHE} yet")
         result = compare(contenders, job, rounds=context.rounds, steps=1)
@@ -154,9 +149,10 @@ def plain(context: Context) -> Found:
     for name, shape in SHAPES.items():
         data = write_rows(context.place / f"pairs-{shape.side}-{steps}", rows, side=shape.side)
         job = job_of(context, name, shape, data)
-        own = {CACHE: "on", "dataset_cache_dir": context.place / f"cold-{name}"} if has_setting(CACHE) else {}
+        cold = context.place / f"cold-{name}"
+        shutil.rmtree(cold, ignore_errors=True)  # of an earlier run in this folder
         contenders = [
-            Contender(name="ours", kind="ours", flags={key: value for key, value in own.items() if has_setting(key)}),
+            Contender(name="ours", kind="ours", flags={CACHE: "on"} if has_setting(CACHE) else {}, cache=cold),
             Contender(name="plain script", kind="plain"),
         ]
         result = compare(contenders, job, rounds=context.rounds, steps=1)
@@ -180,7 +176,7 @@ def peaks(context: Context) -> Found:
         measured = {
             contender.name: measure_peak(contender, job)
             for contender in (
-                Contender(name="ours", kind="ours", flags=flags),
+                Contender(name="ours", kind="ours", flags={**flags, **without_features()}),
                 Contender(name="plain script", kind="plain", flags=flags),
                 Contender(name="TRL", kind="trl", flags={"gradient_checkpointing": False, **flags}),
             )
@@ -231,15 +227,21 @@ def epochs(context: Context) -> Found:
         random = {"train_sampling_strategy": "random", "gradient_checkpointing": True, **frozen}
         contenders = [
             Contender(name="TRL", kind="trl", flags=random),
-            Contender(name=base, kind="ours", flags=random),
+            Contender(name=base, kind="ours", flags={**random, **without_features()}),
         ]
         if groups_by_length():
-            grouped = {**random, "train_sampling_strategy": "group_by_length"}
+            grouped = {**random, **without_features(), "train_sampling_strategy": "group_by_length"}
             contenders.append(Contender(name="ours, grouped", kind="ours", flags=grouped))
         else:
             found.missing.append(f"{kind}, grouped: group_by_length is refused yet")
         if has_setting("packing"):
-            packed = {**random, "packing": True, "pack_length": 2048, "per_device_train_batch_size": 1}
+            packed = {
+                **random,
+                **without_features(),
+                "packing": True,
+                "pack_length": 2048,
+                "per_device_train_batch_size": 1,
+            }
             contenders.append(Contender(name="ours, packed", kind="ours", flags=packed))
         else:
             found.missing.append(f"{kind}, packed: there is no --packing yet")
