@@ -80,6 +80,7 @@ class RowEncoder:
         self._style = style
         self._eos_token_ids = eos_token_ids
         self._max_length = max_length
+        self._settings = (style, sorted(eos_token_ids), max_length, on_overflow, boxes)
         self._on_overflow = on_overflow
         self._boxes = BoxEncoder(processor, boxes)
         self._canvases: tuple[Size, ...] = ()
@@ -135,7 +136,8 @@ class RowEncoder:
             RenderingError: the label promise cannot be kept on this row.
             ImageError: an image cannot be read.
         """
-        return self._encoded(conversation, keep_images, {} if loaded is None else loaded)
+        make = partial(self._encoded, conversation, keep_images, {} if loaded is None else loaded)
+        return make() if self._kept is None else self._kept.row(conversation, self._canvases, make, anew=keep_images)
 
     def prepare_images(self, conversation: Conversation) -> None:
         """Make a row's images into tensors ahead of `encode`, which finds them where they are kept.
@@ -143,7 +145,8 @@ class RowEncoder:
         Raises:
             DataError: as `encode`.
         """
-        self._encoded(conversation, False, {})
+        if self._kept is not None:
+            self._kept.row(conversation, self._canvases, partial(self._encoded, conversation, False, {}), anew=False)
 
     def _encoded(self, conversation: Conversation, keep_images: bool, decoded: dict[int, LoadedImage]) -> EncodedRow:
         def attempt(smaller: Conversation, side: float) -> EncodedRow:
@@ -155,7 +158,7 @@ class RowEncoder:
             row = self._boxes.checked(row, boxes)
             return replace(row, pictures=tuple(pictures)) if keep_images else row
 
-        return self._keeping(encode_within_limit(conversation, self._on_overflow, attempt, self._sides))
+        return encode_within_limit(conversation, self._on_overflow, attempt, self._sides)
 
     def encode_kept(self, conversation: Conversation, *, keep_images: bool = False) -> EncodedRow | None:
         """As `encode`; None for a row that `--on_overflow drop` leaves out."""
@@ -218,7 +221,9 @@ class RowEncoder:
         Its rows' pixel values may lie in a mapped file: copy what is to be changed.
         """
         other = copy.copy(self)
-        other._kept = RowImages(self._image_processor, store, self._image_limits)
+        own = copy.copy(self._processor)
+        own.tokenizer, own.image_processor = self._plain, self._image_processor
+        other._kept = RowImages(own, store, self._image_limits, self._settings)
         other._processor = copy.copy(self._processor)
         other._processor.image_processor = other._kept.image_processor
         return other

@@ -91,9 +91,9 @@ def test_each_image_is_decoded_once_for_all_its_questions_and_checks(check: Chec
     forget_check(tmp_path)
 
     first = check()
-    assert "Image cache: on, about 136 kB in" in check.log
+    assert re.search(r"Image cache: on, about \d+ kB in", check.log)
     assert len(check.decoded) == ROWS // 2
-    assert ROWS // 2 * PIXELS < kept_bytes(tmp_path) < ROWS // 2 * PIXELS * 1.3
+    assert ROWS // 2 * PIXELS < kept_bytes(tmp_path) < ROWS // 2 * PIXELS + ROWS * 4096
     forget_check(tmp_path)
 
     second = check()
@@ -119,7 +119,8 @@ def test_what_an_image_is_made_by_is_part_of_its_name(check: Checks, data: Path,
 
 def test_where_too_little_may_be_kept_it_is_off_and_says_so(check: Checks, tmp_path: Path) -> None:
     report = check("--image_cache_gb", "0.00003")
-    assert re.search(r"Image cache: off: about (6\d\.\d|7[0-5]\.\d|[67]\d) kB would be needed in", check.log)
+    (needed,) = re.findall(r"Image cache: off: about ([\d.]+) kB would be needed in", check.log)
+    assert ROWS // 2 * PIXELS / 1000 < float(needed) < 2 * ROWS * PIXELS / 1000
     assert "30 kB are allowed (--image_cache_gb" in check.log
     assert "--image_cache on keeps as many images as fit" in check.log
     forget_check(tmp_path)
@@ -130,7 +131,7 @@ def test_where_too_little_may_be_kept_it_is_off_and_says_so(check: Checks, tmp_p
 
 
 def test_rows_of_the_same_image_take_the_room_of_one(check: Checks) -> None:
-    check("--image_cache_gb", "0.00009")  # between what 20 and 40 images take
+    check("--image_cache_gb", "0.00014")  # between what 20 and 40 images take
     assert "Image cache: on, about" in check.log
 
 

@@ -21,6 +21,8 @@ PIXELS = "pixel_values"
 """The one output that is kept as levels."""
 
 _COLOURS, _LEVELS = 3, 256
+_BYTES = 200_000
+"""Levels calculated at a time."""
 _BLOCK = 1 << 15
 """Numbers, or pairs of them, looked up at a time: a block, its places and the table stay in a core's cache."""
 
@@ -43,6 +45,7 @@ class Levels:
         self.table = table
         self.layout = layout
         self._wide: dict[int, np.ndarray] = {}
+        self._lines = [_line_of(colour) for colour in table]
 
     def __reduce__(self) -> tuple[object, ...]:
         return Levels, (self.table, self.layout)
@@ -55,6 +58,10 @@ class Levels:
             out: float32 of the same shape, contiguous.
         """
         run = self._run(levels.shape)
+        lines = [line for line in self._lines if line is not None]
+        if len(lines) == _COLOURS:
+            self._calculate(levels, out, lines)
+            return
         width = 2 if run % 2 == 0 else 1
         table = self._by(width)
         source = levels.reshape(-1).numpy().view(np.uint16 if width == 2 else np.uint8).reshape(-1, run // width)
@@ -67,6 +74,21 @@ class Levels:
                 block = some[start : start + _BLOCK]
                 where = np.add(block, first, out=places[: len(block)], casting="unsafe", dtype=np.intp)
                 np.take(table, where, out=given[start : start + _BLOCK], mode="clip")
+
+    def _calculate(self, levels: torch.Tensor, out: torch.Tensor, lines: list[tuple[float, float]]) -> None:
+        """As `write`, where each colour's numbers lie on a line: in place, while a block lies in a core's cache."""
+        if self.layout == "columns":
+            run = self._run(levels.shape)
+            means, spreads = (torch.tensor(values).repeat_interleave(run) for values in zip(*lines, strict=True))
+            rows = max(1, _BYTES // levels.shape[-1])
+            for given, some in zip(out.split(rows), levels.split(rows), strict=True):
+                given.copy_(some).sub_(means).div_(spreads)
+            return
+        planes = levels.reshape(-1, self._run(levels.shape)), out.reshape(-1, self._run(levels.shape))
+        for number, (some, given) in enumerate(zip(*planes, strict=True)):
+            mean, spread = lines[number % _COLOURS]
+            for source, target in zip(some.split(_BYTES), given.split(_BYTES), strict=True):
+                target.copy_(source).sub_(mean).div_(spread)
 
     def values(self, levels: torch.Tensor) -> torch.Tensor:
         """Return what levels stand for, in new memory."""
@@ -89,6 +111,28 @@ class Levels:
             pairs[..., 1] = self.table[:, :, None]
             self._wide[width] = pairs.reshape(-1).view(np.float64)
         return self._wide[width]
+
+
+def _line_of(numbers: np.ndarray) -> tuple[float, float] | None:
+    """Return the mean and the spread by which (level - mean) / spread, in float32, gives one colour's numbers.
+
+    That is how torchvision's image processors normalise; None where no such two numbers are near.
+    """
+    spread = np.float32(255 / (np.float64(numbers[255]) - np.float64(numbers[0])))
+    mean = np.float32(-np.float64(numbers[0]) * np.float64(spread))
+    levels = torch.arange(_LEVELS, dtype=torch.float32)
+    wanted = torch.from_numpy(np.ascontiguousarray(numbers))
+    for middle in _around(mean):
+        for width in _around(spread):
+            if torch.equal(levels.clone().sub_(middle).div_(width), wanted):
+                return middle, width
+    return None
+
+
+def _around(number: np.float32) -> list[float]:
+    """Return a number and those that float32 has next to it, the nearest first."""
+    step = np.spacing(number)
+    return [float(np.float32(number + place * step)) for place in sorted(range(-8, 9), key=abs)]
 
 
 def new_tensor(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -102,7 +102,7 @@ class Pictures:
         Raises:
             ImageError: it cannot be read.
         """
-        digest = self._digest(source)
+        digest = self.digest(source)
         if digest is None:
             return decode()
         key = sha256(json.dumps(["picture 1", digest, repr(self._limits), pillow_version]).encode()).hexdigest()
@@ -114,7 +114,7 @@ class Pictures:
                 (width, height), identity=digest, pixels=pixels, decode=partial(self._again, source, digest, decode)
             )
         picture = decode()
-        if self._digest(source) != digest:  # the file was changed while it was read
+        if self.digest(source) != digest:  # the file was changed while it was read
             return picture
         pixels = pixel_digest(picture)
         kept = {"size": torch.tensor(picture.size), "pixels": torch.frombuffer(bytearray(pixels), dtype=torch.uint8)}
@@ -128,11 +128,11 @@ class Pictures:
             ImageError: it cannot be read, or is another one by now.
         """
         picture = decode()
-        if self._digest(source) != digest:
+        if self.digest(source) != digest:
             raise ImageError(f"{source!s}: the image was changed while the run reads it. Start the run again.")
         return picture
 
-    def _digest(self, source: ImageSource) -> str | None:
+    def digest(self, source: ImageSource) -> str | None:
         """Return the hash of an encoded image's bytes; None where there are none, or none that can be read."""
         if isinstance(source, bytes):
             return sha256(source).hexdigest()

@@ -56,9 +56,13 @@ class PreparedImageProcessor:
     def __init__(self, image_processor: Any, store: TensorStore) -> None:
         self._image_processor = image_processor
         self._store = store
-        self._described = _described(image_processor)
+        self._described = described(image_processor)
         self._levels: dict[str, Levels | None] = {}
         self._unkept: tuple[str, Mapping[str, torch.Tensor]] | None = None
+        self.last: tuple[str, Any] = ("", None)
+        """Of the last call: under what its answer is kept, and the pixel values that were given."""
+        self.in_use: Levels | None = None
+        """What levels stand for, once this process has asked for an image; None where there are none."""
         self.answered: tuple[torch.Tensor, Levels] | None = None
         """Of the last call: pixel values that were given as levels, and what these stand for."""
 
@@ -69,7 +73,7 @@ class PreparedImageProcessor:
 
     def __call__(self, images: Any = None, *args: Any, **keywords: Any) -> Any:
         """Answer as the image processor does, from what is kept where it was asked before."""
-        self.answered, self._unkept = None, None
+        self.answered, self._unkept, self.last = None, None, ("", None)
         pictures = _flat(images)
         identities = [getattr(picture, "identity", None) for picture in pictures]
         if args or not pictures or None in identities:
@@ -87,7 +91,8 @@ class PreparedImageProcessor:
             if kept is None:
                 return answer
             self._unkept = key, kept
-        content = _unpacked(kept)
+        content = unpacked(kept)
+        self.last, self.in_use = (key, content.get(PIXELS)), levels
         if levels is not None:
             self.answered = content[PIXELS], levels
         return BatchFeature(content)
@@ -120,7 +125,7 @@ def _whole(owner: Any, name: str) -> int:
     return value if isinstance(value, int) and value > 0 else 1
 
 
-def _described(image_processor: Any) -> str:
+def described(image_processor: Any) -> str:
     """Return a hash of everything in an image processor that could change what it makes."""
     owner = type(image_processor)
     parts = [f"{owner.__module__}.{owner.__qualname__}", image_processor.to_json_string()]
@@ -182,7 +187,8 @@ def _taken_apart(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     raise TypeError(f"{type(value).__name__} is not kept")
 
 
-def _unpacked(kept: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def unpacked(kept: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Return an answer as it was given, from the tensors that it is kept as."""
     structure = json.loads(kept[_STRUCTURE].numpy().tobytes())
     answer: dict[str, Any] = _put_together(structure, kept)
     return answer

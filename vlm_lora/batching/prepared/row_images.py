@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from PIL import Image
 
+from vlm_lora.batching.encoded import EncodedRow
 from vlm_lora.batching.prepared.levels import PIXELS
 from vlm_lora.batching.prepared.media import PreparedMedia
 from vlm_lora.batching.prepared.pictures import Pictures
 from vlm_lora.batching.prepared.processor import PreparedImageProcessor
+from vlm_lora.batching.prepared.rows import KeptRows, describe_encoder
 from vlm_lora.batching.prepared.store import TensorStore
-from vlm_lora.data.conversation import ImageSource
+from vlm_lora.data.conversation import Conversation, ImageSource
 from vlm_lora.errors import RenderingError
 
 
@@ -21,14 +23,39 @@ class RowImages:
     """What a row encoder asks for its images where they are kept. Can be pickled.
 
     Args:
-        image_processor: the model's.
+        processor: the model's.
         store: where what was made is kept.
         limits: what is refused of an image.
+        settings: of the encoder.
     """
 
-    def __init__(self, image_processor: Any, store: TensorStore, limits: Any) -> None:
-        self.image_processor = PreparedImageProcessor(image_processor, store)
+    def __init__(self, processor: Any, store: TensorStore, limits: Any, settings: Any) -> None:
+        self.image_processor = PreparedImageProcessor(processor.image_processor, store)
         self._pictures = Pictures(store, limits)
+        self._rows = KeptRows(
+            self.image_processor, self._pictures, store, describe_encoder(processor, (repr(limits), settings))
+        )
+
+    def row(
+        self, conversation: Conversation, canvases: Any, make: Callable[[], EncodedRow], *, anew: bool
+    ) -> EncodedRow:
+        """Return an encoded row, from what is kept where it was encoded before.
+
+        Args:
+            conversation: the row.
+            canvases: sizes that its images are brought to.
+            make: encodes it.
+            anew: encode it in any case.
+        """
+        key = self._rows.key(conversation, canvases)
+        known = None if anew or key is None else self._rows.get(key, conversation)
+        if known is not None:
+            return known
+        row = make()
+        self.image_processor.keep()
+        if key is not None:
+            self._rows.put(key, row)
+        return row
 
     def open(self, source: ImageSource, decode: Callable[[], Image.Image]) -> Image.Image:
         """Return an image, decoded only where nothing is known of it.
