@@ -329,7 +329,7 @@ def _read_rows(
     readings = sampled_epochs(
         num_train_epochs=arguments.num_train_epochs, max_steps=arguments.max_steps, static_shapes=False
     )
-    refuse_early(run, preprocessing.family, static_shapes=static_shapes)
+    refuse_early(run, preprocessing.family, trains=arguments.do_train, static_shapes=static_shapes)
     preprocessing = with_image_cache(run, splits, preprocessing, epochs=readings)
     say_boxes(splits.train or splits.validation, preprocessing)
     prepared = prepare_rows(

@@ -233,3 +233,18 @@ def test_auto_says_why_not(
         flags = {**flags, "dataset_name": write_uneven_rows(tmp_path / "once", rows=3)}
     assert trained(model_folder("gemma3"), data, "out", **flags, log_level="info").made == -1
     assert re.search(f"Vision features are not kept: {reason}", capsys.readouterr().err)
+
+
+def test_evaluation_alone_reads_them_too(
+    model_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two questions an image are reason enough, and no weight changes, whatever the settings would train."""
+    monkeypatch.setenv("VLM_LORA_CACHE", str(tmp_path / "cache"))
+    trainers = capture_trainer(monkeypatch)
+    model, data = model_folder("gemma3"), write_asked_twice(tmp_path / "data")
+    flags = {"do_eval": True, "peft_method": "none", "per_device_eval_batch_size": 3}
+    kept = run(model, data, tmp_path / "kept", **flags)
+    plain = run(model, data, tmp_path / "plain", **flags, cache_vision_features="off")
+    assert (trainers[0].features.made, trainers[0].features.read) == (2, 1)
+    assert trainers[1].features is None
+    assert kept["eval_perplexity"] == pytest.approx(plain["eval_perplexity"], rel=1e-6)

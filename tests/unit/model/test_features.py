@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from vlm_lora.compat import IS_5
 from vlm_lora.config.run_config import ModelConfig, RunConfig
 from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
 from vlm_lora.errors import ModelError
+from vlm_lora.model.features.obstacles import obstacle_in_model
 from vlm_lora.model.features.tower import Tower
 from vlm_lora.model.loading import load_model
+from vlm_lora.model.parts import find_parts
 from vlm_lora.session import Preprocessing, open_preprocessing
 
 NO_ENTRY = ("phi4_multimodal", "phi3_v")
@@ -88,3 +91,22 @@ def test_a_family_without_an_entry_says_so(name: str, model_folder: Callable[[st
     assert preprocessing.family.features.entry == "none"
     with pytest.raises(ModelError, match="lays the model out differently"):
         Tower(model, preprocessing.family)
+
+
+@pytest.mark.parametrize("change", ["none", "dropout", "drop path", "batch norm", "trains"])
+def test_a_tower_that_computes_otherwise_in_training_is_said(change: str, model_folder: Callable[[str], Path]) -> None:
+    preprocessing, model = opened("gemma3", model_folder)
+    model.requires_grad_(False)
+    tower = model.get_submodule("model.vision_tower")
+    if change == "dropout":
+        next(module for module in tower.modules() if hasattr(module, "k_proj")).dropout = 0.1
+    elif change == "drop path":
+        tower.extra = type("DropPath", (torch.nn.Identity,), {})()
+        tower.extra.drop_prob = 0.1
+    elif change == "batch norm":
+        tower.extra = torch.nn.BatchNorm2d(3, affine=False)
+    elif change == "trains":
+        next(tower.parameters()).requires_grad_(True)
+    found = obstacle_in_model(model, find_parts(model, preprocessing.family))
+    said = {"none": "^$", "trains": "the vision tower trains"}.get(change, "computes otherwise in training")
+    assert re.search(said, found)

@@ -20,25 +20,32 @@ _RANDOM_CLASS = re.compile(r"Dropout|DropPath|StochasticDepth")
 _BY_BATCH = re.compile(r"BatchNorm")
 
 
-def refuse_early(run: RunConfig, family: Family, *, static_shapes: bool) -> None:
+def refuse_early(run: RunConfig, family: Family, *, trains: bool, static_shapes: bool) -> None:
     """Stop where `--cache_vision_features on` contradicts the other settings, before anything is read.
 
     Raises:
         ConfigError: says why.
     """
-    reason = obstacle_in_settings(run, family, static_shapes=static_shapes)
+    reason = obstacle_in_settings(run, family, trains=trains, static_shapes=static_shapes)
     if run.batching.cache_vision_features == "on" and reason:
         raise ConfigError(f"--cache_vision_features on: {reason}. Leave it out, or type auto.")
 
 
-def obstacle_in_settings(run: RunConfig, family: Family, *, static_shapes: bool) -> str:
-    """Return why the settings allow no kept features; empty where they do."""
+def obstacle_in_settings(run: RunConfig, family: Family, *, trains: bool, static_shapes: bool) -> str:
+    """Return why the settings allow no kept features; empty where they do.
+
+    Args:
+        run: the resolved configuration.
+        family: the model's.
+        trains: whether the run trains; one that measures alone changes no weight.
+        static_shapes: whether batch shapes are planned.
+    """
     if family.model_type not in FAMILIES:
         return f"the family {family.model_type} is not in the table of families, so nobody tried where features go in"
     if family.features.entry == "none":
         return f"{family.model_type} takes no features in place of pixels"
     tuning, raw = run.tuning, run.raw
-    if tuning.peft_method == "none" and not (tuning.freeze_vision and tuning.freeze_projector):
+    if trains and tuning.peft_method == "none" and not (tuning.freeze_vision and tuning.freeze_projector):
         part = "vision tower" if not tuning.freeze_vision else "projector"
         flag = "--freeze_vision" if not tuning.freeze_vision else "--freeze_projector"
         return f"the {part} trains, so its features change with every step ({flag} true keeps it as it is)"

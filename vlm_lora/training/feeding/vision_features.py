@@ -65,18 +65,13 @@ def use_features(
     asked = run.batching.cache_vision_features
     if asked == "off":
         return
-    reason = obstacle_in_settings(run, family, static_shapes=static_shapes)
     model, arguments = trainer.model, trainer.args
+    reason = obstacle_in_settings(run, family, trains=arguments.do_train, static_shapes=static_shapes)
     parts = find_parts(model, family)
-    reason = (
-        reason
-        or obstacle_in_model(model, parts)
-        or (
-            "the weights are sharded, and a tower alone cannot be run by every process in step"
-            if shards_weights(trainer)
-            else ""
-        )
-    )
+    if not reason and arguments.do_train:
+        reason = obstacle_in_model(model, parts)
+    if not reason and shards_weights(trainer):
+        reason = "the weights are sharded, and a tower alone cannot be run by every process in step"
     plan: dict[str, Any] = {}
     if not reason:
         plan = shared_values(
