@@ -23,9 +23,11 @@ from vlm_lora.assembly import (
     load_for_training,
 )
 from vlm_lora.backend import installed
+from vlm_lora.batching.blank import blank_conversation
 from vlm_lora.batching.boxes.writing import Region
 from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.shape_survey import survey_shapes
+from vlm_lora.batching.shapes import ShapePlan
 from vlm_lora.config.resolution import write_resolved
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.values import is_true
@@ -324,7 +326,14 @@ def _read_rows(
     preprocessing = open_preprocessing(run)
     static_shapes = wants_static_shapes(run, session.backend)
     if arguments.do_train:
-        check_packing(run, arguments, preprocessing.family, preprocessing.config, static_shapes=static_shapes)
+        check_packing(
+            run,
+            arguments,
+            preprocessing.family,
+            preprocessing.config,
+            preprocessing.encoder,
+            static_shapes=static_shapes,
+        )
     # Planned shapes repeat the first epoch's draws; the rows are read each epoch all the same.
     readings = sampled_epochs(
         num_train_epochs=arguments.num_train_epochs, max_steps=arguments.max_steps, static_shapes=False
@@ -343,16 +352,18 @@ def _read_rows(
         needs_lengths=needs_lengths,
     )
     observers.data_read(prepared.checked)
+    packing = _plan_packs(session, preprocessing, prepared, static_shapes=static_shapes)
+    if packing is not None and packing.shape is None:
+        preprocessing = replace(preprocessing, collator=_collator(preprocessing, packing))
     if not static_shapes:
-        preprocessing, packing = _plan_packs(session, preprocessing, prepared)
         return prepared, preprocessing, {}, packing
-    return prepared, *_plan_shapes(session, preprocessing, prepared), None
+    return prepared, *_plan_shapes(session, preprocessing, prepared, packing), packing
 
 
 def _plan_shapes(
-    session: Session, preprocessing: Preprocessing, prepared: Prepared
+    session: Session, preprocessing: Preprocessing, prepared: Prepared, packing: Packing | None
 ) -> tuple[Preprocessing, Mapping[str, Any]]:
-    """Plan the shapes of all batches; return preprocessing that keeps to them, and the rows of each shape."""
+    """Plan the shapes of batches that are not packed; return preprocessing that keeps to them, and the rows of each."""
     from vlm_lora.training.planning import announce, shared_survey
 
     train = prepared.splits.train
@@ -361,37 +372,48 @@ def _plan_shapes(
             "Batch shapes are planned from the rows of the first epoch, so every epoch repeats what it drew (OCR "
             "tasks, the rows of a weight's fraction). --static_shapes false draws anew each epoch."
         )
+    if packing is not None and prepared.splits.validation is None:
+        return replace(preprocessing, collator=_collator(preprocessing, packing)), {}
     survey = shared_survey(
         Path(session.arguments.output_dir),
         session.arguments,
         lambda: survey_shapes(
             preprocessing.encoder,
-            shapes_of(prepared),
+            {split: rows for split, rows in shapes_of(prepared).items() if packing is None or split != "train"},
             canvases=prepared.canvases,
             max_shapes=session.run.batching.max_shapes,
             longest=preprocessing.longest,
         ),
     )
-    announce(survey, session.arguments, compiles=session.backend.traits.counts_graphs)
+    packed = {} if packing is None else {"train": [range(packing.plan.count)]}
+    announced = replace(survey, groups={**survey.groups, **packed})
+    announce(announced, session.arguments, compiles=session.backend.traits.counts_graphs)
     encoder = preprocessing.encoder.with_canvases(survey.canvases)
-    collator = Collator(
-        encoder, preprocessing.family.rendering, pad_token_id=preprocessing.tokenizer.pad_token_id, plan=survey.plan
-    )
+    collator = _collator(replace(preprocessing, encoder=encoder), packing, survey.plan)
     return replace(preprocessing, encoder=encoder, collator=collator), survey.groups
 
 
-def _plan_packs(
-    session: Session, preprocessing: Preprocessing, prepared: Prepared
-) -> tuple[Preprocessing, Packing | None]:
-    """Plan the packs of a run that packs; return preprocessing that collates them, and the packs."""
+def _collator(preprocessing: Preprocessing, packing: Packing | None, plan: ShapePlan | None = None) -> Collator:
+    """Return what makes batches of rows, of planned shapes, and of packs."""
     from vlm_lora.batching.packing.collation import PackCollator
 
-    if not (session.run.batching.packing and session.arguments.do_train):
-        return preprocessing, None
-    family = preprocessing.family
-    packing = plan_packing(session.run, session.arguments, prepared.splits, prepared.tables, family)
-    collator = PackCollator(preprocessing.encoder, family.rendering, pad_token_id=preprocessing.tokenizer.pad_token_id)
-    return replace(preprocessing, collator=collator), packing
+    style, pad = preprocessing.family.rendering, preprocessing.tokenizer.pad_token_id
+    if packing is None:
+        return Collator(preprocessing.encoder, style, pad_token_id=pad, plan=plan)
+    return PackCollator(
+        preprocessing.encoder, style, pad_token_id=pad, plan=plan, shape=packing.shape, blank=packing.blank
+    )
+
+
+def _plan_packs(
+    session: Session, preprocessing: Preprocessing, prepared: Prepared, *, static_shapes: bool
+) -> Packing | None:
+    """Plan the packs of a run that packs."""
+    run, arguments = session.run, session.arguments
+    if not (run.batching.packing and arguments.do_train):
+        return None
+    blank = preprocessing.encoder.encode(blank_conversation()) if static_shapes else None
+    return plan_packing(run, arguments, prepared.splits, prepared.tables, preprocessing.family, blank=blank)
 
 
 def _fit(session: Session, trainer: Any, checkpoint: str | None, observers: Observers) -> dict[str, Any]:

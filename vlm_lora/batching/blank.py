@@ -39,10 +39,10 @@ def with_blank(rows: Sequence[EncodedRow], blank: EncodedRow) -> list[EncodedRow
     if any(row.media for row in rows):
         return list(rows)
     shortest = min(range(len(rows)), key=lambda index: len(rows[index].input_ids))
-    return [_joined(row, blank) if index == shortest else row for index, row in enumerate(rows)]
+    return [joined(row, blank) if index == shortest else row for index, row in enumerate(rows)]
 
 
-def _joined(row: EncodedRow, blank: EncodedRow) -> EncodedRow:
+def joined(row: EncodedRow, blank: EncodedRow) -> EncodedRow:
     """Return one row of both: `(T + t,)` ids and labels, the blank's labels masked, its media."""
     names = dict.fromkeys([*row.token_tensors, *blank.token_tensors])
     return replace(

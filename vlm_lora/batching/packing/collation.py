@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
-from vlm_lora.batching.collator import Collator, join_rows_media
+from vlm_lora.batching.blank import joined as joined_blank
+from vlm_lora.batching.collator import Collator, join_rows_media, supervised_positions
 from vlm_lora.batching.encoded import IGNORE_INDEX, EncodedRow
 from vlm_lora.batching.ordering.rows import Filler
+from vlm_lora.batching.packing.shape import PackShape
 from vlm_lora.batching.style import RenderingStyle
 from vlm_lora.data.conversation import Conversation
 
@@ -32,16 +35,44 @@ class Pack:
 
 
 class PackCollator(Collator):
-    """A collator that also takes packs: each becomes one sequence, with `PACK_ROWS` for who belongs to whom."""
+    """A collator that also takes packs: each becomes one sequence, with `PACK_ROWS` for who belongs to whom.
+
+    Args:
+        shape: what every pack is brought to: images that are missing are blank ones in turns of their own, then
+            padding; None pads to the longest pack of a batch.
+        blank: the turn with a blank image; where a shape has images.
+        others: as `Collator`.
+    """
+
+    def __init__(
+        self, *args: Any, shape: PackShape | None = None, blank: EncodedRow | None = None, **others: Any
+    ) -> None:
+        super().__init__(*args, **others)
+        self._shape = shape
+        self._filling = None if blank is None else replace(blank, labels=torch.full_like(blank.labels, IGNORE_INDEX))
 
     def __call__(self, rows: Sequence[Conversation | Filler | Pack]) -> dict[str, torch.Tensor]:
         """As `Collator`, for packs as well."""
-        return self.collate([self._encoded(row) for row in rows])
+        encoded = [self._encoded(row) for row in rows]
+        if self._shape is None or not all(isinstance(row, Pack) for row in rows):
+            return self.collate(encoded)
+        length = self._shape.tokens
+        if self._blank is not None and not self._shape.images:
+            # Every process must have an image, and no row of any has one: each pack gets a blank one.
+            encoded = [joined_blank(pack, self._blank) for pack in encoded]
+            length += len(self._blank.input_ids)
+        batch = self._padded(encoded, length, left=False)
+        batch["supervised_positions"] = supervised_positions(batch["labels"], least=self._shape.supervised)
+        return batch
 
     def _encoded(self, row: Conversation | Filler | Pack) -> EncodedRow:
         if not isinstance(row, Pack):
             return super()._encoded(row)
-        return joined([super(PackCollator, self)._encoded(one) for one in row.rows], self._style)
+        rows = [super(PackCollator, self)._encoded(one) for one in row.rows]
+        if self._shape is not None and self._filling is not None:
+            missing = self._shape.images - sum(len(one.seen) for one in rows)
+            rows += [self._filling] * missing
+        return joined(rows, self._style)
 
 
 def joined(rows: Sequence[EncodedRow], style: RenderingStyle) -> EncodedRow:

@@ -12,6 +12,7 @@ from torch.utils.data import Sampler
 from vlm_lora.batching.ordering.rows import FillableRows
 from vlm_lora.batching.packing.collation import Pack
 from vlm_lora.batching.packing.plan import PackPlan
+from vlm_lora.batching.packing.shape import ShapedPlan
 
 
 class PackedRows(FillableRows):
@@ -44,7 +45,13 @@ class PackOrder(Sampler[tuple[int, ...]]):
     """
 
     def __init__(
-        self, plan: PackPlan, *, batch_size: int, processes: int, drop_last: bool = False, carries_epoch: bool = False
+        self,
+        plan: PackPlan | ShapedPlan,
+        *,
+        batch_size: int,
+        processes: int,
+        drop_last: bool = False,
+        carries_epoch: bool = False,
     ) -> None:
         self._plan = plan
         self._step = batch_size * processes

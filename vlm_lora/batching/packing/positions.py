@@ -19,7 +19,9 @@ def restarted(rows: torch.Tensor, *, first: int = 0) -> torch.Tensor:
     place = torch.arange(rows.shape[1], device=rows.device).expand_as(rows)
     begins = torch.ones_like(rows, dtype=torch.bool)
     begins[:, 1:] = rows[:, 1:] != rows[:, :-1]
-    return place - torch.where(begins, place, 0).cummax(dim=1).values + first
+    # By number of the row, of which no sequence has more than tokens: one shape, whatever the rows are.
+    starts = rows.new_zeros(len(rows), rows.shape[1] + 1).scatter_add(1, rows, place * begins)
+    return place - starts.gather(1, rows) + first
 
 
 def by_rope_index(

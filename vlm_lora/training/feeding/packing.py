@@ -12,10 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from vlm_lora.batching.encoded import EncodedRow
+from vlm_lora.batching.encoding import RowEncoder
 from vlm_lora.batching.packing.inputs import PackedInputs, check_layers
 from vlm_lora.batching.packing.order import PackOrder
 from vlm_lora.batching.packing.plan import PackPlan, pack_length
+from vlm_lora.batching.packing.shape import PackShape, RowSizes, ShapedPlan, plan_shape
 from vlm_lora.batching.row_table import RowTable
+from vlm_lora.batching.shape_survey import images_vary
+from vlm_lora.batching.shapes import Media
 from vlm_lora.compat import WINDOW_CUTS_SPANS
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.data.dataset import Conversations, Splits
@@ -34,10 +39,17 @@ FILE = "pack_lengths.json"
 class Packing:
     """The packs of a run."""
 
-    plan: PackPlan
+    plan: PackPlan | ShapedPlan
     longest: int
     """Tokens of the longest row."""
     family: Family
+    blank: EncodedRow | None = None
+    """What fills up the images of packs of one shape."""
+
+    @property
+    def shape(self) -> PackShape | None:
+        """What every pack is brought to; None where packs have no one shape."""
+        return self.plan.shape if isinstance(self.plan, ShapedPlan) else None
 
     def order(self, trainer: Any) -> PackOrder:
         """Return the order in which a trainer is given the packs."""
@@ -46,7 +58,8 @@ class Packing:
             batch_size=trainer._train_batch_size,
             processes=trainer.args.world_size,
             drop_last=trainer.args.dataloader_drop_last,
-            carries_epoch=trainer.train_dataset.varies,
+            # Packs of one shape are planned from the first epoch's rows, so every epoch reads those.
+            carries_epoch=trainer.train_dataset.varies and self.shape is None,
         )
 
     def inputs(self, model: Any) -> PackedInputs:
@@ -84,7 +97,9 @@ def _text_model(model: Any) -> torch.nn.Module | None:
     return next(own, None)
 
 
-def check_packing(run: RunConfig, arguments: Any, family: Family, config: Any, *, static_shapes: bool) -> None:
+def check_packing(
+    run: RunConfig, arguments: Any, family: Family, config: Any, encoder: RowEncoder, *, static_shapes: bool
+) -> None:
     """Refuse what does not go with `--packing`, before the rows are read.
 
     Args:
@@ -92,6 +107,7 @@ def check_packing(run: RunConfig, arguments: Any, family: Family, config: Any, *
         arguments: the training arguments.
         family: the model's.
         config: its configuration.
+        encoder: makes its rows.
         static_shapes: whether batch shapes would be planned.
 
     Raises:
@@ -112,10 +128,11 @@ def check_packing(run: RunConfig, arguments: Any, family: Family, config: Any, *
             "--packing true does not go with --streaming true: packs are planned from the lengths of all rows, and a "
             "stream is not read before. Leave one of them out."
         )
-    if static_shapes:
+    if static_shapes and (images_vary(encoder) or _by_row(family)):
         raise ConfigError(
-            "--packing true does not go with planned batch shapes. Type --static_shapes false (hardware that compiles "
-            "each new shape then compiles more often), or --packing false."
+            f"--packing true with --static_shapes true gives all packs one shape, and images of {family.model_type} "
+            "have several. Type --static_shapes false (hardware that compiles each new shape then compiles more "
+            "often), or --packing false."
         )
     if run.raw.get("train_sampling_strategy") == "group_by_length":
         raise ConfigError(
@@ -126,7 +143,13 @@ def check_packing(run: RunConfig, arguments: Any, family: Family, config: Any, *
 
 
 def plan_packing(
-    run: RunConfig, arguments: Any, splits: Splits, tables: Mapping[str, RowTable], family: Family
+    run: RunConfig,
+    arguments: Any,
+    splits: Splits,
+    tables: Mapping[str, RowTable],
+    family: Family,
+    *,
+    blank: EncodedRow | None = None,
 ) -> Packing:
     """Plan the packs of a run from its row table, the same on every process, and say what they are.
 
@@ -136,6 +159,7 @@ def plan_packing(
         splits: the rows that are used.
         tables: of each data set, on the first process of each machine.
         family: the model's.
+        blank: with it, all packs get one shape, and this turn with a blank image in place of images that are missing.
 
     Raises:
         ConfigError: a row is longer than a pack.
@@ -145,24 +169,57 @@ def plan_packing(
     parts = shared_values(
         Path(arguments.output_dir) / FILE,
         arguments,
-        # Of a row that reads otherwise in another epoch the longest reading counts: it fits in every epoch.
-        lambda: {name: tables[name].longest("tokens").tolist() for name in trained_parts(splits)},
+        lambda: {name: _sizes(tables[name], blank) for name in trained_parts(splits)},
     )
-    by_part = [np.asarray(parts[name], dtype=np.int64) for name in trained_parts(splits)]
+    by_part = [np.asarray(parts[name]["tokens"], dtype=np.int64) for name in trained_parts(splits)]
     longest = max(int(lengths.max(initial=0)) for lengths in by_part)
     capacity = _capacity(run, by_part, longest)
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     in_order = str(getattr(arguments, "train_sampling_strategy", "")) == "sequential"
     lengths_of = _lengths_of(rows, by_part)
+    if blank is not None:
+        kinds = {
+            kind: _lengths_of(rows, [np.asarray(parts[name][kind], dtype=np.int64) for name in trained_parts(splits)])(
+                0
+            )
+            for kind in ("tokens", "images", "supervised")
+        }
+        plan = plan_shape(RowSizes(**kinds), blank=len(blank.input_ids), most=capacity, seed=None if in_order else seed)
+        _announce(plan, arguments, plan.shape.tokens, int(kinds["tokens"].sum()))
+        return Packing(plan=plan, longest=longest, family=family, blank=blank)
 
     def planned(epochs: int) -> PackPlan:
         return PackPlan(lengths_of, epochs=epochs, capacity=capacity, seed=None if in_order else seed)
 
-    plan = planned(1)
+    packs = planned(1)
     if isinstance(rows, Mixture) and rows.varies:
-        plan = planned(_epochs(arguments, plan.count))
-    _announce(plan, arguments, capacity)
-    return Packing(plan=plan, longest=longest, family=family)
+        packs = planned(_epochs(arguments, packs.count))
+    _announce(packs, arguments, capacity, packs.tokens(0))
+    return Packing(plan=packs, longest=longest, family=family)
+
+
+def _sizes(table: RowTable, blank: EncodedRow | None) -> dict[str, list[int]]:
+    """Return what the rows of a data set take of a pack.
+
+    Of a row that reads otherwise in another epoch the longest reading counts: it fits in every epoch.
+    """
+    sizes = {"tokens": table.longest("tokens").tolist()}
+    if blank is not None:
+        counts = [_images(media, blank) for media in table.media]
+        sizes["images"] = [counts[kind] for kind in table.longest("media")]
+        sizes["supervised"] = table.longest("supervised").tolist()
+    return sizes
+
+
+def _images(media: Media, blank: EncodedRow) -> int:
+    """Return the images of a row from the shapes of its media tensors, of a model whose images are all alike."""
+    name = next(iter(blank.media))
+    return next((shape[0] // len(blank.media[name]) for kind, shape, _ in media if kind == name), 0)
+
+
+def _by_row(family: Family) -> bool:
+    """Say whether the family's media tensors count rows, and so have no shape of their own."""
+    return any(batching.leading == "row" for batching in family.rendering.media.values())
 
 
 def _capacity(run: RunConfig, by_part: Sequence[Any], longest: int) -> int:
@@ -201,8 +258,17 @@ def _step(arguments: Any) -> int:
     return int(arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps)
 
 
-def _announce(plan: PackPlan, arguments: Any, capacity: int) -> None:
+def _announce(plan: PackPlan | ShapedPlan, arguments: Any, capacity: int, tokens: int) -> None:
     """Log what the packs of the first epoch are."""
+    if isinstance(plan, ShapedPlan):
+        logger.info(
+            "Packs of one shape: %d tokens, %d images, up to %d supervised tokens; padding %.1f %% of the tokens, "
+            "blank images included.",
+            plan.shape.tokens,
+            plan.shape.images,
+            plan.shape.supervised,
+            (1 - tokens / plan.computed) * 100,
+        )
     packs, step = plan.packs(0), _step(arguments)
     updates = [sum(map(len, packs[start : start + step])) for start in range(0, len(packs), step)]
     logger.info(
@@ -211,7 +277,7 @@ def _announce(plan: PackPlan, arguments: Any, capacity: int) -> None:
         plan.rows,
         plan.count,
         capacity,
-        plan.tokens(0) / (plan.count * capacity) * 100,
+        tokens / (plan.count * capacity) * 100,
         sum(updates) / len(updates),
         min(updates),
         max(updates),
