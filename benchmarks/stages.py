@@ -261,54 +261,6 @@ def epochs(context: Context) -> Found:
     return found
 
 
-HEAD_HIDDEN = 320
-"""Half of Gemma 3 1B's width and an eighth of 4B's: unchunked rounds with a wider head take minutes."""
-
-
-def head(context: Context) -> Found:
-    """Head and loss in chunks, 4 answers of 300 tokens over 262,144 columns, against all logits at once."""
-    found = Found()
-    measured = in_own_process(_measured_head, max(2, context.epochs // 2))
-    for way, most in (("frozen", 1.1), ("trained", 1.6)):
-        each = measured[way]
-        found.figures.append(
-            Figure(
-                name=f"{way} head: peak",
-                value=each["peak_mib"],
-                goal=450 if way == "frozen" else None,
-                unit="MiB",
-                note=f"all logits at once: {each['unchunked_peak_mib']:,.0f} MiB",
-            )
-        )
-        for name, key, goal in (("long answers", "time_ratio", most), ("short answers", "short_time_ratio", 1.03)):
-            ratio = each[key]
-            found.figures.append(
-                Figure(
-                    name=f"{way} head, {name}: in chunks / at once, CPU time",
-                    value=ratio["median"],
-                    low=ratio["low"],
-                    high=ratio["high"],
-                    goal=goal,
-                )
-            )
-        found.figures.append(
-            Figure(name=f"{way} head: difference of loss and gradients", value=each["largest_difference"], goal=1e-6)
-        )
-    return found
-
-
-def _measured_head(rounds: int) -> Any:
-    import torch
-
-    from benchmarks import head_loss
-
-    torch.set_num_threads(1)
-    try:
-        return head_loss.measure(head_loss.Size(hidden=HEAD_HIDDEN), rounds)
-    except SystemExit as error:
-        raise ContenderError(str(error)) from error
-
-
 def _module(name: str, what: str) -> Callable[[Context], Found]:
     """Return the stage that is a script of its own: its function `figures(place, rounds)`."""
 
@@ -318,7 +270,7 @@ def _module(name: str, what: str) -> Callable[[Context], Found]:
         module = importlib.import_module(f"benchmarks.{name}")
         if not hasattr(module, "figures"):
             return Found(missing=[f"{what}: benchmarks/{name}.py is a script of its own"])
-        return Found(figures=list(module.figures(context.place, context.rounds)))
+        return Found(figures=in_own_process(module.figures, context.place, context.rounds))
 
     stage.__doc__ = what
     return stage
@@ -332,6 +284,6 @@ STAGES: Mapping[str, Callable[[Context], Found]] = {
     "peaks": peaks,
     "epochs": epochs,
     "data": _module("data_path", "CPU time of the data path against TRL's collator."),
-    "head": head,
+    "head": _module("head_loss", "Head and loss of long answers in chunks, against all logits at once."),
 }
 """In their order. `control` runs before any other."""

@@ -81,7 +81,7 @@ class Planner:
             choice: what is planned.
             device: what computes.
             order: how rows come together.
-            cached_features: whether images' features are read instead of made.
+            cached_features: whether images' features are read instead of made, as after the first epoch.
         """
         compute = Compute(
             weights=self._trace(choice, device).weights,

@@ -21,6 +21,7 @@ from vlm_lora.memory.request import PlanReport, PlanRequest, Verdict, read_choic
 from vlm_lora.memory.sample import Sample, assume_rows, longest_rows, sample_rows
 from vlm_lora.model.attention import check_attention
 from vlm_lora.model.families import Family
+from vlm_lora.model.features.obstacles import obstacle_in_settings
 from vlm_lora.model.quantization import check_training
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,16 @@ class Subject:
     def packed(self, sample: Sample) -> Sample:
         """Return what batches are made of where the run packs: packs of the rows of a sample."""
         return as_packs(sample, self.run.batching, self.family.rendering)
+
+    def reads_features(self, backend: Backend) -> bool:
+        """Say whether epochs after the first read images' features on a backend instead of running the tower."""
+        asked, static = self.run.batching.cache_vision_features, self.run.batching.static_shapes
+        static_shapes = backend.traits.static_shapes if static is None else static
+        if asked == "off" or obstacle_in_settings(self.run, self.family, static_shapes=static_shapes, trains=True):
+            return False
+        tuning = self.run.tuning
+        on_tower = tuning.peft_method == "lora" and tuning.lora_targets != "language"
+        return not on_tower and (asked == "on" or (self.values.get("num_train_epochs") or 3) > 1)
 
     def planner(
         self, backend: Backend, samples: Callable[[float], Sample], announce: Callable[[str], object]
@@ -133,8 +144,7 @@ def plan_run(
         plan = planner.plan(choice, device)
         proposals = [] if plan.fits(device) else subject.propose(planner, choice, device, backend)
         order = read_order(choice, subject.run, subject.values, longest=max(samples(1.0).read.lengths))
-        cached = str(getattr(subject.run.batching, "cache_vision_features", "off")) == "on"
-        time = planner.time(choice, device, order, cached_features=cached)
+        time = planner.time(choice, device, order, cached_features=subject.reads_features(backend))
         verdicts.append(Verdict(device=device, plan=plan, proposals=proposals, time=time))
     model = str(subject.run.model.model_name_or_path)
     return PlanReport(

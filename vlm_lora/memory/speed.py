@@ -79,6 +79,8 @@ class TimePlan:
     """How the rate was come by, or why there is none."""
     left_out: tuple[str, ...] = ()
     """What the estimate does not count."""
+    cached_features: bool = False
+    """Whether it is of an epoch that reads images' features."""
 
     @property
     def step_seconds(self) -> float | None:
@@ -115,7 +117,13 @@ def plan_time(compute: Compute, rows: Rows, order: Order, device: DeviceSpec, pr
     left_out += ["unpacking of 4-bit weights"] if compute.four_bit else []
     left_out += ["the vision tower"] if rows.pixels and not compute.cached_features and not patches(compute, 1) else []
     return TimePlan(
-        flops=row * in_a_step, padding=padding, steps=steps, rate=rate, source=source, left_out=tuple(left_out)
+        flops=row * in_a_step,
+        padding=padding,
+        steps=steps,
+        rate=rate,
+        source=source,
+        left_out=tuple(left_out),
+        cached_features=compute.cached_features,
     )
 
 

@@ -96,6 +96,7 @@ def duration(seconds: float) -> str:
 def time_line(time: TimePlan) -> str:
     """Say how long steps and epochs are estimated to take, or why that is not known."""
     work = f"{time.flops / 1e12:,.3g} Tflop a step, {time.padding:.0%} of the tokens padding"
+    work += ", the tower run in the first epoch only and not counted" if time.cached_features else ""
     if time.step_seconds is None:
         return f"Time: {time.source} ({work})."
     epoch = ""
@@ -153,6 +154,7 @@ def _time_values(time: TimePlan) -> dict[str, Any]:
         "flops_per_step": time.flops,
         "flops_per_second": time.rate,
         "padding": time.padding,
+        "cached_features": time.cached_features,
         "source": time.source,
         "left_out": list(time.left_out),
     }

@@ -17,11 +17,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from support.tiny.batches import build_batch, load_plainly
 from vlm_lora.backend import DeviceSpec, Precision
 from vlm_lora.config.run_config import TuningConfig
+from vlm_lora.config.sources import parse
+from vlm_lora.memory.run import Subject
 from vlm_lora.memory.sample import Rows
 from vlm_lora.memory.speed import EFFICIENCY, Compute, Order, TimePlan, computed_tokens, measure, plan_time, row_flops
 from vlm_lora.memory.trace import Weight, weights_of
 from vlm_lora.model.checkpointing import enable_checkpointing
-from vlm_lora.model.families import family_of
+from vlm_lora.model.families import FAMILIES, family_of
 from vlm_lora.model.objective import SupervisedHead, gather_targets
 from vlm_lora.model.parts import find_parts
 from vlm_lora.model.tuning import apply_tuning
@@ -157,11 +159,44 @@ def test_cached_features_take_the_tower_away_and_experts_count_as_they_are_visit
     one = Order(batch_size=1)
     tower = 2 * 10 * 50 + 4 * 10 * 10 * 4 * 1
     assert plan(one, compute=seen, rows=rows).flops == ROW + tower
-    assert plan(one, compute=replace(seen, cached_features=True), rows=rows).flops == ROW
+    cached = plan(one, compute=replace(seen, cached_features=True), rows=rows)
+    assert cached.flops == ROW
+    assert "the tower run in the first epoch only and not counted" in time_line(cached)
+    assert "the tower" not in time_line(plan(one, compute=seen, rows=rows))
     assert plan(one, rows=rows).left_out == ("the vision tower",)
     experts = [weight("language", 1000, name="mlp.experts.up"), weight("language", 100, trained=True)]
     mixed = replace(COMPUTE, weights=experts, config=Config(**vars(CONFIG), num_experts=4, num_experts_per_tok=1))
     assert plan(one, compute=mixed).flops == ROW - 2 * 10 * 750 * 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "static", "reads"),
+    [
+        ((), False, True),
+        (("--cache_vision_features", "off"), False, False),
+        (("--num_train_epochs", "1"), False, False),
+        (("--num_train_epochs", "1", "--cache_vision_features", "on"), False, True),
+        (("--lora_targets", "all"), False, False),
+        (("--peft_method", "none", "--freeze_vision", "false"), False, False),
+        ((), True, False),
+        (("--static_shapes", "false"), True, True),
+    ],
+)
+def test_epochs_read_features_where_a_run_would_keep_them(flags: tuple[str, ...], static: bool, reads: bool) -> None:
+    run = parse(flags, environ={})
+    nothing: Any = None
+    subject = Subject(
+        run=run,
+        values={"num_train_epochs": 1} if "--num_train_epochs" in flags else {},
+        config=nothing,
+        family=FAMILIES["gemma3"],
+        encoder=nothing,
+        collator=nothing,
+        data=nothing,
+        image_size="",
+    )
+    backend: Any = SimpleNamespace(traits=SimpleNamespace(static_shapes=static))
+    assert subject.reads_features(backend) is reads
 
 
 def test_what_is_not_known_is_said_and_nothing_is_made_up() -> None:
