@@ -14,7 +14,7 @@ from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.values import is_true
 from vlm_lora.engines.precision import launchers_own
 from vlm_lora.errors import ConfigError
-from vlm_lora.launch.launching import loader_defaults
+from vlm_lora.launch.launching import loader_workers
 from vlm_lora_gaudi.declared import DECLARATION
 from vlm_lora_gaudi.trainer import hpu_trainer_class
 from vlm_lora_hpu.backend import HpuBackend
@@ -95,7 +95,7 @@ class GaudiBackend(HpuBackend):
         chosen: dict[str, Any] = {
             **self._precision(values),
             "dataloader_pin_memory": False,
-            **loader_defaults(values),
+            "dataloader_num_workers": loader_workers(),
             "ddp_find_unused_parameters": False,
             "optim": "adamw_torch",
             **values,

@@ -12,7 +12,7 @@ from vlm_lora.config.declaration import Declaration
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.engines.precision import launchers_own
 from vlm_lora.errors import ConfigError
-from vlm_lora.launch.launching import loader_defaults
+from vlm_lora.launch.launching import loader_workers
 from vlm_lora_habana.declared import DECLARATION
 from vlm_lora_habana.host_reads import ON_HOST, keep_reads_on_host
 from vlm_lora_habana.models import FUSED, check_plain, plain_models
@@ -87,7 +87,7 @@ class HabanaBackend(HpuBackend):
         chosen = {
             **self._precision(given),
             "dataloader_pin_memory": False,
-            **loader_defaults(values),
+            "dataloader_num_workers": loader_workers(),
             "throughput_warmup_steps": 3,
             **given,
             **self._mode_arguments(run, given),

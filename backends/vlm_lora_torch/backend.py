@@ -13,7 +13,7 @@ from vlm_lora.config.declaration import Declaration
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.engines.precision import launched_precision, launchers_own
 from vlm_lora.errors import ConfigError
-from vlm_lora.launch.launching import loader_defaults
+from vlm_lora.launch.launching import loader_workers
 from vlm_lora_torch.engines import (
     asked,
     engine_arguments,
@@ -97,7 +97,7 @@ class TorchBackend:
         precision = choose_precision(values, card, by_deepspeed=asked("deepspeed", values), launched=launched)
         chosen = {
             "dataloader_pin_memory": on_card,
-            **loader_defaults(values),
+            "dataloader_num_workers": loader_workers(),
             # Every trainable tensor gets a gradient in every step (the collator sees to it): no need to search.
             "ddp_find_unused_parameters": False,
             **values,

@@ -280,16 +280,6 @@ def loader_workers() -> int:
     return min(4, max(0, cores // processes - 1))
 
 
-def loader_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the training arguments that say how many data loader workers there are and that they outlive an epoch.
-
-    Args:
-        values: the arguments that were set.
-    """
-    workers = values.get("dataloader_num_workers", loader_workers())
-    return {"dataloader_num_workers": workers, "dataloader_persistent_workers": workers > 0}
-
-
 def free_port() -> int:
     """Return a port that nothing listens on at this moment."""
     with socket.socket() as listener:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from vlm_lora.launch.launching import loader_defaults
 from vlm_lora.training.feeding.waiting import DataWait
 from vlm_lora.training.feeding.workers import fit_workers
 
@@ -80,13 +79,6 @@ def test_no_more_workers_than_batches_to_make_ahead(
         world_size=2,
         dataloader_prefetch_factor=None,
         dataloader_num_workers=4,
-        dataloader_persistent_workers=True,
     )
     fit_workers(arguments, values, train=train, validation=validation)
     assert arguments.dataloader_num_workers == workers
-    assert arguments.dataloader_persistent_workers == (workers > 0)
-
-
-def test_workers_outlive_an_epoch_where_there_are_any() -> None:
-    assert loader_defaults({"dataloader_num_workers": 3})["dataloader_persistent_workers"] is True
-    assert loader_defaults({"dataloader_num_workers": 0})["dataloader_persistent_workers"] is False

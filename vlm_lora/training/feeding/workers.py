@@ -23,5 +23,3 @@ def fit_workers(arguments: Any, values: Mapping[str, Any], *, train: int, valida
     sizes = ((train, arguments.train_batch_size), (validation, arguments.eval_batch_size))
     batches = max(math.ceil(rows / (size * arguments.world_size)) for rows, size in sizes)
     arguments.dataloader_num_workers = min(arguments.dataloader_num_workers, max(0, batches - 1))
-    if not arguments.dataloader_num_workers:
-        arguments.dataloader_persistent_workers = False
