@@ -11,7 +11,6 @@ is timed.
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import time
@@ -138,9 +137,15 @@ def time_ratios(size: Size, rounds: int, *, trained: bool) -> list[float]:
 def peak(size: Size, *, trained: bool, chunked: bool) -> float:
     """Return the MiB that one step adds to this process's resident memory at most; call it once in a process."""
     step = Step(size, trained=trained)
-    before = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+    before = _status("VmRSS")
     step.run(chunked=chunked)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / MIB
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> float:
+    """Return a figure of this process in MiB; getrusage's peak would begin with that of the process that started it."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
 
 
 def peak_elsewhere(size: Size, *, trained: bool, chunked: bool) -> float:

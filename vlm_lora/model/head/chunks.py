@@ -40,9 +40,8 @@ def chunked_losses(
 ) -> torch.Tensor:
     """Return the loss of each row.
 
-    A head that is trained is computed a second time in the backward pass, where there is more than one chunk. One that
-    is not leaves only the gradient of the hidden states to be made, and that is made at once, from logits that are
-    there.
+    All chunks but the last of a head that is trained are computed a second time in the backward pass. A head that is
+    not leaves only the gradient of the hidden states to be made, and that is made at once, from logits that are there.
 
     Args:
         hidden: `(N, H)`.
@@ -64,9 +63,10 @@ def chunked_losses(
         draws = any(isinstance(module, nn.Dropout) and module.p for module in head.modules())
         each: list[torch.Tensor] = [
             checkpoint(losses, *pair, use_reentrant=False, preserve_rng_state=draws)
-            for pair in zip(pieces, wanted, strict=True)
+            for pair in zip(pieces[:-1], wanted[:-1], strict=True)
         ]
-        return torch.cat(each)
+        # The backward pass begins with the last chunk: what it needs may as well stay.
+        return torch.cat([*each, losses(pieces[-1], wanted[-1])])
     if torch.is_grad_enabled() and not trained and hidden.requires_grad:
         made: torch.Tensor = _FrozenHead.apply(hidden, targets, logits, rows)
         return made
