@@ -56,8 +56,10 @@ def train(run: RunConfig) -> dict[str, Any]:
     """
     from vlm_lora.backend import called
     from vlm_lora.config.early import check_early
+    from vlm_lora.config.values import is_true
 
-    check_early(run, "train", needed=("model_name_or_path", "dataset_name", "output_dir"))
+    trains = is_true(run.raw.get("do_train", True))
+    check_early(run, "train", trains=trains, needed=("model_name_or_path", "dataset_name", "output_dir"))
     with called(run):
         from vlm_lora import pipeline
 
@@ -80,7 +82,7 @@ def evaluate(run: RunConfig) -> dict[str, Any]:
     from vlm_lora.backend import called
     from vlm_lora.config.early import check_early
 
-    check_early(run, "eval", engines=False, needed=("model_name_or_path", "dataset_name"))
+    check_early(run, "eval", trains=False, needed=("model_name_or_path", "dataset_name"))
     with called(run):
         from vlm_lora import pipeline
         from vlm_lora.evaluation.places import with_own_folder
@@ -104,7 +106,7 @@ def ask(run: RunConfig, prompt: str, images: Sequence[ImageSource] = ()) -> str:
     from vlm_lora.backend import called
     from vlm_lora.config.early import check_early
 
-    check_early(run, "ask", engines=False, needed=("model_name_or_path",))
+    check_early(run, "ask", trains=False, needed=("model_name_or_path",))
     with called(run):
         from vlm_lora import pipeline
 

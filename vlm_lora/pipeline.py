@@ -30,6 +30,7 @@ from vlm_lora.batching.shape_survey import survey_shapes
 from vlm_lora.batching.shapes import ShapePlan
 from vlm_lora.config.resolution import write_resolved
 from vlm_lora.config.run_config import RunConfig
+from vlm_lora.config.together import check_together, refuse_shapes_of_stream
 from vlm_lora.config.values import is_true
 from vlm_lora.data.conversation import Conversation, ImageSource, RowSource, single_question
 from vlm_lora.data.dataset import Splits, load_splits
@@ -58,9 +59,9 @@ from vlm_lora.training.arguments import check_arguments
 from vlm_lora.training.checkpoints.run_record import note_end
 from vlm_lora.training.feeding.packing import Packing, check_packing, plan_packing
 from vlm_lora.training.feeding.strategy import Feeding, Strategy, check_known, choose_feeding, strategy_of
-from vlm_lora.training.feeding.streaming import check_streaming
+from vlm_lora.training.feeding.whole_steps import check_first_step
 from vlm_lora.training.hub import check_push
-from vlm_lora.training.inference_only import without_engine
+from vlm_lora.training.inference_only import say_left_out, without_engine
 from vlm_lora.training.observers import Observers, RunLog, RunObserver
 from vlm_lora.training.outputs import (
     check_adapter_settings,
@@ -102,17 +103,14 @@ def _train(run: RunConfig, observers: Observers) -> dict[str, Any]:
     folder = Path(arguments.output_dir)
     resumption = look_for_checkpoint(run, arguments, lambda: session.settings)
     checkpoint = resumption.checkpoint
-    if arguments.do_train:
-        run.tuning.refuse_what_has_no_effect()
-    else:
-        refuse_other_results(folder, run)
+    _check_purpose(run, arguments)
     check_push(arguments)
     claim_folder(run, arguments, checkpoint)
     splits = load_splits(
         run.data, need_train=arguments.do_train, need_validation=arguments.do_eval or arguments.eval_on_start
     )
-    if splits.stream is not None:
-        check_streaming(run, arguments, static_shapes=wants_static_shapes(session.run, session.backend))
+    if splits.stream is not None and wants_static_shapes(session.run, session.backend):
+        refuse_shapes_of_stream()
     prepared, preprocessing, groups, feeding = _read_and_order(session, splits, resumption, observers)
     oom_advice = partial(advise, _subject(run, session.values, preprocessing, prepared), arguments, session.backend)
     with explain_exhaustion(session.backend, "loading the model", oom_advice):
@@ -141,21 +139,22 @@ def _train(run: RunConfig, observers: Observers) -> dict[str, Any]:
     if arguments.do_eval:
         with explain_exhaustion(session.backend, "evaluation"):
             results |= _recorded(folder, "eval", _evaluate(session, preprocessing, prepared.splits, trainer), trainer)
-    _end(folder, session, preprocessing, trainer, results)
-    return results
-
-
-def _end(
-    folder: Path, session: Session, preprocessing: Preprocessing, trainer: Any, results: Mapping[str, Any]
-) -> None:
-    """Write what a run leaves behind besides weights and results, and say what it met."""
-    run, arguments = session.run, session.arguments
-    preprocessing.encoder.say_damage()
     if arguments.do_train and trainer.is_world_process_zero():
         save_processor(preprocessing.processor, folder)
         write_model_card(folder, run, arguments, results, family=preprocessing.family, steps=trainer.state.global_step)
     if arguments.should_save:
         note_end(folder)
+    return results
+
+
+def _check_purpose(run: RunConfig, arguments: Any) -> None:
+    """Refuse what has no place in a training, or in a run that only evaluates, and say what has no effect there."""
+    if arguments.do_train:
+        run.tuning.refuse_what_has_no_effect()
+        check_together(run)
+    else:
+        refuse_other_results(Path(arguments.output_dir), run)
+        say_left_out(run)
 
 
 def ask(run: RunConfig, *, images: Sequence[ImageSource], prompt: str) -> str:
@@ -241,7 +240,6 @@ def check(run: RunConfig, *, workers: int | None, show_progress: bool) -> DataRe
     say_boxes(splits.train or splits.validation, preprocessing)
     parallel = ParallelMap(workers=workers, show_progress=show_progress, timeout=run.batching.dataloader_timeout)
     read = read_rows(run, splits, preprocessing, parallel=parallel, epochs=epochs, static_shapes=static_shapes)
-    preprocessing.encoder.say_damage()
     return report_on(run, splits, preprocessing, read)
 
 
@@ -316,7 +314,11 @@ def _read_and_order(
         needs_lengths=packs or (arguments.do_train and order is Strategy.GROUPED),
     )
     if packing is not None:
+        check_first_step([packing.plan.count], arguments, unit="pack")
         return prepared, preprocessing, groups, Feeding(strategy=order or Strategy.RANDOM, packing=packing)
+    train = prepared.splits.train
+    if arguments.do_train and train is not None and splits.stream is None:
+        check_first_step([len(rows) for rows in groups.get("train") or [train]], arguments, unit="row")
     feeding = choose_feeding(
         order, arguments, prepared.splits, prepared.tables, known=known, groups=groups.get("train")
     )
@@ -361,7 +363,6 @@ def _read_rows(
         static_shapes=static_shapes,
         needs_lengths=needs_lengths,
     )
-    preprocessing.encoder.say_damage()
     observers.data_read(prepared.checked)
     packing = _plan_packs(session, preprocessing, prepared, static_shapes=static_shapes)
     if packing is not None and packing.shape is None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from support.rows import write_uneven_rows
-from support.runs import capture_trainer, logged, run
+from support.runs import capture_trainer, logged, run, script_flags
+from vlm_lora.cli.main import run_script
 
 ADAPTER = "adapter_model.safetensors"
 FLAGS = {
@@ -63,6 +64,21 @@ def test_a_run_of_no_epochs_is_no_finished_one(
     none = {"do_train": True, "num_train_epochs": 0, "log_level": "warning"}
     assert "train_loss" in run(model_folder("gemma3"), data, tmp_path / "out", **none)
     assert "nothing is left to train" not in capsys.readouterr().err
+
+
+def test_a_training_that_made_no_step_saves_nothing(
+    model_folder: Callable[[str], Path],
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The last defence: what would have refused these settings before is taken out."""
+    monkeypatch.setattr("vlm_lora.pipeline.check_first_step", lambda *_, **__: None)
+    flags = {"do_train": True, "max_steps": 2, "per_device_train_batch_size": 100, "dataloader_drop_last": True}
+    assert run_script(script_flags(model_folder("gemma3"), data, tmp_path / "out", **flags)) == 1
+    assert "Nothing was trained: 2 steps were to be made, and the data gave no batch" in capsys.readouterr().err
+    assert not (tmp_path / "out" / ADAPTER).exists()
 
 
 def test_what_was_cut_short_after_the_last_step_is_written(

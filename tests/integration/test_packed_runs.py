@@ -19,6 +19,7 @@ from vlm_lora.compat import IS_5
 
 SHAPES = ("gemma3", "qwen2_5_vl", "llava")
 PACKED = {"packing": True, "pack_length": 300}
+NO_FULL_STEP = {"dataloader_drop_last": True, "per_device_train_batch_size": 60}
 WHOLE_EPOCH = {
     "do_train": True,
     "max_steps": 1,
@@ -149,6 +150,16 @@ def test_a_run_resumed_inside_its_second_epoch_equals_the_whole_one(
         ("gemma3", {"pack_length": 300}, "--pack_length 300 is for --packing true: add it"),
         ("qwen2_5_vl", {"packing": True, "static_shapes": True}, "images of qwen2_5_vl have several. Type --static_sh"),
         ("gemma3", {"packing": True, "streaming": True}, "does not go with --streaming true"),
+        (
+            "gemma3",
+            {**PACKED, **NO_FULL_STEP},
+            ", a step needs 60 (--per_device_train_batch_size 60, 1 process), so none would be made. Type --per_dev",
+        ),
+        (
+            "gemma3",
+            NO_FULL_STEP,
+            "true: 9 rows, a step needs 60 (--per_device_train_batch_size 60, 1 process), so none",
+        ),
         ("mllama", {"packing": True}, "--packing true does not go with mllama: its cross attention"),
     ],
 )

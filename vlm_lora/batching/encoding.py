@@ -37,6 +37,7 @@ from vlm_lora.batching.rendering import ChatTemplate, prompt_turns
 from vlm_lora.batching.style import RenderingStyle
 from vlm_lora.batching.tokenization import ControlTokens, SubstitutingTokenizer, Tokenized, assemble, cut_at
 from vlm_lora.data.conversation import Conversation, ImageRef, RowSource, Text, Turn
+from vlm_lora.data.wording import counted
 from vlm_lora.errors import ImageError, ModelError, RenderingError, TooLongError, UserError
 
 logger = logging.getLogger(__name__)
@@ -148,11 +149,6 @@ class RowEncoder:
         if self._kept is not None:
             self._kept.row(conversation, self._canvases, partial(self._encoded, conversation, False, {}), anew=False)
 
-    def say_damage(self) -> None:
-        """Say, where images are kept, how many entries were damaged and are made again."""
-        if self._kept is not None:
-            self._kept.store.say_damage()
-
     def _encoded(self, conversation: Conversation, keep_images: bool, decoded: dict[int, LoadedImage]) -> EncodedRow:
         def attempt(smaller: Conversation, side: float) -> EncodedRow:
             pictures = self._pictures(smaller, smaller.images, side, decoded)
@@ -221,7 +217,10 @@ class RowEncoder:
         return other
 
     def keeping_images(self, store: TensorStore) -> RowEncoder:
-        """Return an encoder that makes a row's images into tensors once and keeps those; the rows are the same."""
+        """Return an encoder that makes a row's images into tensors once and keeps those; the rows are the same.
+
+        Its rows' pixel values may lie in a mapped file: copy what is to be changed.
+        """
         other = copy.copy(self)
         own = copy.copy(self._processor)
         own.tokenizer, own.image_processor = self._plain, self._image_processor
@@ -394,8 +393,8 @@ class RowEncoder:
         )
         if written != images:
             raise RenderingError(
-                f"the row has {images} image(s), the chat template writes {written} placeholder(s). Put "
-                "images into user turns, where the template writes them."
+                f"the row has {counted(images, 'image')}, the chat template writes {counted(written, 'placeholder')}. "
+                "Put images into user turns, where the template writes them."
             )
 
     def _check_length(self, length: int) -> None:

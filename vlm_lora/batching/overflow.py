@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from vlm_lora.batching.canvases import Size
 from vlm_lora.batching.encoded import EncodedRow
 from vlm_lora.data.conversation import Conversation, Turn
+from vlm_lora.data.wording import counted
 from vlm_lora.errors import TooLongError
 
 logger = logging.getLogger(__name__)
@@ -132,7 +133,8 @@ def _without(conversation: Conversation, removed: Sequence[Sequence[int]]) -> _S
     turns = tuple(turn for number, turn in enumerate(conversation.turns) if number not in gone)
     smaller = replace(conversation, turns=turns)
     pictures = len(conversation.images) - len(smaller.images)
-    change = f"Its first {len(gone)} turns" + (f" with {pictures} image(s)" if pictures else "") + " are left out"
+    shown = f" with {counted(pictures, 'image')}" if pictures else ""
+    change = f"Its first {len(gone)} turns{shown} are left out"
     return _Smaller(conversation=smaller, change=change)
 
 

@@ -78,7 +78,7 @@ def configure(
     """
     run = parse(rest, environ=os.environ)
     trains = is_true({**defaults, **run.raw}.get("do_train")) if verb == "train" else verb not in ("eval", "ask")
-    check_early(run, verb, () if run.list_checkpoints is not None else needed, keys=keys, engines=trains)
+    check_early(run, verb, () if run.list_checkpoints is not None else needed, keys=keys, trains=trains)
     placement = found({**os.environ, **run.environment}) if placed else None
     # Before the pipeline, and with it torch, is imported: some hardware reads its variables then.
     os.environ.update(placement.variables if placement else {})

@@ -16,6 +16,7 @@ from vlm_lora.config.argument_fields import arguments_like
 from vlm_lora.config.declaration import declarations
 from vlm_lora.config.resolution import resolve
 from vlm_lora.config.run_config import RunConfig
+from vlm_lora.config.together import check_together
 from vlm_lora.errors import ConfigError, DataError, ModelError
 
 MODEL, DATA, OUTPUT = "model_name_or_path", "dataset_name", "output_dir"
@@ -50,7 +51,7 @@ TRACKERS: Mapping[str, tuple[str, ...]] = {
 
 
 def check_early(
-    run: RunConfig, verb: str, needed: Sequence[str] = (), *, keys: bool = True, engines: bool = True
+    run: RunConfig, verb: str, needed: Sequence[str] = (), *, keys: bool = True, trains: bool = True
 ) -> None:
     """Refuse what can be refused by now.
 
@@ -59,13 +60,16 @@ def check_early(
         verb: for the example in messages.
         needed: flags without which the verb does nothing.
         keys: whether the trainer's keys mean something to the verb.
-        engines: whether those of DeepSpeed and FSDP do, which a run that trains nothing leaves out.
+        trains: whether it trains, or speaks of a training; else what is for training alone is not looked at, such as
+            the keys of DeepSpeed and FSDP.
 
     Raises:
         ConfigError, DataError, ModelError: as the places where the setting is used would, only sooner.
     """
     if keys:
-        check_keys(run if engines else _without_engines(run))
+        resolved = check_keys(run if trains else _without_engines(run))
+        if trains:
+            check_together(resolved, steps=verb == "train" and not run.dry_run_options.dry_run)
     _check_needed(run, verb, needed)
     _check_model(run.model.model_name_or_path)
     for flag, name in ((DATA, run.data.dataset_name), ("validation_name", run.data.validation_name)):
@@ -73,10 +77,13 @@ def check_early(
     _check_trackers(run.raw.get("report_to"))
 
 
-def check_keys(run: RunConfig) -> None:
+def check_keys(run: RunConfig) -> RunConfig:
     """Check keys and values against the arguments classes that are installed, read from their source files.
 
     The chosen backend's own class judges them again. Keys of a vendor's class that is not installed are left to it.
+
+    Returns:
+        The run with its keys typed and under canonical names, as far as they can be checked here.
     """
     known = arguments_like(run.backend)
     own = declarations().get(run.backend)
@@ -84,8 +91,7 @@ def check_keys(run: RunConfig) -> None:
     if known is None:
         known = arguments_like("auto")
         raw = {key: value for key, value in raw.items() if own is None or key not in own.flags}
-    if known is not None:
-        resolve(replace(run, raw=raw), known)
+    return run if known is None else resolve(replace(run, raw=raw), known)[0]
 
 
 def _without_engines(run: RunConfig) -> RunConfig:

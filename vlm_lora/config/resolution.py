@@ -32,8 +32,13 @@ from vlm_lora.config.values import NONE_WORDS, MismatchError, convert, spell
 from vlm_lora.config.version import __version__
 from vlm_lora.errors import ConfigError, nearest
 
-WIDER_HINTS: Mapping[str, Any] = {"resume_from_checkpoint": Literal[True, False] | str | None}
-"""Fields that take more here than their class declares: `true` resumes from the newest checkpoint."""
+OWN_HINTS: Mapping[str, Any] = {
+    # `true` resumes from the newest checkpoint.
+    "resume_from_checkpoint": Literal[True, False] | str | None,
+    # Batches are made by the project; its groups give the processes of a step rows of like length as well.
+    "train_sampling_strategy": Literal["random", "sequential", "group_by_length"],
+}
+"""Fields that take other values here than their class declares."""
 
 ZERO_MEANS_NONE = frozenset({"dataloader_prefetch_factor"})
 """Fields of which 0 says that there is none of it, as users of other tools type it; torch takes 1 or more, or None."""
@@ -53,8 +58,9 @@ class _Shape:
 
     def typed(self, name: str, value: Any, written: str) -> Any:
         """Return `value` as field `name` wants it; `written` is the key the user set."""
-        choices = self.fields[name].metadata.get("choices")
-        typed = _typed(written, value, WIDER_HINTS.get(name, self.hints[name]), choices)
+        own = OWN_HINTS.get(name)
+        choices = None if own else self.fields[name].metadata.get("choices")
+        typed = _typed(written, value, own or self.hints[name], choices)
         return None if name in ZERO_MEANS_NONE and typed == 0 else typed
 
 

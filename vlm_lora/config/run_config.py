@@ -363,7 +363,7 @@ class BatchingConfig:
     pack_length: int | None = None
     """With --packing true: most tokens of a pack; by default --max_length, else 2048, and never less than the longest
     row. No row is ever cut."""
-    cache_vision_features: str = "auto"
+    cache_vision_features: Literal["auto", "on", "off"] = "auto"
     """Run a frozen vision tower once for each image and keep its features: auto (where images are used again and they
     fit), on, off. The first process of each machine says which, with its reason."""
     vision_cache_gb: float = 20.0
@@ -381,7 +381,6 @@ class BatchingConfig:
     def __post_init__(self) -> None:
         for flag in ("max_length", "max_shapes", "pack_length", "image_cache_gb", "vision_cache_gb"):
             _check_positive(flag, getattr(self, flag))
-        _check_choice("cache_vision_features", self.cache_vision_features, ("auto", "on", "off"))
         if self.dataloader_timeout < 0:
             raise ConfigError(
                 f"--dataloader_timeout {self.dataloader_timeout}: must be a number of seconds, or 0 to wait for ever."

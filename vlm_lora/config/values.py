@@ -93,10 +93,7 @@ def _convert(value: Any, hint: Any) -> Any:
         return _to_member(value, hint)
     origin = get_origin(hint) or hint
     if origin is Literal:
-        # YAML reads a bare `on` or `off` as a truth value.
-        words = {True: "on", False: "off"}
-        spelled = words[value] if isinstance(value, bool) and words[value] in get_args(hint) else value
-        return _to_literal(spelled, get_args(hint), hint)
+        return _to_literal(_as_switched(value, get_args(hint)), get_args(hint), hint)
     if not isinstance(origin, type):
         raise MismatchError(expected(hint))
     if issubclass(origin, Enum):
@@ -155,6 +152,14 @@ def _to_text(value: Any) -> str:
     if isinstance(value, str):
         return value
     raise MismatchError(expected(str))
+
+
+def _as_switched(value: Any, allowed: Sequence[Any]) -> Any:
+    """Return `on` or `off`, where both are allowed, for what says true or false; YAML reads them bare as such."""
+    if not {"on", "off"} <= set(allowed):
+        return value
+    word = str(value).lower()
+    return "on" if word in TRUE_WORDS else "off" if word in FALSE_WORDS else value
 
 
 def _to_literal(value: Any, allowed: Sequence[Any], hint: Any) -> Any:

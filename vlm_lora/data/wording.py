@@ -16,6 +16,17 @@ def joined(names: Iterable[object]) -> str:
     return ", ".join(map(str, names)) or "nothing"
 
 
+def counted(number: int, one: str, several: str | None = None) -> str:
+    """Return a number with its noun: `1 row`, `2 rows`.
+
+    Args:
+        number: how many.
+        one: the noun, with what belongs to it, for one.
+        several: the same for any other number; by default with an s.
+    """
+    return f"{number} {one if number == 1 else several or f'{one}s'}"
+
+
 def short(value: Any) -> str:
     """Return a value as Python writes it, cut off where it is long."""
     text = repr(value)

@@ -35,10 +35,7 @@ CHECKPOINTING = ("gradient_checkpointing", "gradient_checkpointing_kwargs")
 
 UNSUPPORTED = {
     "label_smoothing_factor": ((0, 0.0), "the loss is the plain negative log-likelihood of the answer"),
-    "train_sampling_strategy": (
-        ("random", "sequential", "group_by_length"),
-        "group_by_length gives the processes of a step rows of like length as well",
-    ),
+    "length_column_name": (("length",), "how long rows are is known from the check before training, not from a column"),
     "do_predict": ((False,), "type --do_eval --predict_with_generate for generated answers"),
     "gradient_checkpointing_kwargs": (
         (None, {"use_reentrant": False}),

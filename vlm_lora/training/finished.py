@@ -18,6 +18,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from vlm_lora.config.whole_files import read_json
+from vlm_lora.errors import ConfigError
 from vlm_lora.training.observers import EndReason, Observers
 
 logger = logging.getLogger(__name__)
@@ -30,12 +31,17 @@ class _NothingLeftError(Exception):
 class StopWhereDone(TrainerCallback):
     """Ends the training before its first step where the checkpoint has made all of them."""
 
+    def __init__(self) -> None:
+        self.begun = 0
+        """Steps that the checkpoint has made."""
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Compare the steps; the weights are loaded by now, whatever engine shards them.
 
         Raises:
             _NothingLeftError: none is left.
         """
+        self.begun = state.global_step
         if state.global_step >= state.max_steps:
             raise _NothingLeftError
 
@@ -47,13 +53,16 @@ def fit(trainer: Any, checkpoint: str | None, observers: Observers) -> dict[str,
         trainer: with or without `--load_best_model_at_end`, which holds here as at any end.
         checkpoint: the folder to go on from, or None.
         observers: are told where nothing is left.
+
+    Raises:
+        ConfigError: steps were asked for, and none was made; nothing is saved then.
     """
     if checkpoint is None:
-        return dict(trainer.train().metrics)
+        return _made(trainer, dict(trainer.train().metrics), before=0)
     stop = StopWhereDone()
     trainer.add_callback(stop)
     try:
-        return dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
+        return _made(trainer, dict(trainer.train(resume_from_checkpoint=checkpoint).metrics), before=stop.begun)
     except _NothingLeftError:
         arguments, state = trainer.args, trainer.state
         said = (
@@ -69,6 +78,18 @@ def fit(trainer: Any, checkpoint: str | None, observers: Observers) -> dict[str,
         return {"epoch": state.epoch, "total_flos": state.total_flos, **_figures_of(state, Path(arguments.output_dir))}
     finally:
         trainer.remove_callback(stop)
+
+
+def _made(trainer: Any, figures: dict[str, Any], *, before: int) -> dict[str, Any]:
+    """Return the figures of a training that has made a step, if it was to make any."""
+    state = trainer.state
+    if state.global_step <= before < state.max_steps:
+        raise ConfigError(
+            f"Nothing was trained: {state.max_steps - before} steps were to be made, and the data gave no batch for "
+            "one. No weights are saved. Give more rows, or type a smaller --per_device_train_batch_size, or "
+            "--dataloader_drop_last false."
+        )
+    return figures
 
 
 def _figures_of(state: Any, folder: Path) -> dict[str, Any]:

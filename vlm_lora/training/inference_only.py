@@ -10,10 +10,19 @@ from typing import Any
 
 from vlm_lora.config.aliases import RESTATED, canonical_name
 from vlm_lora.config.run_config import RunConfig
+from vlm_lora.config.together import ORDER
+from vlm_lora.data.wording import joined
 from vlm_lora.engines.zero import read_zero, zero_stage
 from vlm_lora.launch.placement import ENGINE_VARIABLES, launcher_asks_for
 
 logger = logging.getLogger(__name__)
+
+_ORDERING = {
+    "packing": lambda run: run.batching.packing,
+    "pack_length": lambda run: run.batching.pack_length is not None,
+    ORDER: lambda run: run.raw.get(ORDER) not in (None, "random"),
+}
+"""Settings of how training rows are fed, and whether a run asks for them."""
 
 _FSDP = ("fsdp", "fsdp_config")
 _OFF = ("", "none", "false", "0", "no", "off", "[]")
@@ -44,6 +53,16 @@ def without_engine(run: RunConfig, *, shared: bool = False) -> RunConfig:
             ", and they share the rows out. --deepspeed zero3 would shard its weights" if shared else "",
         )
     return replace(run, raw={key: value for key, value in run.raw.items() if not _engine_of(key)})
+
+
+def say_left_out(run: RunConfig) -> None:
+    """Say which settings of a run that trains nothing are for training alone, of those that arrange its rows.
+
+    They are no error: a training's configuration file evaluates, too.
+    """
+    named = [f"--{name}" for name, asked in _ORDERING.items() if asked(run)]
+    if named:
+        logger.warning("For training alone, so without effect here: %s. Evaluation takes row by row.", joined(named))
 
 
 def _engine_of(key: str) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any, Optional, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Optional, Union, get_args, get_origin, get_type_hints
 
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
@@ -13,7 +13,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from vlm_lora.config.aliases import aliases
 from vlm_lora.config.fields import own_fields
 from vlm_lora.config.files import read_mapping
-from vlm_lora.config.resolution import resolve, to_mapping, write_resolved
+from vlm_lora.config.resolution import OWN_HINTS, resolve, to_mapping, write_resolved
 from vlm_lora.config.run_config import ModelConfig, RunConfig
 from vlm_lora.config.sources import parse
 from vlm_lora.errors import ConfigError
@@ -117,6 +117,9 @@ HF_CANNOT = {
 def sample(name: str) -> str:
     """A valid text for a field of TrainingArguments."""
     declared = DECLARED[name]
+    own = OWN_HINTS.get(name)
+    if get_origin(own) is Literal:
+        return str(get_args(own)[-1])
     if "choices" in declared.metadata:
         return str(list(declared.metadata["choices"])[-1])
     hint = HINTS[name]

@@ -55,7 +55,7 @@ def test_the_oldest_exchanges_go_with_their_images_and_the_system_turn_stays(kep
     encoded = encoder.encode(row)
     assert same(encoded, expected)
     assert not same(encoded, new_encoder("qwen2_5_vl").encode(row))
-    pictures = "1 image(s)" if kept == 2 else "2 image(s)"
+    pictures = "1 image" if kept == 2 else "2 images"
     assert encoded.overflow == f"Its first {6 - 2 * kept} turns with {pictures} are left out"
 
 

@@ -63,6 +63,16 @@ def test_no_form(word: str) -> None:
     assert flags(word).tuning.freeze_vision is False
 
 
+@pytest.mark.parametrize(
+    ("word", "meant"), [("true", "on"), ("False", "off"), ("1", "on"), ("on", "on"), ("auto", "auto")]
+)
+def test_on_and_off_may_be_said_as_true_and_false(word: str, meant: str) -> None:
+    batching = flags("--image_cache", word, "--cache_vision_features", word).batching
+    assert (batching.image_cache, batching.cache_vision_features) == (meant, meant)
+    with pytest.raises(ConfigError, match="must be one of auto, on, off"):
+        flags("--cache_vision_features", "maybe")
+
+
 def test_keys_that_are_not_ours_wait_as_text() -> None:
     run = flags("--learning_rate", "1e-4", "--bf16", "--no_tf32", "--report_to", "a", "b", "--max_steps", "-1")
     assert run.raw == {

@@ -41,12 +41,35 @@ def accepted(*words: str, needed: tuple[str, ...] = ()) -> None:
         ("--validation_name /nowhere/v", "--validation_name /nowhere/v: no such file or folder"),
         ("--report_to dagshub", "--report_to dagshub: the package is not installed. Type: pip install dagshub"),
         ("--report_to none dagshub", "pip install dagshub"),
+        ("--pack_length 256", "--pack_length 256 is for --packing true: add it, or leave it out."),
+        ("--packing true --group_by_length true", "so --train_sampling_strategy group_by_length has no place beside"),
+        ("--packing true --streaming true", "--packing true does not go with --streaming true: packs are planned"),
+        ("--group_by_length true --streaming true", "group_by_length does not go with --streaming true: how long"),
+        ("--static_shapes true --streaming true", "batch shapes are planned from all rows, and a stream is not read"),
+        ("--image_cache on --streaming true", "--image_cache on does not go with --streaming true: a stream reads"),
+        ("--on_overflow drop --streaming true", "--on_overflow drop does not go with --streaming true: rows are dro"),
+        ("--streaming true", "--streaming true needs --max_steps: nothing but reading all of a stream says"),
     ],
 )
 def test_a_refusal_says_what_to_do(words: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text = refused(*words.split())
     assert said in text
+
+
+def test_what_goes_together_is_not_refused() -> None:
+    accepted("--packing", "true", "--pack_length", "256", "--train_sampling_strategy", "random")
+    accepted("--streaming", "true", "--max_steps", "3", "--image_cache", "auto", "--static_shapes", "false")
+    accepted("--streaming", "true", "--dry_run", "true")
+    packed = parse(["--pack_length", "256", "--group_by_length", "true"], environ={})
+    check_early(packed, "eval", trains=False)  # a training's file evaluates, too
+    check_early(parse(["--streaming", "true"], environ={}), "check")
+
+
+def test_only_values_that_can_be_used_are_listed() -> None:
+    listed = "must be one of random, sequential, group_by_length."
+    for word in ("grouped", "batch_rebalance"):
+        assert refused("--train_sampling_strategy", word) == f"--train_sampling_strategy {word}: {listed}"
 
 
 def test_all_missing_flags_are_named_at_once_with_a_line_to_type(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from vlm_lora.config.run_config import ModelConfig, RunConfig, TuningConfig
 from vlm_lora.errors import ConfigError
-from vlm_lora.training.checkpoints.changed_settings import compare, differences
+from vlm_lora.training.checkpoints.changed_settings import Change, compare, differences
 from vlm_lora.training.checkpoints.run_settings import (
     FILE,
     absolute,
@@ -193,6 +193,11 @@ def test_free_changes_are_noted(settings: dict[str, Any], tmp_path: Path, caplog
     with caplog.at_level(logging.INFO):
         assert resume(tmp_path, settings) == []
     assert caplog.text == ""
+
+
+def test_what_was_not_given_is_said_so() -> None:
+    change = Change(name="pack_length", saved=512, now=None, kind=Kind.CHANGES_RESULT)
+    assert change.lines() == ["--pack_length 512 in the checkpoint, not given now"]
 
 
 def test_a_record_that_is_not_there_or_broken(

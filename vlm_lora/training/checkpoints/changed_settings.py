@@ -74,7 +74,11 @@ class Change:
                 for key in sorted({*before, *after})
                 if not _same(before.get(key), after.get(key))
             ]
-        return [f"{spoken}{key} {spell(saved)} in the checkpoint, {spell(now)} now" for key, saved, now in pairs]
+        return [f"{spoken}{key} {_spoken(saved)} in the checkpoint, {_spoken(now)} now" for key, saved, now in pairs]
+
+
+def _spoken(value: Any) -> str:
+    return "not given" if value is None else spell(value)
 
 
 def check_allowed(names: Iterable[str], arguments_class: type) -> frozenset[str]:

@@ -26,8 +26,10 @@ from vlm_lora.config.run_config import RunConfig
 from vlm_lora.data.dataset import Conversations, Splits
 from vlm_lora.data.mixture import Mixture
 from vlm_lora.data.split_parts import trained_parts
+from vlm_lora.data.wording import counted
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.families import Family
+from vlm_lora.training.feeding.whole_steps import few_packs
 from vlm_lora.training.planning import shared_values
 
 logger = logging.getLogger(__name__)
@@ -100,7 +102,7 @@ def _text_model(model: Any) -> torch.nn.Module | None:
 def check_packing(
     run: RunConfig, arguments: Any, family: Family, config: Any, encoder: RowEncoder, *, static_shapes: bool
 ) -> None:
-    """Refuse what does not go with `--packing`, before the rows are read.
+    """Refuse the models whose rows `--packing` cannot pack, before the rows are read.
 
     Args:
         run: the resolved configuration.
@@ -114,30 +116,16 @@ def check_packing(
         ConfigError, ModelError: names it, the reason, and what to type.
     """
     if not run.batching.packing:
-        if run.batching.pack_length is not None:
-            raise ConfigError(
-                f"--pack_length {run.batching.pack_length} is for --packing true: add it, or leave it out."
-            )
         return
     if not family.packing.packs:
         raise ModelError(
             f"--packing true does not go with {family.model_type}: {family.packing.refused}. Type --packing false."
-        )
-    if run.data.streaming:
-        raise ConfigError(
-            "--packing true does not go with --streaming true: packs are planned from the lengths of all rows, and a "
-            "stream is not read before. Leave one of them out."
         )
     if static_shapes and (images_vary(encoder) or _by_row(family)):
         raise ConfigError(
             f"--packing true with --static_shapes true gives all packs one shape, and images of {family.model_type} "
             "have several. Type --static_shapes false (hardware that compiles each new shape then compiles more "
             "often), or --packing false."
-        )
-    if run.raw.get("train_sampling_strategy") == "group_by_length":
-        raise ConfigError(
-            "--packing true fills its packs with rows of all lengths, so --train_sampling_strategy group_by_length has "
-            "no place beside it. Leave one of them out."
         )
     check_layers(family.packing, config.get_text_config(), longest=0)
 
@@ -228,8 +216,9 @@ def _capacity(run: RunConfig, by_part: Sequence[Any], longest: int) -> int:
     if given is not None and longest > given:
         count = sum(int((lengths > given).sum()) for lengths in by_part)
         raise ConfigError(
-            f"--pack_length {given}: {count} row(s) have more tokens, the longest {longest}, and no row is cut. Type "
-            f"--pack_length {longest}, or --max_length {given} with --on_overflow drop, shrink_images or trim_turns."
+            f"--pack_length {given}: {counted(count, 'row has', 'rows have')} more tokens, the longest {longest}, and "
+            f"no row is cut. Type --pack_length {longest}, or --max_length {given} with --on_overflow drop, "
+            "shrink_images or trim_turns."
         )
     return pack_length(given, run.batching.max_length, longest)
 
@@ -272,13 +261,16 @@ def _announce(plan: PackPlan | ShapedPlan, arguments: Any, capacity: int, tokens
     packs, step = plan.packs(0), _step(arguments)
     updates = [sum(map(len, packs[start : start + step])) for start in range(0, len(packs), step)]
     logger.info(
-        "Packing: %d rows in %d packs of at most %d tokens in every epoch, %.1f %% filled. "
+        "Packing: %s in %s of at most %d tokens in every epoch, %.1f %% filled. "
         "--per_device_train_batch_size counts packs: %.1f rows an update (from %d to %d). Evaluation stays unpacked.",
-        plan.rows,
-        plan.count,
+        counted(plan.rows, "row"),
+        counted(plan.count, "pack"),
         capacity,
         tokens / (plan.count * capacity) * 100,
         sum(updates) / len(updates),
         min(updates),
         max(updates),
     )
+    few = few_packs(plan.count, plan.rows, arguments)
+    if few:
+        logger.warning("%s", few)

@@ -1,0 +1,78 @@
+"""Settings that contradict each other by what was typed alone, so that nothing need be opened to say so."""
+
+from __future__ import annotations
+
+from vlm_lora.config.run_config import RunConfig
+from vlm_lora.errors import ConfigError
+
+ORDER = "train_sampling_strategy"
+GROUPED = "group_by_length"
+
+
+def check_together(run: RunConfig, *, steps: bool = True) -> None:
+    """Refuse settings that a training cannot have together, whatever model, data and hardware are.
+
+    Args:
+        run: its `raw` under canonical names; keys of the trainer may be missing from it.
+        steps: whether steps are made, of whose number a stream says nothing, or it is only looked at.
+
+    Raises:
+        ConfigError: names both settings, the reason and what to type.
+    """
+    packing, length = run.batching.packing, run.batching.pack_length
+    if length is not None and not packing:
+        raise ConfigError(f"--pack_length {length} is for --packing true: add it, or leave it out.")
+    grouped = run.raw.get(ORDER) == GROUPED
+    if packing and grouped:
+        raise ConfigError(
+            f"--packing true fills its packs with rows of all lengths, so --{ORDER} {GROUPED} has no place beside it. "
+            "Leave one of them out."
+        )
+    if run.data.streaming:
+        _check_stream(run, grouped=grouped, steps=steps)
+
+
+def _check_stream(run: RunConfig, *, grouped: bool, steps: bool) -> None:
+    """Refuse what needs to know the rows of a stream before it is read."""
+    if run.batching.packing:
+        raise ConfigError(
+            "--packing true does not go with --streaming true: packs are planned from the lengths of all rows, and a "
+            "stream is not read before. Leave one of them out."
+        )
+    if grouped:
+        raise ConfigError(
+            f"--{ORDER} {GROUPED} does not go with --streaming true: how long rows are is known once all were read, "
+            f"and a stream is not read before training. Leave one of the two out, or type --{ORDER} random."
+        )
+    if run.batching.static_shapes:
+        refuse_shapes_of_stream()
+    if run.batching.image_cache == "on":
+        raise ConfigError(
+            "--image_cache on does not go with --streaming true: a stream reads each image once, and may have more "
+            "than a disk holds. Leave one of them out."
+        )
+    if not steps:
+        return
+    if run.batching.on_overflow == "drop":
+        raise ConfigError(
+            "--on_overflow drop does not go with --streaming true: rows are dropped before training, and a stream is "
+            "not read before. Type --on_overflow shrink_images or trim_turns, or leave --streaming out."
+        )
+    if (run.raw.get("max_steps") or 0) <= 0:
+        raise ConfigError(
+            "--streaming true needs --max_steps: nothing but reading all of a stream says how long it is. Type for "
+            "example --max_steps 1000; a stream that ends before begins anew."
+        )
+
+
+def refuse_shapes_of_stream() -> None:
+    """Refuse to plan batch shapes of a stream; some hardware would have them planned without being asked.
+
+    Raises:
+        ConfigError: always.
+    """
+    raise ConfigError(
+        "--streaming true: batch shapes are planned from all rows, and a stream is not read before training. Type "
+        "--static_shapes false (hardware that compiles each new shape then compiles more often), or leave "
+        "--streaming out."
+    )
