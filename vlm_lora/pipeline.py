@@ -139,12 +139,21 @@ def _train(run: RunConfig, observers: Observers) -> dict[str, Any]:
     if arguments.do_eval:
         with explain_exhaustion(session.backend, "evaluation"):
             results |= _recorded(folder, "eval", _evaluate(session, preprocessing, prepared.splits, trainer), trainer)
+    _end(folder, session, preprocessing, trainer, results)
+    return results
+
+
+def _end(
+    folder: Path, session: Session, preprocessing: Preprocessing, trainer: Any, results: Mapping[str, Any]
+) -> None:
+    """Write what a run leaves behind besides weights and results, and say what it met."""
+    run, arguments = session.run, session.arguments
+    preprocessing.encoder.say_damage()
     if arguments.do_train and trainer.is_world_process_zero():
         save_processor(preprocessing.processor, folder)
         write_model_card(folder, run, arguments, results, family=preprocessing.family, steps=trainer.state.global_step)
     if arguments.should_save:
         note_end(folder)
-    return results
 
 
 def _check_purpose(run: RunConfig, arguments: Any) -> None:
@@ -240,6 +249,7 @@ def check(run: RunConfig, *, workers: int | None, show_progress: bool) -> DataRe
     say_boxes(splits.train or splits.validation, preprocessing)
     parallel = ParallelMap(workers=workers, show_progress=show_progress, timeout=run.batching.dataloader_timeout)
     read = read_rows(run, splits, preprocessing, parallel=parallel, epochs=epochs, static_shapes=static_shapes)
+    preprocessing.encoder.say_damage()
     return report_on(run, splits, preprocessing, read)
 
 
@@ -363,6 +373,7 @@ def _read_rows(
         static_shapes=static_shapes,
         needs_lengths=needs_lengths,
     )
+    preprocessing.encoder.say_damage()
     observers.data_read(prepared.checked)
     packing = _plan_packs(session, preprocessing, prepared, static_shapes=static_shapes)
     if packing is not None and packing.shape is None:

@@ -149,6 +149,11 @@ class RowEncoder:
         if self._kept is not None:
             self._kept.row(conversation, self._canvases, partial(self._encoded, conversation, False, {}), anew=False)
 
+    def say_damage(self) -> None:
+        """Say, where images are kept, how many entries were damaged and are made again."""
+        if self._kept is not None:
+            self._kept.store.say_damage()
+
     def _encoded(self, conversation: Conversation, keep_images: bool, decoded: dict[int, LoadedImage]) -> EncodedRow:
         def attempt(smaller: Conversation, side: float) -> EncodedRow:
             pictures = self._pictures(smaller, smaller.images, side, decoded)
@@ -217,10 +222,7 @@ class RowEncoder:
         return other
 
     def keeping_images(self, store: TensorStore) -> RowEncoder:
-        """Return an encoder that makes a row's images into tensors once and keeps those; the rows are the same.
-
-        Its rows' pixel values may lie in a mapped file: copy what is to be changed.
-        """
+        """Return an encoder that makes a row's images into tensors once and keeps those; the rows are the same."""
         other = copy.copy(self)
         own = copy.copy(self._processor)
         own.tokenizer, own.image_processor = self._plain, self._image_processor

@@ -101,6 +101,21 @@ def test_each_image_is_decoded_once_for_all_its_questions_and_checks(check: Chec
     assert plain == first == second
 
 
+def test_damaged_entries_are_said_in_one_line_and_made_again(check: Checks, tmp_path: Path) -> None:
+    plain = check()
+    assert "damaged entr" not in check.log
+    for segment in (tmp_path / "cache" / "prepared_images").glob("*.tensors"):
+        segment.write_bytes(bytes(segment.stat().st_size))
+    forget_check(tmp_path)
+    assert check() == plain
+    (count,) = re.findall(r"prepared_images: (\d+) damaged entries \(", check.log)
+    assert int(count) >= ROWS // 2
+    assert check.log.count("damaged entr") == 1
+    forget_check(tmp_path)
+    assert check() == plain
+    assert "damaged entr" not in check.log
+
+
 def test_what_an_image_is_made_by_is_part_of_its_name(check: Checks, data: Path, tmp_path: Path) -> None:
     check()
     held = kept_bytes(tmp_path)

@@ -30,6 +30,7 @@ class RowImages:
     """
 
     def __init__(self, processor: Any, store: TensorStore, limits: Any, settings: Any) -> None:
+        self.store = store
         self.image_processor = PreparedImageProcessor(processor.image_processor, store)
         self._pictures = Pictures(store, limits)
         self._rows = KeptRows(

@@ -1,4 +1,4 @@
-"""Tensors on disk by the hash of what made them, which several processes write and map at once.
+"""Tensors on disk by the hash of what made them, which several processes write and read at once.
 
 A folder holds segments, two files each. `NAME.tensors` has the bytes of entries one behind the other. `NAME.index`
 has a line for each: a checksum of the line, then JSON with the key, where the entry lies, its checksum, and dtype,
@@ -6,14 +6,14 @@ shape and place of each tensor. Each process writes a segment of its own, only e
 
 A line is written after the entry's bytes and counts only where it is whole, the bytes are all there, and their
 checksum is right, which each process looks at when it first reads the entry. So whatever ends a writer, in whatever
-order its bytes reach the disk: an entry is whole or is not there.
+order its bytes reach the disk: an entry is whole or is not there. Entries are read, not mapped: the bytes of a mapped
+file that somebody cuts meanwhile end the process that looks at them.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import mmap
 import os
 import secrets
 import time
@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ FORMAT = 1
 
 _ALIGNMENT = 64
 _TENSORS, _INDEX = ".tensors", ".index"
+_DAMAGED = ".damaged"
+"""Of the file that the processes of one run write down damaged entries in."""
 
 
 @dataclass(kw_only=True)
@@ -48,7 +51,7 @@ class StoreStatistics:
     """Entries that were not written because the store is full or its disk failed."""
     bytes_refused: int = 0
     damaged: int = 0
-    """Entries whose bytes were not those that were written."""
+    """Entries whose bytes were gone, or not those that were written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +64,33 @@ class _Entry:
     """Name, dtype, shape, and place within the entry."""
 
 
-@dataclass(slots=True)
 class _Segment:
-    """What is known here of one segment."""
+    """What is known here of one segment; its tensors are open from when one is read until it is no longer used."""
 
-    read: int = 0
-    """Bytes of its index that were taken in."""
-    mapped: mmap.mmap | None = None
+    def __init__(self) -> None:
+        self.read = 0
+        """Bytes of its index that were taken in."""
+        self._opened: int | None = None
+
+    def __del__(self) -> None:
+        if self._opened is not None:
+            os.close(self._opened)
+
+    def bytes_at(self, index: Path, start: int, size: int) -> np.ndarray | None:
+        """Return bytes of its tensors in memory of their own, fewer where it was cut; None where it is gone.
+
+        Args:
+            index: the other of its files.
+            start: where they lie.
+            size: how many.
+        """
+        try:
+            if self._opened is None:
+                self._opened = os.open(index.with_suffix(_TENSORS), os.O_RDONLY | os.O_CLOEXEC)
+                os.utime(index)  # it is in use: others make room first
+            return _read_whole(self._opened, start, size)
+        except OSError:  # removed by another process, or its disk failed
+            return None
 
 
 class _Writer:
@@ -85,6 +108,8 @@ class _Writer:
         self.process = os.getpid()
         self.name = f"{time.time_ns():x}-{self.process}-{secrets.token_hex(4)}"
         self.end = 0
+        """Bytes of all entries."""
+        self._index_end = 0
         for suffix in (_TENSORS, _INDEX):
             path = folder / f"{self.name}{suffix}"
             self._opened.append(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
@@ -94,9 +119,11 @@ class _Writer:
             os.close(descriptor)
 
     @property
-    def removed(self) -> bool:
-        """Whether another process made room with it."""
-        return any(os.fstat(descriptor).st_nlink == 0 for descriptor in self._opened)
+    def lost(self) -> bool:
+        """Whether somebody removed or cut it. What were written at its end then would leave a hole before it."""
+        found = [os.fstat(descriptor) for descriptor in self._opened]
+        ends = (self.end, self._index_end)
+        return any(one.st_nlink == 0 or one.st_size != end for one, end in zip(found, ends, strict=True))
 
     def append(self, piece: bytes | memoryview) -> None:
         """Write bytes of an entry."""
@@ -105,6 +132,7 @@ class _Writer:
     def publish(self, line: bytes) -> None:
         """Write an entry's line."""
         _write_whole(self._opened[1], line)
+        self._index_end += len(line)
 
     def sync(self) -> None:
         """Wait until all is on the disk."""
@@ -139,16 +167,17 @@ class TensorStore:
         self.limit = limit
         self.opened_at = time.time_ns()
         """Nanoseconds; what was used since then stays when room is made. A copy in another process has the same."""
+        self._opened_by = os.getpid()
         self.statistics = StoreStatistics()
         self._known = _Known(process=os.getpid())
         self._writer: _Writer | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "limit": self.limit, "opened_at": self.opened_at}
+        return {name: getattr(self, name) for name in ("folder", "limit", "opened_at", "_opened_by")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["folder"], limit=state["limit"])  # type: ignore[misc]
-        self.opened_at = state["opened_at"]
+        self.opened_at, self._opened_by = state["opened_at"], state["_opened_by"]
 
     def __contains__(self, key: str) -> bool:
         """Say whether there is an entry, without reading its bytes."""
@@ -157,11 +186,10 @@ class TensorStore:
     def get(self, key: str) -> dict[str, torch.Tensor] | None:
         """Return an entry's tensors, or None where there is none.
 
-        They lie in the mapped file. What is written into them is seen by no one else and never reaches the file, but
-        it is seen by who asks for the same entry here again: copy what is to be changed.
+        They lie in memory of their own: what is written into them is seen by no one else.
         """
-        for entry in list(self._places(key)):
-            tensors = self._read(key, entry)
+        for entry in reversed(list(self._places(key))):  # what was made again, before what was damaged
+            tensors = self._read(entry)
             if tensors is not None:
                 self.statistics.hits += 1
                 self.statistics.bytes_read += entry.size
@@ -190,7 +218,7 @@ class TensorStore:
             known.stopped = True
             self.close()
             logger.warning(
-                "%s cannot be written any more (%s): what is made from now on is not kept.", self.folder, error
+                "%s cannot be written (%s): what is made from now on is not kept.", self.folder, error.strerror
             )
             return self._refuse(size)
         known.entries.setdefault(key, []).append(entry)
@@ -217,7 +245,7 @@ class TensorStore:
     def make_room(self, wanted: int) -> int:
         """Remove segments that nobody used since this store was opened, the oldest first, until so many bytes fit.
 
-        Who has one of them mapped can go on reading it.
+        Who reads one of them can go on reading it.
 
         Returns:
             Bytes that are free below the limit now.
@@ -272,7 +300,7 @@ class TensorStore:
     def _take_in(self) -> None:
         """Read what was added to the indexes since this process last looked."""
         known = self._here()
-        for file in self._files():
+        for file in sorted(self._files()):  # by time: names begin with it
             if file.suffix != _INDEX or (self._writer is not None and file.stem == self._writer.name):
                 continue
             segment = known.segments.setdefault(file.stem, _Segment())
@@ -292,43 +320,48 @@ class TensorStore:
                 if entry is not None and entry.start + entry.size <= size:
                     known.entries.setdefault(key, []).append(entry)
 
-    def _read(self, key: str, entry: _Entry) -> dict[str, torch.Tensor] | None:
+    def _read(self, entry: _Entry) -> dict[str, torch.Tensor] | None:
         """Return an entry's tensors; None where its bytes are gone or not those that were written."""
-        mapped = self._mapped(entry)
-        if mapped is None:
-            return None
-        name, known = _name_of(entry), self._known
-        if name not in known.verified:
-            with memoryview(mapped) as whole, whole[entry.start : entry.start + entry.size] as content:
-                checksum = zlib.crc32(content)
-            if checksum != entry.checksum:
-                self.statistics.damaged += 1
-                logger.warning(
-                    "%s: an entry of %s is damaged (its bytes are not those that were written) and is made again.",
-                    self.folder,
-                    entry.segment,
-                )
-                return None
-            known.verified.add(name)
-        return {each: _tensor(mapped, dtype, shape, entry.start + place) for each, dtype, shape, place in entry.tensors}
-
-    def _mapped(self, entry: _Entry) -> mmap.mmap | None:
-        """Map an entry's segment, again where it has grown; None where it is gone or was cut."""
         segment = self._known.segments.setdefault(entry.segment, _Segment())
-        end = entry.start + entry.size
-        if segment.mapped is None or len(segment.mapped) < end:
-            try:
-                with (self.folder / f"{entry.segment}{_TENSORS}").open("rb") as stream:
-                    if os.fstat(stream.fileno()).st_size < end:
-                        return None
-                    # Private: torch wants writable memory, and nothing that is written may reach the file.
-                    segment.mapped = mmap.mmap(
-                        stream.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE
-                    )
-                os.utime(self.folder / f"{entry.segment}{_INDEX}")  # it is in use: others make room first
-            except (OSError, ValueError):  # removed by another process
-                return None
-        return segment.mapped
+        content = segment.bytes_at(self.folder / f"{entry.segment}{_INDEX}", entry.start, entry.size)
+        if content is None:
+            return None
+        name, verified = _name_of(entry), self._known.verified
+        if len(content) < entry.size or (name not in verified and zlib.crc32(content.data) != entry.checksum):
+            self._note_damage(name)
+            return None
+        verified.add(name)
+        return {each: _tensor(content, dtype, shape, place) for each, dtype, shape, place in entry.tensors}
+
+    def _note_damage(self, name: str) -> None:
+        """Write down that an entry is damaged, for whichever process of the run says it."""
+        self.statistics.damaged += 1
+        try:
+            with self._damaged.open("a", encoding="ascii") as stream:
+                stream.write(f"{name}\n")
+        except OSError as error:  # nothing depends on it
+            logger.debug("%s: %s", self._damaged, error)
+
+    def say_damage(self) -> None:
+        """Say in one line how many damaged entries the processes with copies of this store found since this was said.
+
+        For the process that opened it, once for each part of a run.
+        """
+        try:
+            count = len(set(self._damaged.read_text(encoding="ascii").splitlines()))
+            self._damaged.unlink()
+        except OSError:  # none was
+            return
+        logger.warning(
+            "%s: %d damaged %s (bytes are gone, or not those that were written); what they held is made again.",
+            self.folder,
+            count,
+            "entry" if count == 1 else "entries",
+        )
+
+    @property
+    def _damaged(self) -> Path:
+        return self.folder / f"{self.opened_at:x}-{self._opened_by}{_DAMAGED}"
 
     def _write(self, key: str, arrays: Mapping[str, torch.Tensor], size: int) -> _Entry:
         """Append an entry: its bytes, then its line.
@@ -336,7 +369,7 @@ class TensorStore:
         Raises:
             OSError: the disk is full or fails.
         """
-        if self._writer is None or self._writer.removed:
+        if self._writer is None or self._writer.lost:
             self._writer = _Writer(self.folder)
         writer, checksum, place, places = self._writer, 0, 0, []
         for name, array in arrays.items():
@@ -370,14 +403,14 @@ def _parsed(line: bytes, segment: str) -> tuple[str, _Entry | None]:
     return key, _Entry(segment=segment, start=start, size=size, checksum=content, tensors=kept)
 
 
-def _tensor(mapped: mmap.mmap, dtype: str, shape: tuple[int, ...], start: int) -> torch.Tensor:
+def _tensor(content: np.ndarray, dtype: str, shape: tuple[int, ...], start: int) -> torch.Tensor:
     kind = getattr(torch, dtype)
     count = 1
     for side in shape:
         count *= side
     if count == 0:
         return torch.empty(shape, dtype=kind)
-    return torch.frombuffer(mapped, dtype=kind, count=count, offset=start).reshape(shape)
+    return torch.frombuffer(content, dtype=kind, count=count, offset=start).reshape(shape)
 
 
 def _bytes_of(array: torch.Tensor) -> memoryview:
@@ -389,6 +422,22 @@ def _write_whole(descriptor: int, piece: bytes | memoryview) -> None:
     left = memoryview(piece)
     while left:
         left = left[os.write(descriptor, left) :]
+
+
+def _read_whole(descriptor: int, start: int, size: int) -> np.ndarray:
+    """Return bytes of a file in new memory, aligned as tensors are; fewer where the file ends.
+
+    numpy asks the system for huge pages, as `new_tensor` says.
+    """
+    memory = np.empty(size + _ALIGNMENT, dtype=np.uint8)
+    first = -memory.ctypes.data % _ALIGNMENT
+    content, got = memory[first : first + size], 0
+    while got < size:
+        added = os.preadv(descriptor, [content[got:].data], start + got)
+        if added == 0:
+            break
+        got += added
+    return content[:got]
 
 
 def _aligned(size: int) -> int:

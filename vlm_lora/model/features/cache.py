@@ -91,8 +91,9 @@ class FeatureCache:
             yield {**inputs, **{name: tensor.to(device, non_blocking=True) for name, tensor in given.items()}}
 
     def close(self) -> None:
-        """Let what was stored reach the disk."""
+        """Let what was stored reach the disk, and say what was damaged."""
         self._store.close()
+        self._store.say_damage()
 
     def _of(self, row: RowFeatures, known: dict[str, torch.Tensor], make: _Maker) -> torch.Tensor:
         """Return a row's features, on the CPU."""
