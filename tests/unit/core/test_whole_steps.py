@@ -73,6 +73,13 @@ def test_a_step_that_is_whole_or_filled_up_is_not_refused() -> None:
         ),
         (8, 9, arguments(8), "type --per_device_train_batch_size 7."),
         (3, 9, arguments(1, accumulated=4), "--per_device_train_batch_size 1 --gradient_accumulation_steps 2."),
+        (
+            1,
+            2,
+            arguments(8, drops=False),
+            "one update of 1 pack, 7 filler packs beside them: --per_device_train_batch_s",
+        ),
+        (1, 2, arguments(8, drops=False), "Type --per_device_train_batch_size 1; for more updates, a shorter --pack_"),
         (6, 60, arguments(4, processes=2), "type --per_device_train_batch_size 1."),
     ],
 )
@@ -80,10 +87,10 @@ def test_one_update_an_epoch_is_told_with_what_to_type(packs: int, rows: int, gi
     assert said in (few_packs(packs, rows, given) or "")
 
 
-def test_more_updates_or_a_single_pack_are_nothing_to_tell() -> None:
+def test_more_updates_or_a_single_pack_by_itself_are_nothing_to_tell() -> None:
     assert few_packs(9, 20, arguments(8)) is None
     assert few_packs(2, 20, arguments(1)) is None
-    assert few_packs(1, 20, arguments(8)) is None
+    assert few_packs(1, 20, arguments(1)) is None
 
 
 def test_what_arranges_training_rows_is_named_where_nothing_trains(caplog: pytest.LogCaptureFixture) -> None:

@@ -37,26 +37,29 @@ def check_first_step(sizes: Sequence[int], arguments: Any, *, unit: str) -> None
 
 
 def few_packs(packs: int, rows: int, arguments: Any) -> str | None:
-    """Return what to say where an epoch has one update, though its packs would make more; None where it has more.
+    """Return what to say where an epoch has one update and a smaller batch is better; None where none is.
 
     The batch size is proposed that has about as many rows an update as its number would without packing.
 
     Args:
-        packs: of an epoch, two or more to say something.
+        packs: of an epoch.
         rows: of an epoch.
         arguments: the training arguments.
     """
     batch, accumulated = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
     devices = arguments.world_size * (arguments.train_batch_size // batch)
-    if packs > batch * devices * accumulated or packs <= devices:
+    if packs > batch * devices * accumulated or (packs <= devices and batch == 1):
         return None
     step = batch * devices
     filled = 0 if arguments.dataloader_drop_last else math.ceil(packs / step) * step - packs
     fillers = f", {counted(filled, 'filler pack')} beside them" if filled else ""
+    said = (
+        f"An epoch is one update of {counted(packs, 'pack')}{fillers}: --per_device_train_batch_size {batch} counts "
+        "packs, not rows."
+    )
+    if packs <= devices:
+        return f"{said} Type --per_device_train_batch_size 1; for more updates, a shorter --pack_length as well."
     steps = min(accumulated, (packs - 1) // devices)
     size = max(1, min(round(batch * packs / rows), (packs - 1) // (devices * steps)))
     fewer = f" --gradient_accumulation_steps {steps}" if steps < accumulated else ""
-    return (
-        f"An epoch is one update of {counted(packs, 'pack')}{fillers}: --per_device_train_batch_size {batch} counts "
-        f"packs, not rows. For more updates type --per_device_train_batch_size {size}{fewer}."
-    )
+    return f"{said} For more updates type --per_device_train_batch_size {size}{fewer}."
