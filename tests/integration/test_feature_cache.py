@@ -192,6 +192,8 @@ REASONS = [
     ({"peft_method": "none"}, "the projector trains, so its features .*--freeze_projector true"),
     ({"static_shapes": True}, "batches have planned shapes"),
     ({"torch_compile": True}, "--torch_compile compiles the model for pixels"),
+    ({"vision_cache_gb": 1e-9}, r"one token of an image takes \d+ bytes, and 1 are allowed \(--vision_cache_gb 1e-09"),
+    ({"vision_cache_gb": 1e-9, "skip_check": True}, "one token of an image takes"),
     ({"vision_cache_gb": 1e-6}, "those of 4 rows' images take .* GB, and 1e-06 GB are allowed"),
 ]
 
@@ -233,6 +235,24 @@ def test_auto_says_why_not(
         flags = {**flags, "dataset_name": write_uneven_rows(tmp_path / "once", rows=3)}
     assert trained(model_folder("gemma3"), data, "out", **flags, log_level="info").made == -1
     assert re.search(f"Vision features are not kept: {reason}", capsys.readouterr().err)
+
+
+def test_a_folder_that_cannot_be_written_is_said_or_refused(
+    model_folder: Callable[[str], Path],
+    tmp_path: Path,
+    trained: Callable[..., Outcome],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    monkeypatch.setenv("VLM_LORA_CACHE", str(tmp_path / "taken"))
+    model, data = model_folder("gemma3"), write_asked_twice(tmp_path / "data")
+    reason = rf"{tmp_path}/taken/{FOLDER} cannot be written \(Not a directory\); set VLM_LORA_CACHE to"
+    assert trained(model, data, "auto", log_level="info").made == -1
+    assert len(re.findall(f"Vision features are not kept: {reason}", capsys.readouterr().err)) == 1
+    words = {**FLAGS, "cache_vision_features": "on"}
+    assert run_script(script_flags(model, data, tmp_path / "on", **words)) == 1
+    assert re.search(f"--cache_vision_features on: {reason}", capsys.readouterr().err)
 
 
 def test_evaluation_alone_reads_them_too(

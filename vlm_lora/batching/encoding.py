@@ -140,14 +140,17 @@ class RowEncoder:
         make = partial(self._encoded, conversation, keep_images, {} if loaded is None else loaded)
         return make() if self._kept is None else self._kept.row(conversation, self._canvases, make, anew=keep_images)
 
-    def prepare_images(self, conversation: Conversation) -> None:
-        """Make a row's images into tensors ahead of `encode`, which finds them where they are kept.
+    def prepare_images(self, conversation: Conversation) -> tuple[int, int]:
+        """Make a row's images into tensors ahead of `encode`, for an encoder that keeps them.
+
+        Returns:
+            Bytes on disk of what is kept of the images, and of the row itself.
 
         Raises:
             DataError: as `encode`.
         """
-        if self._kept is not None:
-            self._kept.row(conversation, self._canvases, partial(self._encoded, conversation, False, {}), anew=False)
+        assert self._kept is not None, "nothing is kept"
+        return self._kept.measured(conversation, self._canvases, partial(self._encoded, conversation, False, {}))
 
     def say_damage(self) -> None:
         """Say, where images are kept, how many entries were damaged and are made again."""

@@ -344,6 +344,10 @@ class TuningConfig:
                     )
 
 
+CACHE_GB = 20.0
+"""Gigabytes that kept images may take, and kept features, where nothing else is said."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BatchingConfig:
     """How a row becomes tensors."""
@@ -366,8 +370,9 @@ class BatchingConfig:
     cache_vision_features: Literal["auto", "on", "off"] = "auto"
     """Run a frozen vision tower once for each image and keep its features: auto (where images are used again and they
     fit), on, off. The first process of each machine says which, with its reason."""
-    vision_cache_gb: float = 20.0
-    """Gigabytes that kept features may take, and never more than a tenth of what is free."""
+    vision_cache_gb: float | None = None
+    """With --cache_vision_features: gigabytes that kept features may take, by default 20, and never more than a tenth
+    of what is free."""
     dataloader_timeout: int = 1800
     """Seconds to wait for a batch of the data loader's workers before the run ends and says which one delivers none;
     0 waits for ever. By default as long as ranks wait for each other (--ddp_timeout)."""
@@ -375,8 +380,9 @@ class BatchingConfig:
     image_cache: Literal["auto", "on", "off"] = "auto"
     """Keep each image on disk as the model's processor made it, for its other questions, epochs and runs: auto (where
     it is read more than once and all fit), on (as many as fit) or off. The tensors are the same bit for bit."""
-    image_cache_gb: float = 20.0
-    """With --image_cache: GB that all kept images together may take; never more than a tenth of the free disk."""
+    image_cache_gb: float | None = None
+    """With --image_cache: GB that all kept images together may take, by default 20; never more than a tenth of the
+    free disk."""
 
     def __post_init__(self) -> None:
         for flag in ("max_length", "max_shapes", "pack_length", "image_cache_gb", "vision_cache_gb"):
@@ -386,6 +392,12 @@ class BatchingConfig:
                 f"--dataloader_timeout {self.dataloader_timeout}: must be a number of seconds, or 0 to wait for ever."
             )
         _check_choice("on_overflow", self.on_overflow, OVERFLOW_POLICIES)
+        for flag, size in (("image_cache", "image_cache_gb"), ("cache_vision_features", "vision_cache_gb")):
+            if getattr(self, flag) == "off" and getattr(self, size) is not None:
+                raise ConfigError(
+                    f"--{size} {getattr(self, size):g} says how much may be kept, and --{flag} off keeps nothing. "
+                    "Leave one of them out."
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,6 +84,12 @@ def kept_bytes(tmp_path: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir()) if folder.is_dir() else 0
 
 
+def announced(check: Checks) -> float:
+    """Return the bytes that were said to be needed."""
+    ((number, unit),) = re.findall(r"Image cache: on, about ([\d.]+) (kB|MB) in", check.log)
+    return float(number) * {"kB": 1e3, "MB": 1e6}[unit]
+
+
 def test_each_image_is_decoded_once_for_all_its_questions_and_checks(check: Checks, tmp_path: Path) -> None:
     plain = check("--image_cache", "off")
     assert len(check.decoded) == ROWS
@@ -91,14 +97,24 @@ def test_each_image_is_decoded_once_for_all_its_questions_and_checks(check: Chec
     forget_check(tmp_path)
 
     first = check()
-    assert re.search(r"Image cache: on, about \d+ kB in", check.log)
+    assert announced(check) == pytest.approx(kept_bytes(tmp_path), rel=0.05)  # not twice as much for two questions
     assert len(check.decoded) == ROWS // 2
     assert ROWS // 2 * PIXELS < kept_bytes(tmp_path) < ROWS // 2 * PIXELS + ROWS * 4096
     forget_check(tmp_path)
 
     second = check()
     assert check.decoded == []
+    assert announced(check) == pytest.approx(kept_bytes(tmp_path), rel=0.05)
     assert plain == first == second
+
+
+def test_images_of_many_sizes_are_announced_as_they_are(
+    check: Checks, data: Path, model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    for image in range(ROWS // 2):
+        write_image(data / f"{image}.png", seed=image, size=(48 + 28 * (image // 3), 40 + 9 * image))
+    check(model=model_folder("qwen2_5_vl"))
+    assert announced(check) == pytest.approx(kept_bytes(tmp_path), rel=0.05)
 
 
 def test_damaged_entries_are_said_in_one_line_and_made_again(check: Checks, tmp_path: Path) -> None:
@@ -136,7 +152,7 @@ def test_where_too_little_may_be_kept_it_is_off_and_says_so(check: Checks, tmp_p
     report = check("--image_cache_gb", "0.00003")
     (needed,) = re.findall(r"Image cache: off: about ([\d.]+) kB would be needed in", check.log)
     assert ROWS // 2 * PIXELS / 1000 < float(needed) < 2 * ROWS * PIXELS / 1000
-    assert "30 kB are allowed (--image_cache_gb" in check.log
+    assert "30 kB are allowed (--image_cache_gb 3e-05, and" in check.log
     assert "--image_cache on keeps as many images as fit" in check.log
     forget_check(tmp_path)
 
@@ -146,7 +162,7 @@ def test_where_too_little_may_be_kept_it_is_off_and_says_so(check: Checks, tmp_p
 
 
 def test_rows_of_the_same_image_take_the_room_of_one(check: Checks) -> None:
-    check("--image_cache_gb", "0.00014")  # between what 20 and 40 images take
+    check("--image_cache_gb", "0.00018")  # between what 20 and 40 images take
     assert "Image cache: on, about" in check.log
 
 
@@ -155,6 +171,22 @@ def test_text_alone_says_nothing(check: Checks, data: Path, tmp_path: Path) -> N
     check("--image_column", "no_pictures")
     assert "Image cache" not in check.log
     assert kept_bytes(tmp_path) == 0
+    refused(check, ["--image_column", "no_pictures", "--image_cache", "on"], "--image_cache on: no row has an image.")
+
+
+def test_a_folder_that_cannot_be_written_is_said_once_or_refused(
+    check: Checks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    monkeypatch.setenv("VLM_LORA_CACHE", str(tmp_path / "taken"))
+    reason = f"{tmp_path}/taken/prepared_images cannot be written (Not a directory). Set VLM_LORA_CACHE to"
+    check()
+    assert check.log.count(f"Image cache: off: {reason}") == 1
+    assert check.log.count("prepared_images") == 1
+    assert len(check.decoded) == ROWS
+    refused(check, ["--image_cache", "on"], f"--image_cache on: {reason}")
+    check("--image_cache", "off")
+    assert "prepared_images" not in check.log
 
 
 def test_a_file_may_write_it_as_yaml_reads_it(check: Checks, tmp_path: Path) -> None:
@@ -169,6 +201,9 @@ def test_a_file_may_write_it_as_yaml_reads_it(check: Checks, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--image_cache", "on", "--image_cache_gb", "1e-9"], "kB or more, and 1 byte is allowed (--image_cache_gb"),
+        (["--image_cache", "off", "--image_cache_gb", "5"], "--image_cache_gb 5 says how much may be kept, and"),
+        (["--cache_vision_features", "off", "--vision_cache_gb", "5"], "--vision_cache_gb 5 says how much may be kept"),
         (["--image_cache", "maybe"], "image_cache maybe: must be one of auto, on, off"),
         (["--image_cache_gb", "0"], "--image_cache_gb 0.0: must be a finite number above 0"),
         (
@@ -176,9 +211,13 @@ def test_a_file_may_write_it_as_yaml_reads_it(check: Checks, tmp_path: Path) -> 
             "--image_cache on does not go with --streaming true",
         ),
     ],
-    ids=["no such choice", "no room", "a stream"],
+    ids=["room for none", "a size of nothing", "a size of no features", "no such choice", "no room", "a stream"],
 )
 def test_what_cannot_be_is_refused(check: Checks, words: list[str], said: str) -> None:
+    refused(check, words, said)
+
+
+def refused(check: Checks, words: list[str], said: str) -> None:
     with pytest.raises(json.JSONDecodeError):
         check(*words)
     out, err = check.capsys.readouterr()

@@ -58,6 +58,17 @@ class RowImages:
             self._rows.put(key, row)
         return row
 
+    def measured(self, conversation: Conversation, canvases: Any, make: Callable[[], EncodedRow]) -> tuple[int, int]:
+        """Keep what a row is made into; return the bytes on disk of its images', and of its own.
+
+        Raises:
+            DataError: as `make`.
+        """
+        with self.store.measuring() as sizes:
+            self.row(conversation, canvases, make, anew=True)
+        own = sizes.pop(self._rows.key(conversation, canvases) or "", 0)
+        return sum(sizes.values()), own
+
     def open(self, source: ImageSource, decode: Callable[[], Image.Image]) -> Image.Image:
         """Return an image, decoded only where nothing is known of it.
 

@@ -16,9 +16,11 @@ import json
 import logging
 import os
 import secrets
+import tempfile
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -171,6 +173,7 @@ class TensorStore:
         self.statistics = StoreStatistics()
         self._known = _Known(process=os.getpid())
         self._writer: _Writer | None = None
+        self._measured: dict[str, int] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("folder", "limit", "opened_at", "_opened_by")}
@@ -183,6 +186,31 @@ class TensorStore:
         """Say whether there is an entry, without reading its bytes."""
         return bool(self._places(key))
 
+    def obstacle(self) -> str:
+        """Return why nothing can be kept here; empty where something can. Makes the folder."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                return ""
+        except OSError as error:
+            return f"{self.folder} cannot be written ({error.strerror})"
+
+    @contextmanager
+    def measuring(self) -> Iterator[dict[str, int]]:
+        """Yield what comes to hold, by key, the bytes on disk of each entry that is asked for or put meanwhile.
+
+        Those of entries that are refused count as well.
+        """
+        self._measured = {}
+        try:
+            yield self._measured
+        finally:
+            self._measured = None
+
+    def _measure(self, key: str, entry: _Entry) -> None:
+        if self._measured is not None:
+            self._measured[key] = entry.size + len(_line(key, entry))
+
     def get(self, key: str) -> dict[str, torch.Tensor] | None:
         """Return an entry's tensors, or None where there is none.
 
@@ -193,6 +221,7 @@ class TensorStore:
             if tensors is not None:
                 self.statistics.hits += 1
                 self.statistics.bytes_read += entry.size
+                self._measure(key, entry)
                 return tensors
             self._known.entries[key].remove(entry)
         self.statistics.misses += 1
@@ -204,13 +233,15 @@ class TensorStore:
         Returns:
             Whether they are kept now; False where the store is full or its disk cannot be written, which is said once.
         """
-        if self._places(key):
+        for entry in self._places(key)[:1]:
+            self._measure(key, entry)
             return True
         known = self._here()
         arrays = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         size = sum(_aligned(array.nbytes) for array in arrays.values())
         full = self.limit is not None and self._over(size) > 0 and self.make_room(size) < size
         if known.stopped or full:
+            self._measure(key, _Entry(segment="", start=0, size=size, checksum=0, tensors=_laid_out(arrays)))
             return self._refuse(size)
         try:
             entry = self._write(key, arrays, size)
@@ -223,6 +254,7 @@ class TensorStore:
             return self._refuse(size)
         known.entries.setdefault(key, []).append(entry)
         known.verified.add(_name_of(entry))
+        self._measure(key, entry)
         self.statistics.written += 1
         self.statistics.bytes_written += size
         return True
@@ -371,17 +403,24 @@ class TensorStore:
         """
         if self._writer is None or self._writer.lost:
             self._writer = _Writer(self.folder)
-        writer, checksum, place, places = self._writer, 0, 0, []
-        for name, array in arrays.items():
-            places.append((name, str(array.dtype).removeprefix("torch."), tuple(array.shape), place))
+        writer, checksum = self._writer, 0
+        for array in arrays.values():
             for piece in (_bytes_of(array), bytes(_aligned(array.nbytes) - array.nbytes)):
                 writer.append(piece)
                 checksum = zlib.crc32(piece, checksum)
-            place += _aligned(array.nbytes)
-        entry = _Entry(segment=writer.name, start=writer.end, size=size, checksum=checksum, tensors=tuple(places))
+        entry = _Entry(segment=writer.name, start=writer.end, size=size, checksum=checksum, tensors=_laid_out(arrays))
         writer.end += size
         writer.publish(_line(key, entry))
         return entry
+
+
+def _laid_out(arrays: Mapping[str, torch.Tensor]) -> tuple[tuple[str, str, tuple[int, ...], int], ...]:
+    """Return where tensors lie within their entry, one behind the other."""
+    place, places = 0, []
+    for name, array in arrays.items():
+        places.append((name, str(array.dtype).removeprefix("torch."), tuple(array.shape), place))
+        place += _aligned(array.nbytes)
+    return tuple(places)
 
 
 def _line(key: str, entry: _Entry) -> bytes:

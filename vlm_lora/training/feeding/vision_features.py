@@ -15,8 +15,8 @@ from transformers import TrainerCallback
 
 from vlm_lora.batching.prepared.store import TensorStore
 from vlm_lora.batching.row_table import RowTable
-from vlm_lora.config.run_config import RunConfig
-from vlm_lora.data.cache_folder import cache_folder
+from vlm_lora.config.run_config import CACHE_GB, RunConfig
+from vlm_lora.data.cache_folder import VARIABLE, cache_folder, cache_place
 from vlm_lora.errors import ConfigError
 from vlm_lora.model.audit import GradientAudit
 from vlm_lora.model.families import Family
@@ -98,11 +98,21 @@ def _survey(
     encode: Callable[[str, int], Any],
 ) -> dict[str, Any]:
     """Return what the processes of a machine decide by: `reason` against `auto`, whether `on` is `refused`, ..."""
-    config, folder = base_of(trainer.model).config, cache_folder(FOLDER)
+    config, folder = base_of(trainer.model).config, cache_place(FOLDER)
     store = TensorStore(folder)
+    obstacle = store.obstacle()
+    if obstacle:
+        return {"reason": f"{obstacle}; set {VARIABLE} to a folder that can be", "refused": True}
     used = store.bytes_on_disk()
-    limit = min(int(run.batching.vision_cache_gb * GB), used + shutil.disk_usage(folder).free // SHARE_OF_DISK)
+    wanted = CACHE_GB if run.batching.vision_cache_gb is None else run.batching.vision_cache_gb
+    limit = min(int(wanted * GB), used + shutil.disk_usage(folder).free // SHARE_OF_DISK)
     plan: dict[str, Any] = {"reason": "", "refused": False, "limit": limit, "folder": str(folder)}
+    allowed = f"(--vision_cache_gb {wanted:g}, and at most a tenth of what is free in {folder})"
+    dtype = kept_dtype(trainer.model, parts, _autocast(trainer))
+    one = bytes_a_vector(width_of(config, family.features), dtype)
+    if limit < one:
+        reason = f"one token of an image takes {one} bytes, and {limit} are allowed {allowed}"
+        return {**plan, "reason": reason, "refused": True}
     times = _times(trainer, tables)
     if not any(times.values()):
         stream = (
@@ -111,12 +121,11 @@ def _survey(
         reason = f"{stream} not known before training, so nobody knows how often an image is used"
         said = f"Vision features are kept in {folder}, of at most {limit / GB:.3g} GB; how many is not known before."
         return {**plan, "reason": reason, "said": said}
-    dtype = kept_dtype(trainer.model, parts, _autocast(trainer))
     use = survey_use(
         {name: table for name, table in tables.items() if times[name]},
         times,
         lambda name, row: count_vectors(encode(name, row), config, family.features),
-        vector_bytes=bytes_a_vector(width_of(config, family.features), dtype),
+        vector_bytes=one,
         blank=blank_vectors(config, family.features),
     )
     plan |= asdict(use) | {"said": _said(use, dtype, folder)}
@@ -125,7 +134,7 @@ def _survey(
     if use.size > limit:
         reason = (
             f"those of {use.different} rows' images take {use.size / GB:.3g} GB, and {limit / GB:.3g} GB are allowed "
-            f"(--vision_cache_gb {run.batching.vision_cache_gb:g}, and at most a tenth of what is free in {folder})"
+            f"{allowed}"
         )
         return {**plan, "reason": reason, "refused": True}
     if use.uses <= use.different:
