@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from vlm_lora.memory.request import PlanReport, PlanRequest
     from vlm_lora.preflight.figures import DataReport
     from vlm_lora.report.preview import ShownRow
+    from vlm_lora.training.feeding.ahead import KeptAhead
 
 
-__all__ = ["RunConfig", "UserError", "ask", "check", "configure", "evaluate", "plan", "preview", "train"]
+__all__ = ["RunConfig", "UserError", "ask", "cache", "check", "configure", "evaluate", "plan", "preview", "train"]
 
 
 def configure(**settings: Any) -> RunConfig:
@@ -131,6 +132,28 @@ def check(run: RunConfig, *, workers: int | None = None) -> DataReport:
         from vlm_lora import pipeline
 
         return pipeline.check(run, workers=workers, show_progress=False)
+
+
+def cache(run: RunConfig) -> KeptAhead:
+    """Prepare images and take a frozen vision tower's features of them, as `train` with these settings reads them.
+
+    Args:
+        run: needs `model_name_or_path` and `dataset_name`; give it all settings of the training.
+
+    Returns:
+        Rows, images, how many features were made and found, and bytes before and after.
+
+    Raises:
+        UserError: as `train`, or nothing can be kept.
+    """
+    from vlm_lora.backend import called
+    from vlm_lora.config.early import check_early
+
+    check_early(run, "cache", needed=("model_name_or_path", "dataset_name"))
+    with called(run):
+        from vlm_lora import pipeline
+
+        return pipeline.cache(_with_defaults(run, do_train=True, do_eval=True))
 
 
 def preview(run: RunConfig, *, rows: int = 3) -> list[ShownRow]:

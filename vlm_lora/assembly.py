@@ -6,12 +6,17 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from vlm_lora.batching.blank import blank_conversation
+from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.ordering.rows import FillableRows
 from vlm_lora.batching.packing.order import PackedRows
 from vlm_lora.batching.row_table import RowTable
+from vlm_lora.batching.shapes import ShapePlan
 from vlm_lora.data.dataset import Splits
 from vlm_lora.data.split_parts import split_parts
+from vlm_lora.preflight.check import Prepared
 from vlm_lora.session import Preprocessing, Session, wants_static_shapes
+from vlm_lora.training.feeding.packing import Packing, plan_packing
 from vlm_lora.training.feeding.strategy import SETTING, Feeding
 from vlm_lora.training.feeding.streaming import training_rows
 from vlm_lora.training.feeding.workers import fit_workers
@@ -149,6 +154,45 @@ def build_run_trainer(
     return trainer
 
 
+def build_for_features(
+    session: Session,
+    preprocessing: Preprocessing,
+    splits: Splits,
+    groups: Mapping[str, Any],
+    feeding: Feeding,
+    *,
+    tables: Mapping[str, RowTable],
+) -> Any | None:
+    """Load the model and put the trainer together, to make features with it ahead of the run.
+
+    The arguments are those of `build_run_trainer`.
+
+    Returns:
+        The trainer; None where the settings allow no features: no weights are loaded then.
+    """
+    from vlm_lora.report.memory import explain_exhaustion
+    from vlm_lora.training.checkpoints.resumption import Resumption
+    from vlm_lora.training.feeding.ahead import wants_features
+
+    trains = session.arguments.do_train
+    static_shapes = wants_static_shapes(session.run, session.backend)
+    if not wants_features(session.run, preprocessing.family, trains=trains, static_shapes=static_shapes):
+        return None
+    with explain_exhaustion(session.backend, "loading the model"):
+        model = load_for_training(session, preprocessing) if trains else load_for_answers(session, preprocessing)
+        return build_run_trainer(
+            session,
+            preprocessing,
+            splits,
+            model,
+            groups,
+            feeding,
+            Resumption(checkpoint=None),
+            Observers([]),
+            tables=tables,
+        )
+
+
 def _keep_features(
     session: Session, preprocessing: Preprocessing, splits: Splits, tables: Mapping[str, RowTable], trainer: Any
 ) -> None:
@@ -169,6 +213,29 @@ def _keep_features(
         tables=tables,
         encode=lambda name, row: preprocessing.encoder.encode(parts[name][row]),
     )
+
+
+def collator_of(preprocessing: Preprocessing, packing: Packing | None, plan: ShapePlan | None = None) -> Collator:
+    """Return what makes batches of rows, of planned shapes, and of packs."""
+    from vlm_lora.batching.packing.collation import PackCollator
+
+    style, pad = preprocessing.family.rendering, preprocessing.tokenizer.pad_token_id
+    if packing is None:
+        return Collator(preprocessing.encoder, style, pad_token_id=pad, plan=plan)
+    return PackCollator(
+        preprocessing.encoder, style, pad_token_id=pad, plan=plan, shape=packing.shape, blank=packing.blank
+    )
+
+
+def plan_packs(
+    session: Session, preprocessing: Preprocessing, prepared: Prepared, *, static_shapes: bool
+) -> Packing | None:
+    """Plan the packs of a run that packs."""
+    run, arguments = session.run, session.arguments
+    if not (run.batching.packing and arguments.do_train):
+        return None
+    blank = preprocessing.encoder.encode(blank_conversation()) if static_shapes else None
+    return plan_packing(run, arguments, prepared.splits, prepared.tables, preprocessing.family, blank=blank)
 
 
 def answerer_of(

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_lora.assembly import (
     answerer_of,
+    build_for_features,
     build_run_trainer,
+    collator_of,
     load_for_answers,
     load_for_training,
+    plan_packs,
 )
 from vlm_lora.backend import installed
-from vlm_lora.batching.blank import blank_conversation
 from vlm_lora.batching.boxes.writing import Region
-from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.shape_survey import survey_shapes
-from vlm_lora.batching.shapes import ShapePlan
 from vlm_lora.config.resolution import write_resolved
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.together import check_together, refuse_shapes_of_stream
@@ -57,7 +57,7 @@ from vlm_lora.session import (
 )
 from vlm_lora.training.arguments import check_arguments
 from vlm_lora.training.checkpoints.run_record import note_end
-from vlm_lora.training.feeding.packing import Packing, check_packing, plan_packing
+from vlm_lora.training.feeding.packing import Packing, check_packing
 from vlm_lora.training.feeding.strategy import Feeding, Strategy, check_known, choose_feeding, strategy_of
 from vlm_lora.training.feeding.whole_steps import check_first_step
 from vlm_lora.training.hub import check_push
@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from vlm_lora.memory.request import PlanReport, PlanRequest
     from vlm_lora.memory.run import Subject
     from vlm_lora.training.checkpoints.resumption import Resumption
+    from vlm_lora.training.feeding.ahead import KeptAhead
 
 logger = logging.getLogger(__name__)
 
@@ -253,6 +254,22 @@ def check(run: RunConfig, *, workers: int | None, show_progress: bool) -> DataRe
     return report_on(run, splits, preprocessing, read)
 
 
+def cache(run: RunConfig) -> KeptAhead:
+    """Prepare images and take a frozen tower's features of them, as `train` with the same flags will read them."""
+    from vlm_lora.training.checkpoints.resumption import Resumption
+    from vlm_lora.training.feeding import ahead
+
+    ahead.refuse(run)
+    with ahead.own_folder() as folder:
+        session = open_session(replace(run, raw={**run.raw, **ahead.SETTINGS, "output_dir": str(folder)}))
+        run, arguments = session.run, session.arguments
+        splits = load_splits(run.data, need_train=arguments.do_train, need_validation=arguments.do_eval)
+        before, fresh = ahead.sizes(), Resumption(checkpoint=None)
+        prepared, preprocessing, groups, feeding = _read_and_order(session, splits, fresh, Observers([]))
+        trainer = build_for_features(session, preprocessing, prepared.splits, groups, feeding, tables=prepared.tables)
+        return ahead.keep_ahead(run, arguments, preprocessing.encoder, prepared.splits, trainer, before=before)
+
+
 def plan(run: RunConfig, request: PlanRequest, announce: Callable[[str], object] = logger.debug) -> PlanReport:
     """Predict what a training run needs on each device, from the model's configuration and a sample of the data."""
     from vlm_lora.memory.request import choose_devices, read_choice
@@ -375,9 +392,9 @@ def _read_rows(
     )
     preprocessing.encoder.say_damage()
     observers.data_read(prepared.checked)
-    packing = _plan_packs(session, preprocessing, prepared, static_shapes=static_shapes)
+    packing = plan_packs(session, preprocessing, prepared, static_shapes=static_shapes)
     if packing is not None and packing.shape is None:
-        preprocessing = replace(preprocessing, collator=_collator(preprocessing, packing))
+        preprocessing = replace(preprocessing, collator=collator_of(preprocessing, packing))
     if not static_shapes:
         return prepared, preprocessing, {}, packing
     return prepared, *_plan_shapes(session, preprocessing, prepared, packing), packing
@@ -396,7 +413,7 @@ def _plan_shapes(
             "tasks, the rows of a weight's fraction). --static_shapes false draws anew each epoch."
         )
     if packing is not None and prepared.splits.validation is None:
-        return replace(preprocessing, collator=_collator(preprocessing, packing)), {}
+        return replace(preprocessing, collator=collator_of(preprocessing, packing)), {}
     survey = shared_survey(
         Path(session.arguments.output_dir),
         session.arguments,
@@ -412,31 +429,8 @@ def _plan_shapes(
     announced = replace(survey, groups={**survey.groups, **packed})
     announce(announced, session.arguments, compiles=session.backend.traits.counts_graphs)
     encoder = preprocessing.encoder.with_canvases(survey.canvases)
-    collator = _collator(replace(preprocessing, encoder=encoder), packing, survey.plan)
+    collator = collator_of(replace(preprocessing, encoder=encoder), packing, survey.plan)
     return replace(preprocessing, encoder=encoder, collator=collator), survey.groups
-
-
-def _collator(preprocessing: Preprocessing, packing: Packing | None, plan: ShapePlan | None = None) -> Collator:
-    """Return what makes batches of rows, of planned shapes, and of packs."""
-    from vlm_lora.batching.packing.collation import PackCollator
-
-    style, pad = preprocessing.family.rendering, preprocessing.tokenizer.pad_token_id
-    if packing is None:
-        return Collator(preprocessing.encoder, style, pad_token_id=pad, plan=plan)
-    return PackCollator(
-        preprocessing.encoder, style, pad_token_id=pad, plan=plan, shape=packing.shape, blank=packing.blank
-    )
-
-
-def _plan_packs(
-    session: Session, preprocessing: Preprocessing, prepared: Prepared, *, static_shapes: bool
-) -> Packing | None:
-    """Plan the packs of a run that packs."""
-    run, arguments = session.run, session.arguments
-    if not (run.batching.packing and arguments.do_train):
-        return None
-    blank = preprocessing.encoder.encode(blank_conversation()) if static_shapes else None
-    return plan_packing(run, arguments, prepared.splits, prepared.tables, preprocessing.family, blank=blank)
 
 
 def _fit(session: Session, trainer: Any, checkpoint: str | None, observers: Observers) -> dict[str, Any]:

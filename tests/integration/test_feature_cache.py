@@ -18,39 +18,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from support.asked_twice import ADAPTER, FLAGS, kept_bytes, write_asked_twice
 from support.rows import write_uneven_rows
 from support.runs import capture_trainer, logged, run, script_flags
 from support.tiny import build_model_folder
 from vlm_lora.cli.main import run_script
 from vlm_lora.training.feeding.vision_features import FILE, FOLDER
-
-ADAPTER = "adapter_model.safetensors"
-FLAGS: dict[str, Any] = {
-    "do_train": True,
-    "do_eval": True,
-    "num_train_epochs": 2,
-    "per_device_train_batch_size": 3,
-    "learning_rate": 1e-2,
-    "lora_rank": 4,
-}
-QUESTIONS = ("What is shown?", "Which colour is the large one on the left?")
-
-
-def write_asked_twice(folder: Path, *, images: int = 3) -> Path:
-    """Write rows with two questions an image, of several sizes, one row with two images, and one without any."""
-    folder.mkdir(parents=True)
-    generator = np.random.default_rng(0)
-    rows: list[dict[str, Any]] = []
-    for number in range(images):
-        name = f"{number}.png"
-        size = (32 + 16 * number, 40, 3)
-        Image.fromarray(generator.integers(0, 256, size, dtype=np.uint8)).save(folder / name)
-        rows += [{"image": [name], "question": each, "answer": f"number {number}"} for each in QUESTIONS]
-    (folder / "validation.jsonl").write_text("\n".join(map(json.dumps, rows[:3])) + "\n", encoding="utf-8")
-    rows += [{"image": ["0.png", "1.png"], "question": "Which differ?", "answer": "both"}]
-    rows += [{"image": [], "question": "How many are there?", "answer": "none"}]
-    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
-    return folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +57,6 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ou
         )
 
     return train
-
-
-def kept_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in (folder / "cache" / FOLDER).iterdir())
 
 
 @pytest.mark.parametrize("name", ["gemma3", "qwen2_5_vl", "mllama"])

@@ -87,6 +87,7 @@ class RowEncoder:
         self._canvases: tuple[Size, ...] = ()
         self._watcher: Callable[[Any], None] | None = None
         self._kept: RowImages | None = None
+        self.keeps_images = False  # see `keeping_images`
         self._load_image, self._image_limits = _loader(load_image, image_limits)
         self._bos = (tokenizer.bos_token, tokenizer.bos_token_id)
         ends = {tokenizer.convert_ids_to_tokens(token_id): token_id for token_id in sorted(eos_token_ids)}
@@ -226,9 +227,9 @@ class RowEncoder:
 
     def keeping_images(self, store: TensorStore) -> RowEncoder:
         """Return an encoder that makes a row's images into tensors once and keeps those; the rows are the same."""
-        other = copy.copy(self)
-        own = copy.copy(self._processor)
+        other, own = copy.copy(self), copy.copy(self._processor)
         own.tokenizer, own.image_processor = self._plain, self._image_processor
+        other.keeps_images = True
         other._kept = RowImages(own, store, self._image_limits, self._settings)
         other._processor = copy.copy(self._processor)
         other._processor.image_processor = other._kept.image_processor

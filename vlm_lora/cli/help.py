@@ -37,6 +37,7 @@ PURPOSES: Mapping[str, str] = {
     "ask": 'one question about images: --model_name_or_path MODEL_OR_ADAPTER --image FILE --prompt "QUESTION"',
     "check": "read every row before training: --model_name_or_path MODEL --dataset_name DATA",
     "preview": "rows as the model will see them: --model_name_or_path MODEL --dataset_name DATA",
+    "cache": "images and vision features ahead of a run: --model_name_or_path MODEL --dataset_name DATA",
     "plan": "predict the memory of a training run: --model_name_or_path MODEL [--dataset_name DATA]",
     "demo": "train a tiny model on drawn charts, on a CPU, without a download",
     "doctor": "what this machine has, what would be used, and what is missing",
@@ -70,6 +71,7 @@ FIRST = (
 _READING = ("data", "model", "batching")
 USES: Mapping[str, tuple[str, ...]] = {
     "train": (*SECTIONS, "", "trainer"),
+    "cache": (*SECTIONS, "", "trainer"),
     "plan": (*SECTIONS, "", "trainer"),
     "eval": (*_READING, "generation", "", "trainer"),
     "ask": ("model", "generation", ""),

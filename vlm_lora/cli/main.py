@@ -44,6 +44,7 @@ vlm-lora {__version__}: fine-tune vision-language models, LoRA first
   vlm-lora ask      --model_name_or_path MODEL_OR_ADAPTER --image FILE --prompt "QUESTION"
   vlm-lora check    --model_name_or_path MODEL --dataset_name DATA [--json] [--html FILE] [--workers N]
   vlm-lora preview  --model_name_or_path MODEL --dataset_name DATA [--rows N] [--json] [--html FILE]
+  vlm-lora cache    --model_name_or_path MODEL --dataset_name DATA [the flags of train]
   vlm-lora plan     --model_name_or_path MODEL --dataset_name DATA [--device H100-80 | all] [--world_size N] [--json]
   vlm-lora shard    --input DATA --out_dir DIR (--num_shards N | --samples_per_shard N) [--shuffle] [--prefix eval]
   vlm-lora launch   [--world_size N] [--nnodes N] [--use_deepspeed | --use_accelerate | --use_mpi] VERB_OR_SCRIPT ...
@@ -241,6 +242,12 @@ def _preview(rest: Sequence[str]) -> None:
     preview(rest)
 
 
+def _cache(rest: Sequence[str]) -> None:
+    from vlm_lora.cli.cache import cache
+
+    cache(rest)
+
+
 def _plan_flags() -> argparse.ArgumentParser:
     parser = verb_parser("plan")
     parser.add_argument(
@@ -373,6 +380,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "ask": _ask,
     "check": _check,
     "preview": _preview,
+    "cache": _cache,
     "plan": _plan,
     "shard": _shard,
     "launch": _launch,

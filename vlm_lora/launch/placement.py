@@ -96,6 +96,20 @@ class Placement:
         return f"Started by {self.source}: process {self.rank} of {self.world_size}{where}, {meeting}."
 
 
+def refuse_several(verb: str, environ: Mapping[str, str]) -> None:
+    """Stop a verb that is one process where it was started as one of several.
+
+    Raises:
+        ConfigError: it was, or as `found` says.
+    """
+    processes = found(environ).world_size
+    if processes > 1:
+        raise ConfigError(
+            f"vlm-lora {verb} is one process, and was started as one of {processes}: start it without launch, once on "
+            "each machine. The processes of the run read what it keeps."
+        )
+
+
 def found(environ: Mapping[str, str]) -> Placement:
     """Return what the environment says about this process.
 

@@ -41,9 +41,8 @@ def without_engine(run: RunConfig, *, shared: bool = False) -> RunConfig:
     Raises:
         ConfigError: the file of --deepspeed cannot be read.
     """
-    words = {canonical_name(key): value for key, value in run.raw.items() if str(value).lower() not in _OFF}
-    asked = [name for name in ENGINE_VARIABLES if name in words or launcher_asks_for(name, os.environ)]
-    if shared and "deepspeed" in asked and _stage(words.get("deepspeed")) == 3:
+    asked = engines_asked(run)
+    if shared and "deepspeed" in asked and _stage(_given(run).get("deepspeed")) == 3:
         return run
     for name in asked:
         os.environ.pop(ENGINE_VARIABLES[name], None)
@@ -63,6 +62,16 @@ def say_left_out(run: RunConfig) -> None:
     named = [f"--{name}" for name, asked in _ORDERING.items() if asked(run)]
     if named:
         logger.warning("For training alone, so without effect here: %s. Evaluation takes row by row.", joined(named))
+
+
+def engines_asked(run: RunConfig) -> list[str]:
+    """Return which of DeepSpeed and FSDP a run's keys or its launcher ask for, as their flags' names."""
+    words = _given(run)
+    return [name for name in ENGINE_VARIABLES if name in words or launcher_asks_for(name, os.environ)]
+
+
+def _given(run: RunConfig) -> dict[str, Any]:
+    return {canonical_name(key): value for key, value in run.raw.items() if str(value).lower() not in _OFF}
 
 
 def _engine_of(key: str) -> str:

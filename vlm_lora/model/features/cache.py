@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from vlm_lora.batching.collator import FEATURES
+from vlm_lora.batching.encoded import EncodedRow
 from vlm_lora.batching.prepared.store import TensorStore
 from vlm_lora.model.features.rows import NAME, FeatureRows, RowFeatures, bytes_of
 from vlm_lora.model.features.tower import Tower
@@ -78,10 +79,7 @@ class FeatureCache:
             yield inputs
             return
 
-        def make(media: Mapping[str, torch.Tensor]) -> torch.Tensor:
-            with computing():
-                return self._tower.features(prepare(dict(media)))
-
+        make = self._maker(prepare, computing)
         known: dict[str, torch.Tensor] = {}
         features = [None if row is None else self._of(row, known, make) for row in rows]
         device = inputs["input_ids"].device
@@ -89,6 +87,39 @@ class FeatureCache:
         self._on_use()
         with self._tower.given():
             yield {**inputs, **{name: tensor.to(device, non_blocking=True) for name, tensor in given.items()}}
+
+    def keep(
+        self,
+        row: EncodedRow,
+        prepare: Callable[[Any], Any],
+        computing: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        """Make and store a row's features where they are not there yet, as the step that first needs them would.
+
+        Args:
+            row: with images.
+            prepare: as for `given`.
+            computing: as for `given`.
+        """
+        for media in row.packed_media or (row.media,):
+            self._stored_or_made(self._rows.key(media), media, self._maker(prepare, computing))
+
+    def keep_blank(self, prepare: Callable[[Any], Any], computing: Callable[[], AbstractContextManager[Any]]) -> None:
+        """As `keep`, for the image that fills up rows with fewer images than others, where the model has one."""
+        if self._tower.fills_up:
+            self._of_blank(self._maker(prepare, computing))
+
+    @property
+    def refused(self) -> int:
+        """How many rows' features could not be stored here."""
+        return self._store.statistics.refused
+
+    def _maker(self, prepare: Callable[[Any], Any], computing: Callable[[], AbstractContextManager[Any]]) -> _Maker:
+        def make(media: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            with computing():
+                return self._tower.features(prepare(dict(media)))
+
+        return make
 
     def close(self) -> None:
         """Let what was stored reach the disk, and say what was damaged."""

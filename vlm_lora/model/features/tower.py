@@ -106,6 +106,11 @@ class Tower:
         }
 
     @property
+    def fills_up(self) -> bool:
+        """Whether rows with fewer images than others of their batch get `blank_media`."""
+        return self._style.entry == STATES
+
+    @property
     def read_beside(self) -> tuple[str, ...]:
         """Names of media tensors that the model needs beside features."""
         return self._style.read_beside

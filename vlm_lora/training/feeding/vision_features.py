@@ -139,10 +139,7 @@ def _survey(
         return {**plan, "reason": reason, "refused": True}
     if use.uses <= use.different:
         return {**plan, "reason": "each image is used once"}
-    store.limit = limit
-    if used + use.size > limit:
-        store.make_room(use.size)
-    return plan
+    return plan  # the store makes room as it grows: what lies there may be these very features
 
 
 def _said(use: ImageUse, dtype: torch.dtype, folder: Path) -> str:
