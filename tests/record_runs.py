@@ -158,13 +158,14 @@ def whole(parameter: Any) -> Any:
 
 
 def digests_of(batch: dict[str, Any]) -> dict[str, str]:
-    """Return a digest of type, shape and bytes of each tensor of a batch."""
-    return {
-        name: hashlib.sha256(
-            f"{tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.contiguous().numpy().tobytes()
-        ).hexdigest()
-        for name, tensor in batch.items()
-    }
+    """Return a digest of type, shape and bytes of each tensor of a batch; of kept features, of their keys."""
+    return {name: hashlib.sha256(_content(value)).hexdigest() for name, value in batch.items()}
+
+
+def _content(value: Any) -> bytes:
+    if hasattr(value, "dtype"):
+        return f"{value.dtype} {tuple(value.shape)}".encode() + value.contiguous().numpy().tobytes()
+    return repr([None if row is None else row.key for row in value]).encode()
 
 
 def device_counts() -> dict[str, int]:

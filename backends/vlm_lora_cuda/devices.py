@@ -87,7 +87,7 @@ def _table() -> list[DeviceSpec]:
             fixed_bytes=CONTEXT_BYTES,
             source=_SOURCES.get(name, _SMI),
             computes_bf16=name not in WITHOUT_BF16,
-            flops=_TERAFLOPS[name] * 1e12,
+            flops=flops_of(name),
             flops_source=_FLOPS_SOURCE,
         )
         for name, total in _TOTALS_MIB.items()

@@ -88,7 +88,10 @@ def test_plan_is_what_training_allocates(
     plan = predicted(planned(bare, rows, capsys, *common, "--device", "CPU"))
     found: dict[str, Any] = {}
     monkeypatch.setattr("vlm_lora.training.trainer.build_trainer", watch_training(trainer.build_trainer, found))
-    flags = script_flags(model_folder(name), rows, tmp_path / "out", do_train=True, max_steps=2, validation_fraction=0)
+    # Pixels and features that were kept come from files, not from the allocator that is asked here.
+    kept: dict[str, Any] = {"image_cache": "off", "cache_vision_features": "off"}
+    given = {"do_train": True, "max_steps": 2, "validation_fraction": 0, **kept}
+    flags = script_flags(model_folder(name), rows, tmp_path / "out", **given)
     assert run_script([*flags, *common]) == 0
     assert plan == pytest.approx(found["measured"], rel=TOLERANCE)
     if "--gradient_checkpointing" in words:

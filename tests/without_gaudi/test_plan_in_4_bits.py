@@ -84,7 +84,7 @@ def test_plan_is_what_training_allocates(
     device = planned(model_folder("llava"), rows, capsys, *common, "--device", "CPU")
     found: dict[str, Any] = {}
     monkeypatch.setattr("vlm_lora.training.trainer.build_trainer", watch_training(trainer.build_trainer, found))
-    flags = script_flags(model_folder("llava"), rows, tmp_path / "out", do_train=True, max_steps=2)
+    flags = script_flags(model_folder("llava"), rows, tmp_path / "out", do_train=True, max_steps=2, image_cache="off")
     assert run_script([*flags, "--validation_fraction", "0", *common]) == 0
     predicted = device["total_bytes"] - device["items"]["overhead"]
     assert predicted == pytest.approx(found["measured"], rel=TOLERANCE)
