@@ -19,7 +19,7 @@ import secrets
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,9 +74,9 @@ class _Segment:
         """Bytes of its index that were taken in."""
         self._opened: int | None = None
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # modules may be gone when a process ends
         if self._opened is not None:
-            os.close(self._opened)
+            close(self._opened)
 
     def bytes_at(self, index: Path, start: int, size: int) -> np.ndarray | None:
         """Return bytes of its tensors in memory of their own, fewer where it was cut; None where it is gone.
@@ -116,9 +116,9 @@ class _Writer:
             path = folder / f"{self.name}{suffix}"
             self._opened.append(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # modules may be gone when a process ends
         for descriptor in self._opened:
-            os.close(descriptor)
+            close(descriptor)
 
     @property
     def lost(self) -> bool:
