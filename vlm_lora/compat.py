@@ -166,6 +166,13 @@ def _with_labels(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, d
     return args, kwargs if marks is None else {**kwargs, "labels": marks}
 
 
+def has_torchvision() -> bool:
+    """Say whether image processors by torchvision can be had."""
+    from transformers.utils.import_utils import is_torchvision_available
+
+    return bool(is_torchvision_available())
+
+
 def image_backend(image_processor: Any) -> str:
     """Return `pil`, `torchvision`, or `own` for an image processor that a model folder brings along."""
     kind = type(image_processor)

@@ -38,6 +38,7 @@ from vlm_lora.engines.zero_numbers import agreeing_schedule, with_file_numbers
 from vlm_lora.errors import ConfigError
 from vlm_lora.evaluation.places import refuse_other_results
 from vlm_lora.model.features.obstacles import refuse_early
+from vlm_lora.model.loading import with_image_backend
 from vlm_lora.preflight.check import Prepared, known_rows, prepare_rows, read_rows, report_on, shapes_of
 from vlm_lora.preflight.figures import DataReport
 from vlm_lora.preflight.image_cache import with_image_cache
@@ -96,10 +97,8 @@ def _train(run: RunConfig, observers: Observers) -> dict[str, Any]:
     from vlm_lora.report.memory import explain_exhaustion
     from vlm_lora.training.checkpoints.resumption import look_for_checkpoint
 
-    session = open_session(run if is_true(run.raw.get("do_train")) else without_engine(run, shared=True))
+    session = _open_run(run)
     run, arguments = session.run, session.arguments
-    if not (arguments.do_train or arguments.do_eval):
-        raise ConfigError("Nothing to do: type --do_train, --do_eval, or both.")
     observers.started(run, arguments)
     folder = Path(arguments.output_dir)
     resumption = look_for_checkpoint(run, arguments, lambda: session.settings)
@@ -165,6 +164,16 @@ def _check_purpose(run: RunConfig, arguments: Any) -> None:
     else:
         refuse_other_results(Path(arguments.output_dir), run)
         say_left_out(run)
+
+
+def _open_run(run: RunConfig) -> Session:
+    """Open the session of a run that trains, evaluates or both, with the image backend that its record keeps."""
+    from vlm_lora.training.checkpoints.resumption import backend_to_keep
+
+    session = open_session(run if is_true(run.raw.get("do_train")) else without_engine(run, shared=True))
+    if not (session.arguments.do_train or session.arguments.do_eval):
+        raise ConfigError("Nothing to do: type --do_train, --do_eval, or both.")
+    return replace(session, run=with_image_backend(session.run, checkpoint=backend_to_keep(session.arguments)))
 
 
 def ask(run: RunConfig, *, images: Sequence[ImageSource], prompt: str) -> str:

@@ -143,3 +143,22 @@ def test_a_checkpoint_of_an_earlier_version(
 def test_evaluation_alone_compares_nothing(model_folder: Callable[[str], Path], whole: Path, stopped: Path) -> None:
     alone = {"do_train": False, "do_eval": True, "seed": 7, "learning_rate": 1.0, "allow_changed": "nothing"}
     assert go_on(model_folder("gemma3"), whole / "data", stopped, **alone) == 0
+
+
+def test_images_are_prepared_as_in_the_run_of_the_checkpoint(
+    model_folder: Callable[[str], Path], whole: Path, stopped: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run of an earlier version, whose record says nothing, had pil; Gemma 3's own would be torchvision."""
+    model, record = model_folder("gemma3"), stopped / "checkpoint-2" / "run_settings.json"
+    assert "image_backend: torchvision\n" in (whole / "out" / "run_config.yaml").read_text(encoding="utf-8")
+    kept = json.loads(record.read_text(encoding="utf-8"))
+    assert kept["settings"].pop("image_backend") == "torchvision"
+    assert go_on(model, whole / "data", stopped, image_backend="pil") == 1
+    assert "--image_backend torchvision in the checkpoint, pil now (cannot be allowed)" in capsys.readouterr().err
+    record.write_text(json.dumps(kept), encoding="utf-8")
+    assert go_on(model, whole / "data", stopped, image_backend="torchvision") == 1
+    assert "--image_backend pil in the checkpoint, torchvision now (cannot be allowed)" in capsys.readouterr().err
+    assert go_on(model, whole / "data", stopped) == 0
+    assert "image_backend: pil\n" in (stopped / "run_config.yaml").read_text(encoding="utf-8")
+    after = json.loads((stopped / "checkpoint-4" / "run_settings.json").read_text(encoding="utf-8"))
+    assert after["settings"]["image_backend"] == "pil"

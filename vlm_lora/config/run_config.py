@@ -200,8 +200,9 @@ class ModelConfig:
     """With --load_in_4bit: what 4-bit weights are unpacked to: auto (autocast's), float32, bfloat16, float16."""
     bnb_4bit_use_double_quant: bool = False
     """With --load_in_4bit: quantize the scales too, which saves another 0.4 bits per weight."""
-    image_backend: str = "pil"
-    """Image processor: pil (bitwise the same on every stack) or torchvision (faster, small differences)."""
+    image_backend: str = "auto"
+    """Image processor: auto (torchvision for families where its pixels are equal in all versions, else pil; as trained,
+    for an adapter or checkpoint), pil, torchvision (faster; one to four gray levels from pil)."""
     min_pixels: int | None = None
     """Images with fewer pixels are shown larger, by the model's own means; by default as its processor has it."""
     max_pixels: int | None = None
@@ -217,7 +218,7 @@ class ModelConfig:
         _check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         _check_choice("bnb_4bit_quant_type", self.bnb_4bit_quant_type, ("nf4", "fp4"))
         _check_choice("bnb_4bit_compute_dtype", self.bnb_4bit_compute_dtype, ("auto", "float32", "bfloat16", "float16"))
-        _check_choice("image_backend", self.image_backend, ("pil", "torchvision"))
+        _check_choice("image_backend", self.image_backend, ("auto", "pil", "torchvision"))
         for flag in ("min_pixels", "max_pixels", "image_size"):
             value = getattr(self, flag)
             if value is not None and value < 1:

@@ -85,6 +85,7 @@ def _run(
         "model_name_or_path": model,
         "dataset_name": data,
         "image_root": image_root,
+        "image_backend": "pil",  # as the base was pre-trained
         "output_dir": output,
         "predict_with_generate": True,
         "max_new_tokens": 12,

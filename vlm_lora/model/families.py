@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vlm_lora.batching.packing.style import NOT_PROVEN, PackingStyle, packing_for
 from vlm_lora.batching.style import CHAT, RenderingStyle, style_for
@@ -78,6 +78,11 @@ class Family:
     """Whether placeholders of media are replaced before ids are looked up, so that embeddings need no row for them."""
     after_head: AfterHead = NOTHING
     """What it does to its logits; of a family outside the table that is not known."""
+    image_backend: Literal["pil", "torchvision"] = "pil"
+    """What `--image_backend auto` takes. `torchvision` where its pixels are bit for bit the same with transformers 4.55
+    and 5.23 (photo-like images, shown larger and smaller, tiled; default settings: 0 in all values), or where the model
+    has nothing else. LLaVA's is another pixel's crop where the margin is odd (up to 3.0), Idefics 3 and SmolVLM differ
+    by up to 0.15 (LANCZOS became BICUBIC), Mllama has none on 4.55 (`tests/gaudi/test_same_pixels.py`)."""
     rendering: RenderingStyle = CHAT
     """How conversations become tokens and batches."""
     packing: PackingStyle = NOT_PROVEN
@@ -97,7 +102,9 @@ def _family(model_type: str, **facts: Any) -> tuple[str, Family]:
     )
 
 
+_FAST: Mapping[str, Any] = {"image_backend": "torchvision"}
 _QWEN: Mapping[str, Any] = {
+    **_FAST,
     "vision": ("model.visual",),
     "projector": ("model.visual.merger", "model.visual.deepstack_merger_list"),
 }
@@ -108,6 +115,7 @@ _IDEFICS: Mapping[str, Any] = {
     "features": ONE_TENSOR,
 }
 _LLAVA_NEXT: Mapping[str, Any] = {
+    **_FAST,
     "projector": ("model.multi_modal_projector", "model.image_newline"),
     "feature_layer": "vision_feature_layer",
     "features": LISTED,
@@ -127,12 +135,13 @@ _GEMMA: Mapping[str, Any] = {"projector": ("model.embed_vision",), "kv_shared": 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     dict(
         [
-            _family("gemma3", published=("google/gemma-3-4b-it",), features=ONE_TENSOR, **_GOOGLE),
+            _family("gemma3", published=("google/gemma-3-4b-it",), features=ONE_TENSOR, **_FAST, **_GOOGLE),
             _family(
                 "gemma3n",
                 published=("google/gemma-3n-E2B-it",),
                 never_called=(r"\.altup\.correction_coefs$",),
                 features=ONE_TENSOR,
+                **_FAST,
                 **_GEMMA,
                 **_CAPPED,
             ),
@@ -146,7 +155,14 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 **_GOOGLE,
                 **_CAPPED,
             ),
-            _family("paligemma", published=("google/paligemma2-3b-pt-224",), features=ONE_TENSOR, **_GOOGLE, **_CAPPED),
+            _family(
+                "paligemma",
+                published=("google/paligemma2-3b-pt-224",),
+                features=ONE_TENSOR,
+                **_FAST,
+                **_GOOGLE,
+                **_CAPPED,
+            ),
             _family("qwen2_vl", published=("Qwen/Qwen2-VL-2B-Instruct",), features=BY_GRID, **_QWEN),
             _family("qwen2_5_vl", published=("Qwen/Qwen2.5-VL-3B-Instruct",), features=BY_GRID, **_QWEN),
             _family("qwen3_vl", published=("Qwen/Qwen3-VL-2B-Instruct",), since="4.57", features=DEEPSTACK, **_QWEN),
@@ -180,14 +196,16 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 published=("OpenGVLab/InternVL3-1B-hf",),
                 feature_layer="vision_feature_layer",
                 features=ONE_TENSOR,
+                **_FAST,
             ),
             _family(
                 "mistral3",
                 published=("mistralai/Mistral-Small-3.1-24B-Instruct-2503",),
                 feature_layer="vision_feature_layer",
                 features=LISTED,
+                **_FAST,
             ),
-            _family("lfm2_vl", published=("LiquidAI/LFM2-VL-450M",), since="4.57", features=LISTED),
+            _family("lfm2_vl", published=("LiquidAI/LFM2-VL-450M",), since="4.57", features=LISTED, **_FAST),
             _family(
                 "phi4_multimodal",
                 published=("microsoft/Phi-4-multimodal-instruct",),
@@ -196,6 +214,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 vision=("model.embed_tokens_extend.image_embed.img_processor",),
                 projector=("model.embed_tokens_extend.image_embed",),
                 feature_layer="vision_config.feature_layer",
+                **_FAST,
             ),
             _family(
                 "phi3_v",

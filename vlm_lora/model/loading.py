@@ -20,7 +20,7 @@ from vlm_lora.compat import (
     load_image_processor,
 )
 from vlm_lora.config.early import is_path_of_model
-from vlm_lora.config.run_config import ModelConfig
+from vlm_lora.config.run_config import ModelConfig, RunConfig
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.families import FAMILIES, Family, family_of
 from vlm_lora.model.finite_weights import check_loaded, nonfinite, refuse
@@ -34,6 +34,7 @@ from vlm_lora.model.folder_faults import (
     refuse_damage,
 )
 from vlm_lora.model.loading_errors import few, first_line, translated, weights_name
+from vlm_lora.model.processor.image_backend import settle_backend
 from vlm_lora.model.processor.image_size import set_image_size, trained_here
 from vlm_lora.model.processor.thinking import set_thinking
 
@@ -98,11 +99,12 @@ def load_config(config: ModelConfig) -> Any:
 
 
 def load_processor(config: ModelConfig) -> Any:
-    """Load the processor, with the image backend that was asked for and right padding.
+    """Load the processor, with the image backend that was asked for (`auto` is settled here) and right padding.
 
     For an adapter folder that holds a processor, that one is used: it is what the adapter was trained with.
 
     Raises:
+        ConfigError: the image backend is not installed.
         ModelError: there is no processor or no chat template, or a package that it needs is missing.
     """
     from transformers import AutoProcessor
@@ -111,6 +113,7 @@ def load_processor(config: ModelConfig) -> Any:
     loaded = load_config(config)
     family = family_of(loaded)
     folder = adapter_folder(config)
+    config = settle_backend(config, loaded, adapter=folder is not None)
     place = str(folder) if folder is not None and _has_processor(folder) else str(base.model_name_or_path)
     access = _access(base)
     with translated(config, base, "processor", place=place):
@@ -149,6 +152,24 @@ def _longest_side(loaded: Any) -> int | None:
     """Return the longest side in pixels that a vision tower has positions for, where its configuration says one."""
     side = getattr(getattr(loaded, "vision_config", None), "image_size", None)
     return side if isinstance(side, int) else None
+
+
+def with_image_backend(run: RunConfig, *, checkpoint: str | None) -> RunConfig:
+    """Return a training's run with its image backend settled, as its record keeps it.
+
+    Args:
+        run: resolved.
+        checkpoint: the backend of the checkpoint that it goes on from, where it does.
+
+    Raises:
+        ConfigError: torchvision is asked for, or was trained with, and is not installed.
+        ModelError: the model's configuration cannot be loaded.
+    """
+    model = run.model
+    if model.model_name_or_path is None or model.image_backend != "auto":
+        return run
+    adapter = adapter_folder(model) is not None
+    return replace(run, model=settle_backend(model, load_config(model), adapter=adapter, checkpoint=checkpoint))
 
 
 def load_model(

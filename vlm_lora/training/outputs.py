@@ -212,10 +212,15 @@ def _remove_earlier_run(path: Path) -> None:
         logger.info("--overwrite_output_dir: what runs on record had written in %s was removed.", path)
 
 
-def find_checkpoint(folder: Path, resume: str | bool | None) -> str | None:
+def find_checkpoint(folder: Path, resume: str | bool | None, *, quiet: bool = False) -> str | None:
     """Turn `--resume_from_checkpoint` (true, or a folder) into the checkpoint's path; None starts afresh.
 
     One whose saving was cut short, or that holds weights alone, is passed over, with a warning, for one before it.
+
+    Args:
+        folder: the run's `--output_dir`.
+        resume: the setting.
+        quiet: leave out the warnings.
 
     Raises:
         ConfigError: there is no such checkpoint, or none that was saved to its end.
@@ -236,7 +241,7 @@ def find_checkpoint(folder: Path, resume: str | bool | None) -> str | None:
     if whole:
         # Without a complete one the newest stands, and who trains on from it is told what it lacks.
         chosen = next((checkpoint for checkpoint in whole if not missing_parts(checkpoint)), whole[0])
-        for passed in newest_first[: newest_first.index(chosen)]:
+        for passed in () if quiet else newest_first[: newest_first.index(chosen)]:
             why = f"it lacks {', '.join(missing_parts(passed))}" if is_whole(passed) else "saving was interrupted"
             logger.warning("%s: %s; going on from %s instead.", passed, why, chosen)
         return str(chosen)

@@ -31,7 +31,7 @@ BY_NAME: dict[str, st.SearchStrategy[Any]] = {
     "dtype": st.sampled_from(["auto", "float32", "bfloat16", "float16"]),
     "bnb_4bit_quant_type": st.sampled_from(["nf4", "fp4"]),
     "bnb_4bit_compute_dtype": st.sampled_from(["auto", "float32", "bfloat16", "float16"]),
-    "image_backend": st.sampled_from(["pil", "torchvision"]),
+    "image_backend": st.sampled_from(["auto", "pil", "torchvision"]),
     "choices": st.sampled_from(["shown", "refuse"]),
     "box_format": st.sampled_from(BOX_FORMATS),
     "box_coordinates": st.sampled_from(BOX_COORDINATES),

@@ -135,7 +135,7 @@ def test_damaged_entries_are_said_in_one_line_and_made_again(check: Checks, tmp_
 def test_what_an_image_is_made_by_is_part_of_its_name(check: Checks, data: Path, tmp_path: Path) -> None:
     check()
     held = kept_bytes(tmp_path)
-    check("--image_backend", "torchvision")
+    check("--image_backend", "pil")
     assert kept_bytes(tmp_path) > held + ROWS // 2 * PIXELS
     assert check.decoded != []
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vlm_lora.config.files import read_mapping
 from vlm_lora.config.run_config import ModelConfig, RunConfig
@@ -42,6 +44,15 @@ def with_trained_boxes(run: RunConfig) -> RunConfig:
 
 def trained_coordinates(model: ModelConfig) -> str | None:
     """Return the `box_coordinates` of the training that made a model or adapter folder; None where nothing says so."""
+    settings = trained_settings(model)
+    if settings is None:
+        return None
+    found = settings.get("box_coordinates", BEFORE)
+    return found if isinstance(found, str) else BEFORE
+
+
+def trained_settings(model: ModelConfig) -> Mapping[str, Any] | None:
+    """Return the settings of the training that made a model or adapter folder; None where it has no record of one."""
     if model.model_name_or_path is None:
         return None
     folder = Path(model.model_name_or_path).expanduser()
@@ -49,6 +60,5 @@ def trained_coordinates(model: ModelConfig) -> str | None:
     if record is None:
         return None
     content = read_mapping(record)
-    settings = content.get("settings", content) if record.suffix == ".json" else content
-    found = settings.get("box_coordinates", BEFORE)
-    return found if isinstance(found, str) else BEFORE
+    settings: Mapping[str, Any] = content.get("settings", content) if record.suffix == ".json" else content
+    return settings

@@ -11,7 +11,7 @@ from vlm_lora.config.run_config import RunConfig
 from vlm_lora.training.checkpoints.changed_settings import Change, check_allowed, compare
 from vlm_lora.training.checkpoints.contents import refuse_to_resume
 from vlm_lora.training.checkpoints.pickles import refuse_programs
-from vlm_lora.training.checkpoints.run_settings import recorded_order
+from vlm_lora.training.checkpoints.run_settings import recorded_setting
 from vlm_lora.training.engine import engine_of
 from vlm_lora.training.outputs import find_checkpoint, note_what_is_saved
 
@@ -48,7 +48,20 @@ def look_for_checkpoint(run: RunConfig, arguments: Any, settings: Callable[[], M
     if arguments.do_train:
         if checkpoint is not None:
             refuse_to_resume(Path(checkpoint), engine_of(arguments))
-            order = recorded_order(Path(checkpoint))
+            order = recorded_setting(Path(checkpoint), "train_sampling_strategy")
             changes = compare(Path(checkpoint), settings(), allowed=allowed, arguments_class=type(arguments))
         note_what_is_saved(arguments)
     return Resumption(checkpoint=checkpoint, changes=tuple(changes), order=order)
+
+
+def backend_to_keep(arguments: Any) -> str | None:
+    """Return the `--image_backend` of the checkpoint that training goes on from; None where it starts afresh.
+
+    Raises:
+        ConfigError: there is no such checkpoint, or its record cannot be read.
+    """
+    if not arguments.do_train:
+        return None
+    # What is passed over is said by `look_for_checkpoint`.
+    checkpoint = find_checkpoint(Path(arguments.output_dir), arguments.resume_from_checkpoint, quiet=True)
+    return None if checkpoint is None else recorded_setting(Path(checkpoint), "image_backend")

@@ -34,7 +34,7 @@ FILE = "run_settings.json"
 FORMAT = 1
 """Of the file; another one is refused."""
 
-_BEFORE = {"box_coordinates": "pixels", "train_sampling_strategy": "random"}
+_BEFORE = {"box_coordinates": "pixels", "train_sampling_strategy": "random", "image_backend": "pil"}
 """What runs did that did not know a setting, where that is not its default."""
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed")
@@ -116,14 +116,17 @@ def read_settings(checkpoint: Path) -> tuple[dict[str, Any], dict[str, str]] | N
     return settings, written_by
 
 
-def recorded_order(checkpoint: Path) -> str:
-    """Return the `--train_sampling_strategy` of a checkpoint's run: random where it knew no other.
+def recorded_setting(checkpoint: Path, name: str) -> str:
+    """Return a setting of a checkpoint's run; where it did not know it, what runs did then.
+
+    Args:
+        checkpoint: its folder.
+        name: `train_sampling_strategy`, `image_backend` or `box_coordinates`.
 
     Raises:
         ConfigError: the record is there and cannot be read.
     """
     record = read_settings(checkpoint)
-    name = "train_sampling_strategy"
     return str((record[0] if record is not None else {}).get(name) or _BEFORE[name])
 
 
