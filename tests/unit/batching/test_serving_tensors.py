@@ -95,6 +95,7 @@ def test_ask_asks_that(
     monkeypatch.setattr(RowEncoder, "encode_prompt", remember)
     monkeypatch.setattr(Answerer, "reply", reply)
     words = ["--model_name_or_path", str(model_folder("gemma3")), "--image", str(data / "a.png"), "--use_cpu", "true"]
+    words += ["--image_backend", "pil"]  # as `new_encoder` has it
     assert main(["ask", *words, "--prompt", "What is it?"]) == 0
     assert capsys.readouterr().out.endswith("red\n")
     assert conversations == [question(data / "a.png")]
