@@ -135,7 +135,8 @@ def test_a_checkpoint_of_an_earlier_version(
 ) -> None:
     """It has no record: the run says so and goes on as it did, with the checkpoint's rate."""
     (stopped / "checkpoint-2" / "run_settings.json").unlink()
-    assert go_on(model_folder("gemma3"), whole / "data", stopped, learning_rate=1.0) == 0
+    typed = {"learning_rate": 1.0, "image_backend": "torchvision"}  # it had pil, and the whole run has not
+    assert go_on(model_folder("gemma3"), whole / "data", stopped, **typed) == 0
     assert "checkpoint-2: no record of its run's settings" in capsys.readouterr().err
     assert (stopped / ADAPTER).read_bytes() == (whole / "out" / ADAPTER).read_bytes()
 

@@ -219,7 +219,7 @@ def test_ask_answers_as_plain_transformers_does(
 
 
 def plain_answers(base: Path, adapter: Path, data: Path) -> list[str]:
-    processor = AutoProcessor.from_pretrained(adapter, backend="pil")
+    processor = AutoProcessor.from_pretrained(adapter, backend="torchvision")
     model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(base), adapter).eval()
     parts = [{"type": "image"}, {"type": "text", "text": "What is in this image?"}]
     prompt = processor.apply_chat_template(
