@@ -38,7 +38,6 @@ from vlm_lora.engines.zero_numbers import agreeing_schedule, with_file_numbers
 from vlm_lora.errors import ConfigError
 from vlm_lora.evaluation.places import refuse_other_results
 from vlm_lora.model.features.obstacles import refuse_early
-from vlm_lora.model.loading import with_image_backend
 from vlm_lora.preflight.check import Prepared, known_rows, prepare_rows, read_rows, report_on, shapes_of
 from vlm_lora.preflight.figures import DataReport
 from vlm_lora.preflight.image_cache import with_image_cache
@@ -168,12 +167,12 @@ def _check_purpose(run: RunConfig, arguments: Any) -> None:
 
 def _open_run(run: RunConfig) -> Session:
     """Open the session of a run that trains, evaluates or both, with the image backend that its record keeps."""
-    from vlm_lora.training.checkpoints.resumption import backend_to_keep
+    from vlm_lora.training.checkpoints.resumption import with_kept_backend
 
     session = open_session(run if is_true(run.raw.get("do_train")) else without_engine(run, shared=True))
     if not (session.arguments.do_train or session.arguments.do_eval):
         raise ConfigError("Nothing to do: type --do_train, --do_eval, or both.")
-    return replace(session, run=with_image_backend(session.run, checkpoint=backend_to_keep(session.arguments)))
+    return replace(session, run=with_kept_backend(session.run, session.arguments))
 
 
 def ask(run: RunConfig, *, images: Sequence[ImageSource], prompt: str) -> str:

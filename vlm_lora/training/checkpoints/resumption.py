@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora.config.run_config import RunConfig
+from vlm_lora.model.loading import with_image_backend
 from vlm_lora.training.checkpoints.changed_settings import Change, check_allowed, compare
 from vlm_lora.training.checkpoints.contents import refuse_to_resume
 from vlm_lora.training.checkpoints.pickles import refuse_programs
@@ -54,14 +55,20 @@ def look_for_checkpoint(run: RunConfig, arguments: Any, settings: Callable[[], M
     return Resumption(checkpoint=checkpoint, changes=tuple(changes), order=order)
 
 
-def backend_to_keep(arguments: Any) -> str | None:
-    """Return the `--image_backend` of the checkpoint that training goes on from; None where it starts afresh.
+def with_kept_backend(run: RunConfig, arguments: Any) -> RunConfig:
+    """Return a run with `--image_backend auto` settled: as in the checkpoint that it goes on from, where it does.
+
+    Args:
+        run: resolved.
+        arguments: the training arguments.
 
     Raises:
-        ConfigError: there is no such checkpoint, or its record cannot be read.
+        ConfigError: there is no such checkpoint, its record cannot be read, or torchvision is not installed.
+        ModelError: the model's configuration cannot be loaded.
     """
     if not arguments.do_train:
-        return None
+        return with_image_backend(run, checkpoint=None)
     # What is passed over is said by `look_for_checkpoint`.
     checkpoint = find_checkpoint(Path(arguments.output_dir), arguments.resume_from_checkpoint, quiet=True)
-    return None if checkpoint is None else recorded_setting(Path(checkpoint), "image_backend")
+    recorded = None if checkpoint is None else recorded_setting(Path(checkpoint), "image_backend")
+    return with_image_backend(run, checkpoint=recorded)
