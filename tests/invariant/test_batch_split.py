@@ -80,6 +80,7 @@ def test_supervised_rows_equal_full_logits(
         max_steps=2,
         per_device_train_batch_size=4,
         learning_rate=1e-2,
+        cache_vision_features="off",  # the plain pass below has its pixels
     )
     trainer = trainers[0]
     batch = next(iter(trainer.get_train_dataloader()))
@@ -93,7 +94,8 @@ def test_supervised_rows_equal_full_logits(
     full.backward()
     assert compact.item() == pytest.approx(full.item(), rel=1e-6)
     for name, expected in gradients_of(trainer.model).items():
-        torch.testing.assert_close(gradients[name], expected, rtol=1e-4, atol=1e-7, msg=name)
+        # Of the whole tensor: other orders of summing leave single elements near 0 with few right digits.
+        assert torch.linalg.vector_norm(gradients[name] - expected) <= 1e-5 * torch.linalg.vector_norm(expected), name
     shifted = dict(batch, labels=batch["labels"].roll(1, dims=1))
     assert full_logits_loss(trainer.model, shifted).item() != pytest.approx(full.item(), rel=1e-3)
 
