@@ -26,14 +26,14 @@ def test_only_the_runs_own_checkpoints_are_counted_and_removed(
     settings = {
         "do_train": True,
         "max_steps": 3,
-        "learning_rate": 1e-2,
+        "learning_rate": 1e-3,
         "save_strategy": "steps",
         "save_steps": 1,
         "save_total_limit": 1,
         "eval_strategy": "steps",
         "eval_steps": 1,
         "load_best_model_at_end": True,
-        "greater_is_better": True,
+        "greater_is_better": False,
         "use_lazy_mode": True,
     }
     assert run_script(on_hpu(model_folder("gemma3"), data, output, **settings)) == 0
