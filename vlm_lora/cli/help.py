@@ -38,7 +38,7 @@ PURPOSES: Mapping[str, str] = {
     "check": "read every row before training: --model_name_or_path MODEL --dataset_name DATA",
     "preview": "rows as the model will see them: --model_name_or_path MODEL --dataset_name DATA",
     "cache": "images and vision features ahead of a run: --model_name_or_path MODEL --dataset_name DATA",
-    "plan": "predict the memory of a training run: --model_name_or_path MODEL [--dataset_name DATA]",
+    "plan": "predict memory and time of a training run: --model_name_or_path MODEL [--dataset_name DATA]",
     "demo": "train a tiny model on drawn charts, on a CPU, without a download",
     "doctor": "what this machine has, what would be used, and what is missing",
 }

@@ -32,7 +32,7 @@ FACTOR = 2
 LEAST_SAVED = 0.1
 """Of the computed tokens: where grouping saves that, it is what a run does unless it is told."""
 PACK_FILL = 0.98
-"""Share of a pack that rows fill: first-fit decreasing leaves one to two percent (`docs/benchmarks.md`)."""
+"""Share of a pack that rows fill: first-fit decreasing leaves one to three percent (`test_pack_plan.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

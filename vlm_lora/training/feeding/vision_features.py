@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 import transformers
 from transformers import TrainerCallback
 
+from vlm_lora.batching.prepared.room import room_for
 from vlm_lora.batching.prepared.store import TensorStore
 from vlm_lora.batching.row_table import RowTable
 from vlm_lora.config.run_config import CACHE_GB, RunConfig
@@ -33,8 +33,6 @@ logger = logging.getLogger(__name__)
 
 FILE = "vision_features.json"
 FOLDER = "vision_features"
-SHARE_OF_DISK = 10
-"""Features never take more than this part of what is free (a tenth)."""
 GB = 10**9
 
 
@@ -103,11 +101,10 @@ def _survey(
     obstacle = store.obstacle()
     if obstacle:
         return {"reason": f"{obstacle}; set {VARIABLE} to a folder that can be", "refused": True}
-    used = store.bytes_on_disk()
     wanted = CACHE_GB if run.batching.vision_cache_gb is None else run.batching.vision_cache_gb
-    limit = min(int(wanted * GB), used + shutil.disk_usage(folder).free // SHARE_OF_DISK)
+    limit = room_for(folder, wanted)
     plan: dict[str, Any] = {"reason": "", "refused": False, "limit": limit, "folder": str(folder)}
-    allowed = f"(--vision_cache_gb {wanted:g}, and at most a tenth of what is free in {folder})"
+    allowed = f"(--vision_cache_gb {wanted:g}, and at most a tenth of the free disk, {folder})"
     dtype = kept_dtype(trainer.model, parts, _autocast(trainer))
     one = bytes_a_vector(width_of(config, family.features), dtype)
     if limit < one:
