@@ -460,7 +460,8 @@ def _fit(session: Session, trainer: Any, checkpoint: str | None, observers: Obse
 
 def _evaluate(session: Session, preprocessing: Preprocessing, splits: Splits, trainer: Any) -> dict[str, Any]:
     """Measure perplexity on the validation rows, and exact match where that was asked for."""
-    from vlm_lora.evaluation.generation import exact_match, write_answers
+    from vlm_lora.evaluation.generation import exact_match
+    from vlm_lora.evaluation.predictions import PREDICTIONS, write_predictions
 
     with agreeing_schedule():
         metrics: dict[str, Any] = dict(trainer.evaluate())
@@ -472,16 +473,10 @@ def _evaluate(session: Session, preprocessing: Preprocessing, splits: Splits, tr
     answers = answerer_of(session, preprocessing, trainer.model).answer_all(
         splits.validation, batch_size=session.arguments.per_device_eval_batch_size
     )
+    losses = trainer.row_losses()
     if trainer.is_world_process_zero():
-        write_answers(Path(session.arguments.output_dir) / "predictions.jsonl", answers)
-    score = exact_match(answers)
-    low, high = score.interval
-    return {
-        **metrics,
-        "eval_exact_match": score.share,
-        "eval_exact_match_low_95": low,
-        "eval_exact_match_high_95": high,
-    }
+        write_predictions(Path(session.arguments.output_dir) / PREDICTIONS, answers, losses=losses)
+    return {**metrics, **exact_match(answers).figures}
 
 
 def _recorded(folder: Path, split: str, figures: dict[str, Any], trainer: Any) -> dict[str, Any]:

@@ -58,6 +58,10 @@ def test_full_weights_and_lora(model_folder: Callable[[str], Path], tmp_path: Pa
         assert all(size for shape in shapes.values() for size in shape), "nothing is empty"
     results: dict[str, Any] = json.loads((tmp_path / "tabular" / "all_results.json").read_text(encoding="utf-8"))
     assert "eval_exact_match" in results
+    lines = (tmp_path / "tabular" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    assert len(set(losses)) == 3, "each row has its own, whichever process measured it"
+    assert min(losses) < results["eval_loss"] < max(losses)
 
 
 RUN_SCRIPT = (

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +17,8 @@ from vlm_lora.batching.boxes.writing import Region, read_places
 from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.encoded import EncodedRow
 from vlm_lora.batching.ordering.rows import Rows
-from vlm_lora.config.whole_files import write_whole
 from vlm_lora.data.conversation import Conversation
+from vlm_lora.evaluation.asked import image_names, question_of
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +34,10 @@ class Answer:
     """Where the row's answer has boxes: those that were generated, in pixels of the row's images as they are stored."""
     expected_boxes: tuple[Region, ...] = ()
     """Those of the row's answer, by the same way: written as the model counts and read back."""
+    prompt: str = ""
+    """What was asked."""
+    images: tuple[str, ...] = ()
+    """The names of the row's images, in order."""
 
     @property
     def exact(self) -> bool:
@@ -68,6 +70,12 @@ class ExactMatch:
         half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
         # At the ends the formula gives exactly 0 and 1; its rounding does not.
         return (0.0 if self.correct == 0 else centre - half), (1.0 if self.correct == n else centre + half)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What results have of it."""
+        low, high = self.interval
+        return {"eval_exact_match": self.share, "eval_exact_match_low_95": low, "eval_exact_match_high_95": high}
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -154,7 +162,13 @@ class Answerer:
         return answers
 
     def _judged(self, row: Conversation, reply: Reply) -> Answer:
-        answer = Answer(source=str(row.source), generated=reply.text, accepted=self._accepted(row, reply.prompt.answer))
+        answer = Answer(
+            source=str(row.source),
+            generated=reply.text,
+            accepted=self._accepted(row, reply.prompt.answer),
+            prompt=question_of(row),
+            images=image_names(row),
+        )
         if reply.prompt.answer is None:
             return answer
         expected = read_places(reply.prompt.answer, reply.prompt.seen, self._boxes)
@@ -193,24 +207,3 @@ def accepted_answers(row: Conversation, written: str | None = None) -> tuple[str
 def exact_match(answers: Sequence[Answer]) -> ExactMatch:
     """Count the exact answers."""
     return ExactMatch(correct=sum(answer.exact for answer in answers), total=len(answers))
-
-
-def write_answers(path: Path, answers: Sequence[Answer]) -> None:
-    """Write one JSON object per answer: source, generated, accepted, exact. The file appears whole or not at all.
-
-    An answer that should name boxes also has `boxes` and `expected_boxes`, in pixels of the images as they are stored.
-    """
-    write_whole(path, "".join(json.dumps(_record(answer), ensure_ascii=False) + "\n" for answer in answers))
-
-
-def _record(answer: Answer) -> dict[str, Any]:
-    record: dict[str, Any] = {
-        "source": answer.source,
-        "generated": answer.generated,
-        "accepted": list(answer.accepted),
-        "exact": answer.exact,
-    }
-    if answer.boxes is not None:
-        record["boxes"] = [region.record() for region in answer.boxes]
-        record["expected_boxes"] = [region.record() for region in answer.expected_boxes]
-    return record

@@ -270,12 +270,14 @@ class VlmTrainerMixin:
         inputs = self._prepare_inputs(inputs)  # type: ignore[attr-defined]
         positions, rows, count = self._aside(inputs)
         self._row_names.append([row.name for row in rows])
+        self._row_numbers += [-1 if row.number is None else row.number for row in rows]
         targets = gather_targets(inputs.pop("labels"), positions)
         autocast = self.compute_loss_context_manager()  # type: ignore[attr-defined]
         with torch.no_grad(), autocast, self._on_features(inputs) as given:
             known = () if count is None else (count,)
             sums = self.scored(model)(given, targets, positions, *known)
         # They stay on the device: reading them here would wait for every batch.
+        self._own_sums.append(sums)
         self._row_sums.append(self.accelerator.gather(sums))  # type: ignore[attr-defined]
         return None, None, None
 
@@ -284,11 +286,24 @@ class VlmTrainerMixin:
         self.finite.read()
         self._row_sums: list[torch.Tensor] = []
         self._row_names: list[list[str]] = []
+        self._row_numbers: list[int] = []
+        self._own_sums: list[torch.Tensor] = []
         output = super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
         prefix = kwargs.get("metric_key_prefix", "eval")
         self.finite.check_evaluation(self._row_sums, self._row_names)
         output.metrics.update(perplexity_metrics(torch.cat(self._row_sums), prefix))
         return output
+
+    def row_losses(self) -> dict[int, float]:
+        """Return each row's mean loss in nats in the last evaluation, by its number in the split.
+
+        All ranks must call it: each has the rows that it evaluated.
+        """
+        own = torch.cat(self._own_sums)
+        numbers = torch.tensor(self._row_numbers, device=own.device)
+        gathered = self.accelerator.gather((numbers, own))  # type: ignore[attr-defined]
+        pairs = zip(gathered[0].tolist(), gathered[1].cpu().double().tolist(), strict=True)
+        return {number: nll / tokens for number, (nll, tokens) in pairs if tokens}  # fillers have no tokens
 
 
 def perplexity_metrics(sums: torch.Tensor, prefix: str) -> dict[str, float]:
