@@ -1,7 +1,7 @@
 """The text of `vlm-lora VERB --help`: what the verb uses, the settings that people change first.
 
-The help of one of our settings is the docstring under it in `run_config.py`, that of the trainer's the one in its
-class, both read from the source, so each is written once.
+The help of one of our settings is the docstring under it in `run_config.py` or beside it, that of the trainer's the
+one in its class, both read from the source, so each is written once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import fields
 from functools import cache
 from typing import Any
 
-from vlm_lora.config import run_config as config
+from vlm_lora.config import run_config, scoring
 from vlm_lora.config.aliases import CONFIG_VARIABLES, describe_aliases
 from vlm_lora.config.argument_fields import arguments_like
 from vlm_lora.config.fields import SECTIONS, OwnField, own_fields
@@ -73,7 +73,7 @@ USES: Mapping[str, tuple[str, ...]] = {
     "train": (*SECTIONS, "", "trainer"),
     "cache": (*SECTIONS, "", "trainer"),
     "plan": (*SECTIONS, "", "trainer"),
-    "eval": (*_READING, "generation", "", "trainer"),
+    "eval": (*_READING, "generation", "scoring", "", "trainer"),
     "ask": ("model", "generation", ""),
     "check": (*_READING, ""),
     "preview": (*_READING, ""),
@@ -133,9 +133,10 @@ def help_text(verb: str = "train", *, everything: bool = False, own: Mapping[str
 
 @cache
 def field_docs() -> Mapping[tuple[str, str], str]:
-    """Return the docstring under each field of `run_config.py` by (class name, field name)."""
+    """Return the docstring under each field of our settings by (class name, field name)."""
     found: dict[tuple[str, str], str] = {}
-    for node in ast.parse(inspect.getsource(config)).body:
+    sources = [inspect.getsource(module) for module in (run_config, scoring)]
+    for node in [node for source in sources for node in ast.parse(source).body]:
         if not isinstance(node, ast.ClassDef):
             continue
         for field, text in zip(node.body, node.body[1:], strict=False):

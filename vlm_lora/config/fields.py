@@ -19,6 +19,7 @@ from vlm_lora.config.run_config import (
     RunConfig,
     TuningConfig,
 )
+from vlm_lora.config.scoring import ScoringConfig, with_implied_answers
 from vlm_lora.config.values import convert
 
 SECTIONS: Mapping[str, type] = {
@@ -27,6 +28,7 @@ SECTIONS: Mapping[str, type] = {
     "tuning": TuningConfig,
     "batching": BatchingConfig,
     "generation": GenerationConfig,
+    "scoring": ScoringConfig,
     "dry_run_options": DryRunConfig,
 }
 
@@ -73,10 +75,10 @@ def assemble(values: Mapping[str, Any], raw: Mapping[str, Any]) -> RunConfig:
     """Build a RunConfig from typed values under flat names, and the backend's keys.
 
     Raises:
-        ConfigError: a value is out of range.
+        ConfigError: a value is out of range, or scores are wanted of answers that are not.
     """
     owned: dict[str, dict[str, Any]] = {section: {} for section in (*SECTIONS, "")}
-    for name, value in values.items():
+    for name, value in with_implied_answers(values, raw).items():
         owned[own_fields()[name].section][name] = value
     sections = {section: owner(**owned[section]) for section, owner in SECTIONS.items()}
     return RunConfig(**sections, **owned[""], raw=dict(raw))

@@ -37,9 +37,8 @@ _KERNELS = "attention is chosen by --attn_implementation, and there are no other
 _PARALLEL = "a row is not divided among devices; leave it out, or type --deepspeed zero3 for models that are too large"
 _LOSS = "the loss is the mean negative log-likelihood of the supervised tokens of a global batch; leave it out"
 _AS_LOADED = "the model is trained as its folder has it; leave it out"
-_STOPPING = (
-    "runs end after --num_train_epochs or --max_steps; leave it out, or keep the best by --load_best_model_at_end"
-)
+_STOPPING = "type --early_stopping_patience N and --metric_for_best_model, or leave it out"
+_STOPPING_AT_SAVES = "type --early_stopping_patience N, which counts evaluations instead of checkpoints"
 _COLUMNS = "type --messages_column, --prompt_column, --response_column or --image_column"
 _OVERFLOW = "nothing is ever cut; type --on_overflow drop, trim_turns or shrink_images"
 _REWARDS = "answers are learnt from examples, without preferences or rewards; leave it out"
@@ -77,7 +76,6 @@ _SHARED: tuple[OtherName, ...] = (
     *refused(_SEVERAL, _RATES, "loraplus_lr_ratio lorap_lr_ratio"),
     *refused(_SEVERAL, _AS_LOADED, "rope_scaling model_init_kwargs model_kwargs experts_impl experts_implementation"),
     *refused(_SEVERAL, "each process has one device, and takes all of it; leave it out", "device_map max_memory"),
-    *refused(_SEVERAL, _STOPPING, "early_stopping_steps early_stopping_patience early_stop_interval"),
     *only(
         _SEVERAL, _OPTIMIZER, use_galore=False, use_apollo=False, use_badam=False, use_adam_mini=False, use_muon=False
     ),
@@ -185,7 +183,7 @@ _LLAMA_FACTORY: tuple[OtherName, ...] = (
     *only(LLAMA_FACTORY, _AS_LOADED, train_from_scratch=False, use_fast_tokenizer=True),
     *refused(LLAMA_FACTORY, _AS_LOADED, "mixture_of_depths compute_dtype"),
     *only(LLAMA_FACTORY, _LOSS, use_dft_loss=False, use_asft_loss=False, use_eaft_loss=False),
-    *only(LLAMA_FACTORY, "type --predict_with_generate for the share of exact answers", compute_accuracy=False),
+    *only(LLAMA_FACTORY, "type --metrics exact_match token_f1, which score whole answers", compute_accuracy=False),
     *only(
         LLAMA_FACTORY,
         "losses are in trainer_state.json; type --report_to tensorboard to see them drawn",
@@ -202,6 +200,7 @@ _LLAMA_FACTORY: tuple[OtherName, ...] = (
     *refused(
         LLAMA_FACTORY, "models come from the Hugging Face Hub or a folder; leave it out", "ms_hub_token om_hub_token"
     ),
+    *renamed(LLAMA_FACTORY, early_stopping_steps="early_stopping_patience"),
     *refused(LLAMA_FACTORY, _TEMPLATE, "tool_format"),
     *no_effect(LLAMA_FACTORY, "overwrite_cache preprocessing_batch_size preprocessing_num_workers"),
     *no_effect(LLAMA_FACTORY, "print_param_status use_kv_cache infer_dtype infer_backend offload_folder"),
@@ -252,6 +251,7 @@ _SWIFT: tuple[OtherName, ...] = (
     *refused(SWIFT, "type --dataset_weights, or leave it out", "interleave_prob"),
     *refused(SWIFT, "name the files themselves by --dataset_name", "cached_dataset cached_val_dataset"),
     *refused(SWIFT, "no code is loaded from files; leave it out", "external_plugins custom_register_path"),
+    *refused(SWIFT, _STOPPING_AT_SAVES, "early_stop_interval"),
     *renamed(SWIFT, packing_length="pack_length"),
     *only(SWIFT, _PACKING, packing_num_proc=1),
     *only(SWIFT, _LOSS, loss_scale="default", acc_strategy="token", enable_dft_loss=False, enable_channel_loss=False),

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from vlm_lora.config.scoring import ScoringConfig
 from vlm_lora.errors import ConfigError
 
 BOX_FORMATS = ("xywh", "xyxy", "cxcywh", "relative_xywh", "relative_xyxy", "relative_cxcywh")
@@ -406,7 +407,8 @@ class GenerationConfig:
     """How answers are generated when evaluating or asking."""
 
     predict_with_generate: bool = False
-    """Also generate an answer for every validation row and report exact match."""
+    """Also generate answers to validation rows and score them (--metrics): to some at each evaluation during training
+    (--eval_generate_samples), to all at the end."""
     max_new_tokens: int = 64
     """Longest generated answer in tokens."""
 
@@ -449,6 +451,7 @@ class RunConfig:
     tuning: TuningConfig = field(default_factory=TuningConfig)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
     dry_run_options: DryRunConfig = field(default_factory=DryRunConfig)
     backend: str = "auto"
     """auto (the best that this machine has), or the name of an installed backend; cpu is what --use_cpu means."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vlm_lora.config.run_config import RunConfig
+from vlm_lora.config.scoring import faults
 from vlm_lora.errors import ConfigError
 
 ORDER = "train_sampling_strategy"
@@ -17,8 +18,11 @@ def check_together(run: RunConfig, *, steps: bool = True) -> None:
         steps: whether steps are made, of whose number a stream says nothing, or it is only looked at.
 
     Raises:
-        ConfigError: names both settings, the reason and what to type.
+        ConfigError: names the settings, the reason and what to type.
     """
+    wrong = faults(run.scoring, run.raw)
+    if wrong:
+        raise ConfigError("\n".join(wrong))
     packing, length = run.batching.packing, run.batching.pack_length
     if length is not None and not packing:
         raise ConfigError(f"--pack_length {length} is for --packing true: add it, or leave it out.")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from vlm_lora.config.scoring import less_is_better
 from vlm_lora.errors import ConfigError
 
 DEFAULT_ARGUMENTS = {
@@ -43,10 +44,6 @@ UNSUPPORTED = {
     ),
     "activation_checkpointing_kwargs": ((None, {"use_reentrant": False}), "checkpointing is non-reentrant"),
     "average_tokens_across_devices": ((True,), "the loss is normalised over all processes"),
-    "metric_for_best_model": (
-        (None, "eval_loss", "eval_perplexity", "perplexity", "loss"),
-        "evaluation during training measures loss and perplexity",
-    ),
 }
 """Fields that would be ignored or would fail later: the values that are fine, and why no other is."""
 
@@ -67,7 +64,8 @@ def default_arguments(arguments_class: type, values: Mapping[str, Any], *, lora:
     """Return the project's defaults for a backend's arguments class.
 
     transformers 5 reads TensorBoard's folder from TENSORBOARD_LOGGING_DIR; before, it is a field. Of a metric to choose
-    the best checkpoint by, transformers takes the largest as best unless its name ends in "loss".
+    the best checkpoint by, transformers takes the largest as best unless its name ends in "loss"; of perplexity and
+    error rates the least is.
 
     Args:
         arguments_class: the backend's.
@@ -77,8 +75,9 @@ def default_arguments(arguments_class: type, values: Mapping[str, Any], *, lora:
     folder = os.environ.get("TENSORBOARD_LOGGING_DIR")
     has_field = any(field.name == "logging_dir" for field in fields(arguments_class))
     events = {"logging_dir": folder} if folder and has_field else {}
-    least = {"greater_is_better": False} if values.get("metric_for_best_model") is not None else {}
-    return {**DEFAULT_ARGUMENTS, **(LORA_ARGUMENTS if lora else {}), **events, **least}
+    metric = values.get("metric_for_best_model")
+    better = {} if metric is None else {"greater_is_better": not less_is_better(metric)}
+    return {**DEFAULT_ARGUMENTS, **(LORA_ARGUMENTS if lora else {}), **events, **better}
 
 
 def check_arguments(values: Mapping[str, Any]) -> None:

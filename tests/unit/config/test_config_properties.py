@@ -39,6 +39,8 @@ BY_NAME: dict[str, st.SearchStrategy[Any]] = {
     "peft_method": st.sampled_from(["lora", "none"]),
     "on_overflow": st.sampled_from(["error", "drop", "shrink_images", "trim_turns"]),
     "freeze_language": st.just(False),
+    "ignore_columns": st.lists(WORDS.map("ignored {}".format), max_size=3),  # none that is named as a column
+    "predict_with_generate": st.just(True),  # which metrics need
     "no_model": st.just(False),
     "dry_run_generate": st.just(False),
     "environment": st.dictionaries(st.from_regex(r"[A-Z]{1,4}", fullmatch=True), WORDS, max_size=2),

@@ -50,6 +50,7 @@ MEANINGS: Mapping[str, list[tuple[Any, dict[str, Any]]]] = {
     "freeze_language_model": [("true", {"freeze_language": True})],
     "quantization_type": [("fp4", {"bnb_4bit_quant_type": "fp4"})],
     "double_quantization": [("true", {"bnb_4bit_use_double_quant": True})],
+    "early_stopping_steps": [("3", {"early_stopping_patience": 3}), (None, {})],
     "enable_liger_kernel": [("true", {"use_liger_kernel": "true"})],
     "hf_hub_token": [("t", {"token": "t"})],
     "finetuning_type": [("lora", {}), ("full", {"peft_method": "none"})],

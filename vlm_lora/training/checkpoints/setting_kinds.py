@@ -13,6 +13,7 @@ from typing import Any
 
 from vlm_lora.config.aliases import RESTATED, SECRETS, aliases, canonical_name
 from vlm_lora.config.declaration import declarations
+from vlm_lora.config.scoring import needs_answers
 
 
 class Kind(Enum):
@@ -70,6 +71,7 @@ _ROWS: Mapping[Kind, str] = {
         eval_use_gather_object batch_eval_metrics per_device_eval_batch_size prediction_loss_only
         include_for_metrics include_inputs_for_metrics include_num_input_tokens_seen include_tokens_per_second
         bf16_full_eval fp16_full_eval max_eval_samples predict_with_generate max_new_tokens skip_memory_metrics
+        metrics generation_batch_size early_stopping_patience early_stopping_threshold
         cache_vision_features vision_cache_gb
         dataloader_num_workers dataloader_timeout dataloader_persistent_workers dataloader_pin_memory
         dataloader_prefetch_factor dataloader_multiprocessing_context
@@ -100,6 +102,7 @@ _ROWS: Mapping[Kind, str] = {
         bnb_4bit_use_double_quant
         max_length on_overflow static_shapes max_shapes packing pack_length
         min_pixels max_pixels image_size enable_thinking
+        eval_generate_samples
         load_best_model_at_end metric_for_best_model greater_is_better restore_callback_states_from_checkpoint
         backend bf16 fp16 tf32 gradient_checkpointing
         torch_compile torch_compile_backend torch_compile_mode
@@ -163,6 +166,7 @@ MATTERS: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
         ("ddp_backend", "ddp_broadcast_buffers", "ddp_bucket_cap_mb", "ddp_find_unused_parameters", "ddp_static_graph"),
         lambda settings: settings.get(WORLD_SIZE, 1) > 1,
     ),
+    "eval_generate_samples": lambda settings: needs_answers(settings.get("metric_for_best_model")),
     "average_tokens_across_devices": lambda settings: settings.get(WORLD_SIZE, 1) > 1,
     "fsdp_config": lambda settings: bool(settings.get("fsdp")),
     "half_precision_backend": lambda settings: bool(settings.get("bf16") or settings.get("fp16")),
