@@ -5,6 +5,7 @@ MAIN_STACK_ONLY = (
     "unit/config",
     "unit/data",
     "unit/launching",
+    "unit/metrics",
 )
 """They reach neither transformers nor anything else in which the stacks differ, so that Gaudi's would say the same.
 
