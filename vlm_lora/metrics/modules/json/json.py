@@ -1,0 +1,17 @@
+"""JSON validity and field F1 for `evaluate.load`; what it counts is in `vlm_lora.metrics.rules`."""
+
+from typing import Any
+
+import evaluate
+
+from vlm_lora.metrics.as_module import compute, describe
+
+
+class Json(evaluate.Metric):
+    """JSON validity and field F1."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return describe("json")
+
+    def _compute(self, predictions: list[Any], references: list[Any], *, per_row: bool = False) -> dict[str, Any]:
+        return compute("json", predictions, references, per_row=per_row)

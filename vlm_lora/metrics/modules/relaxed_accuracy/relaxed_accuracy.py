@@ -1,0 +1,17 @@
+"""Relaxed accuracy for `evaluate.load`; what it counts is in `vlm_lora.metrics.rules`."""
+
+from typing import Any
+
+import evaluate
+
+from vlm_lora.metrics.as_module import compute, describe
+
+
+class RelaxedAccuracy(evaluate.Metric):
+    """Relaxed accuracy."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return describe("relaxed_accuracy")
+
+    def _compute(self, predictions: list[Any], references: list[Any], *, per_row: bool = False) -> dict[str, Any]:
+        return compute("relaxed_accuracy", predictions, references, per_row=per_row)

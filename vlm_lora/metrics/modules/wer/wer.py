@@ -1,0 +1,17 @@
+"""Word error rate for `evaluate.load`; what it counts is in `vlm_lora.metrics.rules`."""
+
+from typing import Any
+
+import evaluate
+
+from vlm_lora.metrics.as_module import compute, describe
+
+
+class Wer(evaluate.Metric):
+    """Word error rate."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return describe("wer")
+
+    def _compute(self, predictions: list[Any], references: list[Any], *, per_row: bool = False) -> dict[str, Any]:
+        return compute("wer", predictions, references, per_row=per_row)
