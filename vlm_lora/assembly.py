@@ -25,6 +25,7 @@ from vlm_lora.training.observers import Observers
 if TYPE_CHECKING:
     from vlm_lora.evaluation.generation import Answerer
     from vlm_lora.training.checkpoints.resumption import Resumption
+    from vlm_lora.training.identity.record import RunIdentity
 
 
 def load_for_training(session: Session, preprocessing: Preprocessing) -> Any:
@@ -50,6 +51,12 @@ def load_for_training(session: Session, preprocessing: Preprocessing) -> Any:
         refuse_lost_weights(session.arguments, model, preprocessing.family, session.backend)
         enable_checkpointing(model, preprocessing.family)
     return model
+
+
+def load_for_run(session: Session, preprocessing: Preprocessing) -> Any:
+    """Load what a run trains, or what it only measures."""
+    load = load_for_training if session.arguments.do_train else load_for_answers
+    return load(session, preprocessing)
 
 
 def load_for_answers(session: Session, preprocessing: Preprocessing) -> Any:
@@ -82,6 +89,28 @@ def _adapt(session: Session, preprocessing: Preprocessing, base: Any) -> Any:
     return session.backend.adapt_model(base)
 
 
+def identify_run(session: Session, prepared: Prepared, feeding: Feeding, resumption: Resumption) -> RunIdentity | None:
+    """Return the record of a run that trains, written by rank 0; None for one that does not.
+
+    Raises:
+        ConfigError: the rows are not those of the run that it goes on from.
+    """
+    from vlm_lora.training.identity.opening import Opened, identify
+
+    if not session.arguments.do_train:
+        return None
+    opened = Opened(
+        run=session.run,
+        values=session.values,
+        arguments=session.arguments,
+        backend=session.backend,
+        settings={**session.settings, SETTING: feeding.strategy.value},
+        splits=prepared.splits,
+        tables=prepared.tables,
+    )
+    return identify(opened, resumption)
+
+
 def build_run_trainer(
     session: Session,
     preprocessing: Preprocessing,
@@ -93,6 +122,7 @@ def build_run_trainer(
     observers: Observers,
     *,
     tables: Mapping[str, RowTable],
+    identity: RunIdentity | None = None,
 ) -> Any:
     """Put the trainer together, with what the run's settings, engine and checkpoint ask of it.
 
@@ -106,6 +136,7 @@ def build_run_trainer(
         resumption: the checkpoint that the run goes on from, if any, and what changes with it.
         observers: are told what happens.
         tables: what is known of the rows, by data set; empty where none was read.
+        identity: what the run's checkpoints keep; None where it saves none.
 
     Raises:
         ConfigError: the settings contradict each other.
@@ -121,8 +152,7 @@ def build_run_trainer(
     rows = training_rows(session.run, session.arguments, splits)
     validation = splits.validation
     fit_workers(session.arguments, session.values, train=len(rows or ()), validation=len(validation or ()))
-    settings = {**session.settings, SETTING: feeding.strategy.value}
-    carried = CarriedOver(settings, resumption.changes) if session.arguments.do_train else None
+    carried = None if identity is None else CarriedOver(identity, resumption.changes)
     kwargs = {
         "args": session.arguments,
         "data_collator": preprocessing.collator,
@@ -179,7 +209,7 @@ def build_for_features(
     if not wants_features(session.run, preprocessing.family, trains=trains, static_shapes=static_shapes):
         return None
     with explain_exhaustion(session.backend, "loading the model"):
-        model = load_for_training(session, preprocessing) if trains else load_for_answers(session, preprocessing)
+        model = load_for_run(session, preprocessing)
         return build_run_trainer(
             session,
             preprocessing,

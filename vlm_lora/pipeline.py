@@ -21,8 +21,9 @@ from vlm_lora.assembly import (
     build_for_features,
     build_run_trainer,
     collator_of,
+    identify_run,
     load_for_answers,
-    load_for_training,
+    load_for_run,
     plan_packs,
 )
 from vlm_lora.backend import installed
@@ -111,13 +112,10 @@ def _train(run: RunConfig, observers: Observers) -> dict[str, Any]:
     if splits.stream is not None and wants_static_shapes(session.run, session.backend):
         refuse_shapes_of_stream()
     prepared, preprocessing, groups, feeding = _read_and_order(session, splits, resumption, observers)
+    identity = identify_run(session, prepared, feeding, resumption)
     oom_advice = partial(advise, _subject(run, session.values, preprocessing, prepared), arguments, session.backend)
     with explain_exhaustion(session.backend, "loading the model", oom_advice):
-        model = (
-            load_for_training(session, preprocessing)
-            if arguments.do_train
-            else load_for_answers(session, preprocessing)
-        )
+        model = load_for_run(session, preprocessing)
     trainer = build_run_trainer(
         session,
         preprocessing,
@@ -128,6 +126,7 @@ def _train(run: RunConfig, observers: Observers) -> dict[str, Any]:
         resumption,
         observers,
         tables=prepared.tables,
+        identity=identity,
     )
     if trainer.is_world_process_zero():
         write_resolved(folder / ("run_config.yaml" if arguments.do_train else "eval_config.yaml"), run, session.values)

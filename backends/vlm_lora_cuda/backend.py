@@ -29,7 +29,10 @@ class CudaBackend(TorchBackend):
 
     name: ClassVar[str] = "cuda"
     declaration: ClassVar[Declaration] = Declaration(
-        logger="vlm_lora_cuda", packages=("flash-attn",), launchers=("use_deepspeed", "use_accelerate")
+        logger="vlm_lora_cuda",
+        packages=("flash-attn",),
+        launchers=("use_deepspeed", "use_accelerate"),
+        variables=("CUDA_*", "CUBLAS_*", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE"),
     )
     traits: ClassVar[Traits] = replace(TorchBackend.traits, liger=True)
     planner: Planner = CudaPlanner()

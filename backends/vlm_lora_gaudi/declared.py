@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vlm_lora.config.declaration import Declaration
 from vlm_lora_hpu.configuration import LISTS
-from vlm_lora_hpu.modes import LAZY
+from vlm_lora_hpu.modes import LAZY, VARIABLES
 
 DECLARATION = Declaration(
     logger="vlm_lora_gaudi",
@@ -17,4 +17,5 @@ DECLARATION = Declaration(
     before_torch=frozenset({LAZY, *LISTS.values()}),
     packages=("habana-torch-plugin",),
     launchers=("use_mpi", "use_deepspeed"),
+    variables=VARIABLES,
 )

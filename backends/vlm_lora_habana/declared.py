@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vlm_lora.config.declaration import Declaration, renamed, switch
 from vlm_lora_hpu.configuration import LISTS
-from vlm_lora_hpu.modes import LAZY
+from vlm_lora_hpu.modes import LAZY, VARIABLES
 from vlm_lora_hpu.roads import NEW, OLD, road
 
 _USERS = "LoRA on Gaudi"
@@ -53,4 +53,5 @@ DECLARATION = Declaration(
     packages=("optimum-habana", "habana-torch-plugin"),
     files=("gaudi_config.json",),
     launchers=("use_mpi", "use_deepspeed"),
+    variables=VARIABLES,
 )

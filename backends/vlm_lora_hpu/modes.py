@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 LAZY, COMPILE = "PT_HPU_LAZY_MODE", "PT_HPU_TC_MODE"
 
+VARIABLES = ("PT_HPU_*", "PT_HPUGRAPH_*", "PT_TE_*", "PT_RECIPE_CACHE_PATH", "HABANA_*", "HCCL_*", "HLS_MODULE_ID")
+"""What a run's record keeps of the environment."""
+
 GRAPHS = 64
 """Graphs that torch.compile keeps of one code at least: more than the default plans have shapes."""
 

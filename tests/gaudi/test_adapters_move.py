@@ -139,7 +139,7 @@ def test_a_checkpoint_goes_on_in_every_way(data: Path, model_folder: Callable[[s
         output = tmp_path / f"{before}, {after}"
         shutil.copytree(tmp_path / before, output)
         shutil.rmtree(output / "checkpoint-6")
-        more = ["--resume_from_checkpoint", "true", "--allow_changed", "backend", "optim"]
+        more = ["--resume_from_checkpoint", "true", "--allow_changed", "backend", "optim", "versions"]
         gone_on = run(after, model, data, output, *more, **settings, **ours[after])
         assert gone_on["eval_perplexity"] == pytest.approx(found[before], rel=1e-4)
 

@@ -189,7 +189,7 @@ def test_a_model_is_asked_as_it_was_trained(
         rows = previewed(["--model_name_or_path", str(folder), *reading], capsys)
         assert json.dumps(boxes_in(SIZES[0])[0]) in rows[0]["text"]
         # A folder of a run that did not know the setting is one that counted pixels.
-        record = folder / ("run_config.yaml" if folder == out else "run_settings.json")
+        record = folder / ("run_config.yaml" if folder == out else "run.json")
         text = record.read_text(encoding="utf-8")
         record.write_text(re.sub(r'(?m)^ *"?box_coordinates"?: .*\n', "", text), encoding="utf-8")
         assert "box_coordinates" not in record.read_text(encoding="utf-8")

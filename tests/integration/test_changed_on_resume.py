@@ -95,7 +95,7 @@ def test_what_is_allowed_is_used_and_so_is_the_cadence(
     group = torch.load(stopped / "checkpoint-4" / "optimizer.pt")["param_groups"][0]
     assert (group["initial_lr"], group["weight_decay"]) == (4e-2, 0.5)
     assert (stopped / ADAPTER).read_bytes() != (whole / "out" / ADAPTER).read_bytes()
-    record = json.loads((stopped / "checkpoint-4" / "run_settings.json").read_text(encoding="utf-8"))
+    record = json.loads((stopped / "checkpoint-4" / "run.json").read_text(encoding="utf-8"))
     assert record["settings"]["learning_rate"] == 4e-2
     # From there on the new rate is the run's own.
     assert go_on(model_folder("gemma3"), whole / "data", stopped) == 1
@@ -134,7 +134,7 @@ def test_a_checkpoint_of_an_earlier_version(
     model_folder: Callable[[str], Path], whole: Path, stopped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It has no record: the run says so and goes on as it did, with the checkpoint's rate."""
-    (stopped / "checkpoint-2" / "run_settings.json").unlink()
+    (stopped / "checkpoint-2" / "run.json").unlink()
     typed = {"learning_rate": 1.0, "image_backend": "torchvision"}  # it had pil, and the whole run has not
     assert go_on(model_folder("gemma3"), whole / "data", stopped, **typed) == 0
     assert "checkpoint-2: no record of its run's settings" in capsys.readouterr().err
@@ -150,7 +150,7 @@ def test_images_are_prepared_as_in_the_run_of_the_checkpoint(
     model_folder: Callable[[str], Path], whole: Path, stopped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run of an earlier version, whose record says nothing, had pil; Gemma 3's own would be torchvision."""
-    model, record = model_folder("gemma3"), stopped / "checkpoint-2" / "run_settings.json"
+    model, record = model_folder("gemma3"), stopped / "checkpoint-2" / "run.json"
     assert "image_backend: torchvision\n" in (whole / "out" / "run_config.yaml").read_text(encoding="utf-8")
     kept = json.loads(record.read_text(encoding="utf-8"))
     assert kept["settings"].pop("image_backend") == "torchvision"
@@ -161,5 +161,5 @@ def test_images_are_prepared_as_in_the_run_of_the_checkpoint(
     assert "--image_backend pil in the checkpoint, torchvision now (cannot be allowed)" in capsys.readouterr().err
     assert go_on(model, whole / "data", stopped) == 0
     assert "image_backend: pil\n" in (stopped / "run_config.yaml").read_text(encoding="utf-8")
-    after = json.loads((stopped / "checkpoint-4" / "run_settings.json").read_text(encoding="utf-8"))
+    after = json.loads((stopped / "checkpoint-4" / "run.json").read_text(encoding="utf-8"))
     assert after["settings"]["image_backend"] == "pil"

@@ -18,7 +18,7 @@ from vlm_lora.cli.main import run_script
 from vlm_lora.compat import IS_5
 
 ADAPTER = "adapter_model.safetensors"
-RECORD = "run_settings.json"
+RECORD = "run.json"
 SETTING = "train_sampling_strategy"
 FLAGS: dict[str, Any] = {
     "do_train": True,

@@ -141,6 +141,8 @@ class Declaration:
     """Other names, among them the switch that asks for this adapter."""
     packages: tuple[str, ...] = ()
     """Distributions whose versions `vlm-lora doctor` shows and a checkpoint keeps."""
+    variables: tuple[str, ...] = ()
+    """Environment variables that say what its hardware does (`NAME`, `NAME_*`): a run's record keeps them."""
     files: tuple[str, ...] = ()
     """What its trainer writes into output_dir next to the checkpoints."""
     launchers: tuple[str, ...] = ()

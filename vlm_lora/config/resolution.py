@@ -6,7 +6,6 @@ Which names a class has decides how a key is passed on, so one configuration wor
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, fields, replace
 from enum import Enum
@@ -28,6 +27,7 @@ from vlm_lora.config.fields import flatten, own_fields
 from vlm_lora.config.files import write_mapping
 from vlm_lora.config.other_tools import FAMILIES
 from vlm_lora.config.run_config import RunConfig
+from vlm_lora.config.secrets import SECRET_VARIABLE
 from vlm_lora.config.values import NONE_WORDS, MismatchError, convert, spell
 from vlm_lora.config.version import __version__
 from vlm_lora.errors import ConfigError, nearest
@@ -45,8 +45,6 @@ ZERO_MEANS_NONE = frozenset({"dataloader_prefetch_factor"})
 
 SLIP = 0.8
 """How alike an unknown key must be to a known one to be a slip of it: `use_peft` is none of `use_ipex` (0.75)."""
-
-_SECRET_VARIABLE = re.compile("TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +133,7 @@ def to_mapping(run: RunConfig, arguments: Mapping[str, Any]) -> dict[str, Any]:
     content: dict[str, Any] = {}
     for name, value in flatten(run).items():
         if name == "environment":
-            value = {key: text for key, text in value.items() if not _SECRET_VARIABLE.search(key)}
+            value = {key: text for key, text in value.items() if not SECRET_VARIABLE.search(key)}
         if value is not None and value != {} and name not in SECRETS:
             content[name] = _plain(value)
     content |= {name: _plain(value) for name, value in arguments.items() if canonical_name(name) not in SECRETS}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,13 @@ from vlm_lora.training.checkpoints.carried_over import CarriedOver
 from vlm_lora.training.checkpoints.changed_settings import Change
 from vlm_lora.training.checkpoints.contents import STATE_FILE
 from vlm_lora.training.checkpoints.setting_kinds import Kind
+from vlm_lora.training.identity.record import RunIdentity
 
 SETTINGS = {"lr_scheduler_type": "linear"}
+
+
+def carry(settings: dict[str, Any], changes: Sequence[Change] = ()) -> CarriedOver:
+    return CarriedOver(RunIdentity(settings=settings, versions={}), changes)
 
 
 def change(name: str, saved: Any, now: Any) -> Change:
@@ -45,7 +51,7 @@ def resumed(
         first.step()
         schedule.step()
     (tmp_path / STATE_FILE).write_text(json.dumps({"max_steps": 4}))
-    carried = CarriedOver(settings, changes)
+    carried = carry(settings, changes)
     optimizer, anew = built(steps=steps, **more)
     carried.note_optimizer(optimizer)
     for group in optimizer.param_groups:
@@ -105,7 +111,7 @@ def test_more_steps(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_an_engine_that_drops_empty_groups(tmp_path: Path) -> None:
-    carried = CarriedOver(SETTINGS, [change("weight_decay", 0.5, 0.9)])
+    carried = carry(SETTINGS, [change("weight_decay", 0.5, 0.9)])
     weight = nn.Parameter(torch.ones(2))
     optimizer = torch.optim.AdamW([{"params": [], "weight_decay": 0.0}, {"params": [weight], "weight_decay": 0.9}])
     carried.note_optimizer(optimizer)
@@ -120,7 +126,7 @@ def test_an_engine_that_drops_empty_groups(tmp_path: Path) -> None:
 
 def test_a_schedule_that_cannot_be_laid_anew(tmp_path: Path) -> None:
     (tmp_path / STATE_FILE).write_text('{"max_steps": 4}')
-    carried = CarriedOver({"lr_scheduler_type": "own"}, [change("warmup_steps", 0, 1)])
+    carried = carry({"lr_scheduler_type": "own"}, [change("warmup_steps", 0, 1)])
     carried.note_steps(4)
     with pytest.raises(ConfigError, match="--allow_changed warmup_steps: the schedule own cannot be laid anew"):
         carried.put_in_force(built(steps=4)[0], object(), str(tmp_path))
@@ -132,11 +138,11 @@ def test_the_cadence_is_that_of_this_run(metric: bool, tmp_path: Path) -> None:
     arguments = TrainingArguments(str(tmp_path), save_steps=3, logging_steps=2, use_cpu=True, report_to="none")
     state = TrainerState(save_steps=500, logging_steps=10, max_steps=9, best_metric=1.0, best_global_step=2)
     changes = [change("metric_for_best_model", "loss", "eval_perplexity")] if metric else []
-    CarriedOver(SETTINGS, changes).callback().on_train_begin(arguments, state, None)
+    carry(SETTINGS, changes).callback().on_train_begin(arguments, state, None)
     assert (state.save_steps, state.logging_steps) == (3, 2)
     assert state.best_metric == (None if metric else 1.0)
 
 
 def test_generators_start_anew_with_another_seed_alone() -> None:
-    assert CarriedOver(SETTINGS, [change("seed", 1, 2)]).reseeds
-    assert not CarriedOver(SETTINGS, [change("data_seed", 1, 2)]).reseeds
+    assert carry(SETTINGS, [change("seed", 1, 2)]).reseeds
+    assert not carry(SETTINGS, [change("data_seed", 1, 2)]).reseeds

@@ -15,14 +15,14 @@ from vlm_lora.config.run_config import ModelConfig, RunConfig, TuningConfig
 from vlm_lora.errors import ConfigError
 from vlm_lora.training.checkpoints.changed_settings import Change, compare, differences
 from vlm_lora.training.checkpoints.run_settings import (
-    FILE,
     absolute,
     default_settings,
     effective_settings,
     plain,
-    write_settings,
 )
 from vlm_lora.training.checkpoints.setting_kinds import Kind
+from vlm_lora.training.identity.record import FILE, RunIdentity, write_identity
+from vlm_lora.training.identity.versions import versions
 
 SETTLED = {"backend": "cpu", "dtype": "float32", "attn_implementation": "sdpa", "max_length": 128}
 RUN = RunConfig(model=ModelConfig(model_name_or_path="org/model", token="hf_secret"))
@@ -37,6 +37,14 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     found = effective_settings(run, arguments, settled={**SETTLED, "static_shapes": False})
     loaded: dict[str, Any] = json.loads(json.dumps(found))
     return loaded
+
+
+def identity(settings: dict[str, Any], **others: Any) -> RunIdentity:
+    return RunIdentity(**{"settings": settings, "versions": versions(), "base_model": {"name": "org/model"}, **others})
+
+
+def write_settings(folder: Path, settings: dict[str, Any], **others: Any) -> None:
+    write_identity(folder, identity(settings, **others))
 
 
 def changed(settings: dict[str, Any], **changes: Any) -> dict[str, Kind]:
@@ -143,7 +151,8 @@ def test_a_run_from_before_boxes_could_be_counted_otherwise_counted_pixels(setti
 
 
 def resume(checkpoint: Path, settings: dict[str, Any], *allowed: str) -> list[str]:
-    found = compare(checkpoint, settings, allowed=frozenset(allowed), arguments_class=TrainingArguments)
+    now = identity(settings)
+    found, _ = compare(checkpoint, now, allowed=frozenset(allowed), arguments_class=TrainingArguments)
     return [change.name for change in found]
 
 

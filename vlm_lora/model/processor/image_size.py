@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 FLAGS = ("min_pixels", "max_pixels", "image_size")
 """The settings that say how large images are shown."""
 
-OF_A_RUN = ("run_files.json", "run_settings.json")
+OF_A_RUN = ("run_files.json", "run.json", "run_settings.json")
 """Files next to a processor that a run of this program saved: it was trained with that processor's size."""
 
 _PINPOINTS = "image_grid_pinpoints"

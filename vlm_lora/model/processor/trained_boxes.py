@@ -13,8 +13,8 @@ from vlm_lora.config.run_config import ModelConfig, RunConfig
 
 logger = logging.getLogger(__name__)
 
-RECORDS = ("run_config.yaml", "run_settings.json")
-"""What training writes next to its weights, and into each checkpoint."""
+RECORDS = ("run_config.yaml", "run.json", "run_settings.json")
+"""What training writes next to its weights and into each checkpoint; the last one earlier versions wrote there."""
 
 BEFORE = "pixels"
 """What training did before it could be chosen."""

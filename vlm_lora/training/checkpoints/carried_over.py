@@ -20,8 +20,8 @@ from transformers import TrainerCallback
 from vlm_lora.errors import ConfigError
 from vlm_lora.training.checkpoints.changed_settings import Change
 from vlm_lora.training.checkpoints.contents import STATE_FILE
-from vlm_lora.training.checkpoints.run_settings import write_settings
 from vlm_lora.training.checkpoints.setting_kinds import PART_RATES
+from vlm_lora.training.identity.record import RunIdentity, write_identity
 
 logger = logging.getLogger(__name__)
 
@@ -42,15 +42,16 @@ BEST = frozenset({"load_best_model_at_end", "metric_for_best_model", "greater_is
 
 
 class CarriedOver:
-    """A run's settings: kept in its checkpoints, and put in force where it goes on from one.
+    """A run's record: kept in its checkpoints, and its settings put in force where it goes on from one.
 
     Args:
-        settings: `effective_settings` of this run.
+        identity: the record of this run.
         changes: since the checkpoint's run, all free or allowed; none where the run begins.
     """
 
-    def __init__(self, settings: Mapping[str, Any], changes: Iterable[Change] = ()) -> None:
-        self._settings = dict(settings)
+    def __init__(self, identity: RunIdentity, changes: Iterable[Change] = ()) -> None:
+        self._identity = identity
+        self._settings = identity.settings
         self._changes = {change.name: change for change in changes}
         self._asked: list[dict[str, Any]] = []
         """What each of the optimizer's groups was made with."""
@@ -65,7 +66,7 @@ class CarriedOver:
 
     def write(self, checkpoint: Path) -> None:
         """Write the record."""
-        write_settings(checkpoint, self._settings)
+        write_identity(checkpoint, self._identity)
 
     def note_optimizer(self, optimizer: Any) -> None:
         """Remember what an optimizer was just made with, before a checkpoint is loaded into it."""

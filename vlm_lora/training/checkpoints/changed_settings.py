@@ -11,12 +11,17 @@ from typing import Any
 from vlm_lora.config.aliases import DROPPED, RESTATED, aliases
 from vlm_lora.config.values import spell
 from vlm_lora.errors import ConfigError, nearest
-from vlm_lora.training.checkpoints.run_settings import default_settings, read_settings, versions
+from vlm_lora.training.checkpoints.run_settings import default_settings
 from vlm_lora.training.checkpoints.setting_kinds import (
+    ADAPTER_FILES,
+    BASE_FILES,
     GLOBAL_BATCH,
     MATTERS,
     PART_RATES,
+    PATCH_VERSIONS,
     SPLIT,
+    STANDS_ON,
+    VERSIONS,
     WORLD_SIZE,
     Kind,
     adapters_flags,
@@ -24,6 +29,9 @@ from vlm_lora.training.checkpoints.setting_kinds import (
     kinds,
     setting_of,
 )
+from vlm_lora.training.identity.base_model import changed_files
+from vlm_lora.training.identity.record import RunIdentity, read_identity
+from vlm_lora.training.identity.versions import split_changes
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +57,15 @@ _TAKEN_OVER = frozenset({"train_sampling_strategy"})
 _SPOKEN = {
     GLOBAL_BATCH: "rows of one step (--per_device_train_batch_size x --gradient_accumulation_steps x processes)",
     WORLD_SIZE: "processes",
+    VERSIONS: "version of",
+    PATCH_VERSIONS: "version of",
+    BASE_FILES: "base model:",
+    ADAPTER_FILES: "adapter to begin with:",
 }
+
+AGAIN = (
+    "Rows, and the files of base model and adapter, must be those of the checkpoint's run: put them back as they were."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +79,8 @@ class Change:
     why: str = ""
     """Why it cannot be allowed, where other changes of this setting can be."""
 
-    def lines(self) -> list[str]:
-        """Return what to show of it: of a mapping the keys that differ."""
+    def lines(self, then: str = "in the checkpoint") -> list[str]:
+        """Return what to show of it: of a mapping the keys that differ. `then` is what the earlier run is called."""
         spoken = _SPOKEN.get(self.name, f"--{self.name}")
         pairs = [("", self.saved, self.now)]
         if isinstance(self.saved, Mapping) and isinstance(self.now, Mapping):
@@ -74,7 +90,7 @@ class Change:
                 for key in sorted({*before, *after})
                 if not _same(before.get(key), after.get(key))
             ]
-        return [f"{spoken}{key} {_spoken(saved)} in the checkpoint, {_spoken(now)} now" for key, saved, now in pairs]
+        return [f"{spoken}{key} {_spoken(saved)} {then}, {_spoken(now)} now" for key, saved, now in pairs]
 
 
 def _spoken(value: Any) -> str:
@@ -106,28 +122,71 @@ def check_allowed(names: Iterable[str], arguments_class: type) -> frozenset[str]
 
 
 def compare(
-    checkpoint: Path, now: Mapping[str, Any], *, allowed: frozenset[str], arguments_class: type
-) -> list[Change]:
-    """Return what changed since a checkpoint's run, having said it; empty where the checkpoint has no record.
+    checkpoint: Path, now: RunIdentity, *, allowed: frozenset[str], arguments_class: type
+) -> tuple[list[Change], RunIdentity | None]:
+    """Return what changed since a checkpoint's run, having said it, and that run's record.
 
     Args:
         checkpoint: its folder.
-        now: `effective_settings` of this run.
+        now: what is known of this run before its rows are read: settings, versions, base model and adapter.
         allowed: from `check_allowed`.
         arguments_class: its defaults stand for settings that the checkpoint's run did not know.
+
+    Returns:
+        No changes and None where the checkpoint has no record.
 
     Raises:
         ConfigError: names everything that changes the result and is not allowed, with both values and what to type.
     """
-    record = read_settings(checkpoint)
+    record = read_identity(checkpoint)
     if record is None:
         logger.warning(
             "%s: no record of its run's settings, as earlier versions wrote it. Nothing is compared: a changed "
             "--learning_rate or --weight_decay has no effect, and other changes go unseen.",
             checkpoint,
         )
-        return []
-    changes = differences(record[0], now, defaults=default_settings(arguments_class))
+        return [], None
+    if not record.is_whole:
+        logger.warning(
+            "%s: its record, of an earlier version, holds settings and versions alone. Whether base model and rows are "
+            "those of its run is not known.",
+            checkpoint,
+        )
+    changes = differences(record.settings, now.settings, defaults=default_settings(arguments_class))
+    changes += surrounding_changes(record, now)
+    refuse(checkpoint, changes, allowed)
+    _say("Changed as --allow_changed says", [c for c in changes if c.kind is Kind.CHANGES_RESULT], logging.WARNING)
+    _say("Changed since the checkpoint's run", [c for c in changes if c.kind is Kind.FREE], logging.INFO)
+    return changes, record
+
+
+def surrounding_changes(before: RunIdentity, now: RunIdentity) -> list[Change]:
+    """Return what differs of versions, of the base model's files, and of those of the adapter to begin with."""
+    larger, smaller = split_changes(before.versions, now.versions)
+    pairs = {
+        VERSIONS: larger,
+        PATCH_VERSIONS: smaller,
+        BASE_FILES: changed_files(before.base_model, now.base_model),
+        ADAPTER_FILES: changed_files(before.adapter, now.adapter),
+    }
+    return [
+        Change(
+            name=name,
+            saved={key: old for key, (old, _) in differing.items()},
+            now={key: new for key, (_, new) in differing.items()},
+            kind=kind_of(name),
+        )
+        for name, differing in pairs.items()
+        if differing
+    ]
+
+
+def refuse(checkpoint: Path, changes: Sequence[Change], allowed: frozenset[str]) -> None:
+    """Refuse what changes the result and is not allowed.
+
+    Raises:
+        ConfigError: names each change with both values, and what to type.
+    """
     refused = [
         change
         for change in changes
@@ -135,13 +194,6 @@ def compare(
     ]
     if refused:
         raise ConfigError(_refusal(checkpoint, refused, allowed))
-    _say("Changed as --allow_changed says", [c for c in changes if c.kind is Kind.CHANGES_RESULT], logging.WARNING)
-    _say("Changed since the checkpoint's run", [c for c in changes if c.kind is Kind.FREE], logging.INFO)
-    here = versions()
-    newer = [f"{name} {old}, {here.get(name)} now" for name, old in record[1].items() if here.get(name) != old]
-    if newer:
-        logger.info("Versions of the checkpoint's run: %s.", "; ".join(newer))
-    return changes
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any], *, defaults: Mapping[str, Any]) -> list[Change]:
@@ -205,8 +257,15 @@ def _refusal(checkpoint: Path, refused: Sequence[Change], allowed: frozenset[str
     for change in refused:
         mark = f" (cannot be allowed{': ' if change.why else ''}{change.why})" if change.kind is Kind.NEVER else ""
         lines += [f"  {line}{mark}" for line in change.lines()]
-    text = f"--resume_from_checkpoint {checkpoint}: settings differ from those of its run:\n" + "\n".join(lines)
-    text += "\nGive the checkpoint's settings."
+    stands_on = STANDS_ON.intersection(change.name for change in refused)
+    what = "this differs from its run" if stands_on else "settings differ from those of its run"
+    text = f"--resume_from_checkpoint {checkpoint}: {what}:\n" + "\n".join(lines)
+    if len(stands_on) < len({change.name for change in refused}):
+        text += "\nGive the checkpoint's settings."
+    if stands_on - {VERSIONS}:
+        text += f"\n{AGAIN}"
+    if VERSIONS in stands_on:
+        text += "\nInstall the checkpoint's versions."
     if free:
         which = "those that are not marked" if never else "the new ones"
         text += f" To go on with {which}, add: --allow_changed {' '.join(sorted({*free, *allowed}))}"

@@ -14,6 +14,9 @@ from vlm_lora.training.checkpoints.contents import refuse_to_resume
 from vlm_lora.training.checkpoints.pickles import refuse_programs
 from vlm_lora.training.checkpoints.run_settings import recorded_setting
 from vlm_lora.training.engine import engine_of
+from vlm_lora.training.identity.base_model import describe_base
+from vlm_lora.training.identity.record import RunIdentity
+from vlm_lora.training.identity.versions import versions
 from vlm_lora.training.outputs import find_checkpoint, note_what_is_saved
 
 
@@ -27,6 +30,8 @@ class Resumption:
     """What is otherwise than in the checkpoint's run, all of it free or allowed."""
     order: str | None = None
     """The checkpoint's `--train_sampling_strategy`; None where the run starts afresh."""
+    earlier: RunIdentity | None = None
+    """The record of the checkpoint's run; None where there is none."""
 
 
 def look_for_checkpoint(run: RunConfig, arguments: Any, settings: Callable[[], Mapping[str, Any]]) -> Resumption:
@@ -38,21 +43,24 @@ def look_for_checkpoint(run: RunConfig, arguments: Any, settings: Callable[[], M
         settings: returns the run's effective settings; called only where a checkpoint is there to compare with.
 
     Raises:
-        ConfigError: there is none, it holds a program, another engine saved it, or settings differ that may not.
+        ConfigError: there is none, it holds a program, another engine saved it, or settings, versions or the base
+            model differ that may not.
     """
     allowed = check_allowed(run.allow_changed, type(arguments)) if arguments.do_train else frozenset()
     checkpoint = find_checkpoint(Path(arguments.output_dir), arguments.resume_from_checkpoint)
     if checkpoint is not None:
         refuse_programs(Path(checkpoint))
     changes: list[Change] = []
-    order = None
+    order = earlier = None
     if arguments.do_train:
         if checkpoint is not None:
             refuse_to_resume(Path(checkpoint), engine_of(arguments))
             order = recorded_setting(Path(checkpoint), "train_sampling_strategy")
-            changes = compare(Path(checkpoint), settings(), allowed=allowed, arguments_class=type(arguments))
+            base, adapter = describe_base(run.model)
+            now = RunIdentity(settings=settings(), versions=versions(), base_model=base, adapter=adapter)
+            changes, earlier = compare(Path(checkpoint), now, allowed=allowed, arguments_class=type(arguments))
         note_what_is_saved(arguments)
-    return Resumption(checkpoint=checkpoint, changes=tuple(changes), order=order)
+    return Resumption(checkpoint=checkpoint, changes=tuple(changes), order=order, earlier=earlier)
 
 
 def with_kept_backend(run: RunConfig, arguments: Any) -> RunConfig:

@@ -54,6 +54,7 @@ TRAINING_FILES = (
     *WEIGHT_FILES,
     STATE_FILE,
     "train_results.json",
+    "run.json",
     "run_config.yaml",
     "row_lengths.npz",
     "README.md",

@@ -1,4 +1,4 @@
-"""The effective settings of a run, defaults included, as every checkpoint keeps them in `run_settings.json`.
+"""The effective settings of a run, defaults included, as the record of a run keeps them (`run.json`).
 
 They are taken before the trainer exists, which on some hardware changes its arguments. What a setting's change
 means is the table in `setting_kinds`.
@@ -6,13 +6,10 @@ means is the table in `setting_kinds`.
 
 from __future__ import annotations
 
-import json
 import math
-import platform
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from enum import Enum
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +18,16 @@ import torch.distributed
 from vlm_lora.config.declaration import declarations
 from vlm_lora.config.fields import flatten, own_fields
 from vlm_lora.config.run_config import RunConfig
-from vlm_lora.config.version import __version__
-from vlm_lora.config.whole_files import write_json
 from vlm_lora.data.mixture import JOINT, split_names
 from vlm_lora.data.sources.files import split_list
 from vlm_lora.engines.zero_numbers import without_numbers
-from vlm_lora.errors import ConfigError, DataError
+from vlm_lora.errors import DataError
 from vlm_lora.training.arguments import CHECKPOINTING
 from vlm_lora.training.checkpoints.setting_kinds import GLOBAL_BATCH, WORLD_SIZE, Kind, kind_of, path_settings
-
-FILE = "run_settings.json"
-FORMAT = 1
-"""Of the file; another one is refused."""
+from vlm_lora.training.identity.record import read_identity
 
 _BEFORE = {"box_coordinates": "pixels", "train_sampling_strategy": "random", "image_backend": "pil"}
 """What runs did that did not know a setting, where that is not its default."""
-
-_PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed")
-"""Whose versions a checkpoint keeps, in addition to those that adapters declare."""
 
 
 def effective_settings(
@@ -86,36 +75,6 @@ def default_settings(arguments_class: type) -> dict[str, Any]:
     return {name: plain(value) for name, value in found.items()}
 
 
-def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Write the record into a checkpoint, whole or not at all. The trainer's state, written last, comes after it."""
-    write_json(folder / FILE, {"format": FORMAT, "settings": settings, "versions": versions()})
-
-
-def read_settings(checkpoint: Path) -> tuple[dict[str, Any], dict[str, str]] | None:
-    """Return a checkpoint's settings and the versions of its run; None where an earlier version wrote it.
-
-    Raises:
-        ConfigError: the file is there and cannot be read.
-    """
-    path = checkpoint / FILE
-    if not path.exists():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        settings, written_by = dict(content["settings"]), dict(content["versions"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({error}), so nobody knows with what settings the checkpoint was made. Name "
-            "another checkpoint, or remove the file to go on without comparing them."
-        ) from error
-    if content.get("format") != FORMAT:
-        raise ConfigError(
-            f"{path}: has the format {content.get('format')} and this version reads {FORMAT}. Go on with the version "
-            f"of vlm-lora that wrote it ({written_by.get('vlm_lora')})."
-        )
-    return settings, written_by
-
-
 def recorded_setting(checkpoint: Path, name: str) -> str:
     """Return a setting of a checkpoint's run; where it did not know it, what runs did then.
 
@@ -126,19 +85,8 @@ def recorded_setting(checkpoint: Path, name: str) -> str:
     Raises:
         ConfigError: the record is there and cannot be read.
     """
-    record = read_settings(checkpoint)
-    return str((record[0] if record is not None else {}).get(name) or _BEFORE[name])
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what computes, those that are installed."""
-    found = {"vlm_lora": __version__, "python": platform.python_version()}
-    for package in (*_PACKAGES, *(name for one in declarations().values() for name in one.packages)):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    record = read_identity(checkpoint)
+    return str((record.settings if record is not None else {}).get(name) or _BEFORE[name])
 
 
 def absolute(value: Any) -> Any:

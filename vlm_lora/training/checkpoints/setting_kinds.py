@@ -34,6 +34,15 @@ GLOBAL_BATCH = "global_batch_size"
 WORLD_SIZE = "world_size"
 """A setting of the record alone: processes."""
 
+VERSIONS, PATCH_VERSIONS = "versions", "patch_versions"
+"""Of the record alone: minor and major versions of what computes, and all other versions."""
+BASE_FILES, ADAPTER_FILES = "base_model_files", "adapter_files"
+"""Of the record alone: what the files say that a run begins with."""
+TRAINED_ROWS, OTHER_ROWS = "trained_rows", "validation_rows"
+"""Of the record alone: what the rows say, and their order."""
+STANDS_ON = frozenset({VERSIONS, BASE_FILES, ADAPTER_FILES, TRAINED_ROWS})
+"""What is no setting of a run and decides about its result all the same."""
+
 SPLIT = ("per_device_train_batch_size", "gradient_accumulation_steps", WORLD_SIZE)
 """Factors of `GLOBAL_BATCH`. With one group of rows a global batch has the same rows however it is split."""
 
@@ -77,6 +86,7 @@ _ROWS: Mapping[Kind, str] = {
         dataloader_prefetch_factor dataloader_multiprocessing_context
         ddp_timeout length_column_name torch_empty_cache_steps
         image_cache image_cache_gb
+        patch_versions validation_rows
     """,
     Kind.NEVER: """
         dataset_name dataset_config_name
@@ -84,6 +94,7 @@ _ROWS: Mapping[Kind, str] = {
         peft_method lora_rank lora_alpha lora_targets use_rslora use_dora
         freeze_language freeze_vision freeze_projector freeze_embeddings freeze_head
         optim optim_args optim_target_modules
+        base_model_files adapter_files trained_rows
     """,
     Kind.CHANGES_RESULT: """
         learning_rate language_learning_rate vision_learning_rate projector_learning_rate
@@ -113,6 +124,7 @@ _ROWS: Mapping[Kind, str] = {
         liger_kernel_config use_liger_kernel use_cache
         fp16_backend fp16_opt_level half_precision_backend jit_mode_eval mp_parameters past_index ray_scope
         tpu_metrics_debug tpu_num_cores use_ipex use_legacy_prediction_loop use_mps_device
+        versions
     """,
 }
 
