@@ -86,11 +86,8 @@ def evaluate(run: RunConfig) -> dict[str, Any]:
     check_early(run, "eval", trains=False, needed=("model_name_or_path", "dataset_name"))
     with called(run):
         from vlm_lora import pipeline
-        from vlm_lora.evaluation.places import with_own_folder
 
-        run = _with_defaults(run, do_eval=True)
-        run = run if run.raw.get("output_dir") else with_own_folder(run)
-        return pipeline.train(run.replaced(do_train=False))
+        return pipeline.train(_with_defaults(run, do_eval=True).replaced(do_train=False))
 
 
 def ask(run: RunConfig, prompt: str, images: Sequence[ImageSource] = ()) -> str:

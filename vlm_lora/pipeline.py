@@ -37,7 +37,8 @@ from vlm_lora.data.conversation import Conversation, ImageSource, RowSource, sin
 from vlm_lora.data.dataset import Splits, load_splits
 from vlm_lora.engines.zero_numbers import agreeing_schedule, with_file_numbers
 from vlm_lora.errors import ConfigError
-from vlm_lora.evaluation.places import refuse_other_results
+from vlm_lora.evaluation.held_out import warn_of_trained_rows, with_trained_split
+from vlm_lora.evaluation.places import refuse_other_results, with_own_folder
 from vlm_lora.model.features.obstacles import refuse_early
 from vlm_lora.preflight.check import Prepared, known_rows, prepare_rows, read_rows, report_on, shapes_of
 from vlm_lora.preflight.figures import DataReport
@@ -109,6 +110,8 @@ def _train(run: RunConfig, observers: Observers) -> dict[str, Any]:
     splits = load_splits(
         run.data, need_train=arguments.do_train, need_validation=arguments.do_eval or arguments.eval_on_start
     )
+    if not arguments.do_train:
+        warn_of_trained_rows(run, splits.validation)
     if splits.stream is not None and wants_static_shapes(session.run, session.backend):
         refuse_shapes_of_stream()
     prepared, preprocessing, groups, feeding = _read_and_order(session, splits, resumption, observers)
@@ -168,7 +171,9 @@ def _open_run(run: RunConfig) -> Session:
     """Open the session of a run that trains, evaluates or both, with the image backend that its record keeps."""
     from vlm_lora.training.checkpoints.resumption import with_kept_backend
 
-    session = open_session(run if is_true(run.raw.get("do_train")) else without_engine(run, shared=True))
+    if not is_true(run.raw.get("do_train")):
+        run = without_engine(with_own_folder(with_trained_split(run)), shared=True)
+    session = open_session(run)
     if not (session.arguments.do_train or session.arguments.do_eval):
         raise ConfigError("Nothing to do: type --do_train, --do_eval, or both.")
     return replace(session, run=with_kept_backend(session.run, session.arguments))

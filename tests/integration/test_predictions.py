@@ -45,3 +45,14 @@ def test_an_image_that_lies_in_the_row_is_named_by_it(model_folder: Callable[[st
     file = str(data / "data" / "val-00000-of-00001.parquet")
     assert [line["images"] for line in lines] == [[f"{file}:0#0"], [f"{file}:1#0"]]
     assert lines[0]["source"] == f"{file} row 0"
+
+
+def test_the_rows_are_those_that_the_run_held_out(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    data = write_uneven_rows(tmp_path / "data", rows=6)
+    settings = {"validation_fraction": 0.5, "split_seed": 7, "do_train": True, "max_steps": 1}
+    trained, after = evaluated(model_folder("qwen2_vl"), data, tmp_path / "out", **settings)
+    lines, results = evaluated(tmp_path / "out", data, tmp_path / "again")
+    assert [line["source"] for line in lines] == [line["source"] for line in trained]
+    assert results["eval_perplexity"] == pytest.approx(after["eval_perplexity"], rel=1e-6)
+    _, other = evaluated(tmp_path / "out", data, tmp_path / "typed", split_seed=42)
+    assert other["eval_samples"] != after["eval_samples"], "the control: what is typed wins"

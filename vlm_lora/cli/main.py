@@ -186,9 +186,7 @@ def _eval(rest: Sequence[str]) -> None:
     if run.dry_run_options.dry_run:
         raise ConfigError("--dry_run is for train: it shows the rows that would be trained on. Leave it out.")
     from vlm_lora import pipeline
-    from vlm_lora.evaluation.places import with_own_folder
 
-    run = run if run.raw.get("output_dir") else with_own_folder(run)
     _report(pipeline.train(replace(run, raw={**run.raw, "do_train": False})))
 
 

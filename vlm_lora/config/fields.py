@@ -59,7 +59,7 @@ def own_fields() -> Mapping[str, OwnField]:
     for section, owner in (*SECTIONS.items(), ("", RunConfig)):
         hints = get_type_hints(owner)
         for field in fields(owner):
-            if owner is RunConfig and (field.name in SECTIONS or field.name == "raw"):
+            if owner is RunConfig and (field.name in SECTIONS or field.name in ("raw", "given")):
                 continue
             found[field.name] = OwnField(
                 name=field.name,
@@ -81,7 +81,7 @@ def assemble(values: Mapping[str, Any], raw: Mapping[str, Any]) -> RunConfig:
     for name, value in with_implied_answers(values, raw).items():
         owned[own_fields()[name].section][name] = value
     sections = {section: owner(**owned[section]) for section, owner in SECTIONS.items()}
-    return RunConfig(**sections, **owned[""], raw=dict(raw))
+    return RunConfig(**sections, **owned[""], raw=dict(raw), given=frozenset(values))
 
 
 def flatten(run: RunConfig) -> dict[str, Any]:

@@ -471,6 +471,7 @@ class RunConfig:
     accelerate_launch_args: Mapping[str, Any] = field(default_factory=dict)
     """Arguments for `accelerate launch`; a run that is already started keeps them only for the record."""
     raw: Mapping[str, Any] = field(default_factory=dict)
+    given: frozenset[str] = field(default=frozenset(), compare=False)  # names of our settings that were given
 
     def replaced(self, **raw: Any) -> RunConfig:
         """Return this run with other values for keys of the trainer."""

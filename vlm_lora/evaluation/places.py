@@ -38,11 +38,13 @@ class Subject:
 
 
 def with_own_folder(run: RunConfig) -> RunConfig:
-    """Return the run with the folder of its model and data as `output_dir`, and say where that is.
+    """Return the run with the folder of its model and data as `output_dir` where it has none, and say where that is.
 
     A name that another model or other data has already is told apart by a few digits. Every process of a run, and
     every run of the same model and data, finds the same folder.
     """
+    if run.raw.get("output_dir"):
+        return run
     wanted = _of(run)
     folder = ROOT / f"{_short(run.model.model_name_or_path, parents=True)}-{_short(_data_name(run))}"
     held = _held(folder)

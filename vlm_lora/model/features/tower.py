@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce, wraps
 from typing import Any
 
 import torch
@@ -48,7 +48,8 @@ class Tower:
         if self._style.entry == "image_features":
             self._own = self._inner.get_image_features
             self._names = _accepted(self._own)
-            self._inner.get_image_features = self._given_or_own
+            # transformers' `generate` asks the signature which of a prompt's tensors to hand over.
+            self._inner.get_image_features = wraps(self._own)(partial(self._given_or_own))
 
     def features(self, media: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Run tower and projector on the media tensors of one row, without gradients.
