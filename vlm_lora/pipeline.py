@@ -47,6 +47,7 @@ from vlm_lora.preflight.parallel_map import ParallelMap
 from vlm_lora.preflight.sampled_epochs import draws_known, sampled_epochs
 from vlm_lora.report.model_card import write_model_card
 from vlm_lora.report.preview import Preview, ShownRow
+from vlm_lora.report.run_page.at_end import RunPage
 from vlm_lora.session import (
     Preprocessing,
     Session,
@@ -87,7 +88,7 @@ def train(run: RunConfig, observers: Sequence[RunObserver] = ()) -> dict[str, An
 
     Observers are told what happens, after the run's own log.
     """
-    told = Observers([RunLog(), *observers])
+    told = Observers([RunLog(), RunPage(), *observers])
     with told.until_end():
         return _train(run, told)
 

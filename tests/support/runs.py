@@ -33,6 +33,7 @@ def script_flags(model: Path, data: Path, output: Path, **flags: object) -> list
         "logging_steps": 1,
         "save_strategy": "no",
         "log_level": "error",
+        "report_page": False,  # drawing takes longer than most of these runs
         **flags,
     }
     return [text for name, value in values.items() for text in (f"--{name}", str(value))]

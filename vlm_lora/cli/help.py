@@ -14,7 +14,7 @@ from dataclasses import fields
 from functools import cache
 from typing import Any
 
-from vlm_lora.config import run_config, scoring
+from vlm_lora.config import reporting, run_config, scoring
 from vlm_lora.config.aliases import CONFIG_VARIABLES, describe_aliases
 from vlm_lora.config.argument_fields import arguments_like
 from vlm_lora.config.fields import SECTIONS, OwnField, own_fields
@@ -39,6 +39,8 @@ PURPOSES: Mapping[str, str] = {
     "preview": "rows as the model will see them: --model_name_or_path MODEL --dataset_name DATA",
     "cache": "images and vision features ahead of a run: --model_name_or_path MODEL --dataset_name DATA",
     "plan": "predict memory and time of a training run: --model_name_or_path MODEL [--dataset_name DATA]",
+    "report": "one run on one page, report.html: RUN [--output FILE]",
+    "compare": "several runs side by side, with paired tests of their scores: RUN RUN [...] [--output FILE]",
     "demo": "train a tiny model on drawn charts, on a CPU, without a download",
     "doctor": "what this machine has, what would be used, and what is missing",
 }
@@ -73,10 +75,12 @@ USES: Mapping[str, tuple[str, ...]] = {
     "train": (*SECTIONS, "", "trainer"),
     "cache": (*SECTIONS, "", "trainer"),
     "plan": (*SECTIONS, "", "trainer"),
-    "eval": (*_READING, "generation", "scoring", "", "trainer"),
+    "eval": (*_READING, "generation", "scoring", "reporting", "", "trainer"),
     "ask": ("model", "generation", ""),
-    "check": (*_READING, ""),
-    "preview": (*_READING, ""),
+    "check": (*_READING, "reporting", ""),
+    "preview": (*_READING, "reporting", ""),
+    "report": (),
+    "compare": (),
     "demo": (),
     "doctor": (),
 }
@@ -135,7 +139,7 @@ def help_text(verb: str = "train", *, everything: bool = False, own: Mapping[str
 def field_docs() -> Mapping[tuple[str, str], str]:
     """Return the docstring under each field of our settings by (class name, field name)."""
     found: dict[tuple[str, str], str] = {}
-    sources = [inspect.getsource(module) for module in (run_config, scoring)]
+    sources = [inspect.getsource(module) for module in (run_config, scoring, reporting)]
     for node in [node for source in sources for node in ast.parse(source).body]:
         if not isinstance(node, ast.ClassDef):
             continue

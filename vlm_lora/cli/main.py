@@ -48,6 +48,8 @@ vlm-lora {__version__}: fine-tune vision-language models, LoRA first
   vlm-lora plan     --model_name_or_path MODEL --dataset_name DATA [--device H100-80 | all] [--world_size N] [--json]
   vlm-lora shard    --input DATA --out_dir DIR (--num_shards N | --samples_per_shard N) [--shuffle] [--prefix eval]
   vlm-lora launch   [--world_size N] [--nnodes N] [--use_deepspeed | --use_accelerate | --use_mpi] VERB_OR_SCRIPT ...
+  vlm-lora report   RUN [--output FILE] [--report_images false]
+  vlm-lora compare  RUN RUN [...] [--output FILE] [--report_images false]
   vlm-lora demo     [--output_dir DIR]
   vlm-lora doctor
 
@@ -246,6 +248,30 @@ def _cache(rest: Sequence[str]) -> None:
     cache(rest)
 
 
+def _report_flags() -> argparse.ArgumentParser:
+    from vlm_lora.cli.report import flags
+
+    return flags()
+
+
+def _report_run(rest: Sequence[str]) -> None:
+    from vlm_lora.cli.report import report
+
+    report(rest)
+
+
+def _compare_flags() -> argparse.ArgumentParser:
+    from vlm_lora.cli.compare import flags
+
+    return flags()
+
+
+def _compare(rest: Sequence[str]) -> None:
+    from vlm_lora.cli.compare import compare
+
+    compare(rest)
+
+
 def _plan_flags() -> argparse.ArgumentParser:
     parser = verb_parser("plan")
     parser.add_argument(
@@ -381,6 +407,8 @@ VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "cache": _cache,
     "plan": _plan,
     "shard": _shard,
+    "report": _report_run,
+    "compare": _compare,
     "launch": _launch,
     "demo": _demo,
     "doctor": _doctor,
@@ -392,6 +420,8 @@ OWN_FLAGS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "check": _check_flags,
     "preview": _preview_flags,
     "plan": _plan_flags,
+    "report": _report_flags,
+    "compare": _compare_flags,
     "demo": _demo_flags,
 }
 """The verbs that have flags in addition to the run's."""

@@ -48,9 +48,9 @@ def verb_parser(verb: str) -> argparse.ArgumentParser:
 
 
 def described(parser: argparse.ArgumentParser) -> dict[str, str]:
-    """Return what each flag of a parser is for, by the flag as it is set."""
+    """Return what each flag of a parser is for, by the flag as it is set; of a word without, by its place holder."""
     return {
-        " ".join([action.option_strings[0], *([str(action.metavar)] if action.metavar else [])]): action.help or ""
+        " ".join([*action.option_strings[:1], *([str(action.metavar)] if action.metavar else [])]): action.help or ""
         for action in parser._actions
     }
 

@@ -10,6 +10,7 @@ from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
 from typing import Any, get_type_hints
 
+from vlm_lora.config.reporting import ReportConfig
 from vlm_lora.config.run_config import (
     BatchingConfig,
     DataConfig,
@@ -30,6 +31,7 @@ SECTIONS: Mapping[str, type] = {
     "generation": GenerationConfig,
     "scoring": ScoringConfig,
     "dry_run_options": DryRunConfig,
+    "reporting": ReportConfig,
 }
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from vlm_lora.config.reporting import ReportConfig
 from vlm_lora.config.scoring import ScoringConfig
 from vlm_lora.errors import ConfigError
 
@@ -453,6 +454,7 @@ class RunConfig:
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     dry_run_options: DryRunConfig = field(default_factory=DryRunConfig)
+    reporting: ReportConfig = field(default_factory=ReportConfig)
     backend: str = "auto"
     """auto (the best that this machine has), or the name of an installed backend; cpu is what --use_cpu means."""
     overwrite_output_dir: bool = False

@@ -29,6 +29,7 @@ EVALUATION_FILES = (
     "all_results.json",
     "eval_results.json",
     "predictions.jsonl",
+    "report.html",
     "eval_config.yaml",
     "data_report.json",
     "quarantine.jsonl",
@@ -185,6 +186,13 @@ def note_end(folder: Path) -> None:
             part.unlink(missing_ok=True)
     written = [path.name for path in files_named(folder, record.files)]
     write_record(folder, RunRecord(checkpoints=record.checkpoints, files=tuple(written)))
+
+
+def note_file(folder: Path, name: str) -> None:
+    """Put on record a file that was written after the run's end; in a folder without a record nothing is noted."""
+    record = read_record(folder)
+    if (folder / RECORD).is_file() and name not in record.files:
+        write_record(folder, RunRecord(checkpoints=record.checkpoints, files=(*record.files, name)))
 
 
 def note_checkpoint(folder: Path, name: str) -> None:

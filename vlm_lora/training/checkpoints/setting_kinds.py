@@ -86,7 +86,7 @@ _ROWS: Mapping[Kind, str] = {
         dataloader_prefetch_factor dataloader_multiprocessing_context
         ddp_timeout length_column_name torch_empty_cache_steps
         image_cache image_cache_gb
-        patch_versions validation_rows
+        patch_versions validation_rows report_page report_images
     """,
     Kind.NEVER: """
         dataset_name dataset_config_name

@@ -1,0 +1,1 @@
+"""Runs side by side: settings that differ, curves over each other, scores with paired tests, rows that changed."""
