@@ -43,6 +43,12 @@ def test_the_own_metric_of_the_page_runs(tmp_path: Path) -> None:
     assert scorer.score(rows).figures == {"exact_match": 0.0, "my_metric": 1.5}
 
 
+def test_help_names_all_metrics() -> None:
+    said = (PAGE.parent / "configuration.md").read_text(encoding="utf-8")
+    row = next(line for line in said.splitlines() if line.startswith("| `metrics`"))
+    assert [name for name in METRICS if name not in row] == []
+
+
 def test_settings_know_the_same_figures_and_directions() -> None:
     figures = {name: better for metric in METRICS.values() for name, better in metric.figures.items()}
     assert {name for name in figures if not name.startswith(OF_PAGES)} == set(FIGURES)

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vlm_lora.errors import ConfigError, nearest
@@ -31,8 +32,9 @@ class ScoringConfig:
     """How generated answers are scored, and when scores end a run."""
 
     metrics: tuple[str, ...] = ()
-    """Scores of generated answers: auto (by what the data are, the default), names such as anls cer, or a file with a
-    metric of your own, ./my_metric.py. Giving any turns --predict_with_generate on."""
+    """Scores of generated answers: auto (by what the data are, the default); exact_match, relaxed_accuracy, anls,
+    vqa_accuracy, cer, wer, token_f1, bleu, rouge_l, json, boxes, box_map_in_order, ocr_page (docs/metrics.md); a file
+    with a metric of your own, ./my_metric.py. Giving any turns --predict_with_generate on."""
     eval_generate_samples: int = 64
     """With --predict_with_generate: validation rows that are answered at each evaluation during training, the same each
     time, spread evenly; 0 for all. The evaluation at the end answers all."""
@@ -57,7 +59,9 @@ class ScoringConfig:
     @property
     def asked(self) -> tuple[str, ...]:
         """The metrics by name or file: what was typed, its commas read as several; auto where nothing was."""
-        words = [word for text in self.metrics for word in _SEPARATORS.split(text) if word]
+        # A file's name may hold blanks and commas.
+        parts = (([text] if Path(text).is_file() else _SEPARATORS.split(text)) for text in self.metrics)
+        words = [word for part in parts for word in part if word]
         return tuple(dict.fromkeys(words)) or (AUTO,)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from vlm_lora.errors import ConfigError, nearest
 from vlm_lora.metrics.facts import DataFacts, SetFacts
@@ -19,7 +20,8 @@ ANNOTATORS = 8
 """So many accepted answers are those of annotators: VQA data have ten, of which some lose one or two."""
 _CHARTQA = ("query", "label")
 _DOCVQA = ("question", "answers")
-_DOCVQA_NUMBERS = frozenset({"questionid", "docid", "ucsf_document_id", "question_id", "doc_id"})
+_DOCVQA_NUMBERS = frozenset({"questionid", "docid", "ucsf_document_id"})
+"""Small letters; VQAv2, whose other columns are called alike, has question_id."""
 
 
 def choose(asked: Sequence[str], facts: DataFacts) -> Scorer:
@@ -34,7 +36,8 @@ def choose(asked: Sequence[str], facts: DataFacts) -> Scorer:
         ConfigError: names that are not known, packages that are missing, metrics that the data have nothing for, and
             files that fail: all of them at once.
     """
-    words = [word.strip() for given in asked for word in given.split(",") if word.strip()] or [AUTO]
+    parts = ([given] if Path(given).is_file() else given.split(",") for given in asked)
+    words = [word.strip() for part in parts for word in part if word.strip()] or [AUTO]
     reasons: dict[str, str] = {EXACT: f"{EXACT}: always"}
     left_out: list[str] = []
     own: dict[str, Measure] = {}
@@ -138,11 +141,11 @@ def _suiting(data: SetFacts) -> Iterator[tuple[str, str]]:
         yield "json", "the answers are calls of tools" if data.calls else "the answers are JSON"
     elif (data.prompt, data.response) == _CHARTQA:
         yield "relaxed_accuracy", "the columns are ChartQA's (query, label)"
-    elif several >= ANNOTATORS:
-        yield "vqa_accuracy", f"rows have the answers of up to {several} annotators"
     elif (data.prompt, data.response) == _DOCVQA and data.columns & _DOCVQA_NUMBERS:
         number = ", ".join(sorted(data.columns & _DOCVQA_NUMBERS))
         yield "anls", f"the columns are DocVQA's (question, answers, {number})"
+    elif several >= ANNOTATORS:
+        yield "vqa_accuracy", f"rows have the answers of up to {several} annotators"
     elif several > 1:
         yield "token_f1", f"rows have up to {several} accepted answers; the best one counts"
     else:

@@ -68,8 +68,9 @@ def facts_of_answers(answers: Sequence[Answered]) -> DataFacts:
 
 def _facts_of_set(data: ConversationDataset) -> SetFacts:
     schema = data.schema
-    rows = _first_rows(data)
     outputs = _page_outputs(schema)
+    # What boxes and pages ask for is known from the schema; their rows would be read with their images' sizes.
+    rows = _first_rows(data) if schema.boxes is None and not outputs else []
     return SetFacts(
         name=data.name,
         layout=schema.layout,
@@ -82,7 +83,7 @@ def _facts_of_set(data: ConversationDataset) -> SetFacts:
         or any(is_placed([row.answer]) for row in rows),
         page_text=any(output != ["box"] for output in outputs),
         calls=bool(rows) and all(row.answer.tool_calls for row in rows),
-        json=schema.layout != "page" and _all_json([row.answer.text for row in rows]),
+        json=_all_json([row.answer.text for row in rows]),
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import shutil
 import sys
 import tempfile
@@ -48,8 +49,13 @@ def load_module(path: Path) -> Any:
 @cache
 def _own_folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="vlm-lora-metrics-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(_remove, folder, os.getpid())
     return folder
+
+
+def _remove(folder: Path, owner: int) -> None:
+    if os.getpid() == owner:  # a forked child ends before its parent is done with the folder
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -10,9 +10,11 @@ file runs when it is named by this setting, and is tried on a row that is made u
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import math
 import numbers
+import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -46,11 +48,15 @@ def own_metric(asked: str) -> Measure:
     Raises:
         ConfigError: there is no such file, it has neither form, or it fails; names the line.
     """
-    path = Path(asked).expanduser()
     flag = f"--metrics {asked}"
-    if not path.is_file():
-        raise ConfigError(f"{flag}: no such file (looked at {path.absolute()}).")
-    path = path.resolve()
+    path = Path(asked).expanduser().absolute()
+    if path.is_dir():  # as evaluate has its modules: NAME/NAME.py
+        path = path / f"{path.name}.py"
+    if not path.is_file() or path.suffix != ".py":
+        raise ConfigError(
+            f"{flag}: a metric of yours is a Python file, and {path} is none. Nothing is fetched from the Hub: to use "
+            "a metric of there, name its downloaded file."
+        )
     module = _run(path, flag)
     if callable(getattr(module, "score", None)):
         return OwnFunction(path, flag, module.score, getattr(module, _DIRECTION, None))
@@ -132,11 +138,13 @@ def _takes_one_text(loaded: Any) -> bool:
 
 
 def _run(path: Path, flag: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"own_metric_{path.stem}", path)
+    name = f"own_metric_{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     loader = spec.loader
+    sys.modules[name] = module  # where dataclasses and pickle look for what a module defines
     _guarded(lambda: loader.exec_module(module), path, flag, "loading it")
     return module
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from vlm_lora.metrics.intervals import bootstrap, wilson
 from vlm_lora.metrics.measures import Found, Measure
+from vlm_lora.metrics.rules.exact_match import said
 from vlm_lora.metrics.scored import Answered, Scores, bare_name
 
 EXACT = "exact_match"
@@ -48,6 +50,11 @@ class Scorer:
         """
         if not answers:
             return Scores(figures={})
+        # Answers to learn may come with thoughts: they are compared without them, as the generated ones are.
+        answers = [
+            replace(answer, generated=said(answer.generated), accepted=tuple(map(said, answer.accepted)))
+            for answer in answers
+        ]
         found = [measure.measure(answers) for measure in self._measures]
         rows: list[dict[str, float]] = [{} for _ in answers]
         for one in found:

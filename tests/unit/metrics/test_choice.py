@@ -40,7 +40,16 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         "anls",
         "the columns are DocVQA's (question, answers, questionid)",
     ),
-    "vqa": ({"question": "What?", "answers": ["cat"] * 10}, "vqa_accuracy", "rows have the answers of up to 10 annot"),
+    "docvqa of many answers": (
+        {"question": "What?", "answers": ["12", "12.0"] * 5, "docId": 7, "ucsf_document_id": "x"},
+        "anls",
+        "the columns are DocVQA's (question, answers, docid, ucsf_document_id)",
+    ),
+    "vqa": (
+        {"question": "What?", "answers": ["cat"] * 10, "question_id": 7},
+        "vqa_accuracy",
+        "rows have the answers of up to 10 annotators",
+    ),
     "json": ({"question": "What?", "answer": '{"total": 3}'}, "json", "the answers are JSON"),
     "boxes": ({"objects": {"bbox": [[1, 2, 30, 40]], "category": ["cat"]}}, "boxes", "the answers have boxes"),
 }
@@ -113,7 +122,7 @@ def test_all_that_is_wrong_is_said_at_once(monkeypatch: pytest.MonkeyPatch, tmp_
     assert lines[2].startswith("--metrics boxes: no answer of the data has boxes that vlm-lora reads")
     assert lines[3].startswith("--metrics vqa_accuracy: it compares annotators")
     assert "broken.py, line 1: SyntaxError" in lines[4]
-    assert lines[5].startswith("--metrics ./gone.py: no such file (looked at /")
+    assert lines[5].startswith("--metrics ./gone.py: a metric of yours is a Python file, and /")
     assert len(lines) == 6
 
 

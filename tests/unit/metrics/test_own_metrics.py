@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from vlm_lora.config.scoring import ScoringConfig
 from vlm_lora.errors import ConfigError
 from vlm_lora.metrics.choice import choose
 from vlm_lora.metrics.facts import DataFacts
@@ -110,6 +111,25 @@ def test_a_row_on_which_it_fails_is_named(tmp_path: Path) -> None:
     scorer = choose([file(tmp_path, other, "other.py")], DataFacts())
     with pytest.raises(ConfigError, match=r"for rows\.jsonl row 0 it gives the figures b, and for a made-up row a"):
         scorer.score([answered("ab")])
+
+
+def test_a_folder_as_evaluate_has_them_and_what_is_no_python_file(tmp_path: Path) -> None:
+    (tmp_path / "folded").mkdir()
+    text = (
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n\n"
+        "@dataclass\nclass Row:\n    text: str\n\n"
+        "def score(generated, accepted):\n    return len(Row(generated).text)\n"
+    )
+    file(tmp_path / "folded", text, "folded.py")
+    assert choose([str(tmp_path / "folded")], DataFacts()).names == ("exact_match", "folded")
+    for asked in ("some/metric", file(tmp_path, text, "notes.txt")):
+        assert refused(asked).startswith(f"--metrics {asked}: a metric of yours is a Python file, and /")
+
+
+def test_a_name_with_a_comma_is_one_file(tmp_path: Path) -> None:
+    asked = file(tmp_path, LENGTH, "mine, too.py")
+    assert choose([asked], DataFacts()).names == ("exact_match", "mine, too")
+    assert ScoringConfig(metrics=(asked, "anls,cer")).asked == (asked, "anls", "cer")
 
 
 def test_two_files_may_not_give_the_same_figure(tmp_path: Path) -> None:

@@ -52,6 +52,11 @@ def test_figures_rows_and_groups() -> None:
     assert scorer.score([]).figures == {}
 
 
+def test_thoughts_are_left_out_of_accepted_answers_too() -> None:
+    scores = choose(["anls"], NOTHING).score([answered("four", "<think>2 + 2</think>\nfour")])
+    assert scores.figures == {"exact_match": 1, "anls": 1}
+
+
 def test_rows_without_boxes_are_left_out_of_those_figures_alone() -> None:
     hit = {"boxes": (region(0, 0, 9, 9),), "expected_boxes": (region(0, 0, 9, 9),)}
     scorer = choose(["box_f1", "box_map_in_order", "ocr_page"], NOTHING)
