@@ -163,7 +163,8 @@ def build_run_trainer(
         **session.backend.trainer_keywords(session.run),
     }
     trainer = build_trainer(session.backend, model=model, kwargs=kwargs, row_groups=groups)
-    trainer.add_callback(Telling(observers))
+    unit = "rows" if feeding.packing is None else "packs"
+    trainer.add_callback(Telling(trainer, observers, device=session.backend.probe().device, unit=unit))
     trainer.carried = carried
     if carried is not None and resumption.checkpoint is not None:
         trainer.add_callback(carried.callback())

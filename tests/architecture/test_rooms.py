@@ -9,7 +9,7 @@ import grimp
 from import_drawing import circles, edges, heights, room_of
 
 ROOT = Path(__file__).parents[2]
-FILES = ("__init__.py", "__main__.py", "py.typed", "errors.py", "compat.py", "backend.py")
+FILES = ("__init__.py", "__main__.py", "py.typed", "errors.py", "compat.py", "backend.py", "progress.py")
 VERBS = ("session.py", "assembly.py", "pipeline.py")
 ROOMS = ("cli", "config", "launch", "engines", "data", "batching", "preflight", "model", "metrics", "training")
 ABOVE = ("evaluation", "memory", "report", "demo")

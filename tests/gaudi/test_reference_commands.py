@@ -26,7 +26,7 @@ def command(tmp_path: Path) -> Callable[..., list[str]]:
             f"run_lora_vlm.py --model_name_or_path {model} --dataset_name {tmp_path}/ChartQA --num_train_epochs 5 "
             "--per_device_train_batch_size 1 --gradient_accumulation_steps 1 --do_train --do_eval "
             f"--output_dir {tmp_path}/output --gaudi_config_name {tmp_path}/gpt2 --use_habana --lora_rank 16 "
-            "--max_train_samples 6 --overwrite_output_dir --bf16"
+            "--max_train_samples 6 --overwrite_output_dir --bf16 --log_level info"
         )
         return [*text.split(), *more, "--gradient_checkpointing"]
 

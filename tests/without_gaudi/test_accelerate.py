@@ -277,6 +277,7 @@ def test_a_run_by_its_configuration_file(model_folder: Callable[[str], Path], tm
         "do_eval": False,
         "save_strategy": "no",
         "dataloader_num_workers": 0,
+        "log_level": "info",
     }
     file = tmp_path / "run.json"
     file.write_text(json.dumps(content))

@@ -245,6 +245,7 @@ def test_a_real_run_in_a_container(model_folder: Any, tmp_path: Path) -> None:
         "save_strategy": "no",
         "dataloader_num_workers": "0",
         "do_eval": "false",
+        "log_level": "info",
     }
     container(tmp_path, {**flags, "model_name_or_path": str(model_folder("gemma3"))})
     (tmp_path / "input" / "config" / "resourceconfig.json").unlink()

@@ -274,6 +274,19 @@ SUPERVISED = "supervised"
 """The batch's key for its number of supervised tokens, an int: who needs it need not read it from a device."""
 
 
+FED = "fed"
+"""The batch's key for how much it holds, a `Fed`, counted before it is on a device."""
+
+
+@dataclass(frozen=True)
+class Fed:
+    """How much a batch holds; fillers and padding do not count."""
+
+    rows: int
+    """Those of a pack count each."""
+    tokens: int
+
+
 @dataclass(frozen=True)
 class BatchRow:
     """A row as its batch knows it."""
@@ -285,7 +298,7 @@ class BatchRow:
 
 
 class NamesRows:
-    """A collator that adds to the batch of another which rows it is of, and how many of its tokens are supervised.
+    """A collator that adds to the batch of another which rows it is of, its number of supervised tokens, and `FED`.
 
     Args:
         collator: makes the batch.
@@ -295,16 +308,20 @@ class NamesRows:
         self._collator = collator
 
     def __call__(self, rows: Sequence[Conversation | Filler]) -> dict[str, Any]:
-        """Return the batch with `ROWS`, in order, fillers too, and `SUPERVISED`."""
+        """Return the batch with `ROWS`, in order, fillers too, `SUPERVISED` and `FED`."""
         read = [row.row if isinstance(row, Filler) else row for row in rows]
         numbered = tuple(BatchRow(row.number, str(row.source)) for row in read)
         batch = self._collator(rows)
-        return {**batch, ROWS: numbered, SUPERVISED: int((batch["supervised_positions"] >= 0).sum())}
+        fed = Fed(
+            rows=sum(len(getattr(row, "rows", (row,))) for row in rows if not isinstance(row, Filler)),
+            tokens=int(batch["attention_mask"].sum()),
+        )
+        return {**batch, ROWS: numbered, SUPERVISED: int((batch["supervised_positions"] >= 0).sum()), FED: fed}
 
 
 @contextmanager
 def naming_rows(trainer: Any) -> Iterator[None]:
-    """Within this context, loaders that the trainer makes give batches with `ROWS` and `SUPERVISED`."""
+    """Within this context, loaders that the trainer makes give batches with `ROWS`, `SUPERVISED` and `FED`."""
     collator = trainer.data_collator
     trainer.data_collator = NamesRows(collator)
     try:

@@ -16,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,11 @@ from vlm_lora.config.sources import parse
 from vlm_lora.config.surrogate_text import let_stdout_escape
 from vlm_lora.config.values import is_true
 from vlm_lora.config.version import __version__
-from vlm_lora.config.whole_files import valid_json
 from vlm_lora.errors import ConfigError, EndedEarlyError, NotFiniteError, UserError, nearest, plain_message
 from vlm_lora.launch.launching import LaunchRequest, bound, parse_launch, run_launch
 from vlm_lora.launch.process_group import lost_partner, port_taken
 from vlm_lora.launch.roll_call import silent_rank
+from vlm_lora.progress import live_terminal
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +121,11 @@ def run_launcher(program: str, *, backend: str = "auto", argv: Sequence[str] | N
 def guard(action: Callable[[], int | None], *, debug: bool) -> int:
     """Run `action`; turn what it raises into one message on stderr and an exit code, else return its own."""
     let_stdout_escape()
+    with live_terminal():
+        return _guarded(action, debug=debug)
+
+
+def _guarded(action: Callable[[], int | None], *, debug: bool) -> int:
     try:
         return action() or EXIT_DONE
     except UserError as error:
@@ -161,9 +167,11 @@ def _tell(message: str) -> None:
 
 
 def _train(rest: Sequence[str], defaults: Mapping[str, Any] | None = None) -> None:
+    own, others = _result_flags("train").parse_known_args(rest)
     run = configure(
-        rest,
+        others,
         {"do_train": True, "do_eval": True} if defaults is None else defaults,
+        log_level="warning",
         verb="train",
         needed=(MODEL, DATA, OUTPUT),
         placed=True,
@@ -178,23 +186,25 @@ def _train(rest: Sequence[str], defaults: Mapping[str, Any] | None = None) -> No
 
         dry_run(run)
         return
-    from vlm_lora import pipeline
+    from vlm_lora.cli.runs import run_and_report
 
-    _report(pipeline.train(run))
+    run_and_report(run, as_json=own.json)
 
 
 def _eval(rest: Sequence[str]) -> None:
-    run = configure(rest, {"do_eval": True}, verb="eval", needed=(MODEL, DATA), placed=True)
+    own, others = _result_flags("eval").parse_known_args(rest)
+    run = configure(others, {"do_eval": True}, log_level="warning", verb="eval", needed=(MODEL, DATA), placed=True)
     if run.dry_run_options.dry_run:
         raise ConfigError("--dry_run is for train: it shows the rows that would be trained on. Leave it out.")
-    from vlm_lora import pipeline
+    from vlm_lora.cli.runs import run_and_report
 
-    _report(pipeline.train(replace(run, raw={**run.raw, "do_train": False})))
+    run_and_report(replace(run, raw={**run.raw, "do_train": False}), as_json=own.json)
 
 
-def _report(results: Mapping[str, Any]) -> None:
-    if rank() == 0:
-        print(json.dumps(valid_json(results), indent=2, sort_keys=True, allow_nan=False))
+def _result_flags(verb: str) -> argparse.ArgumentParser:
+    parser = verb_parser(verb)
+    parser.add_argument("--json", action="store_true", help="print the results as JSON, also on a terminal")
+    return parser
 
 
 def _ask_flags() -> argparse.ArgumentParser:
@@ -416,6 +426,8 @@ VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
 
 
 OWN_FLAGS: dict[str, Callable[[], argparse.ArgumentParser]] = {
+    "train": partial(_result_flags, "train"),
+    "eval": partial(_result_flags, "eval"),
     "ask": _ask_flags,
     "check": _check_flags,
     "preview": _preview_flags,

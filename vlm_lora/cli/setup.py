@@ -19,7 +19,7 @@ from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.sources import parse
 from vlm_lora.config.values import is_true
 from vlm_lora.errors import ConfigError, UserError
-from vlm_lora.launch.placement import found
+from vlm_lora.launch.placement import found, number_among_all
 from vlm_lora.launch.process_group import part_at_exit
 
 logger = logging.getLogger(__name__)
@@ -30,9 +30,8 @@ LOG_LEVELS = {
     "warning": logging.WARNING,
     "error": logging.ERROR,
     "critical": logging.CRITICAL,
-    "passive": logging.INFO,
 }
-"""transformers' names; `passive` is its default and leaves ours at info."""
+"""transformers' names, without its default, `passive`: it leaves ours as the verb has it."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -70,7 +69,7 @@ def configure(
     Args:
         rest: the words after the verb.
         defaults: keys below those that are given.
-        log_level: where none is given.
+        log_level: where none is given. With `warning`, what the verb says of itself is all that is said at its start.
         verb: for the example in messages.
         needed: flags without which the verb does nothing.
         keys: whether the trainer's keys mean something to the verb.
@@ -85,7 +84,8 @@ def configure(
     if placement:
         part_at_exit()
     set_environment(run)
-    set_up_logging(str(run.raw.get("log_level", log_level)))
+    asked = str(run.raw.get("log_level", "passive")).lower()
+    set_up_logging(log_level if asked == "passive" else asked)
     if placement:
         logger.info("%s", placement)
     return replace(run, raw={**defaults, **run.raw})
@@ -108,14 +108,13 @@ def check_page(path: Path) -> None:
 
 def rank() -> int:
     """Return this process's number among those of its run, from the environment alone."""
-    names = ("RANK", "OMPI_COMM_WORLD_RANK", "LOCAL_RANK")
-    return int(next((os.environ[name] for name in names if name in os.environ), "0"))
+    return number_among_all(os.environ)
 
 
 def set_up_logging(level: str) -> None:
     """Log to stderr, on rank 0 at the level asked for, on other ranks errors only."""
     if level.lower() not in LOG_LEVELS:
-        raise ConfigError(f"--log_level {level}: allowed are {', '.join(LOG_LEVELS)}.")
+        raise ConfigError(f"--log_level {level}: allowed are {', '.join((*LOG_LEVELS, 'passive'))}.")
     shown = LOG_LEVELS[level.lower()] if rank() == 0 else logging.ERROR
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     # peft 0.21 reads an old name of transformers 5.23's; nothing that a user could act on.

@@ -150,6 +150,12 @@ def found(environ: Mapping[str, str]) -> Placement:
     )
 
 
+def number_among_all(environ: Mapping[str, str]) -> int:
+    """Return this process's number among those of its run, from the environment alone, without a check."""
+    names = ("RANK", "OMPI_COMM_WORLD_RANK", "LOCAL_RANK")
+    return int(next((environ[name] for name in names if name in environ), "0"))
+
+
 def by_accelerate(environ: Mapping[str, str]) -> bool:
     """Say whether accelerate's launcher started this process."""
     return "ACCELERATE_MIXED_PRECISION" in environ

@@ -119,13 +119,18 @@ def count_parameters(model: nn.Module, parts: Parts) -> Mapping[Part, tuple[int,
     for name, parameter in model.named_parameters():
         part = parts.part_of(name)
         trainable, total = counts[part]
-        # Under ZeRO-3 a parameter is an empty stand-in that knows its size.
-        size = getattr(parameter, "ds_numel", parameter.numel())
-        packed = getattr(parameter, "quant_state", None)
-        if packed is not None:  # two 4-bit weights are one byte
-            size = math.prod(packed.shape)
+        size = size_of(parameter)
         counts[part] = (trainable + (size if parameter.requires_grad else 0), total + size)
     return counts
+
+
+def size_of(parameter: nn.Parameter) -> int:
+    """Return how many weights a parameter is, also where an engine keeps an empty stand-in or packs them."""
+    packed = getattr(parameter, "quant_state", None)
+    if packed is not None:  # two 4-bit weights are one byte
+        return math.prod(packed.shape)
+    # Under ZeRO-3 a parameter is an empty stand-in that knows its size.
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def decoder_layers(model: nn.Module, parts: Parts) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""One figure of every row, found by worker processes with a progress bar."""
+"""One figure of every row, found by worker processes, with a live line of how far they are."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from vlm_lora.batching.loading import each_batch
+from vlm_lora.progress import Progress
 
 FEW_ROWS = 512
 """Fewer rows are read by this process itself: starting workers takes longer."""
@@ -28,7 +28,7 @@ class ParallelMap:
 
     Args:
         workers: processes; None for as many as there are cores, at most `MOST_WORKERS`, and none for few rows.
-        show_progress: whether a bar is shown: on one rank only.
+        show_progress: whether it is said how far they are: on one rank only.
         timeout: seconds to wait for a process that reads; 0 waits for ever.
     """
 
@@ -54,10 +54,10 @@ class ParallelMap:
             timeout=self.timeout,
             name=name,
         )
-        with tqdm(total=count, desc=description, unit="row", disable=not self.show_progress, leave=False) as bar:
+        with Progress(description, count, "rows", shown=self.show_progress) as progress:
             for chunk in chunks:
                 yield from chunk
-                bar.update(len(chunk))
+                progress.advance(len(chunk))
 
     def _workers_for(self, count: int) -> int:
         if self.workers is not None:

@@ -2,19 +2,82 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+import torch
+from transformers import PrinterCallback, TrainerCallback
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
-from vlm_lora.training.observers import RunObserver
+from vlm_lora.model.parts import size_of
+from vlm_lora.training.observers import Advance, Beginning, Observers
 
 
 class Telling(TrainerCallback):
-    """Tells observers what the trainer tells its callbacks."""
+    """Tells observers what the trainer tells its callbacks.
 
-    def __init__(self, observers: RunObserver) -> None:
-        self._observers = observers
+    Args:
+        trainer: whose callback it is; where an observer shows progress, the trainer's own bars and printed lines go.
+        observers: are told.
+        device: the name of what the run is on.
+        unit: what a batch is counted in, in the plural.
+    """
+
+    def __init__(self, trainer: Any, observers: Observers, *, device: str, unit: str) -> None:
+        self._trainer, self._observers, self._device, self._unit = trainer, observers, device, unit
+        # As they are now: an engine flattens or splits them before the first step.
+        self._trainable, self._parameters = _count(trainer.model)
+        self._stored = _stored(trainer.model)
+        self._measured = 0
+        if observers.shows_progress:
+            trainer.remove_callback(PrinterCallback)
+            trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tell what the training is, unless its checkpoint has made all of its steps."""
+        if state.global_step >= state.max_steps:
+            return
+        stored = self._stored
+        computed = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32" if stored == "float32" else stored
+        self._observers.begins(
+            Beginning(
+                device=self._device,
+                precision=f"{computed}, weights in {stored}",
+                trainable=self._trainable,
+                parameters=self._parameters,
+                processes=args.world_size,
+                step=state.global_step,
+                steps=state.max_steps,
+                epochs=self._epochs(args, state),
+                rows_a_step=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+                unit=self._unit,
+                evaluates=_when(args.eval_strategy, state.eval_steps),
+                saves=_when(args.save_strategy, state.save_steps),
+            )
+        )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tell of a step."""
+        fed = self._trainer.fed
+        self._observers.advanced(
+            Advance(
+                step=state.global_step,
+                steps=state.max_steps,
+                rows=fed.rows * args.world_size,
+                tokens=fed.tokens * args.world_size,
+            )
+        )
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tell of a batch of an evaluation."""
+        self._measured += 1
+        try:
+            total = len(kwargs["eval_dataloader"])
+        except (KeyError, TypeError):  # a stream has no length
+            total = None
+        self._observers.measuring(self._measured, total)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tell of a training step; an evaluation's figures come by `on_evaluate`, a run's sums by its results."""
@@ -24,8 +87,46 @@ class Telling(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tell of an evaluation."""
+        self._measured = 0
         self._observers.evaluated(state.global_step, kwargs.get("metrics") or {})
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tell of a checkpoint."""
         self._observers.saved(state.global_step, Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tell that no further step is made."""
+        self._observers.trained()
+
+    def _epochs(self, args: Any, state: Any) -> float:
+        if args.max_steps <= 0:
+            return float(args.num_train_epochs)
+        rows = len(self._trainer.train_dataset)
+        a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return float(state.max_steps * a_step / rows) if rows else math.inf
+
+
+def _count(model: torch.nn.Module) -> tuple[int, int]:
+    """Return how many parameters train, and how many there are."""
+    sizes = [(size_of(parameter), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
+
+
+def _stored(model: torch.nn.Module) -> str:
+    """Return what most weights are stored in."""
+    sizes: Counter[str] = Counter()
+    for parameter in model.parameters():
+        packed = getattr(parameter, "quant_state", None) is not None
+        sizes["4 bits" if packed else str(parameter.dtype).removeprefix("torch.")] += size_of(parameter)
+    return sizes.most_common(1)[0][0] if sizes else "float32"
+
+
+def _when(strategy: Any, steps: Any) -> str:
+    """Say when something is done, from the trainer's strategy for it and its number of steps."""
+    word = str(getattr(strategy, "value", strategy))
+    return {
+        "no": "never",
+        "epoch": "at the end of each epoch",
+        "steps": f"every {int(steps or 0):,} steps",
+        "best": "when the score is the best so far",
+    }.get(word, word)

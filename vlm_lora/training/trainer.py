@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from vlm_lora.backend import Backend
-from vlm_lora.batching.collator import ROWS, SUPERVISED, naming_rows
+from vlm_lora.batching.collator import FED, ROWS, SUPERVISED, Fed, naming_rows
 from vlm_lora.batching.loading import explained, limit
 from vlm_lora.batching.ordering.batch_order import BatchOrder
 from vlm_lora.batching.ordering.rows import FillableRows
@@ -58,6 +58,8 @@ class VlmTrainerMixin:
     """Ends the run where a loss, gradient or weight is not finite."""
     waiting: DataWait
     """Seconds that training waits for its data."""
+    fed: Fed = Fed(rows=0, tokens=0)
+    """What this process has trained on so far in this run."""
     part_rates: PartRates | None = None
     """Learning rates of single parts; None where every part has `--learning_rate`."""
     total_limit: int | None = None
@@ -97,7 +99,10 @@ class VlmTrainerMixin:
         """Run the model, its head on the supervised positions; the base class calls `supervised_loss`."""
         if self.packs is not None:
             inputs = self.packs.prepare(inputs)
+        held = inputs.get(FED)
         positions, rows, count = self._aside(inputs)
+        if held is not None:
+            self.fed = Fed(rows=self.fed.rows + held.rows, tokens=self.fed.tokens + held.tokens)
         # The base class drops the labels before it calls the loss function: hand over what it needs instead.
         inputs["labels"] = gather_targets(inputs["labels"], positions)
         with self._on_features(inputs) as given, self.head.on(positions, inputs["labels"], count):
@@ -115,6 +120,7 @@ class VlmTrainerMixin:
     def _aside(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, Sequence[Any], int | None]:
         """Take what is not the model's out of its inputs: positions, rows, supervised tokens where they may count."""
         positions, rows, count = inputs.pop("supervised_positions"), inputs.pop(ROWS, ()), inputs.pop(SUPERVISED, None)
+        inputs.pop(FED, None)
         return positions, rows, None if self.fixed_shapes else count
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
