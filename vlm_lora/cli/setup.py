@@ -15,12 +15,14 @@ from typing import Any
 from vlm_lora.backend import set_environment
 from vlm_lora.config.declaration import declarations
 from vlm_lora.config.early import check_early
+from vlm_lora.config.refusals import Refusals
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.sources import parse
 from vlm_lora.config.values import is_true
 from vlm_lora.errors import ConfigError, UserError
 from vlm_lora.launch.placement import found, number_among_all
 from vlm_lora.launch.process_group import part_at_exit
+from vlm_lora.training.arguments import check_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -75,9 +77,18 @@ def configure(
         keys: whether the trainer's keys mean something to the verb.
         placed: for verbs that may be one process of several: it finds which, and tells torch.
     """
-    run = parse(rest, environ=os.environ)
+    refused = Refusals()
+    run = parse(rest, environ=os.environ, refused=refused)
     trains = is_true({**defaults, **run.raw}.get("do_train")) if verb == "train" else verb not in ("eval", "ask")
-    check_early(run, verb, () if run.list_checkpoints is not None else needed, keys=keys, trains=trains)
+    check_early(
+        run,
+        verb,
+        () if run.list_checkpoints is not None else needed,
+        keys=keys,
+        trains=trains,
+        refused=refused,
+        judge=check_arguments if trains else None,
+    )
     placement = found({**os.environ, **run.environment}) if placed else None
     # Before the pipeline, and with it torch, is imported: some hardware reads its variables then.
     os.environ.update(placement.variables if placement else {})

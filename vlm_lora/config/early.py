@@ -5,7 +5,7 @@ Everything here is checked again where it is used; here it costs a fraction of a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 from vlm_lora.config.aliases import RESTATED, canonical_name
 from vlm_lora.config.argument_fields import arguments_like
 from vlm_lora.config.declaration import declarations
+from vlm_lora.config.refusals import Refusals
 from vlm_lora.config.resolution import resolve
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.together import check_together
@@ -51,9 +52,16 @@ TRACKERS: Mapping[str, tuple[str, ...]] = {
 
 
 def check_early(
-    run: RunConfig, verb: str, needed: Sequence[str] = (), *, keys: bool = True, trains: bool = True
+    run: RunConfig,
+    verb: str,
+    needed: Sequence[str] = (),
+    *,
+    keys: bool = True,
+    trains: bool = True,
+    refused: Refusals | None = None,
+    judge: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> None:
-    """Refuse what can be refused by now.
+    """Refuse what can be refused by now, all of it at once.
 
     Args:
         run: as parsed.
@@ -62,25 +70,40 @@ def check_early(
         keys: whether the trainer's keys mean something to the verb.
         trains: whether it trains, or speaks of a training; else what is for training alone is not looked at, such as
             the keys of DeepSpeed and FSDP.
+        refused: what was refused when the settings were read.
+        judge: refuses values of the trainer's keys.
 
     Raises:
         ConfigError, DataError, ModelError: as the places where the setting is used would, only sooner.
     """
+    gathered = refused or Refusals()
     if keys:
-        resolved = check_keys(run if trains else _without_engines(run))
+        resolved = check_keys(run if trains else _without_engines(run), gathered)
+        if judge is not None:
+            with gathered.noting():
+                judge(resolved.raw)
         if trains:
-            check_together(resolved, steps=verb == "train" and not run.dry_run_options.dry_run)
-    _check_needed(run, verb, needed)
-    _check_model(run.model.model_name_or_path)
+            check_together(resolved, steps=verb == "train" and not run.dry_run_options.dry_run, refused=gathered)
+    with gathered.noting():
+        _check_model(run.model.model_name_or_path)
     for flag, name in ((DATA, run.data.dataset_name), ("validation_name", run.data.validation_name)):
-        _check_data(flag, name)
-    _check_trackers(run.raw.get("report_to"))
+        with gathered.noting():
+            _check_data(flag, name)
+    with gathered.noting():
+        _check_trackers(run.raw.get("report_to"))
+    with gathered.noting():
+        _check_needed(run, verb, needed, known=gathered.names)
+    gathered.raise_any()
 
 
-def check_keys(run: RunConfig) -> RunConfig:
+def check_keys(run: RunConfig, refused: Refusals | None = None) -> RunConfig:
     """Check keys and values against the arguments classes that are installed, read from their source files.
 
     The chosen backend's own class judges them again. Keys of a vendor's class that is not installed are left to it.
+
+    Args:
+        run: as parsed.
+        refused: gathers what cannot be used; None raises it.
 
     Returns:
         The run with its keys typed and under canonical names, as far as they can be checked here.
@@ -91,7 +114,7 @@ def check_keys(run: RunConfig) -> RunConfig:
     if known is None:
         known = arguments_like("auto")
         raw = {key: value for key, value in raw.items() if own is None or key not in own.flags}
-    return run if known is None else resolve(replace(run, raw=raw), known)[0]
+    return run if known is None else resolve(replace(run, raw=raw), known, refused)[0]
 
 
 def _without_engines(run: RunConfig) -> RunConfig:
@@ -104,9 +127,10 @@ def _without_engines(run: RunConfig) -> RunConfig:
     return replace(run, raw={key: value for key, value in run.raw.items() if canonical_name(key) not in names})
 
 
-def _check_needed(run: RunConfig, verb: str, needed: Sequence[str]) -> None:
+def _check_needed(run: RunConfig, verb: str, needed: Sequence[str], *, known: Collection[str]) -> None:
+    """Refuse a run without what its verb needs; what was given and refused is known, so it is not missing."""
     given = {MODEL: run.model.model_name_or_path, DATA: run.data.dataset_name, OUTPUT: run.raw.get(OUTPUT)}
-    missing = [name for name in needed if not given[name]]
+    missing = [name for name in needed if not given[name] and name not in known]
     if not missing:
         return
     words = " ".join(f"--{name} {given[name] or MEANINGS[name][1]}" for name in needed)

@@ -5,11 +5,13 @@ Flags and configuration files are flat; RunConfig is not. Only this module knows
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
 from typing import Any, get_type_hints
 
+from vlm_lora.config.refusals import Refusals
 from vlm_lora.config.reporting import ReportConfig
 from vlm_lora.config.run_config import (
     BatchingConfig,
@@ -22,6 +24,9 @@ from vlm_lora.config.run_config import (
 )
 from vlm_lora.config.scoring import ScoringConfig, with_implied_answers
 from vlm_lora.config.values import convert
+from vlm_lora.errors import ConfigError
+
+_FLAG = re.compile(r"--(\w+)")
 
 SECTIONS: Mapping[str, type] = {
     "data": DataConfig,
@@ -73,17 +78,34 @@ def own_fields() -> Mapping[str, OwnField]:
     return found
 
 
-def assemble(values: Mapping[str, Any], raw: Mapping[str, Any]) -> RunConfig:
+def assemble(values: Mapping[str, Any], raw: Mapping[str, Any], refused: Refusals) -> RunConfig:
     """Build a RunConfig from typed values under flat names, and the backend's keys.
 
-    Raises:
-        ConfigError: a value is out of range, or scores are wanted of answers that are not.
+    A value that is out of range, and what contradicts another, is noted in `refused`, and left out.
     """
     owned: dict[str, dict[str, Any]] = {section: {} for section in (*SECTIONS, "")}
-    for name, value in with_implied_answers(values, raw).items():
+    implied = values
+    with refused.noting():
+        implied = with_implied_answers(values, raw)
+    for name, value in implied.items():
         owned[own_fields()[name].section][name] = value
-    sections = {section: owner(**owned[section]) for section, owner in SECTIONS.items()}
+    sections = {section: _built(owner, owned[section], refused) for section, owner in SECTIONS.items()}
     return RunConfig(**sections, **owned[""], raw=dict(raw), given=frozenset(values))
+
+
+def _built(owner: type, values: Mapping[str, Any], refused: Refusals) -> Any:
+    """Build a section; each message begins with the flag that it refuses, without which the rest is tried again."""
+    left = dict(values)
+    while True:
+        try:
+            return owner(**left)
+        except ConfigError as error:
+            flag = _FLAG.match(str(error))
+            name = flag[1] if flag and flag[1] in left else None
+            refused.note(error, *([name] if name else left))
+            if name is None:
+                return owner()
+            del left[name]
 
 
 def flatten(run: RunConfig) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from vlm_lora.config.declaration import asking_for, declarations
 from vlm_lora.config.fields import flatten, own_fields
 from vlm_lora.config.files import write_mapping
 from vlm_lora.config.other_tools import FAMILIES
+from vlm_lora.config.refusals import Refusals
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.secrets import SECRET_VARIABLE
 from vlm_lora.config.values import NONE_WORDS, MismatchError, convert, spell
@@ -84,12 +85,13 @@ class _Draft:
         self.written[name] = written
 
 
-def resolve(run: RunConfig, arguments_class: type) -> tuple[RunConfig, dict[str, Any]]:
+def resolve(run: RunConfig, arguments_class: type, refused: Refusals | None = None) -> tuple[RunConfig, dict[str, Any]]:
     """Check and type the keys of `run.raw` against the fields of a backend's arguments class.
 
     Args:
         run: what was parsed.
         arguments_class: a dataclass such as `transformers.TrainingArguments`.
+        refused: gathers what cannot be used, and the rest comes back; None raises it.
 
     Returns:
         The run, its `raw` typed and under canonical names and its `environment` completed (set it before the
@@ -103,24 +105,25 @@ def resolve(run: RunConfig, arguments_class: type) -> tuple[RunConfig, dict[str,
         hints=get_type_hints(arguments_class),
     )
     draft = _Draft(shape=shape, values={}, written={}, environment=dict(run.environment))
-    wrong: list[str] = []
-    unknown: list[str] = []
+    gathered = refused or Refusals()
+    known = _known_names(shape)
     restated: list[str] = []
     for key, value in run.raw.items():
-        if key in shape.fields or not (key in DROPPED or key in RESTATED):
-            place = _place(key, value, shape)
-            if place is None:
-                unknown.append(key)
-            else:
+        with gathered.noting(key, canonical_name(key)):
+            if key in shape.fields or not (key in DROPPED or key in RESTATED):
+                place = _place(key, value, shape)
+                if place is None:
+                    raise ConfigError(_explain(key, run, known))
                 draft.put(*place, key)
-        elif key in DROPPED:
-            wrong += _check_dropped(key, value, run)
-        else:
-            restated.append(key)
-    if wrong or unknown:
-        raise ConfigError(_wrong_message([*wrong, *_explained(unknown, run, shape)]))
+            elif key in DROPPED:
+                _check_dropped(key, value, run)
+            else:
+                restated.append(key)
     for key in restated:
-        _RESTATE[key](draft, key, run.raw[key])
+        with gathered.noting(key, RESTATED[key].setting):
+            _RESTATE[key](draft, key, run.raw[key])
+    if refused is None:
+        gathered.raise_any()
     raw = {canonical_name(name): _canonical_value(name, value) for name, value in draft.values.items()}
     return replace(run, raw=raw, environment=draft.environment), draft.values
 
@@ -184,16 +187,15 @@ def _typed(key: str, value: Any, hint: Any, choices: Any = None) -> Any:
         raise ConfigError(f"--{key} {shown(key, value)}: must be {error}.") from error
 
 
-def _check_dropped(key: str, value: Any, run: RunConfig) -> list[str]:
-    """Return nothing for a value that asks for what happens anyway, and what is wrong with any other."""
+def _check_dropped(key: str, value: Any, run: RunConfig) -> None:
+    """Refuse a value that asks for something else than what happens anyway."""
     rule = DROPPED[key]
     if rule.any_value:
-        return []
+        return
     typed = None if rule.hint is Any and _says_nothing(value) else _typed(key, value, rule.hint)
     same = {**flatten(run), **run.raw}.get(rule.same_as) if rule.same_as else None
-    if typed in rule.harmless or (same is not None and typed == same):
-        return []
-    return [f"--{key} {shown(key, value)}: {rule.cure}."]
+    if not (typed in rule.harmless or (same is not None and typed == same)):
+        raise ConfigError(f"--{key} {shown(key, value)}: {rule.cure}.")
 
 
 def _says_nothing(value: Any) -> bool:
@@ -262,18 +264,12 @@ _RESTATE: Mapping[str, Callable[[_Draft, str, Any], None]] = {
 }
 
 
-def _explained(keys: list[str], run: RunConfig, shape: _Shape) -> list[str]:
-    """Explain every key that the class does not have: whose it is, or the nearest name."""
+def _known_names(shape: _Shape) -> list[str]:
+    """Return the names that an unknown one may be a slip of."""
     known = [*own_fields(), *shape.fields, *aliases(), *RESTATED, *SETTLED]
     # Whoever asks for another size of images must not be led to the setting that refuses them.
     known.remove("max_image_pixels")
-    return [_explain(key, run, known) for key in keys]
-
-
-def _wrong_message(lines: list[str]) -> str:
-    if len(lines) == 1:
-        return lines[0]
-    return "Keys that cannot be used:\n" + "\n".join(f"  {line}" for line in lines)
+    return known
 
 
 def _explain(key: str, run: RunConfig, known: list[str]) -> str:

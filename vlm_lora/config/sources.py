@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm_lora.config.aliases import CONFIG_VARIABLES, IGNORED, IMPLIED, aliases, shown
+from vlm_lora.config.aliases import CONFIG_VARIABLES, IGNORED, IMPLIED, aliases, canonical_name, shown
 from vlm_lora.config.fields import SECTIONS, assemble, own_fields
 from vlm_lora.config.files import SUFFIXES, read_mapping
+from vlm_lora.config.refusals import Refusals
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.values import (
     FALSE_WORDS,
@@ -30,7 +31,7 @@ from vlm_lora.config.values import (
     expected,
     spell,
 )
-from vlm_lora.errors import ConfigError
+from vlm_lora.errors import ConfigError, UserError
 
 AUTO = "auto"
 """What `--backend` is without it: no answer, so any other name for a backend wins over it."""
@@ -70,29 +71,37 @@ class _Pair:
         return f"--{self.name} {shown(self.name, ' '.join(value) if isinstance(value, list) else value)}"
 
 
-def parse(argv: Sequence[str], *, environ: Mapping[str, str]) -> RunConfig:
+def parse(argv: Sequence[str], *, environ: Mapping[str, str], refused: Refusals | None = None) -> RunConfig:
     """Return what the command line and its configuration file ask for.
 
     Args:
         argv: the words after the verb. A flag takes the words up to the next flag; `--key=value` takes one.
         environ: the process's environment, which may name a configuration file (`VLM_LORA_CONFIG`).
+        refused: gathers what cannot be used, and the run comes back without it; None raises it.
 
     Raises:
-        ConfigError: a word, value or file that cannot be used. Keys that are not ours are not judged here.
+        ConfigError: words, values or a file that cannot be used. Keys that are not ours are not judged here.
     """
-    positional, pairs = _read_words(argv)
+    gathered = refused or Refusals()
+    positional, pairs = _read_words(argv, gathered)
     named = [pair for pair in pairs if pair.name == "config"]
-    flags = _settle(pair for pair in pairs if pair.name != "config")
-    path = _config_path(positional, named, environ)
-    merged = {**(_settle(_read_file(path)) if path else {}), **flags}
-    return _finish(merged, environ)
+    flags = _settle((pair for pair in pairs if pair.name != "config"), gathered)
+    path, content = _configuration_file(positional, named, environ, gathered)
+    merged = {**_settle(_pairs_of_file(path, content, gathered), gathered), **flags}
+    run = _finish(merged, environ, gathered)
+    if refused is None:
+        gathered.raise_any()
+    return run
 
 
-def _finish(merged: dict[str, _Given], environ: Mapping[str, str]) -> RunConfig:
-    _imply(merged)
-    _take_weights_only(merged)
-    _take_cpu(merged, environ)
-    return _assemble(merged)
+def _finish(merged: dict[str, _Given], environ: Mapping[str, str], refused: Refusals) -> RunConfig:
+    with refused.noting():
+        _imply(merged)
+    with refused.noting():
+        _take_weights_only(merged)
+    with refused.noting():
+        _take_cpu(merged, environ)
+    return _assemble(merged, refused)
 
 
 def _imply(merged: dict[str, _Given]) -> None:
@@ -145,7 +154,10 @@ def from_settings(settings: Mapping[str, Any], *, environ: Mapping[str, str]) ->
         _Pair(name=name, value=str(value) if isinstance(value, Path) else value, file=None)
         for name, value in settings.items()
     )
-    return _finish(_settle(pairs), environ)
+    refused = Refusals()
+    run = _finish(_settle(pairs, refused), environ, refused)
+    refused.raise_any()
+    return run
 
 
 def _take_cpu(merged: dict[str, _Given], environ: Mapping[str, str]) -> None:
@@ -160,7 +172,7 @@ def _take_cpu(merged: dict[str, _Given], environ: Mapping[str, str]) -> None:
     merged["backend"] = _Given(value="cpu", written=written)
 
 
-def _read_words(argv: Sequence[str]) -> tuple[list[str], list[_Pair]]:
+def _read_words(argv: Sequence[str], refused: Refusals) -> tuple[list[str], list[_Pair]]:
     """Split `argv` into the words before the first flag and (key, value) pairs in order."""
     positional: list[str] = []
     pairs: list[_Pair] = []
@@ -172,18 +184,16 @@ def _read_words(argv: Sequence[str]) -> tuple[list[str], list[_Pair]]:
             positional.append(word)
             continue
         name, equals, text = word[2:].partition("=")
-        if not _NAME.fullmatch(name):
-            raise ConfigError(
-                f"{word}: not a flag; a flag is two dashes and a name. "
-                "A value that starts with two dashes is written --key=--value."
-            )
-        if equals:
-            pairs.append(_pair(name, [text]))
-            continue
         start = index
-        while index < len(argv) and not argv[index].startswith("--"):
+        while not equals and index < len(argv) and not argv[index].startswith("--"):
             index += 1
-        pairs.append(_pair(name, list(argv[start:index])))
+        with refused.noting(name.replace("-", "_")):
+            if not _NAME.fullmatch(name):
+                raise ConfigError(
+                    f"{word}: not a flag; a flag is two dashes and a name. "
+                    "A value that starts with two dashes is written --key=--value."
+                )
+            pairs.append(_pair(name, [text] if equals else list(argv[start:index])))
     return positional, pairs
 
 
@@ -205,6 +215,21 @@ def _pair(name: str, texts: list[str]) -> _Pair:
     if not texts:
         return _Pair(name=name, value=True, file=None)
     return _Pair(name=name, value=texts[0] if len(texts) == 1 else texts, file=None)
+
+
+def _configuration_file(
+    positional: list[str], named: list[_Pair], environ: Mapping[str, str], refused: Refusals
+) -> tuple[Path | None, Mapping[str, Any]]:
+    """Return the one configuration file and what it holds; where it cannot be read, nothing more can be said."""
+    path: Path | None = None
+    content: Mapping[str, Any] = {}
+    try:
+        path = _config_path(positional, named, environ)
+        content = read_mapping(path) if path else {}
+    except UserError as error:
+        refused.note(error)
+        refused.raise_any()
+    return path, content
 
 
 def _config_path(positional: list[str], named: list[_Pair], environ: Mapping[str, str]) -> Path | None:
@@ -229,32 +254,40 @@ def _config_path(positional: list[str], named: list[_Pair], environ: Mapping[str
     return None
 
 
-def _read_file(path: Path) -> Iterator[_Pair]:
-    for name, value in read_mapping(path).items():
+def _pairs_of_file(path: Path | None, content: Mapping[str, Any], refused: Refusals) -> Iterator[_Pair]:
+    for name, value in content.items():
         key = name.replace("-", "_")
         if key == "config":
-            raise ConfigError(f"{path}: a configuration file cannot name another (config: {spell(value)}).")
-        if key in (*SECTIONS, "raw"):
-            raise ConfigError(f"{path}: '{name}' is not a key. The keys are flat: write seed: 42, without sections.")
-        yield _Pair(name=key, value=value, file=path)
+            said = f"{path}: a configuration file cannot name another (config: {spell(value)})."
+            refused.note(ConfigError(said), key)
+        elif key in (*SECTIONS, "raw"):
+            said = f"{path}: '{name}' is not a key. The keys are flat: write seed: 42, without sections."
+            refused.note(ConfigError(said), key)
+        else:
+            yield _Pair(name=key, value=value, file=path)
 
 
-def _settle(pairs: Iterable[_Pair]) -> dict[str, _Given]:
+def _settle(pairs: Iterable[_Pair], refused: Refusals) -> dict[str, _Given]:
     """Return one source's settings under canonical names. A contradiction is an error that names both."""
     settled: dict[str, _Given] = {}
     for pair in pairs:
-        for name, given in _interpret(pair):
-            before = settled.get(name)
-            if before is not None and name == "backend" and AUTO in (before.value, given.value):
-                settled[name] = given if before.value == AUTO else before
-                continue
-            if before is not None and (before.value in given.implied or given.value in before.implied):
-                settled[name] = before if before.value in given.implied else given
-                continue
-            if before is not None and not _same(before.value, given.value):
-                raise ConfigError(f"{before.written} and {given.written} contradict each other. Leave one of them out.")
-            settled[name] = given
+        with refused.noting(pair.name, canonical_name(pair.name)):
+            _settle_one(settled, pair)
     return settled
+
+
+def _settle_one(settled: dict[str, _Given], pair: _Pair) -> None:
+    for name, given in _interpret(pair):
+        before = settled.get(name)
+        if before is not None and name == "backend" and AUTO in (before.value, given.value):
+            settled[name] = given if before.value == AUTO else before
+            continue
+        if before is not None and (before.value in given.implied or given.value in before.implied):
+            settled[name] = before if before.value in given.implied else given
+            continue
+        if before is not None and not _same(before.value, given.value):
+            raise ConfigError(f"{before.written} and {given.written} contradict each other. Leave one of them out.")
+        settled[name] = given
 
 
 def _interpret(pair: _Pair) -> Iterator[tuple[str, _Given]]:
@@ -357,7 +390,7 @@ def _same(first: Any, second: Any) -> bool:
         return False
 
 
-def _assemble(merged: Mapping[str, _Given]) -> RunConfig:
+def _assemble(merged: Mapping[str, _Given], refused: Refusals) -> RunConfig:
     """Sort merged settings into our fields, environment variables and the backend's keys."""
     own: dict[str, Any] = {}
     raw: dict[str, Any] = {}
@@ -371,4 +404,4 @@ def _assemble(merged: Mapping[str, _Given]) -> RunConfig:
             raw[name] = given.value
     if environment:
         own["environment"] = environment
-    return assemble(own, raw)
+    return assemble(own, raw, refused)

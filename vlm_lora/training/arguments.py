@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
+from vlm_lora.config.refusals import Refusals
 from vlm_lora.config.scoring import less_is_better
 from vlm_lora.errors import ConfigError
 
@@ -81,23 +82,30 @@ def default_arguments(arguments_class: type, values: Mapping[str, Any], *, lora:
 
 
 def check_arguments(values: Mapping[str, Any]) -> None:
-    """Refuse a value that training would ignore or fail on, before the arguments are built from it.
+    """Refuse values that training would ignore or fail on, before the arguments are built from them.
 
     Raises:
-        ConfigError: names the field, its value, the reason and what is allowed.
+        ConfigError: names each field, its value, the reason and what is allowed.
     """
+    refused = Refusals()
+    for fault in _faults(values):
+        refused.note(ConfigError(fault))
+    refused.raise_any()
+
+
+def _faults(values: Mapping[str, Any]) -> Iterator[str]:
     for name, least in LEAST.items():
         value = values.get(name)
         if value is not None and value < least:
-            raise ConfigError(f"--{name} {value}: must be {least} or more.")
+            yield f"--{name} {value}: must be {least} or more."
     if (values.get("learning_rate") or 0) < 0:
-        raise ConfigError(f"--learning_rate {values['learning_rate']}: must be 0 or more, for example 1e-4.")
+        yield f"--learning_rate {values['learning_rate']}: must be 0 or more, for example 1e-4."
     if values.get("dataloader_persistent_workers") and not values.get("dataloader_num_workers"):
-        raise ConfigError(
+        yield (
             "--dataloader_persistent_workers true: without workers (--dataloader_num_workers 0) none can persist. "
             "Leave it out, or give a number of workers, such as --dataloader_num_workers 4."
         )
     for name, (allowed, reason) in UNSUPPORTED.items():
         value = values.get(name, allowed[0])
         if value not in allowed:
-            raise ConfigError(f"--{name} {value} cannot be used: {reason}. Leave it out, or give {allowed[-1]}.")
+            yield f"--{name} {value} cannot be used: {reason}. Leave it out, or give {allowed[-1]}."

@@ -68,6 +68,8 @@ def test_defaults_of_the_trainer_are_those_of_its_class() -> None:
 
 
 OWN = {
+    "train": ("json",),
+    "eval": ("json",),
     "ask": ("image", "prompt"),
     "preview": {"rows", "json", "html"},
     "check": {"json", "html", "workers"},
@@ -92,5 +94,5 @@ def test_a_verbs_own_flags_come_first_with_one_line_each(verb: str, capsys: pyte
 
 def test_the_other_verbs_have_none(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(OWN) == set(OWN_FLAGS)
-    assert main(["train", "--help"]) == 0
+    assert main(["cache", "--help"]) == 0
     assert "alone (no keys" not in capsys.readouterr().out

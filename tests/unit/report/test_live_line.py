@@ -73,7 +73,8 @@ def test_words_of_others_stand_whole_above_the_line(monkeypatch: pytest.MonkeyPa
 
         line.put(text)
         sys.stderr.write("a warning\n")
-        print("two", "parts", file=sys.stderr)
+        sys.stderr.writelines(["two ", "parts"])
+        sys.stderr.write("\n")
         sys.stderr.write("\rbar 50%")
         sys.stderr.write("\rbar 100%\n")
         line.put(lambda columns: "inner, and far too long for so few columns as there are")
