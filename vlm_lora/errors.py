@@ -1,4 +1,4 @@
-"""The errors a user can cause, and how near-miss names are suggested.
+"""The errors a user can cause, how several become one message, and how near-miss names are suggested.
 
 Libraries raise these; only the command line turns them into one message and an exit code.
 """
@@ -6,7 +6,8 @@ Libraries raise these; only the command line turns them into one message and an 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -76,6 +77,58 @@ class StalledError(UserError):
 
 class EndedEarlyError(Exception):
     """A run that was told to end has saved a checkpoint and can go on from it; no mistake, but not done either."""
+
+
+class SeveralError(ConfigError):
+    """Several settings that cannot be used, or that are missing.
+
+    Args:
+        parts: what is wrong, each as it would be said alone.
+    """
+
+    def __init__(self, parts: tuple[UserError, ...]) -> None:
+        lines = [str(part).replace("\n", "\n    ") for part in parts]
+        super().__init__("\n  ".join([f"{len(parts)} things are wrong with the settings:", *lines]))
+        self.parts = parts
+
+
+class Refusals:
+    """Gathers what is refused, so that it can be said at once."""
+
+    def __init__(self) -> None:
+        self._errors: dict[str, UserError] = {}
+        self.names: set[str] = set()
+        """Settings that were given and refused: whoever goes on without them need not miss them, too."""
+
+    @contextmanager
+    def noting(self, *names: str) -> Iterator[None]:
+        """Note what the code inside refuses, and go on behind it.
+
+        Args:
+            *names: the settings that it is about.
+        """
+        try:
+            yield
+        except UserError as error:
+            self.note(error, *names)
+
+    def note(self, error: UserError, *names: str) -> None:
+        """Note an error; the same one counts once."""
+        self.names |= {*names}
+        for one in error.parts if isinstance(error, SeveralError) else (error,):
+            self._errors.setdefault(str(one), one)
+
+    def raise_any(self) -> None:
+        """Raise what was noted, if anything was.
+
+        Raises:
+            UserError: the only one, or a `SeveralError`.
+        """
+        errors = tuple(self._errors.values())
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            raise SeveralError(errors)
 
 
 def nearest(name: str, known: Iterable[str], *, likeness: float = 0.6) -> str:

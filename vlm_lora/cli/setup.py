@@ -15,11 +15,10 @@ from typing import Any
 from vlm_lora.backend import set_environment
 from vlm_lora.config.declaration import declarations
 from vlm_lora.config.early import check_early
-from vlm_lora.config.refusals import Refusals
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.sources import parse
 from vlm_lora.config.values import is_true
-from vlm_lora.errors import ConfigError, UserError
+from vlm_lora.errors import ConfigError, Refusals, UserError
 from vlm_lora.launch.placement import found, number_among_all
 from vlm_lora.launch.process_group import part_at_exit
 from vlm_lora.training.arguments import check_arguments

@@ -14,11 +14,10 @@ from typing import Any
 from vlm_lora.config.aliases import RESTATED, canonical_name
 from vlm_lora.config.argument_fields import arguments_like
 from vlm_lora.config.declaration import declarations
-from vlm_lora.config.refusals import Refusals
 from vlm_lora.config.resolution import resolve
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.together import check_together
-from vlm_lora.errors import ConfigError, DataError, ModelError
+from vlm_lora.errors import ConfigError, DataError, ModelError, Refusals
 
 MODEL, DATA, OUTPUT = "model_name_or_path", "dataset_name", "output_dir"
 

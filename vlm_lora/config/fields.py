@@ -11,7 +11,6 @@ from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
 from typing import Any, get_type_hints
 
-from vlm_lora.config.refusals import Refusals
 from vlm_lora.config.reporting import ReportConfig
 from vlm_lora.config.run_config import (
     BatchingConfig,
@@ -24,7 +23,7 @@ from vlm_lora.config.run_config import (
 )
 from vlm_lora.config.scoring import ScoringConfig, with_implied_answers
 from vlm_lora.config.values import convert
-from vlm_lora.errors import ConfigError
+from vlm_lora.errors import ConfigError, Refusals
 
 _FLAG = re.compile(r"--(\w+)")
 

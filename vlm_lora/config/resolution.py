@@ -26,12 +26,11 @@ from vlm_lora.config.declaration import asking_for, declarations
 from vlm_lora.config.fields import flatten, own_fields
 from vlm_lora.config.files import write_mapping
 from vlm_lora.config.other_tools import FAMILIES
-from vlm_lora.config.refusals import Refusals
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.secrets import SECRET_VARIABLE
 from vlm_lora.config.values import NONE_WORDS, MismatchError, convert, spell
 from vlm_lora.config.version import __version__
-from vlm_lora.errors import ConfigError, nearest
+from vlm_lora.errors import ConfigError, Refusals, nearest
 
 OWN_HINTS: Mapping[str, Any] = {
     # `true` resumes from the newest checkpoint.

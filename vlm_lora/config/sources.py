@@ -19,7 +19,6 @@ from typing import Any
 from vlm_lora.config.aliases import CONFIG_VARIABLES, IGNORED, IMPLIED, aliases, canonical_name, shown
 from vlm_lora.config.fields import SECTIONS, assemble, own_fields
 from vlm_lora.config.files import SUFFIXES, read_mapping
-from vlm_lora.config.refusals import Refusals
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.values import (
     FALSE_WORDS,
@@ -31,7 +30,7 @@ from vlm_lora.config.values import (
     expected,
     spell,
 )
-from vlm_lora.errors import ConfigError, UserError
+from vlm_lora.errors import ConfigError, Refusals, UserError
 
 AUTO = "auto"
 """What `--backend` is without it: no answer, so any other name for a backend wins over it."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlm_lora.config.refusals import Refusals
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.scoring import faults
-from vlm_lora.errors import ConfigError
+from vlm_lora.errors import ConfigError, Refusals
 
 ORDER = "train_sampling_strategy"
 GROUPED = "group_by_length"

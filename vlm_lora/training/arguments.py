@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
-from vlm_lora.config.refusals import Refusals
 from vlm_lora.config.scoring import less_is_better
-from vlm_lora.errors import ConfigError
+from vlm_lora.errors import ConfigError, Refusals
 
 DEFAULT_ARGUMENTS = {
     # transformers' default differs between versions: nothing is reported unless asked for.

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from vlm_lora.config.early import DATA, MODEL, OUTPUT, check_early
-from vlm_lora.config.refusals import Refusals, SeveralError
 from vlm_lora.config.sources import parse
-from vlm_lora.errors import ConfigError, DataError, UserError
+from vlm_lora.errors import ConfigError, DataError, Refusals, SeveralError, UserError
 
 
 def refused(*words: str) -> UserError:
