@@ -13,12 +13,13 @@ import transformers
 from peft import LoraConfig, inject_adapter_in_model
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from support.tiny import available
 from support.tiny.batches import build_batch, load_plainly
 from vlm_lora.errors import ModelError
 from vlm_lora.model.families import family_of
-from vlm_lora.model.head import chunks, loss
+from vlm_lora.model.head import loss, trained
 from vlm_lora.model.head.after import AfterHead, Change, change_of
 from vlm_lora.model.objective import ScoredModel, SupervisedHead
 from vlm_lora.model.parts import decoder_layers, find_parts
@@ -94,8 +95,8 @@ def assert_equal(found: tuple[float, dict[str, torch.Tensor]], expected: tuple[f
 
 @pytest.mark.parametrize("name", available())
 def test_every_family_has_its_own_loss_and_gradients(name: str, model_folder: Callable[[str], Path]) -> None:
-    for trained in (False, True):
-        case = Case(model_folder(name), trained_head=trained)
+    for with_head in (False, True):
+        case = Case(model_folder(name), trained_head=with_head)
         expected = case.expected()
         columns = case.model.get_output_embeddings().out_features
         head = SupervisedHead(case.model, chunk_elements=2 * columns)  # three chunks
@@ -224,16 +225,86 @@ def test_one_call_of_the_head_makes_all_chunks(monkeypatch: pytest.MonkeyPatch) 
     calls: list[int] = []
     rows: list[int] = []
     model.head.register_forward_pre_hook(lambda *_: calls.append(1))
-    original = loss.token_losses
 
-    def counted(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        rows.append(len(targets))
-        return original(logits, targets)
+    def counted(original: Callable[..., Any]) -> Callable[..., Any]:
+        def function(logits: torch.Tensor, targets: torch.Tensor) -> Any:
+            rows.append(len(targets))
+            return original(logits, targets)
 
-    monkeypatch.setattr(chunks, "token_losses", counted)
+        return function
+
+    for name in ("token_losses", "losses_and_slopes"):
+        monkeypatch.setattr(trained, name, counted(getattr(loss, name)))
     step(model, 16)
     assert calls == [1]
     assert rows == [2, 2, 1, 2, 2], "all but the last, with which the backward pass begins, are made twice"
+
+
+class WeightGradients(TorchDispatchMode):
+    """Keeps every product as large as a head's weight, so that no memory is used twice."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self._size = sorted(weight.shape)
+        self.made: list[torch.Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in {torch.ops.aten.mm, torch.ops.aten.addmm_} and sorted(result.shape) == self._size:
+            self.made.append(result)
+        return result
+
+
+class Unread(nn.Linear):
+    """A linear head that has a forward of its own, so its weight is not read."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(hidden, self.weight)
+
+
+def test_a_trained_heads_gradient_adds_up_in_one_buffer() -> None:
+    """A head of 262,144 x 640 would have 640 MiB more for a second one."""
+    model, other = Divided(), Divided()
+    other.head = Unread(6, 8, bias=False)
+    other.head.load_state_dict(model.head.state_dict())
+    found, buffers = [], []
+    for each in (model, other):
+        with WeightGradients(each.head.weight) as products:
+            found.append(step(each, 16))
+        assert len(products.made) == 3, "one for each chunk"
+        buffers.append(len({product.data_ptr() for product in products.made}))
+    assert_equal(found[0], found[1])
+    assert buffers == [1, 3], "autograd, the control, makes each chunk's by itself"
+
+
+@pytest.mark.parametrize("precision", ["bias", "autocast", "bfloat16"])
+def test_a_trained_head_is_exact_with_a_bias_and_in_other_dtypes(precision: str) -> None:
+    """As close to fp32 as autograd's own way to it, and the gradients have the weights' dtype."""
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    model = Divided()
+    model.head = nn.Linear(6, 8)
+    exact = step(model, 1000)
+    model.to(dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+        whole, cut = step(model, 1000), step(model, 16)
+    assert {name: gradient.dtype for name, gradient in cut[1].items()} == dict.fromkeys(exact[1], dtype)
+
+    def off(found: tuple[float, dict[str, torch.Tensor]]) -> float:
+        ends = [torch.cat([gradient.float().flatten() for gradient in each.values()]) for each in (found[1], exact[1])]
+        return float((ends[0] - ends[1]).norm() / ends[1].norm())
+
+    assert cut[0] == pytest.approx(exact[0], rel=1e-6 if precision == "bias" else 5e-3)
+    assert off(cut) <= (1e-6 if precision == "bias" else 1.5 * off(whole) + 1e-3)
+    shifted = step(model, 16, after=Change())
+    assert off(shifted) > 0.1, "the control: a loss of undivided logits"
+
+
+def test_a_second_backward_pass_through_a_trained_head_gives_the_same() -> None:
+    weight = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    losses = trained.TrainedLinear.apply(torch.ones(5, 6), weight, None, torch.arange(5), Change(softcap=2.0), 2)
+    first, second = (torch.autograd.grad(losses.sum(), weight, retain_graph=True)[0] for _ in range(2))
+    assert first.any()
+    assert torch.allclose(first, second, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", ["lora", "saved"])

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -89,12 +90,12 @@ class SupervisedHead:
         kept = self._kept(batch, positions)
         if kept is not None:
             places, targets = places[kept], targets[kept]
-        change = self._after
         losses = chunked_losses(
             hidden.flatten(0, 1).index_select(0, places),
             targets,
-            lambda rows: change(self._own_forward(rows, *args, **kwargs)),
+            partial(self._own_forward, *args, **kwargs) if args or kwargs else self._own_forward,
             head=self._head,
+            after=self._after,
             rows=chunk_rows(len(places), self._columns(), self._elements),
         )
         if kept is not None:

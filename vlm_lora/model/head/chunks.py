@@ -13,13 +13,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from vlm_lora.model.head.after import Change
 from vlm_lora.model.head.loss import losses_and_slopes, token_losses
+from vlm_lora.model.head.trained import SCALE, TrainedLinear, is_plain_linear
 
 CHUNK_ELEMENTS = 2**25
 """Logits in one chunk: 128 rows of a vocabulary of 262,144, in fp32 128 MiB."""
-
-_SCALE = 1024.0
-"""In fp16, slopes of single tokens are too small for their numbers; a power of two changes no other ones."""
 
 Logits: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 """From hidden states `(N, H)` to logits `(N, V)`."""
@@ -36,18 +35,20 @@ def chunk_rows(rows: int, columns: int, elements: int = CHUNK_ELEMENTS) -> int:
 
 
 def chunked_losses(
-    hidden: torch.Tensor, targets: torch.Tensor, logits: Logits, *, head: nn.Module, rows: int
+    hidden: torch.Tensor, targets: torch.Tensor, forward: Logits, *, head: nn.Module, after: Change, rows: int
 ) -> torch.Tensor:
     """Return the loss of each row.
 
-    All chunks but the last of a head that is trained are computed a second time in the backward pass. A head that is
-    not leaves only the gradient of the hidden states to be made, and that is made at once, from logits that are there.
+    All chunks but the last of a head that is trained are computed a second time in the backward pass; where it is an
+    `nn.Linear`, its weight's gradient is added up in place. A head that is not trained leaves only the gradient of the
+    hidden states to be made, and that is made at once, from logits that are there.
 
     Args:
         hidden: `(N, H)`.
         targets: `(N,)`, `IGNORE_INDEX` where not supervised.
-        logits: the head, and what the model does behind it.
+        forward: the head's own.
         head: its module.
+        after: what the model does behind it.
         rows: of a chunk.
 
     Returns:
@@ -55,11 +56,17 @@ def chunked_losses(
     """
     pieces, wanted = hidden.split(rows), targets.split(rows)
 
+    def logits(piece: torch.Tensor) -> torch.Tensor:
+        return after(forward(piece))
+
     def losses(piece: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return token_losses(logits(piece), target)
 
     trained = any(parameter.requires_grad for parameter in head.parameters())
     if torch.is_grad_enabled() and trained and len(pieces) > 1:
+        if is_plain_linear(head, forward):
+            found: torch.Tensor = TrainedLinear.apply(hidden, head.weight, head.bias, targets, after, rows)
+            return found
         draws = any(isinstance(module, nn.Dropout) and module.p for module in head.modules())
         each: list[torch.Tensor] = [
             checkpoint(losses, *pair, use_reentrant=False, preserve_rng_state=draws)
@@ -84,7 +91,7 @@ class _FrozenHead(torch.autograd.Function):
                 start = piece.detach().requires_grad_()
                 found = logits(start)
             loss, slopes = losses_and_slopes(found, target)
-            gradients += torch.autograd.grad(found, start, slopes.mul_(_SCALE).to(found.dtype))
+            gradients += torch.autograd.grad(found, start, slopes.mul_(SCALE).to(found.dtype))
             losses.append(loss)
             del found, slopes  # before the next chunk's are made
         ctx.save_for_backward(torch.cat(gradients))
@@ -93,4 +100,4 @@ class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *wanted: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return (gradient * (wanted[0] / _SCALE).unsqueeze(1)).to(gradient.dtype), None, None, None
+        return (gradient * (wanted[0] / SCALE).unsqueeze(1)).to(gradient.dtype), None, None, None
