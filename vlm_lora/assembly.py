@@ -181,7 +181,7 @@ def build_run_trainer(
         # In place: a backend's trainer may have put something of its own around the collator.
         preprocessing.collator.require_images()
         note_images(preprocessing.family)
-    _keep_features(session, preprocessing, splits, tables, trainer)
+    _keep_features(session, preprocessing, splits, tables, trainer, before=resumption.features)
     return trainer
 
 
@@ -225,13 +225,20 @@ def build_for_features(
 
 
 def _keep_features(
-    session: Session, preprocessing: Preprocessing, splits: Splits, tables: Mapping[str, RowTable], trainer: Any
+    session: Session,
+    preprocessing: Preprocessing,
+    splits: Splits,
+    tables: Mapping[str, RowTable],
+    trainer: Any,
+    *,
+    before: str,
 ) -> None:
-    """Let the trainer keep features of a frozen vision tower, where the settings want it and it pays.
+    """Let the trainer keep features of a frozen vision tower, where the settings want it and it pays; record it.
 
     Raises:
         ConfigError: `--cache_vision_features on`, and it cannot be.
     """
+    from vlm_lora.training.feeding.vision_features import SETTING as FEATURES
     from vlm_lora.training.feeding.vision_features import use_features
 
     parts = split_parts(splits)
@@ -243,7 +250,10 @@ def _keep_features(
         static_shapes=wants_static_shapes(session.run, session.backend),
         tables=tables,
         encode=lambda name, row: preprocessing.encoder.encode(parts[name][row]),
+        before=before,
     )
+    if trainer.carried is not None:
+        trainer.carried.settle(FEATURES, "off" if trainer.features is None else "on")
 
 
 def collator_of(preprocessing: Preprocessing, packing: Packing | None, plan: ShapePlan | None = None) -> Collator:

@@ -155,6 +155,32 @@ def test_a_run_that_is_resumed_ends_as_one_that_was_not(
     assert resumed.weights == whole.weights
 
 
+def test_a_resumed_run_keeps_features_where_its_checkpoint_did(
+    model_folder: Callable[[str], Path],
+    tmp_path: Path,
+    trained: Callable[..., Outcome],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whatever speaks for or against them now: free room, what is known of the rows, epochs that are left."""
+    model, data = model_folder("gemma3"), write_asked_twice(tmp_path / "data")
+    flags = {"save_strategy": "steps", "save_steps": 2, "do_eval": False, "log_level": "info"}
+    again = {**flags, "resume_from_checkpoint": "true"}
+    assert trained(model, data, "with", **flags, max_steps=2).made == 4
+    assert "cache_vision_features on" not in capsys.readouterr().err
+    unsure = trained(model, data, "with", **again, max_steps=4, skip_check=True)
+    said = capsys.readouterr().err
+    assert (unsure.made, unsure.read > 0) == (0, True)
+    assert "how many is not known before" in said
+    assert "--cache_vision_features on in the checkpoint" not in said, "a choice that was left open is no change"
+    assert trained(model, data, "with", **again, max_steps=6, vision_cache_gb=1e-9).made == -1
+    assert "Vision features are not kept, unlike in the checkpoint's run: one token" in capsys.readouterr().err
+    trained(model, data, "without", **flags, max_steps=2, cache_vision_features="off")
+    assert trained(model, data, "without", **again, max_steps=4).made == -1
+    assert "from a checkpoint that was trained without them" in capsys.readouterr().err
+    assert trained(model, data, "without", **again, max_steps=6, cache_vision_features="on").made == 0
+    assert "--cache_vision_features off in the checkpoint, on now" in capsys.readouterr().err
+
+
 REASONS = [
     ({"lora_targets": "language,vision"}, r"the vision tower trains \(.*\), so its features change"),
     ({"lora_targets": "language,projector"}, r"the projector trains \(.*\), so its features change"),
@@ -237,3 +263,25 @@ def test_evaluation_alone_reads_them_too(
     assert (trainers[0].features.made, trainers[0].features.read) == (2, 1)
     assert trainers[1].features is None
     assert kept["eval_perplexity"] == pytest.approx(plain["eval_perplexity"], rel=1e-6)
+
+
+def test_features_that_lie_there_are_used_though_each_image_is_seen_once(
+    model_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in an evaluation after a training. What is missing is made and kept as well."""
+    monkeypatch.setenv("VLM_LORA_CACHE", str(tmp_path / "cache"))
+    trainers = capture_trainer(monkeypatch)
+    model, data = model_folder("gemma3"), write_uneven_rows(tmp_path / "data", rows=3, validation=2)
+    measured = {"do_eval": True, "per_device_eval_batch_size": 2}
+    run(model, data, tmp_path / "before", **measured)
+    run(model, data, tmp_path / "trained", **{**FLAGS, **measured})
+    kept = run(model, data, tmp_path / "kept", **measured)
+    plain = run(model, data, tmp_path / "plain", **measured, cache_vision_features="off")
+    before, trained, again, off = (trainer.features for trainer in trainers)
+    assert before is off is None, "each image is used once, and nothing lies there yet"
+    assert (trained.made, again.made, again.read) == (5, 0, 2)
+    assert kept["eval_loss"] == pytest.approx(plain["eval_loss"], rel=1e-6)
+    noise = np.random.default_rng(7).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(data / "validation-0.png")
+    run(model, data, tmp_path / "completed", **measured)
+    assert (trainers[-1].features.made, trainers[-1].features.read) == (1, 1)

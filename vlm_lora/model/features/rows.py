@@ -64,6 +64,10 @@ class FeatureRows:
             digest.update(bytes_of(tensor))
         return digest.hexdigest()
 
+    def holds(self, media: Mapping[str, torch.Tensor]) -> bool:
+        """Say whether a row's features lie in the store."""
+        return self.key(media) in self._store
+
     def __call__(self, rows: Sequence[EncodedRow]) -> tuple[RowFeatures | None, ...]:
         """Return the features of each row, in order; None where a row has no image. A pack's rows come one by one."""
         found: list[RowFeatures | None] = []

@@ -100,6 +100,13 @@ def survey_use(
     return ImageUse(different=len(entries), uses=uses, size=round(vectors * vector_bytes) + len(entries) * ENTRY)
 
 
+def spread_rows(table: RowTable, count: int) -> list[int]:
+    """Return at most so many rows that have images, evenly spread over a data set's."""
+    shown = np.unique(table.image_owners()[table.images["prepared_width"] > 0])
+    places = np.linspace(0, len(shown) - 1, min(count, len(shown))).astype(int)
+    return [int(row) for row in shown[places]]
+
+
 def bytes_a_vector(width: int, dtype: torch.dtype) -> int:
     """Return the bytes of one vector of a dtype."""
     return width * dtype.itemsize

@@ -64,6 +64,10 @@ class CarriedOver:
         """Whether generators start from the new `--seed` instead of where the checkpoint left them."""
         return "seed" in self._changes
 
+    def settle(self, name: str, value: str) -> None:
+        """Record what became of a setting that was left open until the trainer was there."""
+        self._settings[name] = value
+
     def write(self, checkpoint: Path) -> None:
         """Write the record."""
         write_identity(checkpoint, self._identity)

@@ -51,8 +51,8 @@ NEW_RUN = (
     "weights named as --model_name_or_path (an adapter is merged into its base first, by PEFT's merge_and_unload)."
 )
 
-_TAKEN_OVER = frozenset({"train_sampling_strategy"})
-"""Settings that go on as the checkpoint's run had them where this run leaves them open."""
+_TAKEN_OVER: Mapping[str, str | None] = {"train_sampling_strategy": None, "cache_vision_features": "auto"}
+"""Settings that go on as the checkpoint's run had them where this run leaves them open, and the value that does."""
 
 _SPOKEN = {
     GLOBAL_BATCH: "rows of one step (--per_device_train_batch_size x --gradient_accumulation_steps x processes)",
@@ -209,7 +209,7 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any], *, defaults: M
     for name, value in sorted(now.items()):
         if elsewhere and name in adapters_flags():
             continue  # another backend has other flags
-        if name in _TAKEN_OVER and value is None:
+        if name in _TAKEN_OVER and value == _TAKEN_OVER[name]:
             continue
         before = saved.get(name, defaults.get(name, value))
         matters = MATTERS.get(name)

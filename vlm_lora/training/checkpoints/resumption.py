@@ -32,6 +32,8 @@ class Resumption:
     """The checkpoint's `--train_sampling_strategy`; None where the run starts afresh."""
     earlier: RunIdentity | None = None
     """The record of the checkpoint's run; None where there is none."""
+    features: str = "auto"
+    """Whether the checkpoint's run kept features of images (`on`, `off`); `auto` where nothing says it."""
 
 
 def look_for_checkpoint(run: RunConfig, arguments: Any, settings: Callable[[], Mapping[str, Any]]) -> Resumption:
@@ -52,15 +54,17 @@ def look_for_checkpoint(run: RunConfig, arguments: Any, settings: Callable[[], M
         refuse_programs(Path(checkpoint))
     changes: list[Change] = []
     order = earlier = None
+    features = "auto"
     if arguments.do_train:
         if checkpoint is not None:
             refuse_to_resume(Path(checkpoint), engine_of(arguments))
             order = recorded_setting(Path(checkpoint), "train_sampling_strategy")
+            features = recorded_setting(Path(checkpoint), "cache_vision_features")
             base, adapter = describe_base(run.model)
             now = RunIdentity(settings=settings(), versions=versions(), base_model=base, adapter=adapter)
             changes, earlier = compare(Path(checkpoint), now, allowed=allowed, arguments_class=type(arguments))
         note_what_is_saved(arguments)
-    return Resumption(checkpoint=checkpoint, changes=tuple(changes), order=order, earlier=earlier)
+    return Resumption(checkpoint=checkpoint, changes=tuple(changes), order=order, features=features, earlier=earlier)
 
 
 def with_kept_backend(run: RunConfig, arguments: Any) -> RunConfig:

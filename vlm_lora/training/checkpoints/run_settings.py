@@ -80,13 +80,14 @@ def recorded_setting(checkpoint: Path, name: str) -> str:
 
     Args:
         checkpoint: its folder.
-        name: `train_sampling_strategy`, `image_backend` or `box_coordinates`.
+        name: `train_sampling_strategy`, `image_backend`, `box_coordinates` or `cache_vision_features`.
 
     Raises:
         ConfigError: the record is there and cannot be read.
     """
     record = read_identity(checkpoint)
-    return str((record.settings if record is not None else {}).get(name) or _BEFORE[name])
+    before = _BEFORE.get(name) or own_fields()[name].default
+    return str((record.settings if record is not None else {}).get(name) or before)
 
 
 def absolute(value: Any) -> Any:

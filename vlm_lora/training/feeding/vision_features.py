@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,15 @@ from vlm_lora.model.features.cache import FeatureCache, fingerprint, kept_dtype
 from vlm_lora.model.features.obstacles import obstacle_in_model, obstacle_in_settings
 from vlm_lora.model.features.rows import FeatureRows
 from vlm_lora.model.features.tower import Tower
-from vlm_lora.model.features.use import ImageUse, blank_vectors, bytes_a_vector, count_vectors, survey_use, width_of
+from vlm_lora.model.features.use import (
+    ImageUse,
+    blank_vectors,
+    bytes_a_vector,
+    count_vectors,
+    spread_rows,
+    survey_use,
+    width_of,
+)
 from vlm_lora.model.parts import Parts, base_of, find_parts
 from vlm_lora.training.engine import shards_weights
 from vlm_lora.training.planning import shared_values
@@ -33,7 +41,23 @@ logger = logging.getLogger(__name__)
 
 FILE = "vision_features.json"
 FOLDER = "vision_features"
+SETTING = "cache_vision_features"
+AUTO = "auto"
 GB = 10**9
+LOOKED_AT = 16
+"""Rows of each data set whose features are looked for, where they alone would be a reason to keep any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """A trainer, and what it knows of its rows."""
+
+    run: RunConfig
+    trainer: Any
+    family: Family
+    parts: Parts
+    tables: Mapping[str, RowTable]
+    encode: Callable[[str, int], Any]
 
 
 def use_features(
@@ -45,8 +69,12 @@ def use_features(
     static_shapes: bool,
     tables: Mapping[str, RowTable],
     encode: Callable[[str, int], Any],
+    before: str = AUTO,
 ) -> None:
     """Let a trainer keep the features of images where the settings want it and it pays, and say what was decided.
+
+    A run that goes on from a checkpoint does what the checkpoint's run did: features that were made are the same but
+    for rounding, and a disk that is fuller now is no reason for a run to end otherwise than it began.
 
     Args:
         run: the resolved configuration.
@@ -56,46 +84,54 @@ def use_features(
         static_shapes: whether batch shapes are planned.
         tables: of the rows, by data set, on the first process of each machine; empty where no row was read.
         encode: returns row `index` of data set `name`, encoded.
+        before: `on` or `off`, as the checkpoint that the run goes on from says; `auto` where none does.
 
     Raises:
         ConfigError: `on`, and it cannot be.
     """
-    asked = run.batching.cache_vision_features
-    if asked == "off":
+    given = run.batching.cache_vision_features
+    wanted = before if given == AUTO else given
+    if given == "off":
         return
-    model, arguments = trainer.model, trainer.args
-    reason = obstacle_in_settings(run, family, trains=arguments.do_train, static_shapes=static_shapes)
-    parts = find_parts(model, family)
-    if not reason and arguments.do_train:
-        reason = obstacle_in_model(model, parts)
+    reason, plan = "", dict[str, Any]()
+    parts = find_parts(trainer.model, family)
+    if wanted == "off":
+        reason = "the run goes on from a checkpoint that was trained without them"
+    else:
+        reason = _obstacle(run, trainer, family, parts, static_shapes=static_shapes)
+    if not reason:
+        asked = _Asked(run=run, trainer=trainer, family=family, parts=parts, tables=tables, encode=encode)
+        plan = shared_values(Path(trainer.args.output_dir) / FILE, trainer.args, lambda: _survey(asked))
+        reason = plan["reason"] if wanted == AUTO or plan["refused"] else ""
+    if not reason:
+        _start(trainer, family, parts, collator, limit=plan["limit"])
+        logger.info("%s", plan["said"])
+    elif given == "on":
+        raise ConfigError(f"--cache_vision_features on: {reason}. Leave it out, or type auto.")
+    elif wanted == "on":
+        logger.warning(
+            "Vision features are not kept, unlike in the checkpoint's run: %s. What follows may differ from it by "
+            "rounding (--cache_vision_features).",
+            reason,
+        )
+    else:
+        logger.info("Vision features are not kept: %s (--cache_vision_features).", reason)
+
+
+def _obstacle(run: RunConfig, trainer: Any, family: Family, parts: Parts, *, static_shapes: bool) -> str:
+    """Return why settings, model or engine allow no kept features; empty where they do."""
+    trains = trainer.args.do_train
+    reason = obstacle_in_settings(run, family, trains=trains, static_shapes=static_shapes)
+    if not reason and trains:
+        reason = obstacle_in_model(trainer.model, parts)
     if not reason and shards_weights(trainer):
         reason = "the weights are sharded, and a tower alone cannot be run by every process in step"
-    plan: dict[str, Any] = {}
-    if not reason:
-        plan = shared_values(
-            Path(arguments.output_dir) / FILE,
-            arguments,
-            lambda: _survey(run, trainer, family, parts, tables, encode),
-        )
-        reason = plan["reason"] if asked == "auto" or plan["refused"] else ""
-    if reason:
-        if asked == "on":
-            raise ConfigError(f"--cache_vision_features on: {reason}. Leave it out, or type auto.")
-        logger.info("Vision features are not kept: %s (--cache_vision_features).", reason)
-        return
-    _start(trainer, family, parts, collator, limit=plan["limit"])
-    logger.info("%s", plan["said"])
+    return reason
 
 
-def _survey(
-    run: RunConfig,
-    trainer: Any,
-    family: Family,
-    parts: Parts,
-    tables: Mapping[str, RowTable],
-    encode: Callable[[str, int], Any],
-) -> dict[str, Any]:
+def _survey(asked: _Asked) -> dict[str, Any]:
     """Return what the processes of a machine decide by: `reason` against `auto`, whether `on` is `refused`, ..."""
+    run, trainer, family, tables = asked.run, asked.trainer, asked.family, asked.tables
     config, folder = base_of(trainer.model).config, cache_place(FOLDER)
     store = TensorStore(folder)
     obstacle = store.obstacle()
@@ -105,7 +141,7 @@ def _survey(
     limit = room_for(folder, wanted)
     plan: dict[str, Any] = {"reason": "", "refused": False, "limit": limit, "folder": str(folder)}
     allowed = f"(--vision_cache_gb {wanted:g}, and at most a tenth of the free disk, {folder})"
-    dtype = kept_dtype(trainer.model, parts, _autocast(trainer))
+    dtype = kept_dtype(trainer.model, asked.parts, _autocast(trainer))
     one = bytes_a_vector(width_of(config, family.features), dtype)
     if limit < one:
         reason = f"one token of an image takes {one} bytes, and {limit} are allowed {allowed}"
@@ -118,10 +154,11 @@ def _survey(
         reason = f"{stream} not known before training, so nobody knows how often an image is used"
         said = f"Vision features are kept in {folder}, of at most {limit / GB:.3g} GB; how many is not known before."
         return {**plan, "reason": reason, "said": said}
+    read = {name: table for name, table in tables.items() if times[name]}
     use = survey_use(
-        {name: table for name, table in tables.items() if times[name]},
+        read,
         times,
-        lambda name, row: count_vectors(encode(name, row), config, family.features),
+        lambda name, row: count_vectors(asked.encode(name, row), config, family.features),
         vector_bytes=one,
         blank=blank_vectors(config, family.features),
     )
@@ -134,9 +171,16 @@ def _survey(
             f"{allowed}"
         )
         return {**plan, "reason": reason, "refused": True}
-    if use.uses <= use.different:
+    if use.uses <= use.different and not _lie_there(asked, store, read):
         return {**plan, "reason": "each image is used once"}
     return plan  # the store makes room as it grows: what lies there may be these very features
+
+
+def _lie_there(asked: _Asked, store: TensorStore, read: Mapping[str, RowTable]) -> bool:
+    """Say whether features of a few rows that the run reads were stored before, by a training for instance."""
+    _, rows = _source(asked.trainer, asked.family, asked.parts, store)
+    few = [(name, row) for name, table in read.items() for row in spread_rows(table, LOOKED_AT)]
+    return any(rows.holds(asked.encode(name, row).media) for name, row in few)
 
 
 def _said(use: ImageUse, dtype: torch.dtype, folder: Path) -> str:
@@ -171,24 +215,29 @@ def _autocast(trainer: Any) -> torch.dtype | None:
     return torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
 
 
-def _start(trainer: Any, family: Family, parts: Parts, collator: Any, *, limit: int) -> None:
+def _source(trainer: Any, family: Family, parts: Parts, store: TensorStore) -> tuple[Tower, FeatureRows]:
+    """Return the tower of a trainer's model, and what finds its features in a store."""
     model = trainer.model
-    tower = Tower(model, family)
-    dtype = kept_dtype(model, parts, _autocast(trainer))
     mark = fingerprint(
         model,
         parts,
-        kept=dtype,
+        kept=kept_dtype(model, parts, _autocast(trainer)),
         autocast=_autocast(trainer),
         engine=trainer.is_deepspeed_enabled,
         device=trainer.args.device.type,
         versions=(transformers.__version__, torch.__version__),
     )
+    tower = Tower(model, family)
+    return tower, FeatureRows(store, mark, tower.read_beside)
+
+
+def _start(trainer: Any, family: Family, parts: Parts, collator: Any, *, limit: int) -> None:
     store = TensorStore(cache_folder(FOLDER), limit=limit)
-    rows = FeatureRows(store, mark, tower.read_beside)
+    tower, rows = _source(trainer, family, parts, store)
     collator.take_features(rows)
     audits = [one for one in trainer.callback_handler.callbacks if isinstance(one, GradientAudit)]
     told = {"on_use": audits[0].note_image} if audits else {}
+    dtype = kept_dtype(trainer.model, parts, _autocast(trainer))
     trainer.features = FeatureCache(tower, rows, store, dtype=dtype, **told)
     trainer.add_callback(FeaturesEnd(trainer.features))
 
