@@ -141,19 +141,35 @@ def build_run_trainer(
     Raises:
         ConfigError: the settings contradict each other.
     """
-    from vlm_lora.model.audit import GradientAudit
-    from vlm_lora.model.parts import find_parts
-    from vlm_lora.training.checkpoints.carried_over import CarriedOver
-    from vlm_lora.training.engine import EngineCheck, needs_images, note_images, refuse_other_engine
-    from vlm_lora.training.rates import PartRates
     from vlm_lora.training.telling import Telling
     from vlm_lora.training.trainer import build_trainer
+
+    kwargs = _trainer_keywords(session, preprocessing, splits, model, feeding)
+    trainer = build_trainer(session.backend, model=model, kwargs=kwargs, row_groups=groups)
+    unit = "rows" if feeding.packing is None else "packs"
+    trainer.add_callback(Telling(trainer, observers, device=session.backend.probe().device, unit=unit))
+    if identity is not None:
+        _carry_over(trainer, identity, resumption)
+    if session.arguments.do_train:
+        _set_rates(session, preprocessing, trainer)
+    trainer.feeding = feeding
+    trainer.packs = None if feeding.packing is None else feeding.packing.inputs(model)
+    trainer.loader_timeout = session.run.batching.dataloader_timeout
+    _fit_engine(session, preprocessing, trainer)
+    _keep_features(session, preprocessing, splits, tables, trainer, before=resumption.features)
+    return trainer
+
+
+def _trainer_keywords(
+    session: Session, preprocessing: Preprocessing, splits: Splits, model: Any, feeding: Feeding
+) -> dict[str, Any]:
+    """Return what the trainer's constructor takes besides the model."""
+    from vlm_lora.model.audit import GradientAudit
 
     rows = training_rows(session.run, session.arguments, splits)
     validation = splits.validation
     fit_workers(session.arguments, session.values, train=len(rows or ()), validation=len(validation or ()))
-    carried = None if identity is None else CarriedOver(identity, resumption.changes)
-    kwargs = {
+    return {
         "args": session.arguments,
         "data_collator": preprocessing.collator,
         "train_dataset": None if rows is None else PackedRows(rows) if feeding.packing else FillableRows(rows),
@@ -162,37 +178,49 @@ def build_run_trainer(
         "callbacks": [GradientAudit(model, preprocessing.family)] if session.arguments.do_train else [],
         **session.backend.trainer_keywords(session.run),
     }
-    trainer = build_trainer(session.backend, model=model, kwargs=kwargs, row_groups=groups)
-    unit = "rows" if feeding.packing is None else "packs"
-    trainer.add_callback(Telling(trainer, observers, device=session.backend.probe().device, unit=unit))
-    trainer.carried = carried
-    if carried is not None and resumption.checkpoint is not None:
-        trainer.add_callback(carried.callback())
-    if session.arguments.do_train and session.run.tuning.learning_rates:
-        trainer.part_rates = PartRates(find_parts(model, preprocessing.family), session.run.tuning.learning_rates)
+
+
+def _carry_over(trainer: Any, identity: RunIdentity, resumption: Resumption) -> None:
+    """Let the trainer write the run's record into checkpoints, and put settings in force where it goes on from one."""
+    from vlm_lora.training.checkpoints.carried_over import CarriedOver
+
+    trainer.carried = CarriedOver(identity, resumption.changes)
+    if resumption.checkpoint is not None:
+        trainer.add_callback(trainer.carried.callback())
+
+
+def _set_rates(session: Session, preprocessing: Preprocessing, trainer: Any) -> None:
+    """Give parts of the model learning rates of their own, where some were given."""
+    from vlm_lora.model.parts import find_parts
+    from vlm_lora.training.rates import PartRates
+
+    if session.run.tuning.learning_rates:
+        trainer.part_rates = PartRates(
+            find_parts(trainer.model, preprocessing.family), session.run.tuning.learning_rates
+        )
         trainer.part_rates.check_engine(trainer)
-    trainer.feeding = feeding
-    trainer.packs = None if feeding.packing is None else feeding.packing.inputs(model)
-    trainer.loader_timeout = session.run.batching.dataloader_timeout
+
+
+def _fit_engine(session: Session, preprocessing: Preprocessing, trainer: Any) -> None:
+    """Make sure that the engine in use is the one that was asked for, and that all processes do the same work."""
+    from vlm_lora.training.engine import EngineCheck, needs_images, note_images, refuse_other_engine
+
     refuse_other_engine(session.arguments, trainer)
     if session.arguments.do_train:
         trainer.add_callback(EngineCheck(trainer))
-    if needs_images(trainer, model, preprocessing.family):
+    if needs_images(trainer, trainer.model, preprocessing.family):
         # In place: a backend's trainer may have put something of its own around the collator.
         preprocessing.collator.require_images()
         note_images(preprocessing.family)
-    _keep_features(session, preprocessing, splits, tables, trainer, before=resumption.features)
-    return trainer
 
 
 def build_for_features(
     session: Session,
     preprocessing: Preprocessing,
-    splits: Splits,
+    prepared: Prepared,
     groups: Mapping[str, Any],
     feeding: Feeding,
-    *,
-    tables: Mapping[str, RowTable],
+    start: Resumption,
 ) -> Any | None:
     """Load the model and put the trainer together, to make features with it ahead of the run.
 
@@ -202,7 +230,6 @@ def build_for_features(
         The trainer; None where the settings allow no features: no weights are loaded then.
     """
     from vlm_lora.report.memory import explain_exhaustion
-    from vlm_lora.training.checkpoints.resumption import Resumption
     from vlm_lora.training.feeding.ahead import wants_features
 
     trains = session.arguments.do_train
@@ -214,13 +241,13 @@ def build_for_features(
         return build_run_trainer(
             session,
             preprocessing,
-            splits,
+            prepared.splits,
             model,
             groups,
             feeding,
-            Resumption(checkpoint=None),
+            start,
             Observers([]),
-            tables=tables,
+            tables=prepared.tables,
         )
 
 

@@ -269,17 +269,16 @@ def check(run: RunConfig, *, workers: int | None, show_progress: bool) -> DataRe
 
 def cache(run: RunConfig) -> KeptAhead:
     """Prepare images and take a frozen tower's features of them, as `train` with the same flags will read them."""
-    from vlm_lora.training.checkpoints.resumption import Resumption
     from vlm_lora.training.feeding import ahead
 
-    ahead.refuse(run)
+    run, start = ahead.begin(run)
     with ahead.own_folder() as folder:
         session = open_session(replace(run, raw={**run.raw, **ahead.SETTINGS, "output_dir": str(folder)}))
         run, arguments = session.run, session.arguments
         splits = load_splits(run.data, need_train=arguments.do_train, need_validation=arguments.do_eval)
-        before, fresh = ahead.sizes(), Resumption(checkpoint=None)
-        prepared, preprocessing, groups, feeding = _read_and_order(session, splits, fresh, Observers([]))
-        trainer = build_for_features(session, preprocessing, prepared.splits, groups, feeding, tables=prepared.tables)
+        before = ahead.sizes()
+        prepared, preprocessing, groups, feeding = _read_and_order(session, splits, start, Observers([]))
+        trainer = build_for_features(session, preprocessing, prepared, groups, feeding, start)
         return ahead.keep_ahead(run, arguments, preprocessing.encoder, prepared.splits, trainer, before=before)
 
 

@@ -140,7 +140,52 @@ def test_one_of_several_processes_is_refused(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert cached(tmp_path, tmp_path) == 1
-    assert "vlm-lora cache is one process, and was started as one of 2" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "vlm-lora cache is one process, and was started as one of 2: type vlm-lora cache with the same flags" in said
+
+
+def test_a_launch_is_refused_before_anything_is_started(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[Any] = []
+
+    def start(launch: Any) -> int:
+        started.append(launch)
+        return 0
+
+    monkeypatch.setattr("vlm_lora.cli.main.run_launch", start)
+    words = ["--dataset_name", "my data", "--model_name_or_path", "google/gemma-3-4b-it"]
+    assert main(["launch", "--world_size", "2", "cache", *words]) == 1
+    line = "vlm-lora cache --dataset_name 'my data' --model_name_or_path google/gemma-3-4b-it"
+    assert f"cache is one process. Type, once on each machine: {line}. The processes" in capsys.readouterr().err
+    assert not started
+    assert main(["launch", "--world_size", "2", "check", *words]) == 0
+    assert started, "the control"
+
+
+def test_what_it_prepares_is_what_a_run_that_goes_on_reads(
+    model_folder: Callable[[str], Path],
+    tmp_path: Path,
+    cached: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With the image backend of the checkpoint, which a new run would not take, and its choice of features."""
+    trainers = capture_trainer(monkeypatch)
+    model, data = model_folder("gemma3"), write_asked_twice(tmp_path / "data")
+    saves = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2, "do_eval": False}
+    again = {**saves, "resume_from_checkpoint": "true", "max_steps": 4}
+    run(model, data, tmp_path / "out", **{**FLAGS, **saves}, image_backend="pil")
+    shutil.rmtree(tmp_path / "cache")
+    assert cached(model, data, **again) == 0
+    run(model, data, tmp_path / "out", **{**FLAGS, **again})
+    assert trainers[-1].features.made == 0
+    assert cached(model, data, **saves) == 0
+    assert "Vision features: 4 made" in capsys.readouterr().out, "the control: a new run takes torchvision"
+    shutil.rmtree(tmp_path / "out")
+    run(model, data, tmp_path / "out", **{**FLAGS, **saves}, cache_vision_features="off")
+    assert cached(model, data, **again) == 0
+    assert "Vision features" not in capsys.readouterr().out
 
 
 def test_progress_says_rows_speed_and_what_is_left(caplog: pytest.LogCaptureFixture) -> None:

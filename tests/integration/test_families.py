@@ -89,10 +89,11 @@ def check_documented(variant: str, trained: Any) -> None:
     config = trained.peft_config["default"]
     adapted = sorted({name.rpartition(".lora_A")[0] for name, _ in trained.named_parameters() if ".lora_A" in name})
     kinds = ", ".join(sorted({name.rpartition(".")[2] for name in adapted}))
-    published = ", ".join(FAMILIES[family_name(variant)].published)
-    packing = FAMILIES[family_name(variant)].packing
-    packs = "yes" if packing.packs else f"no: {packing.refused}"
-    row = f"| `{variant}` | {published} | {kinds} | rank {config.r}: trained, reloaded | {packs} |"
+    family = FAMILIES[family_name(variant)]
+    published = ", ".join(family.published)
+    packs = "yes" if family.packing.packs else f"no: {family.packing.refused}"
+    features = "no: it takes none in place of pixels" if family.features.entry == "none" else "yes"
+    row = f"| `{variant}` | {published} | {kinds} | rank {config.r}: trained, reloaded | {packs} | {features} |"
     lines = DOCS.read_text(encoding="utf-8").splitlines()
     current = [i for i, line in enumerate(lines) if line.startswith(f"| `{variant}` |")]
     if os.environ.get("UPDATE_DOCS") == "1":

@@ -10,12 +10,14 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from support.asked_twice import ADAPTER, FLAGS, kept_bytes, write_asked_twice
@@ -23,7 +25,12 @@ from support.rows import write_uneven_rows
 from support.runs import capture_trainer, logged, run, script_flags
 from support.tiny import build_model_folder
 from vlm_lora.cli.main import run_script
-from vlm_lora.training.feeding.vision_features import FILE, FOLDER
+from vlm_lora.config.run_config import RunConfig
+from vlm_lora.config.sources import parse
+from vlm_lora.errors import ConfigError
+from vlm_lora.model.families import family_of
+from vlm_lora.model.loading import load_model
+from vlm_lora.training.feeding.vision_features import FILE, FOLDER, use_features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +214,40 @@ def test_on_is_refused_with_the_reason(
     words = {**FLAGS, **flags, "cache_vision_features": "on"}
     assert run_script(script_flags(model_folder("qwen2_5_vl"), data, tmp_path / "out", **words)) == 1
     assert re.search(f"--cache_vision_features on: {reason}", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("engine", ["fsdp", "zero3", "zero2"])
+def test_sharded_weights_are_an_obstacle(
+    engine: str, model_folder: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A tower alone cannot be run by every process in step. ZeRO-2, which shards no weights, is the control."""
+    run = parse(["--model_name_or_path", str(model_folder("gemma3")), "--cache_vision_features", "on"], environ={})
+    model = load_model(run.model, model_kwargs={"torch_dtype": torch.float32})
+    plugin = None if engine == "fsdp" else SimpleNamespace(zero_stage=int(engine[-1]))
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(do_train=False, output_dir=str(tmp_path)),
+        model=model,
+        is_fsdp_enabled=engine == "fsdp",
+        accelerator=SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin)),
+    )
+
+    def decide(run: RunConfig) -> None:
+        use_features(run, trainer, family_of(model.config), None, static_shapes=False, tables={}, encode=build_nothing)
+
+    if engine == "zero2":
+        with pytest.raises(AttributeError, match="main_process_first"):  # it goes on, to look at the rows
+            decide(run)
+        return
+    reason = "the weights are sharded, and a tower alone cannot be run by every process in step"
+    with pytest.raises(ConfigError, match=f"--cache_vision_features on: {reason}. Leave it out, or type auto."):
+        decide(run)
+    with caplog.at_level("INFO", "vlm_lora"):
+        decide(replace(run, batching=replace(run.batching, cache_vision_features="auto")))
+    assert f"Vision features are not kept: {reason} (--cache_vision_features)." in caplog.messages
+
+
+def build_nothing(name: str, row: int) -> Any:
+    raise AssertionError(f"row {row} of {name} is read")
 
 
 AUTO = [

@@ -29,6 +29,7 @@ from vlm_lora.config.values import is_true
 from vlm_lora.config.version import __version__
 from vlm_lora.errors import ConfigError, EndedEarlyError, NotFiniteError, UserError, nearest, plain_message
 from vlm_lora.launch.launching import LaunchRequest, bound, parse_launch, run_launch
+from vlm_lora.launch.placement import refuse_launch
 from vlm_lora.launch.process_group import lost_partner, port_taken
 from vlm_lora.launch.roll_call import silent_rank
 from vlm_lora.progress import live_terminal
@@ -367,6 +368,7 @@ def _launch(rest: Sequence[str]) -> int:
 
 def _start(program: str, backend: str, words: Sequence[str]) -> int:
     request, command = parse_launch(program, words, backend=backend)
+    refuse_launch(command)
     request = _with_accelerate(request, command)
     if command[0] in VERBS:
         # The installed command is a Python script itself, which every launcher can start.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vlm_lora.errors import ConfigError
@@ -11,6 +12,10 @@ from vlm_lora.launch.machines import LOOPBACK, either, first_host, kubeflow, num
 
 TORCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What torch needs of every process of several."""
+
+ONE_PROCESS = frozenset({"cache"})
+"""Verbs that a launcher must not start."""
+_READ_BY_ALL = "The processes of the run read what it keeps."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +110,24 @@ def refuse_several(verb: str, environ: Mapping[str, str]) -> None:
     processes = found(environ).world_size
     if processes > 1:
         raise ConfigError(
-            f"vlm-lora {verb} is one process, and was started as one of {processes}: start it without launch, once on "
-            "each machine. The processes of the run read what it keeps."
+            f"vlm-lora {verb} is one process, and was started as one of {processes}: type vlm-lora {verb} with the "
+            f"same flags, without a launcher, once on each machine. {_READ_BY_ALL}"
+        )
+
+
+def refuse_launch(command: Sequence[str]) -> None:
+    """Stop a launch of a verb that is one process, before anything is started.
+
+    Args:
+        command: the verb or script, with its flags.
+
+    Raises:
+        ConfigError: it is one; says what to type.
+    """
+    if command[0] in ONE_PROCESS:
+        raise ConfigError(
+            f"vlm-lora launch {command[0]}: {command[0]} is one process. Type, once on each machine: "
+            f"{shlex.join(['vlm-lora', *command])}. {_READ_BY_ALL}"
         )
 
 

@@ -77,6 +77,7 @@ def with_image_cache(
                 "--image_cache on does not go with --streaming true: a stream reads each image once, and may have more "
                 "than a disk holds. Leave one of them out."
             )
+        logger.info("Image cache: off, as a stream reads each image once (--image_cache).")
         return preprocessing
     # The check before training reads each row as well.
     if wanted == "auto" and epochs == 1 and run.data.skip_check:
@@ -86,6 +87,8 @@ def with_image_cache(
     if not any(part.count for part in shown):
         if wanted == "on" and not any(part.unread for part in shown):
             raise ConfigError("--image_cache on: no row has an image. Leave it out, or type auto.")
+        if not any(part.unread for part in shown):
+            logger.info("Image cache: off, as no row has an image (--image_cache).")
         return preprocessing
     folder = cache_place("prepared_images")
     asked = CACHE_GB if run.batching.image_cache_gb is None else run.batching.image_cache_gb

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
 import os
@@ -283,6 +284,30 @@ def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path, caplog: py
         assert not store.put(OTHER, KINDS)
     assert caplog.text.count("cannot be written (") == 1
     assert store.get(KEY) is None
+
+
+def test_a_full_disk_is_said_once_on_a_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the first rank's first process: loader workers have copies of its store, other ranks have stores of theirs."""
+
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("vlm_lora.batching.prepared.store._write_whole", full)
+    store = TensorStore(tmp_path)
+    workers = [pickle.loads(pickle.dumps(store)) for _ in range(2)]
+    with caplog.at_level(logging.WARNING):
+        assert not any(one.put(KEY, KINDS) for one in (*workers, store))
+        with monkeypatch.context() as patch:
+            patch.setenv("LOCAL_RANK", "1")
+            assert not TensorStore(tmp_path).put(KEY, KINDS)
+    assert caplog.text.count("(No space left on device): what is made from now on is not kept.") == 1
+    store.say_damage()
+    assert {path.suffix for path in tmp_path.iterdir()} == {".tensors", ".index"}, "no mark is left"
+    with caplog.at_level(logging.WARNING):
+        assert not TensorStore(tmp_path).put(KEY, KINDS)
+    assert caplog.text.count("No space left on device") == 2, "the control: another run says it again"
 
 
 def test_it_can_be_handed_to_another_process(tmp_path: Path) -> None:

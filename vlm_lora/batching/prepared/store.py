@@ -20,13 +20,15 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from vlm_lora.batching.prepared.once import says_first
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +37,8 @@ FORMAT = 1
 
 _ALIGNMENT = 64
 _TENSORS, _INDEX = ".tensors", ".index"
-_DAMAGED = ".damaged"
-"""Of the file that the processes of one run write down damaged entries in."""
+_DAMAGED, _STOPPED = ".damaged", ".stopped"
+"""Of the files in which the copies of one store write down damaged entries, and that the disk cannot be written."""
 
 
 @dataclass(kw_only=True)
@@ -231,7 +233,8 @@ class TensorStore:
         """Keep tensors (on the CPU, of any dtype and shape) under a key; those that are there already stay.
 
         Returns:
-            Whether they are kept now; False where the store is full or its disk cannot be written, which is said once.
+            Whether they are kept now; False where the store is full or its disk cannot be written, which is said once
+            on a machine.
         """
         for entry in self._places(key)[:1]:
             self._measure(key, entry)
@@ -248,9 +251,9 @@ class TensorStore:
         except OSError as error:
             known.stopped = True
             self.close()
-            logger.warning(
-                "%s cannot be written (%s): what is made from now on is not kept.", self.folder, error.strerror
-            )
+            level = logging.WARNING if says_first(self._mark(_STOPPED), os.environ) else logging.DEBUG
+            what = "%s cannot be written (%s): what is made from now on is not kept."
+            logger.log(level, what, self.folder, error.strerror)
             return self._refuse(size)
         known.entries.setdefault(key, []).append(entry)
         known.verified.add(_name_of(entry))
@@ -369,19 +372,21 @@ class TensorStore:
         """Write down that an entry is damaged, for whichever process of the run says it."""
         self.statistics.damaged += 1
         try:
-            with self._damaged.open("a", encoding="ascii") as stream:
+            with self._mark(_DAMAGED).open("a", encoding="ascii") as stream:
                 stream.write(f"{name}\n")
         except OSError as error:  # nothing depends on it
-            logger.debug("%s: %s", self._damaged, error)
+            logger.debug("%s: %s", self._mark(_DAMAGED), error)
 
     def say_damage(self) -> None:
         """Say in one line how many damaged entries the processes with copies of this store found since this was said.
 
         For the process that opened it, once for each part of a run.
         """
+        with suppress(OSError):
+            self._mark(_STOPPED).unlink()
         try:
-            count = len(set(self._damaged.read_text(encoding="ascii").splitlines()))
-            self._damaged.unlink()
+            count = len(set(self._mark(_DAMAGED).read_text(encoding="ascii").splitlines()))
+            self._mark(_DAMAGED).unlink()
         except OSError:  # none was
             return
         logger.warning(
@@ -391,9 +396,8 @@ class TensorStore:
             "entry" if count == 1 else "entries",
         )
 
-    @property
-    def _damaged(self) -> Path:
-        return self.folder / f"{self.opened_at:x}-{self._opened_by}{_DAMAGED}"
+    def _mark(self, suffix: str) -> Path:
+        return self.folder / f"{self.opened_at:x}-{self._opened_by}{suffix}"
 
     def _write(self, key: str, arrays: Mapping[str, torch.Tensor], size: int) -> _Entry:
         """Append an entry: its bytes, then its line.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from vlm_lora.data.columns.names import CAPTION_QUESTION, NOTHING, PLACEHOLDER
@@ -93,8 +94,6 @@ def build_asked(
     Raises:
         DataError: The row cannot be used; the message begins with file and row.
     """
-    accepted: tuple[str, ...] = ()
-    tools: tuple[str, ...] = ()
     row = schema.without_ignored(row)
     told = tool_columns(row, schema.columns, chat=schema.is_chat) if schema.layout in _DRAFTERS else []
     try:
@@ -102,38 +101,60 @@ def build_asked(
         refuse_unread_columns(row, (*schema.columns, *told), chat=schema.is_chat)
         refuse_unknown_columns(row, schema.reading)
         images = _images_of(row, schema, place)
-        if schema.boxes is not None:
-            versions = [convert_boxes(row, schema.boxes, images)]
-        elif schema.page is not None:
-            versions = convert_page(row, schema.page, images, ask, number)
-        elif schema.layout == "caption":
-            turns, accepted = _convert_caption(row, schema, images)
-            versions = [turns]
+        if schema.layout in _DRAFTERS:
+            read = _read_drafts(row, schema, place, images, told)
         else:
-            drafts, accepted = _DRAFTERS[schema.layout](row, schema, place)
-            drafts = after_history(read_history(row, schema.told, _shown(schema, place), schema.ignored_keys), drafts)
-            held = [(f"The column '{column}'", row[column]) for column in told]
-            tools = read_tools([*held, *(("A turn's 'tools'", draft.tools) for draft in drafts)])
-            if not schema.no_pictures:
-                drafts = read_tags(drafts, place)
-            turns = place_images(drafts, images, typed=schema.no_pictures)
-            filled = fill_marks(row, turns, images)
-            accepted = accepted if filled == turns else accepted_when_filled(accepted)
-            versions = [filled]
-        if schema.layout in ("boxes", "page", "caption"):
+            read = _read_whole(row, schema, images, ask, number)
             refuse_history(row, schema.told)
-        versions = [with_system(turns, system_text(row, schema.told)) for turns in versions]
+        versions = [with_system(turns, system_text(row, schema.told)) for turns in read.versions]
         for turns in versions:
             _check_turns(turns)
-        check_unicode("".join(tools), "The row's tools")
+        check_unicode("".join(read.tools), "The row's tools")
         _check_meant(row, schema, versions[0])
     except DataError as error:
         raise type(error)(f"{source}: {error}") from error
     system = () if system_prompt is None else (Turn(role="system", parts=(Text(text=system_prompt),)),)
     return [
-        Conversation(turns=_led(turns, system), source=source, accepted_answers=accepted, tools=tools)
+        Conversation(turns=_led(turns, system), source=source, accepted_answers=read.accepted, tools=read.tools)
         for turns in versions
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Read:
+    """What a row says."""
+
+    versions: Sequence[tuple[Turn, ...]]
+    """The turns of each conversation that it becomes."""
+    accepted: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
+
+
+def _read_whole(row: Row, schema: Schema, images: tuple[ImageRef, ...], ask: Ask, number: int) -> _Read:
+    """Read a row that its image's boxes, page or caption are all of."""
+    if schema.boxes is not None:
+        return _Read(versions=[convert_boxes(row, schema.boxes, images)])
+    if schema.page is not None:
+        return _Read(versions=convert_page(row, schema.page, images, ask, number))
+    turns, accepted = _convert_caption(row, schema, images)
+    return _Read(versions=[turns], accepted=accepted)
+
+
+def _read_drafts(
+    row: Row, schema: Schema, place: ImagePlace, images: tuple[ImageRef, ...], told: Sequence[str]
+) -> _Read:
+    """Read a row of questions and answers or of a chat: its turns, with its history, tools and images put in."""
+    drafts, accepted = _DRAFTERS[schema.layout](row, schema, place)
+    drafts = after_history(read_history(row, schema.told, _shown(schema, place), schema.ignored_keys), drafts)
+    held = [(f"The column '{column}'", row[column]) for column in told]
+    tools = read_tools([*held, *(("A turn's 'tools'", draft.tools) for draft in drafts)])
+    if not schema.no_pictures:
+        drafts = read_tags(drafts, place)
+    turns = place_images(drafts, images, typed=schema.no_pictures)
+    filled = fill_marks(row, turns, images)
+    return _Read(
+        versions=[filled], accepted=accepted if filled == turns else accepted_when_filled(accepted), tools=tools
+    )
 
 
 def _images_of(row: Row, schema: Schema, place: ImagePlace) -> tuple[ImageRef, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ class CarriedOver:
 
     def settle(self, name: str, value: str) -> None:
         """Record what became of a setting that was left open until the trainer was there."""
-        self._settings[name] = value
+        self._settings = {**self._settings, name: value}
+        self._identity = replace(self._identity, settings=self._settings)
 
     def write(self, checkpoint: Path) -> None:
         """Write the record."""

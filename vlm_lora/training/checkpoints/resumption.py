@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora.config.run_config import RunConfig
+from vlm_lora.config.values import is_true
 from vlm_lora.model.loading import with_image_backend
 from vlm_lora.training.checkpoints.changed_settings import Change, check_allowed, compare
 from vlm_lora.training.checkpoints.contents import refuse_to_resume
@@ -84,3 +85,22 @@ def with_kept_backend(run: RunConfig, arguments: Any) -> RunConfig:
     checkpoint = find_checkpoint(Path(arguments.output_dir), arguments.resume_from_checkpoint, quiet=True)
     recorded = None if checkpoint is None else recorded_setting(Path(checkpoint), "image_backend")
     return with_image_backend(run, checkpoint=recorded)
+
+
+def prepared_for(run: RunConfig) -> tuple[RunConfig, Resumption]:
+    """Return a run with the image backend, and a beginning with the choice of features, of the run that it prepares.
+
+    Args:
+        run: as it was given, with the `--output_dir` and `--resume_from_checkpoint` of the run that it prepares.
+
+    Raises:
+        ConfigError: there is no such checkpoint, its record cannot be read, or torchvision is not installed.
+        ModelError: the model's configuration cannot be loaded.
+    """
+    folder, resume = run.raw.get("output_dir"), run.raw.get("resume_from_checkpoint")
+    trains = is_true(run.raw.get("do_train")) and folder is not None
+    found = find_checkpoint(Path(str(folder)), resume, quiet=True) if trains else None
+    if found is None:
+        return run, Resumption(checkpoint=None)
+    backend, features = (recorded_setting(Path(found), name) for name in ("image_backend", "cache_vision_features"))
+    return with_image_backend(run, checkpoint=backend), Resumption(checkpoint=None, features=features)

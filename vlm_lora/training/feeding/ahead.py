@@ -27,6 +27,7 @@ from vlm_lora.errors import ConfigError, DataError
 from vlm_lora.launch.placement import refuse_several
 from vlm_lora.model.families import Family
 from vlm_lora.model.features.obstacles import obstacle_in_settings
+from vlm_lora.training.checkpoints.resumption import Resumption, prepared_for
 from vlm_lora.training.feeding.vision_features import FOLDER
 from vlm_lora.training.inference_only import engines_asked
 
@@ -62,11 +63,15 @@ def sizes() -> dict[str, int]:
     return {name: TensorStore(cache_place(name)).bytes_on_disk() for name in (IMAGES, FOLDER)}
 
 
-def refuse(run: RunConfig) -> None:
-    """Stop where nothing can be made ahead, before anything is read.
+def begin(run: RunConfig) -> tuple[RunConfig, Resumption]:
+    """Return a run, and where it begins, with what the run that it is made for takes over from its checkpoint.
+
+    Args:
+        run: as it was given, with the `--output_dir` and `--resume_from_checkpoint` of that run.
 
     Raises:
-        ConfigError: several processes, an engine, or a stream.
+        ConfigError: nothing can be made ahead (several processes, an engine, a stream), or there is no such checkpoint.
+        ModelError: the model's configuration cannot be loaded.
     """
     refuse_several("cache", os.environ)
     for name in engines_asked(run):
@@ -77,6 +82,7 @@ def refuse(run: RunConfig) -> None:
         )
     if run.data.streaming:
         raise ConfigError("--streaming true: a stream's rows are not known before training. Leave vlm-lora cache out.")
+    return prepared_for(run)
 
 
 @contextmanager
