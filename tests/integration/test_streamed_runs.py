@@ -80,6 +80,7 @@ def test_a_run_says_what_it_checked_and_counts_its_rows(
     assert results["eval_samples"] == 2
     shown = capsys.readouterr().err
     assert "streaming: the first 7 rows were checked" in shown
+    assert shown.count("Image cache: off, as a stream reads each image once (--image_cache).") == 1
     assert "Streaming: 2 steps of 2 rows, drawn from a buffer of 4 by seed 42." in shown
     report = json.loads((tmp_path / "out" / "data_report.json").read_text(encoding="utf-8"))
     assert report["splits"]["train"]["rows"] == 7

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from vlm_lora.config.fields import own_fields
@@ -86,6 +86,10 @@ def run_of(words: list[str], content: dict[str, Any], suffix: str) -> RunConfig:
 @settings(max_examples=60, deadline=None)
 @given(CHOICES, st.booleans(), st.booleans(), st.randoms(use_true_random=False))
 def test_flags_and_files_give_the_same_run(chosen: dict[str, Any], dashes: bool, bare: bool, random: Any) -> None:
+    # A column that is named and ignored is an error of its own. Which words are drawn is not the same in every process:
+    # hypothesis draws constants of the modules that are loaded, too.
+    named = {value for name, value in chosen.items() if name.endswith("_column")}
+    assume(not named & {column.strip() for text in chosen.get("ignore_columns", ()) for column in text.split(",")})
     words = {name: as_flag(name, value, dashes=dashes, bare=bare) for name, value in chosen.items()}
     from_flags = parse(list(words.values()), environ={})
     assert run_of([], chosen, ".json") == from_flags

@@ -166,10 +166,10 @@ def test_rows_of_the_same_image_take_the_room_of_one(check: Checks) -> None:
     assert "Image cache: on, about" in check.log
 
 
-def test_text_alone_says_nothing(check: Checks, data: Path, tmp_path: Path) -> None:
+def test_text_alone_is_a_line(check: Checks, data: Path, tmp_path: Path) -> None:
     write_jsonl(data / "train.jsonl", [{"question": f"What is {row}?", "answer": "red"} for row in range(4)])
     check("--image_column", "no_pictures")
-    assert "Image cache" not in check.log
+    assert check.log.count("Image cache: off, as no row has an image (--image_cache).") == 1
     assert kept_bytes(tmp_path) == 0
     refused(check, ["--image_column", "no_pictures", "--image_cache", "on"], "--image_cache on: no row has an image.")
 
