@@ -8,5 +8,5 @@ from vlm_lora.report.checkpoints import describe_checkpoints
 
 
 def list_checkpoints(folder: str) -> None:
-    """Print one line per checkpoint, by number."""
+    """Print a table of the checkpoints, by number, and which is best."""
     print(describe_checkpoints(Path(folder)))

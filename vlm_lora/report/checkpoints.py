@@ -1,20 +1,33 @@
-"""The checkpoints in an output folder: step, date, and whether each has all that a resumed run reads."""
+"""The checkpoints in an output folder: step, date, losses, scores, which is best, and whether each is whole."""
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from vlm_lora.errors import ConfigError
-from vlm_lora.training.checkpoints.contents import missing_parts, step_of
+from vlm_lora.training.checkpoints.contents import STATE_FILE, missing_parts, step_of
 from vlm_lora.training.checkpoints.run_record import RECORD, read_record
 
+SETTINGS = "run_settings.json"
+"""As `training.checkpoints.run_settings` names it, whose import takes torch along."""
+
 _NAME = re.compile(r"checkpoint-(\d+)")
+_NO_SCORE = re.compile(
+    r"eval_(loss|answers|samples|supervised_tokens|runtime|model_preparation_time|\w+_per_second|\w+_95)"
+)
+"""What an evaluation logs besides scores; its loss has a column of its own."""
 
 
 def describe_checkpoints(folder: Path) -> str:
-    """Return one line per `checkpoint-N` folder, in the order of N: name, step, date, complete or what is missing.
+    """Return a table of the `checkpoint-N` folders in the order of N, and a line that says which is best.
+
+    Its columns are name, step, epoch, date, `loss` (the last one logged until then), `eval_loss` and every score that
+    was measured at that step, and `complete`, or what is missing.
 
     Raises:
         ConfigError: there is no such folder.
@@ -28,17 +41,93 @@ def describe_checkpoints(folder: Path) -> str:
     )
     if not found:
         return f"{folder} holds no checkpoint-N folder."
+    states = [_read(path / STATE_FILE) for path in (*(child for _, child in found), folder)]
+    logged = [entry for state in states for entry in state.get("log_history", []) if isinstance(entry, dict)]
+    measured = {number: _measured(logged, number) for number, _ in found}
+    scores = list(dict.fromkeys(name for figures in measured.values() for name in figures if _is_score(name)))
+    best, reason = _best(found, states, measured)
+    columns = [name for name in ("loss", "eval_loss") if any(name in figures for figures in measured.values())]
+    head = ["checkpoint", "step", "epoch", "saved", *columns, *scores, "parts"]
     record = read_record(folder)
-    lists = record.checkpoints is not None
-    return "\n".join(
-        _line(number, path) + (f"; on no list in {RECORD}" if lists and not record.lists(path.name) else "")
-        for number, path in found
-    )
+    lines = [head]
+    for number, path in found:
+        figures = measured[number]
+        listed = record.checkpoints is None or record.lists(path.name)
+        lines.append(
+            [
+                f"{path.name}{' *' if path.name == best else ''}",
+                str(number),
+                _number(figures.get("epoch")),
+                datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M:%S"),
+                *(_number(figures.get(name)) for name in (*columns, *scores)),
+                _parts(number, path) + ("" if listed else f"; on no list in {RECORD}"),
+            ]
+        )
+    return "\n".join([*_aligned(lines), *([f"* {reason}"] if best else [])])
 
 
-def _line(number: int, path: Path) -> str:
+def _measured(logged: Iterable[Mapping[str, Any]], step: int) -> dict[str, float]:
+    """Return what was logged at a step, and the last training loss before it."""
+    found: dict[str, float] = {}
+    last = -1
+    for entry in logged:
+        at = entry.get("step", -1)
+        if "loss" in entry and last <= at <= step:
+            last, found["loss"] = at, entry["loss"]
+        if at == step:
+            numbers = {name: value for name, value in entry.items() if isinstance(value, int | float)}
+            found |= {name: value for name, value in numbers.items() if name == "epoch" or name.startswith("eval_")}
+    return found
+
+
+def _is_score(name: str) -> bool:
+    return name.startswith("eval_") and not _NO_SCORE.fullmatch(name)
+
+
+def _best(
+    found: Sequence[tuple[int, Path]], states: Sequence[Mapping[str, Any]], measured: Mapping[int, Mapping[str, float]]
+) -> tuple[str | None, str]:
+    """Return the name of the best checkpoint that is there, and by what it is the best."""
+    newest = max(states, key=lambda state: state.get("global_step") or 0)
+    named = newest.get("best_model_checkpoint")
+    names = {path.name for _, path in found}
+    if isinstance(named, str):
+        name = Path(named).name
+        settings = _read(found[-1][1] / SETTINGS).get("settings", {})
+        metric = settings.get("metric_for_best_model") or "loss"
+        metric = metric if metric.startswith("eval_") else f"eval_{metric}"
+        value = _number(newest.get("best_metric"))
+        return (name, f"best by {metric}: {value}") if name in names else (None, "")
+    losses = {number: figures["eval_loss"] for number, figures in measured.items() if "eval_loss" in figures}
+    if not losses:
+        return None, ""
+    number = min(losses, key=lambda each: losses[each])
+    return dict(found)[number].name, "lowest eval_loss; no --metric_for_best_model was set"
+
+
+def _parts(number: int, path: Path) -> str:
     step = step_of(path)
     faults = missing_parts(path)
-    date = datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M:%S")
-    says = f"step {number}" if step in (number, None) else f"step {step} (its name says {number})"
-    return f"{path.name}  {says}  {date}  {'complete' if not faults else 'incomplete: ' + ', '.join(faults)}"
+    says = "" if step in (number, None) else f"; its state is of step {step}"
+    return ("complete" if not faults else f"incomplete: {', '.join(faults)}") + says
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; nothing where there is none, or one that is cut off, which `parts` says."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else "-"
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Return lines of columns as wide as their widest entry, two spaces apart."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    ]

@@ -27,10 +27,38 @@ def test_numbers_not_letters_decide_the_order(tmp_path: Path, capsys: pytest.Cap
         checkpoint(tmp_path, step)
     (tmp_path / "checkpoint-best").mkdir()
     assert main(["train", "--list-checkpoints", str(tmp_path)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["checkpoint-20", "checkpoint-900", "checkpoint-1000"]
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["checkpoint", "step", "epoch", "saved", "parts"]
+    assert [line.split()[:2] for line in lines] == [[f"checkpoint-{step}", str(step)] for step in (20, 900, 1000)]
     assert all(line.endswith("  complete") for line in lines)
-    assert "step 900  20" in lines[1]
+
+
+def entries(path: Path, *logged: dict[str, object], **state: object) -> None:
+    content = {"global_step": int(path.name.rpartition("-")[2]), "log_history": list(logged), **state}
+    (path / "trainer_state.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_losses_scores_and_the_best_one(tmp_path: Path) -> None:
+    first, second = checkpoint(tmp_path, 2), checkpoint(tmp_path, 10)
+    old = ({"step": 1, "loss": 3.0}, {"step": 2, "epoch": 0.5, "eval_loss": 2.25, "eval_anls": 0.5, "eval_runtime": 9})
+    new = ({"step": 9, "loss": 1.0}, {"step": 10, "epoch": 2.5, "eval_loss": 2.5, "eval_anls": 0.75}, {"step": 11})
+    entries(first, *old)
+    entries(second, *old, *new)
+    head, *lines, best = [line.split() for line in describe_checkpoints(tmp_path).splitlines()]
+    assert head[4:-1] == ["loss", "eval_loss", "eval_anls"]
+    assert lines[0][:4] == ["checkpoint-2", "*", "2", "0.5"]
+    assert [line[-4:-1] for line in lines] == [["3", "2.25", "0.5"], ["1", "2.5", "0.75"]]
+    assert " ".join(best) == "* lowest eval_loss; no --metric_for_best_model was set"
+    entries(second, *old, *new, best_model_checkpoint=f"elsewhere/{second.name}", best_metric=0.75)
+    (second / "run_settings.json").write_text(json.dumps({"settings": {"metric_for_best_model": "anls"}}), "utf-8")
+    listed = describe_checkpoints(tmp_path)
+    assert "checkpoint-10 *" in listed
+    assert listed.endswith("\n* best by eval_anls: 0.75")
+
+
+def test_a_name_that_its_state_contradicts(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 7).rename(tmp_path / "checkpoint-8")
+    assert describe_checkpoints(tmp_path).endswith("complete; its state is of step 7")
 
 
 @pytest.mark.parametrize(
