@@ -307,9 +307,13 @@ def plan_packs(
 
 
 def answerer_of(
-    session: Session, preprocessing: Preprocessing, model: Any, max_new_tokens: int | None = None
+    session: Session,
+    preprocessing: Preprocessing,
+    model: Any,
+    max_new_tokens: int | None = None,
+    sampling: Mapping[str, Any] | None = None,
 ) -> Answerer:
-    """Return what generates answers as the run's settings say."""
+    """Return what generates answers as the run's settings say, greedily unless `sampling` says how to draw."""
     from vlm_lora.evaluation.generation import Answerer
 
     return Answerer(
@@ -317,6 +321,6 @@ def answerer_of(
         collator=preprocessing.collator,
         tokenizer=preprocessing.tokenizer,
         max_new_tokens=max_new_tokens or session.run.generation.max_new_tokens,
-        generation_kwargs=session.backend.generation_keywords(),
+        generation_kwargs={**session.backend.generation_keywords(), **(sampling or {})},
         boxes=preprocessing.boxes,
     )

@@ -27,7 +27,6 @@ from vlm_lora.assembly import (
     plan_packs,
 )
 from vlm_lora.backend import installed
-from vlm_lora.batching.boxes.writing import Region
 from vlm_lora.batching.shape_survey import survey_shapes
 from vlm_lora.config.resolution import write_resolved
 from vlm_lora.config.run_config import RunConfig
@@ -74,7 +73,7 @@ from vlm_lora.training.outputs import (
 )
 
 if TYPE_CHECKING:
-    from vlm_lora.evaluation.generation import Reply
+    from vlm_lora.evaluation.generation import Answerer, Reply
     from vlm_lora.memory.request import PlanReport, PlanRequest
     from vlm_lora.memory.run import Subject
     from vlm_lora.training.checkpoints.resumption import Resumption
@@ -182,18 +181,19 @@ def _open_run(run: RunConfig) -> Session:
 
 def ask(run: RunConfig, *, images: Sequence[ImageSource], prompt: str) -> str:
     """Answer one question about the given images with a model or adapter folder."""
-    return ask_for_boxes(run, images=images, prompt=prompt)[0]
+    question = single_question(images, prompt, run.data.system_prompt, RowSource(file="--image and --prompt"))
+    return open_answerer(run, [question]).answer([question])[0]
 
 
-def ask_for_boxes(run: RunConfig, *, images: Sequence[ImageSource], prompt: str) -> tuple[str, tuple[Region, ...]]:
-    """As `ask`; also return the boxes and points that the answer names, in pixels of the images as they are stored."""
+def open_answerer(
+    run: RunConfig, questions: Sequence[Conversation], sampling: Mapping[str, Any] | None = None
+) -> Answerer:
+    """Load a model to ask; a bad image among the questions is found before."""
     session = open_session(without_engine(run))
     preprocessing = open_preprocessing(session.run)
-    question = single_question(images, prompt, run.data.system_prompt, RowSource(file="--image and --prompt"))
-    preprocessing.encoder.encode_prompt(question)  # a bad image is found before the weights load
+    _ = [preprocessing.encoder.encode_prompt(question) for question in questions]
     model = load_for_answers(session, preprocessing).to(session.backend.device())
-    (reply,) = answerer_of(session, preprocessing, model).reply([question])
-    return reply.text, reply.boxes(preprocessing.boxes, bare=False)
+    return answerer_of(session, preprocessing, model, sampling=sampling)
 
 
 def preview(run: RunConfig, *, rows: int) -> Preview:

@@ -209,24 +209,15 @@ def _result_flags(verb: str) -> argparse.ArgumentParser:
 
 
 def _ask_flags() -> argparse.ArgumentParser:
-    parser = verb_parser("ask")
-    parser.add_argument("--image", action="extend", nargs="+", default=[], metavar="FILE", help="images, in order")
-    parser.add_argument("--prompt", required=True, metavar="TEXT", help="the question (needed)")
-    return parser
+    from vlm_lora.cli.ask import flags
+
+    return flags()
 
 
 def _ask(rest: Sequence[str]) -> None:
-    own, others = _ask_flags().parse_known_args(rest)
-    run = configure(others, {"output_dir": "unused"}, log_level="warning", verb="ask", needed=(MODEL,))
-    from vlm_lora import pipeline
-    from vlm_lora.data.images.values import read_url
+    from vlm_lora.cli.ask import ask
 
-    images = [read_url(name, allow=run.data.allow_urls) if "://" in name else Path(name) for name in own.image]
-    answer, boxes = pipeline.ask_for_boxes(run, images=images, prompt=own.prompt)
-    print(answer)
-    if boxes:
-        records = [region.record() for region in boxes]
-        print(f"In pixels of the image as it is stored: {json.dumps(records, ensure_ascii=False)}")
+    ask(rest)
 
 
 def _check_flags() -> argparse.ArgumentParser:

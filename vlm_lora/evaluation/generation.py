@@ -134,6 +134,11 @@ class Answerer:
             **generation_kwargs,
         }
 
+    @property
+    def boxes(self) -> BoxConvention:
+        """How the model counts and writes boxes."""
+        return self._boxes
+
     def answer(self, conversations: Sequence[Conversation]) -> list[str]:
         """Return the answer to each conversation's last question, special tokens removed but for marks of boxes."""
         return [reply.text for reply in self.reply(conversations)]

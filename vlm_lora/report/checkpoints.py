@@ -128,6 +128,4 @@ def _number(value: Any) -> str:
 def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     """Return lines of columns as wide as their widest entry, two spaces apart."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    ]
+    return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines]

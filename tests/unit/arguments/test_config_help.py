@@ -70,7 +70,10 @@ def test_defaults_of_the_trainer_are_those_of_its_class() -> None:
 OWN = {
     "train": ("json",),
     "eval": ("json",),
-    "ask": ("image", "prompt"),
+    "ask": {
+        *("image", "prompt", "file", "output", "inputs"),
+        *("do_sample", "temperature", "top_p", "top_k", "num_beams"),
+    },
     "preview": {"rows", "json", "html"},
     "check": {"json", "html", "workers"},
     "demo": ("output_dir",),

@@ -40,8 +40,15 @@ def entries(path: Path, *logged: dict[str, object], **state: object) -> None:
 
 def test_losses_scores_and_the_best_one(tmp_path: Path) -> None:
     first, second = checkpoint(tmp_path, 2), checkpoint(tmp_path, 10)
-    old = ({"step": 1, "loss": 3.0}, {"step": 2, "epoch": 0.5, "eval_loss": 2.25, "eval_anls": 0.5, "eval_runtime": 9})
-    new = ({"step": 9, "loss": 1.0}, {"step": 10, "epoch": 2.5, "eval_loss": 2.5, "eval_anls": 0.75}, {"step": 11})
+    old: tuple[dict[str, object], ...] = (
+        {"step": 1, "loss": 3.0},
+        {"step": 2, "epoch": 0.5, "eval_loss": 2.25, "eval_anls": 0.5, "eval_runtime": 9},
+    )
+    new: tuple[dict[str, object], ...] = (
+        {"step": 9, "loss": 1.0},
+        {"step": 10, "epoch": 2.5, "eval_loss": 2.5, "eval_anls": 0.75},
+        {"step": 11},
+    )
     entries(first, *old)
     entries(second, *old, *new)
     head, *lines, best = [line.split() for line in describe_checkpoints(tmp_path).splitlines()]
