@@ -8,8 +8,8 @@ from pathlib import Path
 
 from vlm_lora.errors import ConfigError, nearest
 from vlm_lora.metrics.facts import DataFacts, SetFacts
-from vlm_lora.metrics.measures import Measure, TableMeasure
-from vlm_lora.metrics.own import names_file, own_metric
+from vlm_lora.metrics.measures import TableMeasure
+from vlm_lora.metrics.own import OwnFunction, OwnModule, names_file, own_metric
 from vlm_lora.metrics.scored import bare_name
 from vlm_lora.metrics.scorer import EXACT, Scorer
 from vlm_lora.metrics.table import BY_FIGURE, METRICS, Metric
@@ -40,7 +40,7 @@ def choose(asked: Sequence[str], facts: DataFacts) -> Scorer:
     words = [word.strip() for part in parts for word in part if word.strip()] or [AUTO]
     reasons: dict[str, str] = {EXACT: f"{EXACT}: always"}
     left_out: list[str] = []
-    own: dict[str, Measure] = {}
+    own: dict[str, OwnFunction | OwnModule] = {}
     wrong: list[str] = []
     for word in dict.fromkeys(words):
         if word == AUTO:
@@ -60,11 +60,13 @@ def choose(asked: Sequence[str], facts: DataFacts) -> Scorer:
     wrong += _doubled(metrics, own)
     if wrong:
         raise ConfigError("\n".join(wrong))
-    lines = [
-        *reasons.values(),
-        *(f"{path}: asked for by --metrics ({', '.join(m.figures)})" for path, m in own.items()),
-    ]
+    lines = [*reasons.values(), *(_why_own(path, measure) for path, measure in own.items())]
     return Scorer([*map(TableMeasure, metrics), *own.values()], [*lines, *left_out])
+
+
+def _why_own(path: str, metric: OwnFunction | OwnModule) -> str:
+    others = f"; left out, as no numbers: {', '.join(metric.left_out)}" if metric.left_out else ""
+    return f"{path}: asked for by --metrics ({', '.join(metric.figures)}{others})"
 
 
 def _metric_called(word: str) -> Metric | None:
@@ -101,7 +103,7 @@ def _unfit(metric: Metric, facts: DataFacts) -> str | None:
     return None
 
 
-def _doubled(metrics: Sequence[Metric], own: dict[str, Measure]) -> Iterator[str]:
+def _doubled(metrics: Sequence[Metric], own: dict[str, OwnFunction | OwnModule]) -> Iterator[str]:
     taken = {figure: metric.name for metric in metrics for figure in metric.figures}
     for path, measure in own.items():
         for figure in measure.figures:

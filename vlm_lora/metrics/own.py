@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from vlm_lora.errors import ConfigError
 from vlm_lora.metrics.loading import load_module
-from vlm_lora.metrics.measures import Found, Measure
+from vlm_lora.metrics.measures import Found
 from vlm_lora.metrics.scored import Answered, bare_name
 from vlm_lora.metrics.statistics import Combine, Sums, ratio
 
@@ -39,7 +39,7 @@ def names_file(asked: str) -> bool:
     return asked.endswith(".py") or "/" in asked or "\\" in asked
 
 
-def own_metric(asked: str) -> Measure:
+def own_metric(asked: str) -> OwnFunction | OwnModule:
     """Load a user's metric and try it.
 
     Args:
@@ -71,6 +71,9 @@ def own_metric(asked: str) -> Measure:
 
 class OwnFunction:
     """A `score(generated, accepted)` of the user's, averaged over rows. Raises as `own_metric` does."""
+
+    left_out: tuple[str, ...] = ()
+    """What it gives and is no figure: all are numbers, or refused."""
 
     def __init__(self, path: Path, flag: str, score: Callable[..., Any], direction: Any) -> None:
         self._path, self._flag, self._score = path, flag, score
@@ -109,6 +112,8 @@ class OwnModule:
     """A metric class of the user's for `evaluate`. Raises as `own_metric` does."""
 
     combine: Combine | None = None
+    left_out: tuple[str, ...] = ()
+    """What it gives and is no number, as a list of precisions."""
 
     def __init__(self, path: Path, flag: str, loaded: Any, direction: Any) -> None:
         self._path, self._flag, self._loaded = path, flag, loaded
@@ -127,7 +132,9 @@ class OwnModule:
         )
         if not isinstance(given, Mapping):
             raise ConfigError(f"{self._flag}: its compute gives {given!r}, and must give a dictionary of figures.")
-        return Found(figures=_checked(given, self._flag, where))
+        plain = {name: value for name, value in given.items() if isinstance(value, numbers.Real | np.bool_)}
+        self.left_out = tuple(str(name) for name in given if name not in plain)
+        return Found(figures=_checked(plain, self._flag, where))
 
 
 def _takes_one_text(loaded: Any) -> bool:

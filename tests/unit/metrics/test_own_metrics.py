@@ -70,7 +70,9 @@ def test_a_function_may_give_several_figures_and_their_directions(tmp_path: Path
 @pytest.mark.parametrize("references", ["text", "datasets.Sequence(text)"])
 def test_a_class_of_evaluate_scores_all_rows(references: str, tmp_path: Path) -> None:
     name = f"longer{len(references)}.py"
-    scorer = choose([file(tmp_path, CLASS.replace("REFERENCES", references), name)], DataFacts())
+    text = CLASS.replace("REFERENCES", references).replace('"rows"', '"each": [1], "rows"')
+    scorer = choose([file(tmp_path, text, name)], DataFacts())
+    assert scorer.reasons[-1].endswith("(longer, rows; left out, as no numbers: each)")
     scores = scorer.score([answered("ab"), answered("abcd")])
     assert scores.figures == {"exact_match": 0, "longer": 3, "rows": 2}
     assert "longer" not in scores.intervals

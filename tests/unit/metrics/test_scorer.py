@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,44 @@ def test_modules_load_without_a_network_or_a_home(tmp_path: Path, monkeypatch: p
     assert evaluate.config.HF_MODULES_CACHE == "/proc/nowhere"
     with pytest.raises(FileNotFoundError, match="nowhere"):  # the control: evaluate itself would write there
         evaluate.load(str(METRICS["anls"].path), cache_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_evaluate_hands_on_what_rules_count(name: str) -> None:
+    """Texts and boxes are the same behind Arrow: a module gives what the rule's own functions give."""
+    generator, metric = random.Random(0), METRICS[name]
+    parts = ("a", "the cat", "\u732b\U0001f600", "\n", '{"a": [1]}', "", " 5%")
+    answers = ["".join(generator.choices(parts, k=2)) for _ in range(60)]
+    accepted = [["".join(generator.choices(parts, k=2)) for _ in range(generator.randrange(1, 4))] for _ in answers]
+    boxes, expected = ([some_boxes(generator) for _ in answers] for _ in range(2))
+    asked = [generator.random() < 0.5 for _ in answers]
+    inputs: dict[str, list[Any]] = {"predictions": answers, "references": accepted}
+    pairs: tuple[list[Any], list[Any]] = (answers, accepted)
+    if metric.inputs == "boxes":
+        inputs = {"predictions": boxes, "references": expected}
+        pairs = (boxes, expected)
+    elif metric.inputs == "page":
+        inputs |= {"boxes": boxes, "expected_boxes": expected, "has_boxes": asked}
+        given = [found if wants else None for found, wants in zip(boxes, asked, strict=True)]
+        pairs = (list(zip(answers, given, strict=True)), list(zip(accepted, expected, strict=True)))
+    wanted = metric.whole(*pairs) if metric.whole else None
+    if wanted is None:
+        assert metric.count is not None
+        assert metric.combine is not None
+        wanted = {key: float(value) for key, value in metric.combine(metric.count(*pairs).sums.sum(axis=0)).items()}
+    assert loading.load_metric(name).compute(**inputs) == wanted
+    assert wanted.keys() == metric.figures.keys()
+
+
+def some_boxes(generator: random.Random) -> list[dict[str, Any]]:
+    return [
+        {
+            "bbox": [0.1, 0.2, 9.3, generator.choice((5.5, 9.25))],
+            "label": generator.choice(("", "\u732b")),
+            "image_id": 0,
+        }
+        for _ in range(generator.randrange(3))
+    ]
 
 
 def test_a_module_alone_gives_what_the_scorer_gives() -> None:
