@@ -38,7 +38,7 @@ def test_rows_are_shown_without_weights_and_nothing_else_is_written(
     assert "loss" not in shown
     assert files(output) == ["dry_run.html"]
     page = (output / "dry_run.html").read_text(encoding="utf-8")
-    assert page.count("<section>") == 3
+    assert page.count("<section ") == 3
     assert page.count('src="data:image/') == 3
 
 

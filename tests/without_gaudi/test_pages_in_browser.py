@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from support.browser import Browser, running_browser
+from support.made_runs import made_images, make_run, prediction
 from support.rows import write_uneven_rows
 from support.runs import script_flags
 from vlm_lora import pipeline
@@ -18,6 +19,7 @@ from vlm_lora.batching.encoded import IGNORE_INDEX
 from vlm_lora.batching.masks import decode_between
 from vlm_lora.cli.main import main
 from vlm_lora.config.sources import parse
+from vlm_lora.report.pages.rendering import in_words, number
 from vlm_lora.report.preview import visible
 
 pytestmark = pytest.mark.xdist_group("browser")  # one browser
@@ -118,7 +120,8 @@ def test_the_data_report_page(browser: Browser, model_folder: Callable[[str], Pa
     flags = ["--dataset_name", str(data), "--validation_fraction", "0", "--do_eval", "false", "--html", str(page)]
     assert main(["check", *words, *flags]) == 1
     browser.open(page)
-    assert [url for url in browser.requests if not url.startswith(page.resolve().as_uri())] == []
+    assert [url for url in browser.requests if not url.startswith(("data:", page.resolve().as_uri()))] == []
+    assert all(one[2] > 0 for one in browser.evaluate(IMAGES)), "of the longest rows and the largest images"
     assert browser.evaluate("document.title") == f"Data report: {data}", "no script has changed it"
     bad = browser.evaluate("Array.from(document.querySelectorAll('.bad-row'), one => one.innerText)")
     assert len(bad) == 1
@@ -128,6 +131,75 @@ def test_the_data_report_page(browser: Browser, model_folder: Callable[[str], Pa
     assert bars
     assert all(width > 0 for width, _ in bars)
     assert any(height > 0 for _, height in bars)
+
+
+DATA_VALUES = """Array.from(document.querySelectorAll('[data-name][data-value]'),
+    one => [one.dataset.name, one.dataset.value, (one.querySelector('b') || one).innerText])"""
+SEEN = """Array.from(document.querySelectorAll('.charts svg'),
+    one => [one.getBoundingClientRect().width, one.querySelectorAll('path').length,
+            getComputedStyle(one.querySelector('text')).fill])"""
+
+
+def outside(browser: Browser, page: Path) -> list[str]:
+    """Return what a page asked for that is not in it, and which of its images were not drawn."""
+    urls = [url for url in browser.requests if not url.startswith(("data:", page.resolve().as_uri()))]
+    return urls + [str(one) for one in browser.evaluate(IMAGES) if one[0] != "data:image/" or one[2] == 0]
+
+
+def test_the_page_of_a_run(browser: Browser, tmp_path: Path) -> None:
+    """Its images load, its numbers are those of the files, and it asks for nothing from outside."""
+    images = made_images(tmp_path / "images", 6)
+    rows = [prediction(at, image, generated=HOSTILE, prompt=HOSTILE) for at, image in enumerate(images)]
+    run = make_run(tmp_path / "run", rows, settings={"model_name_or_path": HOSTILE})
+    assert main(["report", str(run)]) == 0
+    page = run / "report.html"
+    browser.open(page)
+    assert outside(browser, page) == []
+    assert len(browser.evaluate(IMAGES)) == 6
+    assert browser.evaluate("document.title") == "run", "no script has changed it"
+    shown = browser.evaluate(DATA_VALUES)
+    results = {**json.loads((run / "eval_results.json").read_text("utf-8")), "train_runtime": 75.0}
+    state = json.loads((run / "trainer_state.json").read_text("utf-8"))
+    tiles = {name: text for name, value, text in shown if name in results and float(value) == results[name]}
+    assert tiles["train_runtime"] == in_words(75.0, "train_runtime") == "1 min 15 s"
+    for name in ("eval_loss", "eval_exact_match"):
+        logged = [entry[name] for entry in state["log_history"] if name in entry]
+        cells = browser.evaluate(
+            f"Array.from(document.querySelectorAll('.evaluation [data-name={name}]'), one => one.innerText)"
+        )
+        assert cells == [number(value) for value in logged]
+        assert name in tiles
+    charts = browser.evaluate(SEEN)
+    assert len(charts) == 5 + 5, "of the log, and histograms of the data"
+    assert all(width > 100 and paths > 1 for width, paths, _ in charts[:5])
+    dims = {fill for *_, fill in charts}
+    assert len(dims) == 1
+    assert dims != {"rgb(0, 0, 0)"}, "text has the page's own colour"
+    kept = page.read_text(encoding="utf-8")
+    page.write_text(fetching(broken_image(kept)), encoding="utf-8")
+    browser.open(page)
+    assert len(outside(browser, page)) == 2, "the control"
+
+
+def test_the_page_of_two_runs(browser: Browser, tmp_path: Path) -> None:
+    images = made_images(tmp_path / "images", 4)
+    first, second = (
+        make_run(tmp_path / name, [prediction(at, image, exact=exact) for at, image in enumerate(images)])
+        for name, exact in (("one", False), ("two", True))
+    )
+    page = tmp_path / "compare.html"
+    assert main(["compare", str(first), str(second), "--output", str(page)]) == 0
+    browser.open(page)
+    assert outside(browser, page) == []
+    tests = browser.evaluate(
+        "Array.from(document.querySelectorAll('tr.test'), one => [one.dataset.name, one.cells[5].innerText])"
+    )
+    assert dict(tests)["exact_match"] == "0.125", "four rows of four: twice one in sixteen"
+    strokes = browser.evaluate(
+        "Array.from(document.querySelector('.charts svg').querySelectorAll('[style*=\"--s\"]'),"
+        " one => getComputedStyle(one).stroke)"
+    )
+    assert len(set(strokes)) == 2, "each run has a colour"
 
 
 def broken_image(page: str) -> str:

@@ -42,9 +42,10 @@ def check(rest: Sequence[str]) -> None:
     from vlm_lora import pipeline
     from vlm_lora.config.whole_files import write_whole
     from vlm_lora.preflight.length_filter import refuse_all_dropped
-    from vlm_lora.preflight.page import render_page
     from vlm_lora.preflight.policy import divide, judge
     from vlm_lora.preflight.terminal import print_report
+    from vlm_lora.report.data_page import render_page
+    from vlm_lora.report.run_page.stored_images import StoredImages
 
     report = pipeline.check(run, workers=own.workers, show_progress=sys.stderr.isatty())
     if own.json:
@@ -53,7 +54,8 @@ def check(rest: Sequence[str]) -> None:
     else:
         print_report(report, Console(highlight=False, soft_wrap=True))
     if own.html is not None:
-        write_whole(own.html, render_page(report))
+        stored = StoredImages(vars(run.data)) if run.reporting.report_images else None
+        write_whole(own.html, render_page(report, stored))
     rows = {name: split.rows for name, split in report.splits.items()}
     dropped, bad = divide(report.bad, run.batching.on_overflow)
     judge(bad, rows, run.data, where="The report", shown=1, dropped=dropped)

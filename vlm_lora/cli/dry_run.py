@@ -31,5 +31,6 @@ def dry_run(run: RunConfig) -> None:
         print_row(one.row, one.tokenizer, console)
         print_figures(one, console)
     page = folder / "dry_run.html"
-    write_page(page, shown, title=f"Dry run: {run.data.dataset_name} as {run.model.model_name_or_path} sees it")
+    title = f"Dry run: {run.data.dataset_name} as {run.model.model_name_or_path} sees it"
+    write_page(page, shown, title=title, images=run.reporting.report_images)
     print(f"{len(shown)} rows, nothing was trained. Written to {page}")

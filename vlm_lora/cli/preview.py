@@ -38,7 +38,7 @@ def preview(rest: Sequence[str]) -> None:
     shown = pipeline.preview(run, rows=own.rows)
     if own.html is not None:
         title = f"{run.data.dataset_name} as {run.model.model_name_or_path} sees it"
-        write_page(own.html, shown.rows, title=title)
+        write_page(own.html, shown.rows, title=title, images=run.reporting.report_images)
     if own.json:
         reports = [{**row_report(one.row, one.tokenizer), "image_size": shown.image_size} for one in shown.rows]
         print(json.dumps(reports, ensure_ascii=False, indent=2))

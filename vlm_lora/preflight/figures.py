@@ -66,6 +66,10 @@ class NamedRow:
 
     file: str
     row: int | None
+    key: str | None = None
+    """Its key within a tar."""
+    line: int | None = None
+    """The line of a text file that it begins in, counting from 1."""
     figure: str
 
 
@@ -245,7 +249,7 @@ def _contents(table: RowTable) -> Any:
 
 def _named(rows: ConversationDataset, index: int, figure: str) -> NamedRow:
     source = rows.source(index)
-    return NamedRow(file=source.file, row=source.row, figure=figure)
+    return NamedRow(file=source.file, row=source.row, key=source.key, line=source.line, figure=figure)
 
 
 def _largest(values: Any) -> list[int]:

@@ -14,7 +14,8 @@ from PIL import Image
 from support.mask_cases import IMAGE, conversation, encoder_of, processor_of
 from vlm_lora.batching.encoded import IGNORE_INDEX
 from vlm_lora.batching.masks import decode_between
-from vlm_lora.report.page import SHOWN_SIDE, render_page
+from vlm_lora.report.page import render_page
+from vlm_lora.report.pages.pictures import SIDE
 from vlm_lora.report.preview import ShownRow, visible
 
 HOSTILE = "</span><script>alert(1)</script><img src=http://x.example/y onerror=alert(2)>&lt;{{ 7*7 }}\x1b[31m\u202eend"
@@ -90,10 +91,13 @@ def test_images_are_scaled_and_the_rest_is_said() -> None:
     page = render_page([one], title="t")
     uri = next(str(given["src"]) for tag, given in Elements(page).tags if tag == "img")
     with Image.open(BytesIO(base64.b64decode(uri.split(",")[1]))) as picture:
-        assert picture.size == (SHOWN_SIDE, round(900 * SHOWN_SIDE / 1400))
+        assert picture.size == (SIDE, round(900 * SIDE / 1400))
     assert "1400x900 pixels" in page
-    assert re.search(r"pixel_values</td><td>\(1, 3, \d+, \d+\)", page)
+    assert re.search(r'pixel_values</td><td class="mono">\(1, 3, \d+, \d+\)', page)
     assert 'class="loss"' not in page
+    without = render_page([one], title="t", images=False)
+    assert "data:image" not in without
+    assert "1400x900 pixels, kept out of this page" in without
 
 
 def test_what_would_not_be_seen_is_written_out() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from vlm_lora.config.version import __version__
+from vlm_lora.report.pages.histograms import bars
 from vlm_lora.report.preview import visible
 
 ROOM = Path(__file__).parents[1]
@@ -44,7 +45,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
-    made.filters |= {"number": number, "words": in_words, "address": address, "named": heading}
+    made.filters |= {"number": number, "words": in_words, "address": address, "named": heading, "bars": bars}
     return made
 
 
