@@ -193,7 +193,12 @@ def _train(rest: Sequence[str], defaults: Mapping[str, Any] | None = None) -> No
 
 
 def _eval(rest: Sequence[str]) -> None:
-    own, others = _result_flags("eval").parse_known_args(rest)
+    own, others = _eval_flags().parse_known_args(rest)
+    if own.predictions_from is not None:
+        from vlm_lora.cli.score import score
+
+        score(own.predictions_from, others)
+        return
     run = configure(others, {"do_eval": True}, log_level="warning", verb="eval", needed=(MODEL, DATA), placed=True)
     if run.dry_run_options.dry_run:
         raise ConfigError("--dry_run is for train: it shows the rows that would be trained on. Leave it out.")
@@ -205,6 +210,17 @@ def _eval(rest: Sequence[str]) -> None:
 def _result_flags(verb: str) -> argparse.ArgumentParser:
     parser = verb_parser(verb)
     parser.add_argument("--json", action="store_true", help="print the results as JSON, also on a terminal")
+    return parser
+
+
+def _eval_flags() -> argparse.ArgumentParser:
+    parser = _result_flags("eval")
+    parser.add_argument(
+        "--predictions_from",
+        "--predictions-from",
+        metavar="FILE",
+        help="score answers that another program made; no model is loaded",
+    )
     return parser
 
 
@@ -420,7 +436,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
 
 OWN_FLAGS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "train": partial(_result_flags, "train"),
-    "eval": partial(_result_flags, "eval"),
+    "eval": _eval_flags,
     "ask": _ask_flags,
     "check": _check_flags,
     "preview": _preview_flags,

@@ -69,7 +69,7 @@ def test_defaults_of_the_trainer_are_those_of_its_class() -> None:
 
 OWN = {
     "train": ("json",),
-    "eval": ("json",),
+    "eval": ("json", "predictions_from"),
     "ask": {
         *("image", "prompt", "file", "output", "inputs"),
         *("do_sample", "temperature", "top_p", "top_k", "num_beams"),
