@@ -25,7 +25,8 @@ from PIL import Image, ImageFilter
 
 from benchmarks import ROOT
 from benchmarks.figures import Figure, spread
-from benchmarks.shapes import SHAPES, processor_of
+from benchmarks.folders import processor_of
+from benchmarks.shapes import SHAPES
 
 BATCH = 4
 SIDE, IMAGE_TOKENS = 896, 256

@@ -23,9 +23,10 @@ from benchmarks.compare import (
 )
 from benchmarks.contenders import WRONG_LABELS, Contender, Job
 from benchmarks.figures import Figure, spread
+from benchmarks.folders import build_folder, write_rows
 from benchmarks.proportions import tower_share
 from benchmarks.settings import groups_by_length, has_setting
-from benchmarks.shapes import LARGE_HEAD, SHAPES, Shape, build_folder, write_rows
+from benchmarks.shapes import LARGE_HEAD, SHAPES, Shape
 
 BATCH = 4
 ROWS = 32

@@ -28,14 +28,14 @@ from typing import Any
 from benchmarks import ROOT
 from benchmarks.compare import ContenderError, Left, OutOfTimeError, UnequalLossError, in_own_process
 from benchmarks.figures import Figure, Results
+from benchmarks.folders import build_folder
 from benchmarks.gpu import correctness, speed
 from benchmarks.gpu.budget import Budget
-from benchmarks.gpu.models import MODELS, SMALL, tiny
 from benchmarks.gpu.peers import State, look, unpack
-from benchmarks.shapes import Shape, build_folder
+from benchmarks.shapes import PUBLISHED, SMALL, Shape, tiny
 
 RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
-SHARES: Mapping[str, float] = {"correctness": 0.28, **dict.fromkeys(MODELS, 0.24)}
+SHARES: Mapping[str, float] = {"correctness": 0.28, **dict.fromkeys(PUBLISHED, 0.24)}
 MOST, LEAST = 480, 60
 """Seconds: what was agreed on, and below which no stage could do anything."""
 ROUNDS = 15
@@ -99,7 +99,7 @@ def describe(own: argparse.Namespace, peers: Sequence[State]) -> str:
 
 def shape_of(name: str, *, small: bool) -> Shape:
     """Return a model's shape."""
-    return tiny(MODELS[name]) if small else MODELS[name]
+    return tiny(PUBLISHED[name]) if small else PUBLISHED[name]
 
 
 def rounds_of(own: argparse.Namespace) -> int:

@@ -202,6 +202,6 @@ def _why(error: Exception) -> str:
 
 def rows_of(place: Path, *, side: int, rows: int = 16) -> Path:
     """Write the rows that the checks train."""
-    from benchmarks.shapes import write_rows
+    from benchmarks.folders import write_rows
 
     return write_rows(place, [(row, 6 + 3 * row, 4 + row % 5) for row in range(rows)], side=side)

@@ -9,8 +9,9 @@ from pathlib import Path
 from benchmarks.compare import Left, compare, in_own_process
 from benchmarks.contenders import Contender, Job
 from benchmarks.figures import Figure, spread
+from benchmarks.folders import build_folder, write_rows
 from benchmarks.settings import has_setting
-from benchmarks.shapes import Shape, build_folder, write_rows
+from benchmarks.shapes import Shape
 
 BATCH, ROWS = 4, 8
 """An epoch is two steps, so that cached features are made before anything is timed."""

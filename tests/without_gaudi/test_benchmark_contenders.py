@@ -10,7 +10,8 @@ import pytest
 
 from benchmarks.compare import UnequalLossError, require_equal_losses
 from benchmarks.contenders import EPOCH, WRONG_LABELS, Contender, Job, StepFigures, Turns, run
-from benchmarks.shapes import SHAPES, Shape, build_folder, write_rows
+from benchmarks.folders import build_folder, write_rows
+from benchmarks.shapes import SHAPES, Shape
 
 SMALL: dict[str, Shape] = {
     name: replace(
