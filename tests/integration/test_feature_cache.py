@@ -25,11 +25,12 @@ from support.rows import write_uneven_rows
 from support.runs import capture_trainer, logged, run, script_flags
 from support.tiny import build_model_folder
 from vlm_lora.cli.main import run_script
-from vlm_lora.config.run_config import RunConfig
+from vlm_lora.config.run_config import ModelConfig, RunConfig
 from vlm_lora.config.sources import parse
 from vlm_lora.errors import ConfigError
 from vlm_lora.model.families import family_of
-from vlm_lora.model.loading import load_model
+from vlm_lora.model.features.obstacles import refuse_early
+from vlm_lora.model.loading import load_config, load_model
 from vlm_lora.training.feeding.vision_features import FILE, FOLDER, use_features
 
 
@@ -244,6 +245,20 @@ def test_sharded_weights_are_an_obstacle(
     with caplog.at_level("INFO", "vlm_lora"):
         decide(replace(run, batching=replace(run.batching, cache_vision_features="auto")))
     assert f"Vision features are not kept: {reason} (--cache_vision_features)." in caplog.messages
+
+
+@pytest.mark.parametrize("words", [["--fsdp", "true"], ["--deepspeed", "zero3"]])
+def test_settings_that_shard_are_refused_before_anything_is_read(
+    words: list[str], model_folder: Callable[[str], Path]
+) -> None:
+    family = family_of(load_config(ModelConfig(model_name_or_path=str(model_folder("gemma3")))))
+    for given in (words, ["--fsdp", "false"], ["--deepspeed", "zero2"]):
+        run = parse([*given, "--cache_vision_features", "on"], environ={})
+        if given == words:
+            with pytest.raises(ConfigError, match="--cache_vision_features on: the weights are sharded"):
+                refuse_early(run, family, trains=True, static_shapes=False)
+        else:
+            refuse_early(run, family, trains=True, static_shapes=False)
 
 
 def build_nothing(name: str, row: int) -> Any:

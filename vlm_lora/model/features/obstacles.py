@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.values import is_true
+from vlm_lora.engines.zero import read_zero, zero_stage
 from vlm_lora.errors import ConfigError
 from vlm_lora.model.families import FAMILIES, Family
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 _RANDOM = re.compile(r"dropout|drop_path|stochastic", re.IGNORECASE)
 _RANDOM_CLASS = re.compile(r"Dropout|DropPath|StochasticDepth")
 _BY_BATCH = re.compile(r"BatchNorm")
+
+SHARDED = "the weights are sharded, and a tower alone cannot be run by every process in step"
+_NO_FSDP = ("", "none", "false", "0", "no", "off", "[]")
 
 
 def refuse_early(run: RunConfig, family: Family, *, trains: bool, static_shapes: bool) -> None:
@@ -49,6 +54,8 @@ def obstacle_in_settings(run: RunConfig, family: Family, *, trains: bool, static
         part = "vision tower" if not tuning.freeze_vision else "projector"
         flag = "--freeze_vision" if not tuning.freeze_vision else "--freeze_projector"
         return f"the {part} trains, so its features change with every step ({flag} true keeps it as it is)"
+    if _asks_to_shard(raw):
+        return SHARDED
     if static_shapes:
         return "batches have planned shapes (--static_shapes), which are planned for pixels"
     if is_true(raw.get("torch_compile")) or raw.get("torch_compile_backend") or raw.get("torch_compile_mode"):
@@ -56,6 +63,14 @@ def obstacle_in_settings(run: RunConfig, family: Family, *, trains: bool, static
     if is_true(raw.get("bf16_full_eval")) or is_true(raw.get("fp16_full_eval")):
         return "--bf16_full_eval and --fp16_full_eval evaluate with another tower than the one that trains"
     return ""
+
+
+def _asks_to_shard(raw: Mapping[str, Any]) -> bool:
+    """Say whether the settings shard weights; a launcher's own file may do so without them."""
+    zero = raw.get("deepspeed")
+    if zero and zero_stage(read_zero(zero)) == 3:
+        return True
+    return str(raw.get("fsdp") or "").lower() not in _NO_FSDP
 
 
 def obstacle_in_model(model: nn.Module, parts: Parts) -> str:

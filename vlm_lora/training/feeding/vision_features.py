@@ -21,7 +21,7 @@ from vlm_lora.errors import ConfigError
 from vlm_lora.model.audit import GradientAudit
 from vlm_lora.model.families import Family
 from vlm_lora.model.features.cache import FeatureCache, fingerprint, kept_dtype
-from vlm_lora.model.features.obstacles import obstacle_in_model, obstacle_in_settings
+from vlm_lora.model.features.obstacles import SHARDED, obstacle_in_model, obstacle_in_settings
 from vlm_lora.model.features.rows import FeatureRows
 from vlm_lora.model.features.tower import Tower
 from vlm_lora.model.features.use import (
@@ -125,7 +125,7 @@ def _obstacle(run: RunConfig, trainer: Any, family: Family, parts: Parts, *, sta
     if not reason and trains:
         reason = obstacle_in_model(trainer.model, parts)
     if not reason and shards_weights(trainer):
-        reason = "the weights are sharded, and a tower alone cannot be run by every process in step"
+        reason = SHARDED
     return reason
 
 
