@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora.batching.blank import blank_conversation
@@ -281,6 +282,8 @@ def _keep_features(
     )
     if trainer.carried is not None:
         trainer.carried.settle(FEATURES, "off" if trainer.features is None else "on")
+        if trainer.is_world_process_zero():
+            trainer.carried.write(Path(session.arguments.output_dir))  # the run's own record says it as well
 
 
 def collator_of(preprocessing: Preprocessing, packing: Packing | None, plan: ShapePlan | None = None) -> Collator:

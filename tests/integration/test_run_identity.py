@@ -76,6 +76,7 @@ def test_the_record_says_what_the_run_is_and_its_checkpoints_keep_it(whole: Path
     assert record["versions"] == versions()
     assert record["config"]["learning_rate"] == 1e-2
     assert record["settings"]["weight_decay"] == 0.0, "a default, which is not in the configuration"
+    assert record["settings"]["cache_vision_features"] in ("on", "off"), "what became of auto"
     assert {name: part["rows"] for name, part in record["data"].items()} == {"train": 8, "validation": 2}
     assert record["data"]["train"]["files"][0]["path"] == str(whole / "data" / "train.jsonl")
     assert set(record["base_model"]["files"]) >= {"model.safetensors", "config.json", "tokenizer.json"}

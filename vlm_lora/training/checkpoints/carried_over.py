@@ -70,9 +70,9 @@ class CarriedOver:
         self._settings = {**self._settings, name: value}
         self._identity = replace(self._identity, settings=self._settings)
 
-    def write(self, checkpoint: Path) -> None:
-        """Write the record."""
-        write_identity(checkpoint, self._identity)
+    def write(self, folder: Path) -> None:
+        """Write the record into a checkpoint, or into the run's own folder."""
+        write_identity(folder, self._identity)
 
     def note_optimizer(self, optimizer: Any) -> None:
         """Remember what an optimizer was just made with, before a checkpoint is loaded into it."""
