@@ -142,13 +142,11 @@ def build_run_trainer(
     Raises:
         ConfigError: the settings contradict each other.
     """
-    from vlm_lora.training.telling import Telling
     from vlm_lora.training.trainer import build_trainer
 
     kwargs = _trainer_keywords(session, preprocessing, splits, model, feeding)
     trainer = build_trainer(session.backend, model=model, kwargs=kwargs, row_groups=groups)
-    unit = "rows" if feeding.packing is None else "packs"
-    trainer.add_callback(Telling(trainer, observers, device=session.backend.probe().device, unit=unit))
+    trainer.add_callback(_telling(session, splits, feeding, trainer, observers))
     if identity is not None:
         _carry_over(trainer, identity, resumption)
     if session.arguments.do_train:
@@ -213,6 +211,16 @@ def _fit_engine(session: Session, preprocessing: Preprocessing, trainer: Any) ->
         # In place: a backend's trainer may have put something of its own around the collator.
         preprocessing.collator.require_images()
         note_images(preprocessing.family)
+
+
+def _telling(session: Session, splits: Splits, feeding: Feeding, trainer: Any, observers: Observers) -> Any:
+    """Return the callback that tells the run's observers what its trainer does."""
+    from vlm_lora.training.telling import Telling
+
+    packing = feeding.packing
+    epoch = packing.plan.count if packing else None if splits.stream is not None else len(splits.train or ())
+    unit = "packs" if packing else "rows"
+    return Telling(trainer, observers, device=session.backend.probe().device, unit=unit, epoch=epoch)
 
 
 def build_for_features(

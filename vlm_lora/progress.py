@@ -52,9 +52,13 @@ def columns_of(stream: Any, environ: Mapping[str, str]) -> int:
 
 def can_be_live(stream: Any, environ: Mapping[str, str]) -> bool:
     """Say whether a line on this stream can be drawn anew in place."""
+    return number_among_all(environ) == 0 and can_take_lines_away(stream, environ)
+
+
+def can_take_lines_away(stream: Any, environ: Mapping[str, str]) -> bool:
+    """Say whether a stream is a terminal that understands `ERASE`, whichever process asks."""
     return (
-        number_among_all(environ) == 0
-        and environ.get("CI", "").lower() in ("", "0", "false")
+        environ.get("CI", "").lower() in ("", "0", "false")
         and environ.get("TERM", "") not in ("", "dumb")
         and columns_of(stream, environ) > 0
     )

@@ -36,7 +36,7 @@ def check(rest: Sequence[str]) -> None:
         check_page(own.html)
     if own.html is not None and not own.html.parent.is_dir():
         raise ConfigError(f"--html {own.html}: there is no folder {own.html.parent}.")
-    run = configure(others, {}, log_level="info", verb="check", needed=(MODEL, DATA))
+    run = configure(others, {}, log_level="warning", verb="check", needed=(MODEL, DATA))
     from rich.console import Console
 
     from vlm_lora import pipeline

@@ -32,7 +32,7 @@ from vlm_lora.launch.launching import LaunchRequest, bound, parse_launch, run_la
 from vlm_lora.launch.placement import refuse_launch
 from vlm_lora.launch.process_group import lost_partner, port_taken
 from vlm_lora.launch.roll_call import silent_rank
-from vlm_lora.progress import live_terminal
+from vlm_lora.progress import ERASE, can_take_lines_away, live_terminal
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +159,8 @@ def _guarded(action: Callable[[], int | None], *, debug: bool) -> int:
 
 def _tell(message: str) -> None:
     """Write a message on a line of its own, which a progress bar may have left unfinished."""
+    if rank() and can_take_lines_away(sys.stderr, os.environ):
+        sys.stderr.write(ERASE)  # the live line that the first process draws on this terminal
     if "tqdm" in sys.modules:
         from tqdm import tqdm
 

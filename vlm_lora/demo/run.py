@@ -22,6 +22,7 @@ from vlm_lora.demo.charts import write_chart_dataset
 from vlm_lora.demo.reading import reading_accuracy
 from vlm_lora.errors import ConfigError
 from vlm_lora.evaluation.generation import ExactMatch
+from vlm_lora.report.terminal.view import TerminalView
 
 BASE = Path(__file__).parent / "base"
 TRAIN_CHARTS, HELD_OUT_CHARTS, SEED = 5760, 600, 0
@@ -97,7 +98,7 @@ def _run(
     words = [text for key, value in values.items() for text in (f"--{key}", str(value))]
     console.print(f"$ vlm-lora {verb} {' '.join(words)}", style="dim")
     run = parse([*words, "--do_train", str(verb == "train"), "--do_eval", "true"], environ=os.environ)
-    return pipeline.train(run)
+    return pipeline.train(run, observers=[TerminalView()])
 
 
 def _results(columns: dict[str, dict[str, Any]]) -> Table:

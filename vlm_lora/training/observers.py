@@ -66,7 +66,8 @@ class Beginning:
     """Steps that the checkpoint has made which the run goes on from; 0 for a fresh start."""
     steps: int
     """The step that it ends at."""
-    epochs: float
+    epochs: float | None
+    """None for a stream."""
     rows_a_step: int
     """Rows of all processes, or packs where the run packs."""
     unit: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,12 @@ class Telling(TrainerCallback):
         observers: are told.
         device: the name of what the run is on.
         unit: what a batch is counted in, in the plural.
+        epoch: how many of these an epoch has; None for a stream, which has none.
     """
 
-    def __init__(self, trainer: Any, observers: Observers, *, device: str, unit: str) -> None:
-        self._trainer, self._observers, self._device, self._unit = trainer, observers, device, unit
+    def __init__(self, trainer: Any, observers: Observers, *, device: str, unit: str, epoch: int | None) -> None:
+        self._trainer, self._observers, self._device = trainer, observers, device
+        self._unit, self._epoch = unit, epoch
         # As they are now: an engine flattens or splits them before the first step.
         self._trainable, self._parameters = _count(trainer.model)
         self._stored = _stored(trainer.model)
@@ -39,6 +40,7 @@ class Telling(TrainerCallback):
         """Tell what the training is, unless its checkpoint has made all of its steps."""
         if state.global_step >= state.max_steps:
             return
+        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         stored = self._stored
         computed = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32" if stored == "float32" else stored
         self._observers.begins(
@@ -50,8 +52,8 @@ class Telling(TrainerCallback):
                 processes=args.world_size,
                 step=state.global_step,
                 steps=state.max_steps,
-                epochs=self._epochs(args, state),
-                rows_a_step=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+                epochs=state.max_steps * batch / self._epoch if self._epoch else None,
+                rows_a_step=batch,
                 unit=self._unit,
                 evaluates=_when(args.eval_strategy, state.eval_steps),
                 saves=_when(args.save_strategy, state.save_steps),
@@ -97,13 +99,6 @@ class Telling(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tell that no further step is made."""
         self._observers.trained()
-
-    def _epochs(self, args: Any, state: Any) -> float:
-        if args.max_steps <= 0:
-            return float(args.num_train_epochs)
-        rows = len(self._trainer.train_dataset)
-        a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return float(state.max_steps * a_step / rows) if rows else math.inf
 
 
 def _count(model: torch.nn.Module) -> tuple[int, int]:

@@ -53,7 +53,7 @@ def is_hit(
 
     def run(*words: str, dataset: Path = data, model: Path = model) -> bool:
         flags = ["--model_name_or_path", str(model), "--dataset_name", str(dataset), "--use_cpu", "--do_eval", "false"]
-        main(["check", *flags, "--json", *words])
+        main(["check", *flags, "--json", "--log_level", "info", *words])
         log.write_text(capsys.readouterr().err, encoding="utf-8")
         return HIT in log.read_text(encoding="utf-8")
 

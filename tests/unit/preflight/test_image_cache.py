@@ -47,7 +47,20 @@ class Checks:
         """Return what was found, but for names and times; the log is in `log`."""
         self.decoded.clear()
         flags = ["--model_name_or_path", str(model or self.model), "--dataset_name", str(self.data), "--use_cpu"]
-        main(["check", *flags, "--do_eval", "false", "--validation_fraction", "0", "--json", *words])
+        main(
+            [
+                "check",
+                *flags,
+                "--do_eval",
+                "false",
+                "--validation_fraction",
+                "0",
+                "--json",
+                "--log_level",
+                "info",
+                *words,
+            ]
+        )
         out, self.log = self.capsys.readouterr()
         report: dict[str, Any] = json.loads(out[max(0, out.find("{")) :])
         return report

@@ -45,8 +45,9 @@ def beginning_lines(beginning: Beginning, tuned: str, columns: int) -> list[str]
     count = f"{beginning.trainable:,} of {beginning.parameters:,} parameters ({share:.2%}), {tuned}"
     processes = "" if beginning.processes == 1 else f", {beginning.processes} processes"
     begun = f"{beginning.step:,} are made, to {beginning.steps:,}" if beginning.step else f"{beginning.steps:,}"
+    epochs = "" if beginning.epochs is None else f" ({spell_figure(beginning.epochs)} epochs)"
     steps = (
-        f"{begun}, of {beginning.rows_a_step:,} {beginning.unit} each ({spell_figure(beginning.epochs)} epochs); "
+        f"{begun}, of {beginning.rows_a_step:,} {beginning.unit} each{epochs}; "
         f"evaluated {beginning.evaluates}, saved {beginning.saves}"
     )
     return [

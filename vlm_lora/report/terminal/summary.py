@@ -12,6 +12,8 @@ from typing import Any
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.whole_files import read_json
 from vlm_lora.progress import spell_rate, spell_seconds
+from vlm_lora.report.run_page.drawing import NEEDS, can_draw
+from vlm_lora.report.run_page.page import PAGE
 from vlm_lora.report.terminal.evaluations import scores_of
 from vlm_lora.report.terminal.words import spell_figure, spell_name, spell_path
 from vlm_lora.training.checkpoints.contents import STATE_FILE
@@ -45,7 +47,7 @@ def closing_lines(
     said = [*(_trained(run, folder, results, seen) if arguments.do_train else _measured(run, folder, results, seen))]
     if arguments.do_train:
         said += _best(arguments, folder, seen)
-    said += _scored(results)
+    said += [*_scored(results), *_on_a_page(run, folder)]
     lines = [line for text in said for line in (textwrap.wrap(text, columns, **_WRAP) if columns else [text])]
     return [*lines, "Next:", *(f"  {command}" for command in _next(run, arguments, folder))]
 
@@ -101,6 +103,15 @@ def _scored(results: Mapping[str, Any]) -> list[str]:
         words.append(f"{spell_name(name)} {spell_figure(value)}{between}")
     rows = results.get("eval_samples")
     return [f"On {'the' if rows is None else f'{rows:,}'} validation rows: {', '.join(words)}."]
+
+
+def _on_a_page(run: RunConfig, folder: Path) -> list[str]:
+    """Say where the page of the run is, or how to have one."""
+    if (folder / PAGE).is_file():
+        return [f"All of it on a page: {spell_path(folder / PAGE)}"]
+    if run.reporting.report_page and not can_draw():
+        return [f"To see it on a page: {NEEDS}, then vlm-lora report {spell_path(folder)}"]
+    return []
 
 
 def _next(run: RunConfig, arguments: Any, folder: Path) -> list[str]:

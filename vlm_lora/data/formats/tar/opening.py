@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from tqdm import tqdm
-
 from vlm_lora.data.formats.rows import Rows, join_files
 from vlm_lora.data.formats.tar.index_files import FOLDER_INDEX, read_index
 from vlm_lora.data.formats.tar.packed import unpack
 from vlm_lora.data.formats.tar.table import TarTable
 from vlm_lora.errors import DataError
+from vlm_lora.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +38,11 @@ def open_tars(paths: Sequence[Path]) -> Rows:
         DataError: A tar that cannot be used; names it and the sample.
     """
     found = []
-    for path in tqdm(paths, desc="Indexing tars", unit="tar", disable=None, leave=False):
-        plain = unpack(path) if path.name.lower().endswith(PACKED) else path
-        found.append((path, plain, read_index(plain, name=str(path))))
+    with Progress("Indexing", len(paths), "tars") as progress:
+        for path in paths:
+            plain = unpack(path) if path.name.lower().endswith(PACKED) else path
+            found.append((path, plain, read_index(plain, name=str(path))))
+            progress.advance()
     plural = any(kept.index.numbered for _, _, kept in found)
     tables = [
         (str(path), path.parent, TarTable.of(plain, kept, name=str(path), plural=plural)) for path, plain, kept in found

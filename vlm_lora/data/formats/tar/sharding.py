@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from vlm_lora.data.formats.tar.index_files import FOLDER_INDEX, VERSION, beside
 from vlm_lora.data.formats.tar.opening import is_tar
 from vlm_lora.data.formats.tar.sampling import Samples
 from vlm_lora.data.formats.tar.writing import Shard, write_shard
 from vlm_lora.errors import ConfigError, DataError
+from vlm_lora.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +110,7 @@ def write_shards(divisions: Sequence[Division], out_dir: Path) -> tuple[Shard, .
 def _write_all(divisions: Sequence[Division], folder: Path) -> tuple[Shard, ...]:
     shards = []
     total = sum(len(division.order) for division in divisions)
-    with tqdm(total=total, desc="Writing shards", unit="sample", disable=None, leave=False) as progress:
+    with Progress("Writing", total, "samples") as progress:
         for division in divisions:
             start = 0
             for number, size in enumerate(division.sizes):
@@ -119,5 +118,5 @@ def _write_all(divisions: Sequence[Division], folder: Path) -> tuple[Shard, ...]
                 start += size
                 samples = (division.samples[place] for place in chosen)
                 shards.append(write_shard(folder / f"{division.prefix}-{number:06d}.tar", samples))
-                progress.update(size)
+                progress.advance(size)
     return tuple(shards)
