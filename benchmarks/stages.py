@@ -285,6 +285,7 @@ STAGES: Mapping[str, Callable[[Context], Found]] = {
     "peaks": peaks,
     "epochs": epochs,
     "data": _module("data_path", "CPU time of the data path against TRL's collator."),
+    "answers": _module("answers", "Answers of an evaluation against a plain loop of generate."),
     "head": _module("head_loss", "Head and loss of long answers in chunks, against all logits at once."),
 }
 """In their order. `control` runs before any other."""

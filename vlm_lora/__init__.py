@@ -68,7 +68,7 @@ def train(run: RunConfig) -> dict[str, Any]:
 
 
 def evaluate(run: RunConfig) -> dict[str, Any]:
-    """Measure perplexity on held-out rows, and exact match with `predict_with_generate=True`.
+    """Measure perplexity on held-out rows, and scores of answers with `predict_with_generate=True`.
 
     Args:
         run: needs `model_name_or_path` (a model or an adapter's folder) and `dataset_name`. Without `output_dir` the

@@ -13,7 +13,8 @@ from vlm_lora.batching.ordering.rows import FillableRows
 from vlm_lora.batching.packing.order import PackedRows
 from vlm_lora.batching.row_table import RowTable
 from vlm_lora.batching.shapes import ShapePlan
-from vlm_lora.data.dataset import Splits
+from vlm_lora.config.scoring import figure_of
+from vlm_lora.data.dataset import Conversations, Splits
 from vlm_lora.data.split_parts import split_parts
 from vlm_lora.preflight.check import Prepared
 from vlm_lora.session import Preprocessing, Session, wants_static_shapes
@@ -24,7 +25,9 @@ from vlm_lora.training.feeding.workers import fit_workers
 from vlm_lora.training.observers import Observers
 
 if TYPE_CHECKING:
+    from vlm_lora.evaluation.answering import ValidationAnswers
     from vlm_lora.evaluation.generation import Answerer
+    from vlm_lora.metrics.scorer import Scorer
     from vlm_lora.training.checkpoints.resumption import Resumption
     from vlm_lora.training.identity.record import RunIdentity
 
@@ -124,6 +127,7 @@ def build_run_trainer(
     *,
     tables: Mapping[str, RowTable],
     identity: RunIdentity | None = None,
+    scorer: Scorer | None = None,
 ) -> Any:
     """Put the trainer together, with what the run's settings, engine and checkpoint ask of it.
 
@@ -138,15 +142,18 @@ def build_run_trainer(
         observers: are told what happens.
         tables: what is known of the rows, by data set; empty where none was read.
         identity: what the run's checkpoints keep; None where it saves none.
+        scorer: scores generated answers; None where none are generated.
 
     Raises:
         ConfigError: the settings contradict each other.
     """
+    from vlm_lora.training.stopping import stops_without_progress
     from vlm_lora.training.trainer import build_trainer
 
     kwargs = _trainer_keywords(session, preprocessing, splits, model, feeding)
     trainer = build_trainer(session.backend, model=model, kwargs=kwargs, row_groups=groups)
     trainer.add_callback(_telling(session, splits, feeding, trainer, observers))
+    stops_without_progress(trainer, session.run.scoring, observers)
     if identity is not None:
         _carry_over(trainer, identity, resumption)
     if session.arguments.do_train:
@@ -156,6 +163,8 @@ def build_run_trainer(
     trainer.loader_timeout = session.run.batching.dataloader_timeout
     _fit_engine(session, preprocessing, trainer)
     _keep_features(session, preprocessing, splits, tables, trainer, before=resumption.features)
+    if scorer is not None and splits.validation is not None:
+        trainer.answering = _answers_of(session, preprocessing, splits.validation, scorer, trainer)
     return trainer
 
 
@@ -315,6 +324,32 @@ def plan_packs(
         return None
     blank = preprocessing.encoder.encode(blank_conversation()) if static_shapes else None
     return plan_packing(run, arguments, prepared.splits, prepared.tables, preprocessing.family, blank=blank)
+
+
+def _answers_of(
+    session: Session, preprocessing: Preprocessing, validation: Conversations, scorer: Scorer, trainer: Any
+) -> ValidationAnswers:
+    """Return what answers validation rows at each evaluation of a run, and scores the answers."""
+    from vlm_lora.evaluation.answering import Processes, ValidationAnswers
+    from vlm_lora.training.engine import shards_weights
+
+    arguments, scoring = session.arguments, session.run.scoring
+    several = arguments.world_size > 1
+    return ValidationAnswers(
+        answerer=answerer_of(session, preprocessing, trainer.model),
+        rows=validation,
+        scorer=scorer,
+        needed=figure_of(arguments.metric_for_best_model),
+        batch_size=scoring.generation_batch_size or arguments.per_device_eval_batch_size,
+        samples=scoring.eval_generate_samples,
+        groups=trainer.row_groups.get("validation", ()),
+        processes=Processes(
+            count=arguments.world_size,
+            number=arguments.process_index,
+            share_weights=several and shards_weights(trainer),
+        ),
+        shows_progress=not arguments.disable_tqdm,
+    )
 
 
 def answerer_of(

@@ -94,6 +94,8 @@ def train(run: RunConfig, observers: Sequence[RunObserver] = ()) -> dict[str, An
 
 def _train(run: RunConfig, observers: Observers) -> dict[str, Any]:
     """As `train`."""
+    from vlm_lora.evaluation.measuring import measure
+    from vlm_lora.evaluation.scorer import scorer_for
     from vlm_lora.memory.run import advise
     from vlm_lora.report.memory import explain_exhaustion
     from vlm_lora.training.checkpoints.resumption import look_for_checkpoint
@@ -114,6 +116,7 @@ def _train(run: RunConfig, observers: Observers) -> dict[str, Any]:
         warn_of_trained_rows(run, splits.validation)
     if splits.stream is not None and wants_static_shapes(session.run, session.backend):
         refuse_shapes_of_stream()
+    scorer = scorer_for(run, arguments, splits.validation)
     prepared, preprocessing, groups, feeding = _read_and_order(session, splits, resumption, observers)
     identity = identify_run(session, prepared, feeding, resumption)
     oom_advice = partial(advise, _subject(run, session.values, preprocessing, prepared), arguments, session.backend)
@@ -130,6 +133,7 @@ def _train(run: RunConfig, observers: Observers) -> dict[str, Any]:
         observers,
         tables=prepared.tables,
         identity=identity,
+        scorer=scorer,
     )
     if trainer.is_world_process_zero():
         write_resolved(folder / ("run_config.yaml" if arguments.do_train else "eval_config.yaml"), run, session.values)
@@ -139,7 +143,7 @@ def _train(run: RunConfig, observers: Observers) -> dict[str, Any]:
             results |= _recorded(folder, "train", _fit(session, trainer, checkpoint, observers), trainer)
     if arguments.do_eval:
         with explain_exhaustion(session.backend, "evaluation"):
-            results |= _recorded(folder, "eval", _evaluate(session, preprocessing, prepared.splits, trainer), trainer)
+            results |= _recorded(folder, "eval", measure(trainer, prepared.splits.validation), trainer)
     _end(folder, session, preprocessing, trainer, results)
     return results
 
@@ -460,27 +464,6 @@ def _fit(session: Session, trainer: Any, checkpoint: str | None, observers: Obse
     waited = {"train_data_wait_seconds": round(trainer.waiting.seconds, 3)}
     samples = len(trainer.train_dataset)
     return {**_start_metrics(trainer), **memory, **waited, **metrics, "train_samples": samples}
-
-
-def _evaluate(session: Session, preprocessing: Preprocessing, splits: Splits, trainer: Any) -> dict[str, Any]:
-    """Measure perplexity on the validation rows, and exact match where that was asked for."""
-    from vlm_lora.evaluation.generation import exact_match
-    from vlm_lora.evaluation.predictions import PREDICTIONS, write_predictions
-
-    with agreeing_schedule():
-        metrics: dict[str, Any] = dict(trainer.evaluate())
-    if splits.validation is None:
-        return metrics
-    metrics["eval_samples"] = len(splits.validation)
-    if not session.run.generation.predict_with_generate:
-        return metrics
-    answers = answerer_of(session, preprocessing, trainer.model).answer_all(
-        splits.validation, batch_size=session.arguments.per_device_eval_batch_size
-    )
-    losses = trainer.row_losses()
-    if trainer.is_world_process_zero():
-        write_predictions(Path(session.arguments.output_dir) / PREDICTIONS, answers, losses=losses)
-    return {**metrics, **exact_match(answers).figures}
 
 
 def _recorded(folder: Path, split: str, figures: dict[str, Any], trainer: Any) -> dict[str, Any]:

@@ -122,14 +122,30 @@ class Collator:
         """
         return [self._encoder.encode_prompt(row) for row in rows]
 
-    def pad_prompts(self, encoded: Sequence[EncodedRow]) -> dict[str, torch.Tensor]:
-        """Pad encoded prompts to one batch, as `prompt_batch`."""
-        length = max(len(row.input_ids) for row in encoded)
-        if self._plan is not None:
-            length = -(-length // PROMPT_STEP) * PROMPT_STEP
+    def pad_prompts(
+        self, encoded: Sequence[EncodedRow], *, length: int | None = None, rows: int | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Pad encoded prompts to one batch, as `prompt_batch`.
+
+        Args:
+            encoded: the prompts; rows that follow them in the batch are fillers.
+            length: tokens to pad them to, where they are not more; by default those of the longest.
+            rows: rows to fill the batch up to, by repeating the first prompt.
+        """
+        if rows is not None:
+            encoded = [*encoded, *[encoded[0]] * (rows - len(encoded))]
+        if self._blank is not None and not any(row.media for row in encoded):
+            encoded = [*encoded, self._encoder.encode_prompt(blank_conversation())]
+        longest = max(len(row.input_ids) for row in encoded)
+        if length is None or length < longest:
+            length = longest if self._plan is None else -(-longest // PROMPT_STEP) * PROMPT_STEP
         batch = self._padded(encoded, length, left=True)
         del batch["labels"]
         return batch
+
+    def planned_length(self, row: Conversation) -> int | None:
+        """Return the tokens that a batch of rows of this one's planned shape is padded to; None without a plan."""
+        return None if self._plan is None else self._plan.cover([RowShape.of(self._encoder.encode(row))]).length
 
     def produced(self, row: Conversation, tokenizer: Any) -> str:
         """Return what the model would have to generate for a row's last answer, special tokens left out.

@@ -9,16 +9,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from vlm_lora.batching.boxes.conventions import PIXELS, BoxConvention
 from vlm_lora.batching.boxes.spellings import spelling_of
 from vlm_lora.batching.boxes.writing import Region, read_places
 from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.encoded import EncodedRow
-from vlm_lora.batching.ordering.rows import Rows
 from vlm_lora.data.conversation import Conversation
 from vlm_lora.evaluation.asked import image_names, question_of
+from vlm_lora.model.untouched import at_rest
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +37,20 @@ class Answer:
     """What was asked."""
     images: tuple[str, ...] = ()
     """The names of the row's images, in order."""
+    task: str | None = None
+    """The task that the row asks for, where the data name tasks."""
+    origin: str | None = None
+    """The name of its data set, where there are several."""
+
+    @property
+    def said(self) -> str:
+        """What was generated behind thoughts, without white space at its ends."""
+        return _said(self.generated)
 
     @property
     def exact(self) -> bool:
         """True where the generated text equals an accepted answer, white space at the ends and thoughts aside."""
-        return any(_said(self.generated) == _said(text) for text in self.accepted)
+        return any(self.said == _said(text) for text in self.accepted)
 
 
 def _said(text: str) -> str:
@@ -99,6 +107,18 @@ class Reply:
         return read_places(self.text, self.prompt.seen, convention, bare=bare)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """What the batch of some prompts is to look like."""
+
+    length: int | None = None
+    """Tokens that prompts are padded to; None for those of the longest."""
+    rows: int | None = None
+    """Rows of the batch; what lacks repeats the first prompt. None for as many as there are prompts."""
+    together: bool = False
+    """Whether other processes wait for this one's share of the weights until all of them have all answers."""
+
+
 class Answerer:
     """Generates greedily with one model.
 
@@ -123,7 +143,7 @@ class Answerer:
     ) -> None:
         self._boxes = boxes
         self._hidden = _hidden_tokens(tokenizer, kept=spelling_of(boxes).marks)
-        self._model = model
+        self.model = model
         self._collator = collator
         self._tokenizer = tokenizer
         self._kwargs = {
@@ -143,28 +163,36 @@ class Answerer:
         """Return the answer to each conversation's last question, special tokens removed but for marks of boxes."""
         return [reply.text for reply in self.reply(conversations)]
 
-    @torch.no_grad()
-    def reply(self, conversations: Sequence[Conversation]) -> list[Reply]:
+    def reply(self, conversations: Sequence[Conversation], form: Form | None = None) -> list[Reply]:
         """Return the answers, as `answer`, each with the prompt that it answers."""
-        was_training = self._model.training
-        self._model.eval()
         prompts = self._collator.prompts(conversations)
-        batch = self._collator.pad_prompts(prompts)
-        batch = {name: tensor.to(self._model.device) for name, tensor in batch.items()}
-        generated = self._model.generate(**batch, **self._kwargs)
-        self._model.train(was_training)
-        prompt = batch["input_ids"].shape[1]
-        shown = [[token for token in ids if token not in self._hidden] for ids in generated[:, prompt:].tolist()]
+        generated = self._generate(prompts, form or Form())
+        shown = [[token for token in ids if token not in self._hidden] for ids in generated]
         texts: list[str] = self._tokenizer.batch_decode(shown, skip_special_tokens=False)
         return [Reply(text=text, prompt=encoded) for text, encoded in zip(texts, prompts, strict=True)]
 
-    def answer_all(self, rows: Rows, *, batch_size: int, description: str = "Answering") -> list[Answer]:
-        """Answer every row, in order, with a progress bar."""
-        answers: list[Answer] = []
-        for start in tqdm(range(0, len(rows), batch_size), desc=description, leave=False):
-            chunk = [rows[i] for i in range(start, min(start + batch_size, len(rows)))]
-            answers += [self._judged(row, reply) for row, reply in zip(chunk, self.reply(chunk), strict=True)]
-        return answers
+    def judge(self, rows: Sequence[Conversation], form: Form | None = None) -> list[Answer]:
+        """Answer rows in one batch, each next to what would have been right."""
+        return [self._judged(row, reply) for row, reply in zip(rows, self.reply(rows, form), strict=True)]
+
+    def planned_length(self, row: Conversation) -> int | None:
+        """Return the length that prompts of rows of this row's planned shape are padded to; None without a plan."""
+        return self._collator.planned_length(row)
+
+    def warm_up(self, row: Conversation, form: Form) -> None:
+        """Let hardware that compiles each shape meet those of answers as long as there are, whatever this row's is."""
+        self._generate(self._collator.prompts([row]), form, min_new_tokens=self._kwargs["max_new_tokens"])
+
+    @torch.no_grad()
+    def _generate(self, prompts: Sequence[EncodedRow], form: Form, **more: Any) -> list[list[int]]:
+        """Return the tokens that are generated after each prompt."""
+        with at_rest(self.model):
+            batch = self._collator.pad_prompts(prompts, length=form.length, rows=form.rows)
+            batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+            generated = self.model.generate(**batch, **self._kwargs, synced_gpus=form.together, **more)
+        # Cut on the host: hardware that compiles would make a graph of each number of tokens.
+        rows: list[list[int]] = generated.tolist()
+        return [row[batch["input_ids"].shape[1] :] for row in rows[: len(prompts)]]
 
     def _judged(self, row: Conversation, reply: Reply) -> Answer:
         answer = Answer(

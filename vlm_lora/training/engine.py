@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
 from torch import nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, register_fsdp_forward_method
 from transformers import TrainerCallback
 
 from vlm_lora.backend import Backend
@@ -35,6 +38,36 @@ def engine_of(arguments: Any) -> str:
 def shards_weights(trainer: Any) -> bool:
     """Say whether the processes hold parts of the weights, so that reading them is a step they take together."""
     return bool(trainer.is_fsdp_enabled) or zero_stage(trainer) == 3
+
+
+@contextmanager
+def generating(trainer: Any) -> Iterator[None]:
+    """Let `generate` run on the trainer's model inside, whatever shards its weights; it must have run once before.
+
+    FSDP gives a unit its weights where that unit's `forward` is called, and `generate` calls those of inner modules.
+    DeepSpeed's ZeRO does it for every module.
+    """
+    if not trainer.is_fsdp_enabled:
+        yield
+    elif isinstance(trainer.model_wrapped, FullyShardedDataParallel):
+        with FullyShardedDataParallel.summon_full_params(trainer.model_wrapped, recurse=False, writeback=False):
+            yield
+    else:
+        register_fsdp_forward_method(trainer.model, "generate")
+        try:
+            yield
+        finally:
+            vars(trainer.model).pop("generate", None)
+
+
+def let_go_of_weights(trainer: Any) -> None:
+    """Let each process hold its own part of the weights alone again, as saving wants them.
+
+    FSDP 2 does so behind a backward pass; an evaluation has none, and the outermost module keeps its weights for one.
+    """
+    for module in trainer.model.modules() if trainer.is_fsdp_enabled else ():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def needs_images(trainer: Any, model: nn.Module, family: Family) -> bool:

@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from vlm_lora.config.whole_files import read_json
 from vlm_lora.errors import ConfigError
 from vlm_lora.training.observers import EndReason, Observers
+from vlm_lora.training.stopping import StopWithoutProgress
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +30,10 @@ class _NothingLeftError(Exception):
 
 
 class StopWhereDone(TrainerCallback):
-    """Ends the training before its first step where the checkpoint has made all of them."""
+    """Ends the training before its first step where the checkpoint has made all of them, or was stopped early."""
 
-    def __init__(self) -> None:
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
         self.begun = 0
         """Steps that the checkpoint has made."""
 
@@ -42,8 +44,13 @@ class StopWhereDone(TrainerCallback):
             _NothingLeftError: none is left.
         """
         self.begun = state.global_step
-        if state.global_step >= state.max_steps:
+        if state.global_step >= state.max_steps or self._stopped():
             raise _NothingLeftError
+
+    def _stopped(self) -> bool:
+        """Say whether the checkpoint is where its run ended for want of progress."""
+        handler = self._trainer.callback_handler
+        return any(isinstance(one, StopWithoutProgress) and one.is_over for one in handler.callbacks)
 
 
 def fit(trainer: Any, checkpoint: str | None, observers: Observers) -> dict[str, Any]:
@@ -59,16 +66,17 @@ def fit(trainer: Any, checkpoint: str | None, observers: Observers) -> dict[str,
     """
     if checkpoint is None:
         return _made(trainer, dict(trainer.train().metrics), before=0)
-    stop = StopWhereDone()
+    stop = StopWhereDone(trainer)
     trainer.add_callback(stop)
     try:
         return _made(trainer, dict(trainer.train(resume_from_checkpoint=checkpoint).metrics), before=stop.begun)
     except _NothingLeftError:
         arguments, state = trainer.args, trainer.state
-        said = (
-            f"{checkpoint} has made {state.global_step} of {state.max_steps} steps: nothing is left to train. To train "
-            "on, type more --max_steps or --num_train_epochs."
-        )
+        made = f"{checkpoint} has made {state.global_step} of {state.max_steps} steps"
+        more = "more --max_steps or --num_train_epochs"
+        if state.global_step < state.max_steps:
+            made, more = f"{made} and was stopped early", "a greater --early_stopping_patience"
+        said = f"{made}: nothing is left to train. To train on, type {more}."
         logger.warning("%s", said)
         observers.note_reason(EndReason.NOTHING_LEFT, said)
         trainer.is_in_train = False

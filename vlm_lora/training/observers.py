@@ -33,6 +33,7 @@ class EndReason(Enum):
     """Why a run ended."""
 
     FINISHED = "finished"
+    STOPPED_EARLY = "stopped early"
     NOTHING_LEFT = "nothing left to train"
     SIGNAL = "saved and ended on a signal"
     ERROR = "error"

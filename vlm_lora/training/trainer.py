@@ -23,12 +23,13 @@ from vlm_lora.compat import let_cpu_have_numbers
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.features.cache import FeatureCache
 from vlm_lora.model.objective import ScoredModel, SupervisedHead, gather_targets
+from vlm_lora.model.untouched import same_randomness
 from vlm_lora.training.checkpoints.carried_over import CarriedOver
 from vlm_lora.training.checkpoints.full_weights import load_full_weights
 from vlm_lora.training.checkpoints.rotation import NothingInTheWay, saving
 from vlm_lora.training.checkpoints.saving import check_saved, gathered_state, is_sharded_by_tensor
 from vlm_lora.training.checkpoints.valid_state import ValidState
-from vlm_lora.training.engine import zero_stage
+from vlm_lora.training.engine import generating, let_go_of_weights, zero_stage
 from vlm_lora.training.feeding.strategy import Feeding, evaluation_order
 from vlm_lora.training.feeding.waiting import DataWait
 from vlm_lora.training.finite import FiniteGuard
@@ -70,6 +71,9 @@ class VlmTrainerMixin:
     """Makes masks and positions of packed batches, where the run packs."""
     features: FeatureCache | None = None
     """Gives the model features of images in place of their pixels; None where none are kept."""
+    answering: Callable[..., Mapping[str, float]] | None = None
+    """Answers validation rows with the model and returns what the answers score, by name, the same on all ranks; None
+    where perplexity alone is measured. `everything` says whether all rows are to be answered, or a sample."""
     loader_timeout: float = 0
     """Seconds to wait for a loader worker; 0 waits for ever."""
     _scored: torch.nn.Module | None = None
@@ -81,8 +85,13 @@ class VlmTrainerMixin:
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate; a loader worker that delivers nothing or was killed ends it with one message."""
-        with self._explained():
+        with self._explained(), self._training_goes_on():
             return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+
+    def _training_goes_on(self) -> AbstractContextManager[None]:
+        """Let an evaluation during training leave the generators as they were: the next step draws the same."""
+        training = self.is_in_train  # type: ignore[attr-defined]
+        return same_randomness(self.args.device) if training else nullcontext()  # type: ignore[attr-defined]
 
     def _explained(self) -> Any:
         read = (self.train_dataset, self.eval_dataset)  # type: ignore[attr-defined]
@@ -288,7 +297,7 @@ class VlmTrainerMixin:
         return None, None, None
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Replace the base class's mean of batch means by one division at the end, and add the perplexity."""
+        """Replace the base class's mean of batch means by one division; add the perplexity, and scores of answers."""
         self.finite.read()
         self._row_sums: list[torch.Tensor] = []
         self._row_names: list[list[str]] = []
@@ -298,6 +307,11 @@ class VlmTrainerMixin:
         prefix = kwargs.get("metric_key_prefix", "eval")
         self.finite.check_evaluation(self._row_sums, self._row_names)
         output.metrics.update(perplexity_metrics(torch.cat(self._row_sums), prefix))
+        if self.answering is not None:
+            with generating(self), self.compute_loss_context_manager():  # type: ignore[attr-defined]
+                scores = self.answering(self.model, everything=not self.is_in_train)  # type: ignore[attr-defined]
+            output.metrics.update({f"{prefix}_{name}": value for name, value in scores.items()})
+        let_go_of_weights(self)
         return output
 
     def row_losses(self) -> dict[int, float]:

@@ -86,4 +86,5 @@ def _ending(reason: EndReason, said: str) -> Ending | None:
     first = next(iter(said.strip().splitlines()), "")
     if reason is EndReason.ERROR:
         return Ending(good=False, said=f"failed: {first}")
-    return None if reason is EndReason.FINISHED else Ending(good=reason is EndReason.NOTHING_LEFT, said=first)
+    good = reason in (EndReason.NOTHING_LEFT, EndReason.STOPPED_EARLY)
+    return None if reason is EndReason.FINISHED else Ending(good=good, said=first)
