@@ -451,6 +451,7 @@ def _plan_shapes(
 
 def _fit(session: Session, trainer: Any, checkpoint: str | None, observers: Observers) -> dict[str, Any]:
     """Train, save the weights and the trainer's state, and return the figures."""
+    from vlm_lora.training.feeding.pace import padding_of
     from vlm_lora.training.finished import fit
     from vlm_lora.training.signals import ending_on_signal
 
@@ -461,7 +462,7 @@ def _fit(session: Session, trainer: Any, checkpoint: str | None, observers: Obse
     trainer.save_model(session.arguments.output_dir)
     trainer.save_state()
     memory = {f"train_{name}": value for name, value in session.backend.memory().items()}
-    waited = {"train_data_wait_seconds": round(trainer.waiting.seconds, 3)}
+    waited = {"train_data_wait_seconds": round(trainer.waiting.seconds, 3), **padding_of(trainer.fed)}
     samples = len(trainer.train_dataset)
     return {**_start_metrics(trainer), **memory, **waited, **metrics, "train_samples": samples}
 

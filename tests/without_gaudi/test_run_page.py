@@ -124,6 +124,25 @@ def test_a_missing_image_is_named_and_an_address_never_fetched(tmp_path: Path) -
     assert 'src="http' not in text
 
 
+def test_a_page_made_elsewhere_finds_relative_paths_from_where_the_run_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_images(tmp_path / "data", 2)
+    (tmp_path / "data" / "rows.jsonl").write_text("", encoding="utf-8")
+    rows = [prediction(number, f"data/{number}.png", source="data/rows.jsonl row 1") for number in (0, 1)]
+    run = make_run(tmp_path / "run", rows)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    text = render_run(read_run(run))
+    assert shown_images(text) == []
+    assert "file:///" not in text
+    write(run / "run.json", {"directory": str(tmp_path), "versions": {"torch": "2.9"}})
+    text = render_run(read_run(run))
+    assert len(shown_images(text)) == 2
+    assert f'href="{(tmp_path / "data" / "rows.jsonl").as_uri()}"' in text
+    assert "versions: torch" in text
+
+
 def test_without_images_none_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = made_images(tmp_path / "images", 1)[0]
     run = make_run(tmp_path / "run", [prediction(1, image)])
@@ -168,7 +187,7 @@ def test_a_chart_is_the_same_bytes_each_time_and_has_no_address_in_it(tmp_path: 
         "learning rate",
         "gradient norm",
         "exact match",
-        "time waiting for data, %",
+        "lost to waiting and padding, %",
     ]
     drawn = [draw(chart) for chart in charts]
     assert drawn == [draw(chart) for chart in charts]
@@ -314,6 +333,14 @@ def test_a_page_that_cannot_be_made_ends_no_run(
     assert not (run / "report.html").exists()
     observer.ended(EndReason.FINISHED, "")
     assert (run / "report.html").exists(), "the control"
+
+
+def test_scores_by_task_stand_in_a_table(tmp_path: Path) -> None:
+    by_task = {"count": {"rows": 3, "exact_match": 0.625}, HOSTILE: {"rows": 2, "exact_match": 0.1}}
+    text = render_run(read_run(make_run(tmp_path / "run", results={"eval_by_task": by_task})))
+    assert "<h3>By task</h3>" in text
+    assert re.search(r'<td class="t">count</td><td class="n">3</td><td class="n">0.625</td>', text)
+    assert "<script" not in text
 
 
 def test_every_figure_of_an_evaluation_is_there(tmp_path: Path) -> None:

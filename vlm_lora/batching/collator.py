@@ -296,11 +296,28 @@ FED = "fed"
 
 @dataclass(frozen=True)
 class Fed:
-    """How much a batch holds; fillers and padding do not count."""
+    """How much a batch holds, or several together; in rows and tokens, fillers and padding do not count."""
 
     rows: int
     """Those of a pack count each."""
     tokens: int
+    computed: int = 0
+    """Tokens with all padding and fillers."""
+
+    def __add__(self, other: Fed) -> Fed:
+        return Fed(
+            rows=self.rows + other.rows, tokens=self.tokens + other.tokens, computed=self.computed + other.computed
+        )
+
+    def __sub__(self, other: Fed) -> Fed:
+        return Fed(
+            rows=self.rows - other.rows, tokens=self.tokens - other.tokens, computed=self.computed - other.computed
+        )
+
+    @property
+    def padding(self) -> float | None:
+        """Share of the computed tokens that are padding; None where nothing was computed."""
+        return 1 - self.tokens / self.computed if self.computed else None
 
 
 @dataclass(frozen=True)
@@ -331,6 +348,7 @@ class NamesRows:
         fed = Fed(
             rows=sum(len(getattr(row, "rows", (row,))) for row in rows if not isinstance(row, Filler)),
             tokens=int(batch["attention_mask"].sum()),
+            computed=batch["attention_mask"].numel(),
         )
         return {**batch, ROWS: numbered, SUPERVISED: int((batch["supervised_positions"] >= 0).sum()), FED: fed}
 

@@ -30,6 +30,7 @@ from vlm_lora.training.checkpoints.rotation import NothingInTheWay, saving
 from vlm_lora.training.checkpoints.saving import check_saved, gathered_state, is_sharded_by_tensor
 from vlm_lora.training.checkpoints.valid_state import ValidState
 from vlm_lora.training.engine import generating, let_go_of_weights, zero_stage
+from vlm_lora.training.feeding.pace import Pace
 from vlm_lora.training.feeding.strategy import Feeding, evaluation_order
 from vlm_lora.training.feeding.waiting import DataWait
 from vlm_lora.training.finite import FiniteGuard
@@ -59,6 +60,8 @@ class VlmTrainerMixin:
     """Ends the run where a loss, gradient or weight is not finite."""
     waiting: DataWait
     """Seconds that training waits for its data."""
+    pace: Pace
+    """What the log says of speed, padding and memory."""
     fed: Fed = Fed(rows=0, tokens=0)
     """What this process has trained on so far in this run."""
     part_rates: PartRates | None = None
@@ -111,7 +114,7 @@ class VlmTrainerMixin:
         held = inputs.get(FED)
         positions, rows, count = self._aside(inputs)
         if held is not None:
-            self.fed = Fed(rows=self.fed.rows + held.rows, tokens=self.fed.tokens + held.tokens)
+            self.fed += held
         # The base class drops the labels before it calls the loss function: hand over what it needs instead.
         inputs["labels"] = gather_targets(inputs["labels"], positions)
         with self._on_features(inputs) as given, self.head.on(positions, inputs["labels"], count):
@@ -234,16 +237,19 @@ class VlmTrainerMixin:
         waited = self.waiting.share() if "loss" in logs else None
         if waited is not None:
             logs["data_wait"] = round(waited, 4)
+            logs.update(self.pace.since_last(self.fed, self.args.world_size))  # type: ignore[attr-defined]
         if self.part_rates is not None and "learning_rate" in logs:
             logs.update(self.part_rates.current(self.optimizer))  # type: ignore[attr-defined]
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
         """Take the batches of one step, and count how long they take to come."""
+        self.pace.step_begins()
         return super().get_batch_samples(self.waiting.over(epoch_iterator), *args, **kwargs)  # type: ignore[misc]
 
     def get_batch_samples_transformers(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
         """As `get_batch_samples`, by the name that another trainer's loop calls."""
+        self.pace.step_begins()
         return super().get_batch_samples_transformers(  # type: ignore[misc]
             self.waiting.over(epoch_iterator), *args, **kwargs
         )
@@ -380,7 +386,7 @@ def build_trainer(
     except (ValueError, ImportError, RuntimeError) as error:
         raise ConfigError(f"The trainer refuses these settings: {error}") from error
     trainer.head = head
-    trainer.waiting = DataWait()
+    trainer.waiting, trainer.pace = DataWait(), Pace(backend.memory)
     trainer.row_groups = row_groups
     trainer.fixed_shapes = backend.traits.static_shapes
     trainer.capture = backend.capture

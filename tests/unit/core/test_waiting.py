@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from vlm_lora.batching.collator import Fed
+from vlm_lora.training.feeding.pace import Pace, padding_of
 from vlm_lora.training.feeding.waiting import DataWait
 from vlm_lora.training.feeding.workers import fit_workers
 
@@ -57,6 +59,31 @@ def test_the_wait_for_a_batch_that_fails_counts_too() -> None:
     with pytest.raises(OSError, match="gone"):
         next(wait.over(broken()))
     assert wait.seconds == 2.0
+
+
+def test_pace_is_that_of_the_steps_alone() -> None:
+    clock = Clock()
+    pace = Pace(lambda: {"memory_peak_bytes": 7}, clock)
+    fed = Fed(rows=0, tokens=0)
+    assert pace.since_last(fed, 1) == {}, "nothing began"
+    for _ in range(2):
+        pace.step_begins()
+        clock.now += 2.0
+        fed += Fed(rows=4, tokens=30, computed=40)
+    expected = {"rows_per_second": 4.0, "tokens_per_second": 30.0, "padding": 0.25, "memory_peak_bytes": 7}
+    assert pace.since_last(fed, 2) == expected, "of both processes"
+    clock.now += 100.0  # an evaluation
+    pace.step_begins()
+    clock.now += 1.0
+    fed += Fed(rows=1, tokens=9, computed=9)
+    assert pace.since_last(fed, 1)["rows_per_second"] == 1.0
+    pace.step_begins()
+    assert pace.since_last(fed, 1) == {"memory_peak_bytes": 7}, "no time, and no rows"
+
+
+def test_padding_of_nothing_is_not_known() -> None:
+    assert padding_of(Fed(rows=0, tokens=0)) == {}
+    assert padding_of(Fed(rows=3, tokens=30, computed=40)) == {"train_padding_share": 0.25}
 
 
 @pytest.mark.parametrize(

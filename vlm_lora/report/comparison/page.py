@@ -30,7 +30,7 @@ def write_comparison(comparison: Comparison, output: Path, *, images: bool = Tru
 
 def render_comparison(comparison: Comparison, *, images: bool = True) -> str:
     """Return the page as HTML text of at most `MOST_BYTES`, with as many images as fit."""
-    stored = StoredImages(comparison.runs[0].settings) if images else None
+    stored = StoredImages(comparison.runs[0].settings, comparison.runs[0].directory) if images else None
     album = Album(stored, ROOM)
     each = MOST // len(comparison.against)
     text = render(
@@ -43,6 +43,7 @@ def render_comparison(comparison: Comparison, *, images: bool = True) -> str:
             (one, _tests(one), [_described(row, album) for row in one.changed[:each]]) for one in comparison.against
         ],
         images=images,
+        base=str(comparison.runs[0].directory),
     )
     if len(text.encode("utf-8", "replace")) <= MOST_BYTES or not images:
         return text

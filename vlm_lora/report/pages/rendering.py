@@ -100,10 +100,10 @@ def size(count: float) -> str:
     return f"{count:.2f} {_UNITS[step]}" if step else f"{count:.0f} {_UNITS[0]}"
 
 
-def address(file: str) -> str:
+def address(file: str, base: str = "") -> str:
     """Return the `file://` address of a file that is there, else nothing: a Hub data set's rows lie in none."""
     try:
-        path = Path(file).absolute()
+        path = Path(base, file).absolute()
         return path.as_uri() if path.is_file() else ""
     except (OSError, ValueError):
         return ""

@@ -49,7 +49,7 @@ def charts_of(log: Sequence[Mapping[str, Any]]) -> list[Chart]:
         *((f"score-{number}", heading(name), [name], 1.0) for number, name in enumerate(scores)),
         *((name, _title(name), [name], 1.0) for name in lines if name.endswith("_per_second") and "eval_" not in name),
         ("memory", "memory in GiB", [name for name in lines if name.endswith("_bytes")], GIB),
-        ("wait", "time waiting for data, %", ["data_wait"], 0.01),
+        ("shares", "lost to waiting and padding, %", ["data_wait", "padding"], 0.01),
     )
     found = []
     for key, title, names, unit in groups:
@@ -83,6 +83,16 @@ def _names(log: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name in dict.fromkeys(names) if name not in ("step", "epoch", "total_flos")]
 
 
+_LABELS = {
+    "loss": "training",
+    "eval_loss": "validation",
+    "data_wait": "of the time, waiting for data",
+    "padding": "of the tokens, padding",
+    "memory_peak_bytes": "peak",
+    "memory_allocated_bytes": "allocated",
+}
+
+
 def _line(name: str, log: Sequence[Mapping[str, Any]]) -> Line:
     points: dict[float, float] = {}
     for entry in log:
@@ -90,5 +100,5 @@ def _line(name: str, log: Sequence[Mapping[str, Any]]) -> Line:
         if is_figure(entry.get(name)) and is_figure(entry.get("step")) and "train_runtime" not in entry:
             points[float(entry["step"])] = float(entry[name])
     ordered = sorted(points.items())
-    label = {"loss": "training", "eval_loss": "validation"}.get(name, heading(name))
+    label = _LABELS.get(name, heading(name))
     return Line(name=name, label=label, steps=tuple(step for step, _ in ordered), values=tuple(v for _, v in ordered))

@@ -100,6 +100,12 @@ class RunFolder:
         return Path(str(named)).name if named else None
 
     @property
+    def directory(self) -> Path:
+        """Where the run was started, which its relative paths begin at; the folder of now where that is not known."""
+        named = self.identity.get("directory")
+        return Path(named) if isinstance(named, str) else Path()
+
+    @property
     def evaluations(self) -> list[Mapping[str, Any]]:
         """What was logged of each evaluation, in order."""
         return [entry for entry in self.log if any(key.startswith("eval_") for key in entry)]

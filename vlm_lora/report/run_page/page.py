@@ -25,6 +25,13 @@ MOST_BYTES = 20_000_000
 """Of a page."""
 ROOM = 14_000_000
 """Bytes of all images of a page together; the rest is for curves and text."""
+IDENTITY = (
+    *("command", "directory", "started", "continues", "git", "versions", "ranks", "hardware", "base_model", "adapter"),
+    *("data", "seeds", "environment"),
+)
+"""What of `run.json` is shown, in this order."""
+LONGEST = 600
+"""Characters of one of its values."""
 MOST_ENTRIES = 200
 """Evaluations and bad rows that are listed; the files hold all."""
 
@@ -68,7 +75,7 @@ def write_run_page(
 
 def render_run(run: RunFolder, *, images: bool = True, ending: Ending | None = None) -> str:
     """Return a run's page as HTML text of at most `MOST_BYTES`, with as many images as fit."""
-    album = Album(StoredImages(run.settings) if images else None, ROOM)
+    album = Album(StoredImages(run.settings, run.directory) if images else None, ROOM)
     ranked = worst_first(run.predictions)
     text = render(
         "run_page/run.html.jinja",
@@ -83,6 +90,7 @@ def render_run(run: RunFolder, *, images: bool = True, ending: Ending | None = N
         settings=changed_settings(run.settings),
         all_settings=[(name, as_text(value)) for name, value in run.settings.items()],
         answers=[described(row, album) for row in ranked[:MOST]],
+        base=str(run.directory),
         results=[(name, value) for name, value in sorted(run.results.items()) if is_figure(value)],
         machine=machine(run),
         images=images,
@@ -164,14 +172,13 @@ def score_rows(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def groups(run: RunFolder) -> dict[str, dict[str, Mapping[str, Any]]]:
-    """Return the scores per task and per source, where the results hold any."""
-    found = run.results.get("eval_groups")
-    if not isinstance(found, Mapping):
-        return {}
+    """Return the scores per task and per source, where the results hold any (`eval_by_task`, `eval_by_source`)."""
     return {
-        str(kind): {str(name): figures for name, figures in members.items() if isinstance(figures, Mapping)}
-        for kind, members in found.items()
-        if isinstance(members, Mapping)
+        name.removeprefix("eval_by_"): {
+            str(one): figures for one, figures in found.items() if isinstance(figures, dict)
+        }
+        for name, found in run.results.items()
+        if name.startswith("eval_by_") and isinstance(found, dict)
     }
 
 
@@ -204,12 +211,17 @@ def _plain(value: Any) -> Any:
 
 
 def machine(run: RunFolder) -> list[tuple[str, str]]:
-    """Return what `run.json` says of versions, code, hardware and processes, one line each."""
+    """Return what `run.json` says besides settings, one line each: command, code, versions, base model, hardware."""
     lines: list[tuple[str, str]] = []
-    for name in ("command", "started", "ranks", "hardware", "versions", "git", "base_model", "environment"):
+    for name in IDENTITY:
         value = run.identity.get(name)
         if isinstance(value, Mapping):
-            lines += [(f"{name}: {key}", as_text(inner)) for key, inner in value.items()]
+            lines += [(f"{name.replace('_', ' ')}: {key}", _on_a_line(inner)) for key, inner in value.items()]
         elif value is not None:
-            lines.append((name, " ".join(map(str, value)) if isinstance(value, list) else as_text(value)))
+            lines.append((name.replace("_", " "), _on_a_line(value)))
     return lines
+
+
+def _on_a_line(value: Any) -> str:
+    text = " ".join(map(str, value)) if isinstance(value, list) else as_text(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

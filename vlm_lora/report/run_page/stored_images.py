@@ -42,10 +42,13 @@ class StoredImages:
 
     Args:
         settings: the run's, for the folder that paths start from and the limits of images.
+        base: where the run was started, which relative paths begin at.
     """
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._settings = settings
+    def __init__(self, settings: Mapping[str, Any], base: Path = Path()) -> None:
+        root = settings.get("image_root")
+        self._settings, self._base = settings, base
+        self._root = base / Path(str(root)).expanduser() if root else None
         pixels, size = (_setting(settings, name) for name in ("max_image_pixels", "max_image_bytes"))
         self._limits = ImageLimits(max_pixels=int(pixels), max_bytes=int(size))
         self._opened: dict[str, Rows | str] = {}
@@ -77,11 +80,10 @@ class StoredImages:
 
     def _candidates(self, name: str, file: str) -> Iterator[Path]:
         path = Path(name).expanduser()
-        yield path
-        root = self._settings.get("image_root")
-        if root:
-            yield Path(str(root)) / path
-        yield Path(file).parent / path
+        yield self._base / path
+        if self._root is not None:
+            yield self._root / path
+        yield self._base / Path(file).parent / path
 
     def _in_row(self, file: str, row: int, number: int | None, name: str | None = None) -> list[Found]:
         """Return all images of a row, or the one of a number."""
@@ -103,9 +105,10 @@ class StoredImages:
         return [self._loaded(sources[number], called)]
 
     def _sources(self, row: Mapping[str, Any], folder: Path | None) -> list[ImageSource]:
-        root = self._settings.get("image_root")
-        roots = tuple(path for path in (Path(str(root)) if root else None, folder) if path is not None)
-        place = ImagePlace(folder=roots[0] if roots else None, roots=roots, data_folder=folder if root else None)
+        roots = tuple(path for path in (self._root, folder) if path is not None)
+        place = ImagePlace(
+            folder=roots[0] if roots else None, roots=roots, data_folder=None if self._root is None else folder
+        )
         column = self._settings.get("image_column")
         named = [name for name in str(column).split(",") if name in row] if column else []
         values = [row[name] for name in named] if named else list(_image_values(row))
@@ -131,9 +134,9 @@ class StoredImages:
         return opened if isinstance(opened, Rows) else None
 
     def _open(self, file: str) -> Rows | str:
-        path, named = Path(file), _SPLIT.fullmatch(file)
+        path, named = self._base / file, _SPLIT.fullmatch(file)
         if _is_file(path):
-            splits = open_source(file).splits
+            splits = open_source(str(path)).splits
             return next(iter(splits.values())) if len(splits) == 1 else f"{file} holds several splits"
         if _is_file(path.parent / "dataset_dict.json"):
             return open_source(str(path.parent)).splits.get(path.name, f"{path.parent} has no split {path.name} now")
