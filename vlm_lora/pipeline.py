@@ -68,7 +68,7 @@ from vlm_lora.training.observers import Observers, RunLog, RunObserver
 from vlm_lora.training.outputs import (
     check_adapter_settings,
     claim_folder,
-    save_processor,
+    save_final,
     write_results,
 )
 
@@ -155,7 +155,6 @@ def _end(
     run, arguments = session.run, session.arguments
     preprocessing.encoder.say_damage()
     if arguments.do_train and trainer.is_world_process_zero():
-        save_processor(preprocessing.processor, folder)
         write_model_card(folder, run, arguments, results, family=preprocessing.family, steps=trainer.state.global_step)
     if arguments.should_save:
         note_end(folder)
@@ -459,8 +458,7 @@ def _fit(session: Session, trainer: Any, checkpoint: str | None, observers: Obse
         check_adapter_settings(checkpoint, trainer.model)
     with ending_on_signal(trainer), agreeing_schedule():
         metrics = fit(trainer, checkpoint, observers)
-    trainer.save_model(session.arguments.output_dir)
-    trainer.save_state()
+    save_final(trainer)
     memory = {f"train_{name}": value for name, value in session.backend.memory().items()}
     waited = {"train_data_wait_seconds": round(trainer.waiting.seconds, 3), **padding_of(trainer.fed)}
     samples = len(trainer.train_dataset)

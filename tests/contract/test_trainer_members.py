@@ -24,6 +24,7 @@ PRIVATE = {
     "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
     "_load_optimizer_and_scheduler": ("checkpoint",),
     "_load_rng_state": ("checkpoint",),
+    "_push_from_checkpoint": ("checkpoint_folder",),
     "_save_checkpoint": ("model", "trial"),
 }
 """Name and parameters, in both versions, of those that are overridden."""

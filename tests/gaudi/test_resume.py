@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from support.rows import write_uneven_rows
+from support.sealed import seal_again
 from support.stacks import RECORDER, Road, both_roads, on_hpu, run_words
 
 
@@ -51,5 +52,6 @@ def test_killed_and_resumed_equals_never_killed(
     control = tmp_path / "control"
     shutil.copy(control / "checkpoint-3" / "optimizer.pt", control / "checkpoint-6")
     (control / "checkpoint-6" / "rng_state.pth").unlink()
+    seal_again(control / "checkpoint-6")
     assert run("control", "--resume_from_checkpoint", "true") == 0
     assert (tmp_path / "control" / name).read_bytes() != (tmp_path / "whole" / name).read_bytes()

@@ -15,6 +15,7 @@ import torch
 
 from support.rows import write_uneven_rows
 from support.runs import logged, run, script_flags
+from support.sealed import seal_again
 from vlm_lora.cli.main import run_script
 
 ADAPTER = "adapter_model.safetensors"
@@ -135,6 +136,7 @@ def test_a_checkpoint_of_an_earlier_version(
 ) -> None:
     """It has no record: the run says so and goes on as it did, with the checkpoint's rate."""
     (stopped / "checkpoint-2" / "run.json").unlink()
+    seal_again(stopped / "checkpoint-2")
     typed = {"learning_rate": 1.0, "image_backend": "torchvision"}  # it had pil, and the whole run has not
     assert go_on(model_folder("gemma3"), whole / "data", stopped, **typed) == 0
     assert "checkpoint-2: no record of its run's settings" in capsys.readouterr().err
@@ -157,6 +159,7 @@ def test_images_are_prepared_as_in_the_run_of_the_checkpoint(
     assert go_on(model, whole / "data", stopped, image_backend="pil") == 1
     assert "--image_backend torchvision in the checkpoint, pil now (cannot be allowed)" in capsys.readouterr().err
     record.write_text(json.dumps(kept), encoding="utf-8")
+    seal_again(stopped / "checkpoint-2")
     assert go_on(model, whole / "data", stopped, image_backend="torchvision") == 1
     assert "--image_backend pil in the checkpoint, torchvision now (cannot be allowed)" in capsys.readouterr().err
     assert go_on(model, whole / "data", stopped) == 0

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from support.poison import poison_gradient, poison_losses, poison_weight
 from support.rows import write_uneven_rows
 from support.runs import script_flags
+from support.sealed import seal_again
 from vlm_lora.cli.main import main, run_script
 
 ADAPTER = "adapter_model.safetensors"
@@ -128,6 +129,7 @@ def spoiled(folder: Path, place: Path, *, file: str = ADAPTER) -> tuple[Path, st
     name = max(tensors)
     tensors[name].view(-1)[0] = math.nan
     save_file(tensors, place / file, metadata={"format": "pt"})
+    seal_again(place)
     return place, name
 
 

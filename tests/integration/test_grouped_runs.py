@@ -14,6 +14,7 @@ import pytest
 from support.datasets import write_jsonl
 from support.rows import WORDS
 from support.runs import capture_trainer, logged, run, script_flags
+from support.sealed import seal_again
 from vlm_lora.cli.main import run_script
 from vlm_lora.compat import IS_5
 
@@ -106,6 +107,7 @@ def test_a_run_resumed_inside_an_epoch_equals_the_whole_one(
     record = json.loads((old / RECORD).read_text(encoding="utf-8"))
     del record["settings"][SETTING]
     (old / RECORD).write_text(json.dumps(record), encoding="utf-8")
+    seal_again(old)
     other = losses_from(old, model, data, tmp_path / "random")
     assert other[:5] == logged(whole, "loss")[:5]
     assert other[5:] != logged(whole, "loss")[5:]

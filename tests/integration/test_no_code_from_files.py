@@ -20,6 +20,7 @@ from PIL import Image
 
 from support.rows import write_uneven_rows
 from support.runs import run, script_flags
+from support.sealed import seal_again
 from vlm_lora.cli.main import main, run_script
 from vlm_lora.compat import RUNS_LOCAL_GENERATE
 from vlm_lora.config.run_config import DataConfig
@@ -109,6 +110,7 @@ def test_a_checkpoint_with_a_program_is_refused(
     shutil.copytree(trained / "out", tmp_path / "out")
     (checkpoint / name).parent.mkdir(exist_ok=True)
     (checkpoint / name).write_bytes(FILES[name]())
+    seal_again(checkpoint)
     assert resume(model_folder("gemma3"), trained, checkpoint) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: --resume_from_checkpoint")
@@ -122,6 +124,7 @@ def test_what_is_never_loaded_is_never_run(trained: Path, model_folder: Callable
     (checkpoint / "training_args.bin").write_bytes(saved())
     (checkpoint / "setup.py").write_text(CODE, encoding="utf-8")
     (checkpoint / "notes.pkl").write_bytes(pickle.dumps(Program()))
+    seal_again(checkpoint)
     assert resume(model_folder("gemma3"), trained, checkpoint, steps=3) == 0
 
 
@@ -215,6 +218,7 @@ def test_an_adapter_with_a_program_is_refused(
     shutil.copytree(trained / "out", adapter)
     (adapter / "adapter_model.safetensors").unlink()
     (adapter / "adapter_model.bin").write_bytes(saved())
+    seal_again(adapter)
     code, said = ask(adapter, capsys)
     assert (code, "holds more than weights" in said, "Traceback" in said) == (1, True, False), said
 
@@ -229,6 +233,7 @@ def test_an_adapter_that_names_a_module_to_import_is_refused(
     settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     settings |= {"megatron_core": "imported_by_name", "megatron_config": {"a": 1}}
     (adapter / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    seal_again(adapter)
     code, said = ask(adapter, capsys)
     assert (code, "megatron_config" in said, "Traceback" in said) == (1, True, False), said
 

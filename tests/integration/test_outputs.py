@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from support.rows import write_uneven_rows
 from support.runs import capture_trainer, logged, run, script_flags
+from support.sealed import seal_again
 from vlm_lora.cli.main import main, run_script
 from vlm_lora.config.whole_files import write_json
 from vlm_lora.training.checkpoints import valid_state
@@ -125,6 +126,7 @@ def test_resume_goes_on_bitwise(
     assert len(trained) == 2, "two of four steps were left"
     assert (parts / name).read_bytes() == (whole / name).read_bytes()
     shutil.copy(parts / "checkpoint-4" / "optimizer.pt", parts / "checkpoint-2")
+    seal_again(parts / "checkpoint-2")
     shutil.rmtree(parts / "checkpoint-4")
     run(model_folder("gemma3"), data, parts, **{**FLAGS, "do_eval": False}, resume_from_checkpoint="true")
     assert (parts / name).read_bytes() != (whole / name).read_bytes(), "with another optimizer's state it must differ"

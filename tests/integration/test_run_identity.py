@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from support.rows import write_uneven_rows
 from support.runs import run, script_flags
+from support.sealed import seal_again
 from vlm_lora.cli.main import run_script
 from vlm_lora.training.identity.surroundings import command
 from vlm_lora.training.identity.versions import versions
@@ -137,6 +138,7 @@ def test_versions(whole: Path, stopped: Path, capsys: pytest.CaptureFixture[str]
     major, minor, *_ = here.split(".")
     content["versions"] |= {"torch": f"{major}.{int(minor) - 1}.0", "python": "3.9.0"}
     record.write_text(json.dumps(content), encoding="utf-8")
+    seal_again(record.parent)
     assert go_on(stopped) == 1
     said = capsys.readouterr().err
     assert f"  version of torch: {major}.{int(minor) - 1}.0 in the checkpoint, {here} now\n" in said
@@ -144,6 +146,7 @@ def test_versions(whole: Path, stopped: Path, capsys: pytest.CaptureFixture[str]
     assert "python" not in said
     content["versions"]["torch"] = f"{major}.{minor}.999"
     record.write_text(json.dumps(content), encoding="utf-8")
+    seal_again(record.parent)
     assert go_on(stopped, log_level="info") == 0
     said = capsys.readouterr().err
     assert "version of python: 3.9.0 in the checkpoint" in said
@@ -158,6 +161,7 @@ def test_a_record_of_an_earlier_version_is_read_with_one_warning(
     content = {name: record_of(record.parent)[name] for name in ("format", "settings", "versions")}
     record.unlink()
     (record.parent / "run_settings.json").write_text(json.dumps(content), encoding="utf-8")
+    seal_again(record.parent)
     change_row(stopped / "data" / "train.jsonl", 5)
     assert go_on(stopped) == 0
     said = capsys.readouterr().err

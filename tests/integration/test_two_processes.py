@@ -12,6 +12,7 @@ import pytest
 from support.rows import write_uneven_rows
 from support.runs import TORCHRUN, logged, run, run_processes, script_flags
 from vlm_lora.compat import IS_5
+from vlm_lora.model.manifest import NAME, Manifest, read_manifest
 
 LAUNCH = [
     str(Path(sys.executable).with_name("vlm-lora")),
@@ -81,6 +82,11 @@ def test_a_run_resumed_inside_its_second_epoch_equals_the_whole_one(
     ):
         run_processes([*TORCHRUN, *script_flags(model_folder("gemma3"), data, output, **words)])
     assert len(logged(whole, "loss")) == 6
+    manifest = read_manifest(whole / "checkpoint-4" / NAME)
+    assert isinstance(manifest, Manifest)
+    assert {name: entry.rank for name, entry in manifest.files.items() if name.startswith("rng_")} == {
+        "rng_state_0.pth": 0, "rng_state_1.pth": 1
+    }  # fmt: skip
     assert logged(resumed, "loss") == logged(whole, "loss")
     name = "adapter_model.safetensors"
     assert (resumed / name).read_bytes() == (whole / name).read_bytes()

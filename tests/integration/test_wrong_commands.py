@@ -98,7 +98,7 @@ WRONG_FLAGS: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
         ("flash_attention_2", "CPU"),
     ),
     "Gaudi key without Gaudi": ({"use_lazy_mode": True}, ("use_lazy_mode", "--use_habana")),
-    "no checkpoint to go on from": ({"resume_from_checkpoint": "true"}, ("checkpoint-N",)),
+    "no checkpoint to go on from": ({"resume_from_checkpoint": "no/such"}, ("no/such", "no such folder")),
     "negative seed": ({"seed": -1}, ("--seed -1", "0 or more")),
     "best model by an unknown metric": ({"metric_for_best_model": "accuracy"}, ("accuracy", "perplexity")),
     "batch size 0": ({"per_device_train_batch_size": 0}, ("per_device_train_batch_size 0", "1 or more")),

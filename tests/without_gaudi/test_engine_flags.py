@@ -12,6 +12,7 @@ from support.rows import write_uneven_rows
 from support.runs import logged
 from support.stacks import MAIN, RECORDER, on_cpu, recorded, run_words
 from vlm_lora.launch.launching import free_port
+from vlm_lora.model.manifest import NAME, Manifest, read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,9 @@ def test_parts_have_their_rates(engine: str, model_folder: Callable[[str], Path]
         variables={},
     )[0]
     assert first["wrapped"] == second["wrapped"] == "DeepSpeedEngine"
+    manifest = read_manifest(out / "checkpoint-2" / NAME)
+    assert isinstance(manifest, Manifest)
+    assert any(name.startswith("global_step2/") and name.endswith("optim_states.pt") for name in manifest.files)
     # What was changed and allowed acts in the engine's optimizer, too.
     assert logged(out, "learning_rate") == [1e-4, 1e-4, 2e-4]
     assert logged(out, "learning_rate_vision") == [1e-5] * 3

@@ -103,7 +103,7 @@ SAID: Mapping[str, str] = {
     "eval_strategy": "When to evaluate during training: no, steps or epoch.",
     "save_steps": "Save a checkpoint every so many steps (below 1: share of all steps).",
     "seed": "Of everything that is drawn: LoRA's start, the order of rows.",
-    "resume_from_checkpoint": "Go on from a checkpoint: its folder, or true for the newest in output_dir.",
+    "resume_from_checkpoint": "Go on from a checkpoint: its folder, or auto for the newest whole one.",
 }
 """The trainer's keys among the first, in a line each."""
 

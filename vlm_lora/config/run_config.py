@@ -188,6 +188,9 @@ class ModelConfig:
     """Hub token for gated models; by default the one that `hf auth login` stored."""
     cache_dir: str | None = None
     """Where Hub files are kept; by default the Hub's own cache."""
+    accept_changed_files: bool = False
+    """Load a model or adapter folder of which files are not those that its run wrote (MANIFEST.json), as after an edit
+    on purpose; the log says which."""
     trust_remote_code: bool = False
     """Run Python code that the model folder brings along. Only for models whose code you have read."""
     dtype: str = "auto"

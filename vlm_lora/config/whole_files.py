@@ -75,14 +75,14 @@ def read_json(path: Path) -> dict[str, Any]:
         content = None
     if isinstance(content, dict):
         return content
-    aside = _free_name(path.with_name(f"{path.name}.broken"))
+    aside = free_name(path.with_name(f"{path.name}.broken"))
     with contextlib.suppress(FileNotFoundError):  # another process has set it aside
         path.rename(aside)
         logger.warning("%s is no whole JSON object, so it is set aside as %s.", path, aside.name)
     return {}
 
 
-def _free_name(path: Path) -> Path:
+def free_name(path: Path) -> Path:
     """Return this path, or the first with a number behind it that is free."""
     others = (path.with_name(f"{path.name}.{number}") for number in itertools.count(2))
     return next(name for name in itertools.chain([path], others) if not name.exists() and not name.is_symlink())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import warnings
 from collections.abc import Callable, Mapping
@@ -34,6 +35,7 @@ from vlm_lora.model.folder_faults import (
     refuse_damage,
 )
 from vlm_lora.model.loading_errors import few, first_line, translated, weights_name
+from vlm_lora.model.manifest import refuse_changed
 from vlm_lora.model.processor.image_backend import settle_backend
 from vlm_lora.model.processor.image_size import set_image_size, trained_here
 from vlm_lora.model.processor.thinking import set_thinking
@@ -186,12 +188,15 @@ def load_model(
         A `PreTrainedModel`, or a `PeftModel` for an adapter folder.
 
     Raises:
-        ModelError: weights are missing or of another shape. Random weights are never trained silently.
+        ModelError: weights are missing, of another shape, or not those that the folder's run wrote (its manifest).
+            Random weights are never trained silently.
     """
     import transformers
 
     base = _checked(config)
     loaded = load_config(config)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # the others of this machine end with it
+        _refuse_changed(config, base, weights=True)
     family = family_of(loaded)
     keywords = {**_access(base), **_supported_attention(family, model_kwargs)}
     automatic = getattr(transformers, family.auto_class)
@@ -263,7 +268,9 @@ def _checked(config: ModelConfig) -> ModelConfig:
     """Return the base's configuration after looking at the folder, if it is one."""
     if not config.model_name_or_path:
         raise ConfigError(f"--model_name_or_path is missing: a Hub id such as {_EXAMPLE}, or a folder.")
+    _refuse_changed(config, weights=False)
     base = base_config(config)
+    _refuse_changed(config, base, weights=False)
     name = str(base.model_name_or_path)
     folder = Path(name).expanduser()
     adapter = f"(the base model of the adapter {Path(str(config.model_name_or_path)) / ADAPTER_FILE})"
@@ -284,6 +291,17 @@ def _checked(config: ModelConfig) -> ModelConfig:
     if is_path_of_model(name) or folder.is_file():
         raise ModelError(f"{name}{whose}: no such folder. Give an existing folder, or a Hub id such as {_EXAMPLE}.")
     return base
+
+
+def _refuse_changed(config: ModelConfig, base: ModelConfig | None = None, *, weights: bool) -> None:
+    """Compare the files of the folder that was named, and of its base model's where that is one, with their manifests.
+
+    Raises:
+        ModelError: names the files that are not as they were written.
+    """
+    for name in dict.fromkeys(str(one.model_name_or_path) for one in (config, base or config)):
+        if Path(name).expanduser().is_dir():
+            refuse_changed(Path(name).expanduser(), accept=config.accept_changed_files, weights=weights)
 
 
 def _access(config: ModelConfig) -> dict[str, Any]:

@@ -37,7 +37,10 @@ class Meeting:
         if self._rank == 0:
             names = [f"own/{rank}" for rank in range(self._ranks)]
             self._store.wait(names, self._timeout)
-            self._store.set("message", compose([self._store.get(name).decode() for name in names]))
+            texts = [self._store.get(name).decode() for name in names]
+            self._store.set("message", compose(texts))
+            for name in names:
+                self._store.delete_key(name)
         self._store.wait(["message"], self._timeout)
         return str(self._store.get("message").decode())
 

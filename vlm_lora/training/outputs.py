@@ -12,7 +12,8 @@ from vlm_lora.batching.canvases import BY_PIXELS
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.whole_files import read_json, write_json
 from vlm_lora.errors import ConfigError
-from vlm_lora.training.checkpoints.contents import STATE_FILE, missing_parts
+from vlm_lora.training.checkpoints.choosing import asks_for_newest, is_whole
+from vlm_lora.training.checkpoints.contents import STATE_FILE
 from vlm_lora.training.checkpoints.run_record import (
     EVALUATION_FILES,
     RECORD,
@@ -24,10 +25,14 @@ from vlm_lora.training.checkpoints.run_record import (
     remove_recorded,
     training_files,
 )
+from vlm_lora.training.checkpoints.sealing import begin_final, seal_final, unseal_final
 
 logger = logging.getLogger(__name__)
 
 RESULT_FILES = (STATE_FILE, "all_results.json", "train_results.json", "eval_results.json")
+
+TRAINED = "train_results.json"
+"""Written once a training has ended and its weights are there."""
 
 TAKEN_FILES = (
     *RESULT_FILES,
@@ -64,12 +69,20 @@ def claim_folder(run: RunConfig, arguments: Any, checkpoint: str | None) -> None
     with arguments.main_process_first():
         first = arguments.local_process_index == 0
         if arguments.do_train:
-            claim_output_dir(folder, overwrite=run.overwrite_output_dir, checkpoint=checkpoint, writes=first)
+            claim_output_dir(
+                folder,
+                overwrite=run.overwrite_output_dir,
+                checkpoint=checkpoint,
+                again=asks_for_newest(run.raw.get("resume_from_checkpoint")),
+                writes=first,
+            )
         else:
             prepare_for_results(folder, writes=first)
 
 
-def claim_output_dir(path: Path, *, overwrite: bool, checkpoint: str | None, writes: bool = True) -> None:
+def claim_output_dir(
+    path: Path, *, overwrite: bool, checkpoint: str | None, again: bool = False, writes: bool = True
+) -> None:
     """Make sure that the run may write into `path`, before anything expensive happens, and put it on record there.
 
     Overwriting removes the other runs' checkpoints and results, so that the two never mix, but only what is on record
@@ -79,6 +92,8 @@ def claim_output_dir(path: Path, *, overwrite: bool, checkpoint: str | None, wri
         path: the output folder.
         overwrite: `--overwrite_output_dir`.
         checkpoint: what the run goes on from.
+        again: whether the newest checkpoint was asked for: then a training that was cut short before it had saved one
+            may begin once more in its folder.
         writes: whether this process is the one of its machine that removes and writes; the others look only.
 
     Raises:
@@ -89,7 +104,7 @@ def claim_output_dir(path: Path, *, overwrite: bool, checkpoint: str | None, wri
     if checkpoint is not None and Path(checkpoint).resolve().parent == path.resolve():
         resumed = Path(checkpoint).resolve().name
     else:
-        _refuse_what_is_taken(path, overwrite=overwrite)
+        _refuse_what_is_taken(path, overwrite=overwrite, again=again)
         if overwrite and writes:
             _remove_earlier_run(path)
     if writes:
@@ -138,7 +153,7 @@ def _refuse_names_of_folders(path: Path, names: Sequence[str]) -> None:
         )
 
 
-def _refuse_what_is_taken(path: Path, *, overwrite: bool) -> None:
+def _refuse_what_is_taken(path: Path, *, overwrite: bool, again: bool) -> None:
     """Refuse a folder that holds a run, unless it is to be overwritten; and files that no run on record wrote."""
     record = read_record(path)
     known = {file.name for file in files_named(path, record.files)}
@@ -148,13 +163,14 @@ def _refuse_what_is_taken(path: Path, *, overwrite: bool) -> None:
     # One that was cut short is of no use to anybody: a job that was killed while it saved its first can start again.
     whole = [checkpoint.name for _, checkpoint in numbered_checkpoints(path) if is_whole(checkpoint)]
     go_on = " To go on with the run there, type --resume_from_checkpoint true." if whole else ""
+    cut_short = again and not whole and not (path / TRAINED).is_file()
     if foreign:
         raise ConfigError(
             f"--output_dir {path} holds {', '.join(foreign[:4])}, which no run on record there ({RECORD}) wrote. It "
             "would be overwritten, also with --overwrite_output_dir, which removes only what is on record. Move it "
             f"elsewhere, or type another folder.{go_on}"
         )
-    if (taken or whole) and not overwrite:
+    if (taken or whole) and not (overwrite or cut_short):
         raise ConfigError(
             f"--output_dir {path} already holds a run ({', '.join([*taken, *whole][:4])}). Type another folder, or "
             f"--overwrite_output_dir to write over what is on record there ({RECORD}).{go_on}"
@@ -212,53 +228,6 @@ def _remove_earlier_run(path: Path) -> None:
         logger.info("--overwrite_output_dir: what runs on record had written in %s was removed.", path)
 
 
-def find_checkpoint(folder: Path, resume: str | bool | None, *, quiet: bool = False) -> str | None:
-    """Turn `--resume_from_checkpoint` (true, or a folder) into the checkpoint's path; None starts afresh.
-
-    One whose saving was cut short, or that holds weights alone, is passed over, with a warning, for one before it.
-
-    Args:
-        folder: the run's `--output_dir`.
-        resume: the setting.
-        quiet: leave out the warnings.
-
-    Raises:
-        ConfigError: there is no such checkpoint, or none that was saved to its end.
-    """
-    if resume is None or str(resume).lower() in ("false", ""):
-        return None
-    if str(resume).lower() != "true":
-        if not Path(str(resume)).is_dir():
-            raise ConfigError(f"--resume_from_checkpoint {resume}: no such folder.")
-        if not is_whole(Path(str(resume))):
-            raise ConfigError(
-                f"--resume_from_checkpoint {resume}: {STATE_FILE}, which is written last, is missing or cut short: "
-                "this is no checkpoint, or saving it was interrupted. Type another, or true for the newest whole one."
-            )
-        return str(resume)
-    newest_first = _checkpoints(folder)[::-1]
-    whole = [checkpoint for checkpoint in newest_first if is_whole(checkpoint)]
-    if whole:
-        # Without a complete one the newest stands, and who trains on from it is told what it lacks.
-        chosen = next((checkpoint for checkpoint in whole if not missing_parts(checkpoint)), whole[0])
-        for passed in () if quiet else newest_first[: newest_first.index(chosen)]:
-            why = f"it lacks {', '.join(missing_parts(passed))}" if is_whole(passed) else "saving was interrupted"
-            logger.warning("%s: %s; going on from %s instead.", passed, why, chosen)
-        return str(chosen)
-    if newest_first:
-        raise ConfigError(
-            f"--resume_from_checkpoint true: saving was interrupted in {', '.join(map(str, newest_first))}, and "
-            f"{folder} holds no other checkpoint. Leave the flag out to start afresh."
-        )
-    others = [path for _, path in numbered_checkpoints(folder) if path.is_dir()]
-    if others:
-        raise ConfigError(
-            f"--resume_from_checkpoint true: no run on record in {folder} ({RECORD}) saved a checkpoint. To go on from "
-            f"another's, type --resume_from_checkpoint {others[-1]}."
-        )
-    raise ConfigError(f"--resume_from_checkpoint true: {folder} holds no checkpoint-N folder.")
-
-
 def note_what_is_saved(arguments: Any) -> None:
     """Say at the start that a run with `--save_only_model` leaves checkpoints from which no run can go on."""
     if arguments.save_only_model and str(getattr(arguments.save_strategy, "value", arguments.save_strategy)) != "no":
@@ -269,21 +238,22 @@ def note_what_is_saved(arguments: Any) -> None:
         )
 
 
-def is_whole(checkpoint: Path) -> bool:
-    """Say whether a checkpoint was saved to its end: the trainer writes its own state last."""
-    try:
-        state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(state, dict)
+def save_final(trainer: Any) -> None:
+    """Save a trained model, its processor and the trainer's state into the output folder; all ranks call it.
 
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """Return a run's checkpoint folders, oldest first: those on the folder's list; by number where it has none."""
-    listed = read_record(folder).checkpoints
-    if listed is not None:
-        return [folder / name for name in listed if (folder / name).is_dir()]
-    return [path for _, path in numbered_checkpoints(folder) if path.is_dir()]
+    The manifest comes last. A killed run leaves one that says that the folder is unfinished, and where the folder is
+    pushed to the Hub meanwhile, none.
+    """
+    folder, saves = Path(trainer.args.output_dir), trainer.args.should_save
+    if saves:
+        (unseal_final if trainer.args.push_to_hub else begin_final)(folder)
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(folder))
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        save_processor(trainer.processing_class, folder)
+    if saves:
+        seal_final(folder)
 
 
 PARTS = {

@@ -28,6 +28,7 @@ from vlm_lora.training.checkpoints.carried_over import CarriedOver
 from vlm_lora.training.checkpoints.full_weights import load_full_weights
 from vlm_lora.training.checkpoints.rotation import NothingInTheWay, saving
 from vlm_lora.training.checkpoints.saving import check_saved, gathered_state, is_sharded_by_tensor
+from vlm_lora.training.checkpoints.sealing import unseal_final
 from vlm_lora.training.checkpoints.valid_state import ValidState
 from vlm_lora.training.engine import generating, let_go_of_weights, zero_stage
 from vlm_lora.training.feeding.pace import Pace
@@ -161,8 +162,17 @@ class VlmTrainerMixin:
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Save a checkpoint under a name that is on the folder's list; which older ones go is decided there, too."""
         self.finite.before_save()
+        self._unpushed: str | None = None
         with saving(self, self.total_limit):
             super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
+        if self._unpushed is not None:
+            # What it copies into the output folder is no end of a run, so a manifest there would not fit it.
+            unseal_final(Path(self.args.output_dir))
+            super()._push_from_checkpoint(self._unpushed)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Have a checkpoint pushed once its manifest is in place."""
+        self._unpushed = checkpoint_folder
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Build the optimizer, with each part's own rate; what the user set for it can be wrong."""

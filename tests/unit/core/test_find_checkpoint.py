@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from vlm_lora.errors import ConfigError
+from vlm_lora.training.checkpoints.choosing import find_checkpoint
 from vlm_lora.training.checkpoints.run_record import RunRecord, write_record
-from vlm_lora.training.outputs import claim_output_dir, find_checkpoint
+from vlm_lora.training.outputs import claim_output_dir
 from vlm_lora.training.planning import shared_values
 
 
@@ -46,19 +47,19 @@ def test_one_that_was_cut_short_is_passed_over(
     with caplog.at_level(logging.WARNING):
         assert find_checkpoint(tmp_path, True) == whole
     assert caplog.messages == [f"{cut}: saving was interrupted; going on from {whole} instead."]
-    with pytest.raises(ConfigError, match=r"checkpoint-4: trainer_state\.json, which is written last"):
+    with pytest.raises(ConfigError, match=r"checkpoint-4: MANIFEST\.json, which is written last"):
         find_checkpoint(tmp_path, cut)
 
 
-def test_nothing_to_go_on_from(tmp_path: Path) -> None:
+def test_nothing_to_go_on_from(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(ConfigError, match="holds no checkpoint-N folder"):
-            find_checkpoint(folder, True)
+        for asked in (True, "true", "auto"):
+            assert find_checkpoint(folder, asked) is None, "the first start of a command that is always the same"
     with pytest.raises(ConfigError, match="no such folder"):
         find_checkpoint(tmp_path, str(tmp_path / "checkpoint-7"))
-    checkpoint(tmp_path, 4, None)
-    with pytest.raises(ConfigError, match=r"interrupted in .*checkpoint-4, .* Leave the flag out to start afresh"):
-        find_checkpoint(tmp_path, True)
+    cut = checkpoint(tmp_path, 4, None)
+    assert find_checkpoint(tmp_path, True) is None
+    assert caplog.messages == [f"{cut}: saving was interrupted; starting from the beginning instead."]
     claim_output_dir(tmp_path, overwrite=False, checkpoint=None)
     checkpoint(tmp_path, 5)
     with pytest.raises(ConfigError, match=r"already holds a run \(checkpoint-5\)"):

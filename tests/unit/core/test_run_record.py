@@ -11,24 +11,31 @@ from types import SimpleNamespace
 import pytest
 from transformers import TrainerControl, TrainerState
 
+from support.sealed import ONE
 from vlm_lora.config.whole_files import read_json
 from vlm_lora.errors import ConfigError
 from vlm_lora.report.checkpoints import describe_checkpoints
+from vlm_lora.training.checkpoints.choosing import find_checkpoint, is_whole
 from vlm_lora.training.checkpoints.rotation import NothingInTheWay, rotate, saving, surplus
 from vlm_lora.training.checkpoints.run_record import RunRecord, note_checkpoint, note_end, read_record, write_record
-from vlm_lora.training.outputs import claim_output_dir, find_checkpoint, prepare_for_results, write_results
+from vlm_lora.training.checkpoints.sealing import begin_checkpoint, seal_checkpoint
+from vlm_lora.training.outputs import claim_output_dir, prepare_for_results, write_results
 
 WEIGHTS = "adapter_model.safetensors"
 
 
 def checkpoint(folder: Path, step: int, *, whole: bool = True, listed: bool = True) -> Path:
+    """Make one as a run does; of an earlier version where it is on no list."""
     path = folder / f"checkpoint-{step}"
     if listed:
         note_checkpoint(folder, path.name)
-    path.mkdir()
+        begin_checkpoint(path, ONE)
+    path.mkdir(exist_ok=True)
     (path / WEIGHTS).write_bytes(b"weights")
     if whole:
         (path / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+        if listed:
+            seal_checkpoint(path, ONE)
     return path
 
 
@@ -75,6 +82,16 @@ def test_the_list_is_in_the_order_of_saving(tmp_path: Path) -> None:
     assert names(tmp_path) == {"checkpoint-3"}
 
 
+def test_damaged_ones_do_not_count(tmp_path: Path) -> None:
+    """Files of another size, which is seen without reading them, and a manifest that is gone."""
+    for step in (1, 2, 3, 4, 5):
+        checkpoint(tmp_path, step)
+    (tmp_path / "checkpoint-3" / WEIGHTS).write_bytes(b"weight")
+    (tmp_path / "checkpoint-4" / "MANIFEST.json").unlink()
+    rotate(tmp_path, 3, best=None)
+    assert names(tmp_path) == {"checkpoint-1", "checkpoint-2", "checkpoint-5"}
+
+
 def test_half_written_ones_do_not_count_and_go(tmp_path: Path) -> None:
     for step, whole in ((1, True), (2, True), (3, False), (4, True)):
         checkpoint(tmp_path, step, whole=whole)
@@ -118,7 +135,7 @@ def test_what_cannot_be_removed_is_said_and_training_goes_on(
 
 def trainer_at(folder: Path, step: int) -> SimpleNamespace:
     return SimpleNamespace(
-        args=SimpleNamespace(output_dir=str(folder), should_save=True),
+        args=SimpleNamespace(**{**vars(ONE), "output_dir": str(folder)}),
         state=SimpleNamespace(global_step=step, best_model_checkpoint=None),
         accelerator=SimpleNamespace(wait_for_everyone=lambda: None),
     )
@@ -131,14 +148,14 @@ def test_the_name_is_on_the_list_before_the_folder_is_written(tmp_path: Path) ->
     def save_and_die() -> None:
         with saving(trainer_at(folder, 3), 1):
             assert json.loads((folder / "run_files.json").read_text())["checkpoints"] == ["checkpoint-3"]
-            (folder / "checkpoint-3").mkdir()
             (folder / "checkpoint-3" / "rng_state_7.pth").touch()
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         save_and_die()
     with saving(trainer_at(folder, 3), 1):
-        assert not (folder / "checkpoint-3").exists()
+        assert [path.name for path in (folder / "checkpoint-3").iterdir()] == ["MANIFEST.json"]
+        assert not is_whole(folder / "checkpoint-3"), "its manifest says that it is unfinished"
 
 
 def test_a_checkpoint_that_appears_meanwhile_is_not_written_over(tmp_path: Path) -> None:
@@ -210,7 +227,9 @@ def test_overwriting_removes_what_is_on_record_alone(tmp_path: Path) -> None:
         (tmp_path / name).write_text("{}")
     (tmp_path / ".all_results.json.abcdefgh.partial").touch()
     note_end(tmp_path)
-    assert read_record(tmp_path) == RunRecord(checkpoints=("checkpoint-1",), files=tuple(sorted(written)))
+    assert read_record(tmp_path) == RunRecord(
+        checkpoints=("checkpoint-1",), files=tuple(sorted(written)), sealed=("checkpoint-1",)
+    )
     checkpoint(tmp_path, 50, listed=False)
     for name in theirs:
         (tmp_path / name).write_text("theirs")

@@ -11,6 +11,7 @@ from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.values import is_true
 from vlm_lora.model.loading import with_image_backend
 from vlm_lora.training.checkpoints.changed_settings import Change, check_allowed, compare
+from vlm_lora.training.checkpoints.choosing import find_checkpoint, settle_checkpoint
 from vlm_lora.training.checkpoints.contents import refuse_to_resume
 from vlm_lora.training.checkpoints.pickles import refuse_programs
 from vlm_lora.training.checkpoints.run_settings import recorded_setting
@@ -18,7 +19,7 @@ from vlm_lora.training.engine import engine_of
 from vlm_lora.training.identity.base_model import describe_base
 from vlm_lora.training.identity.record import RunIdentity
 from vlm_lora.training.identity.versions import versions
-from vlm_lora.training.outputs import find_checkpoint, note_what_is_saved
+from vlm_lora.training.outputs import note_what_is_saved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +43,15 @@ def look_for_checkpoint(run: RunConfig, arguments: Any, settings: Callable[[], M
 
     Args:
         run: resolved.
-        arguments: the training arguments.
+        arguments: the training arguments, after `settle_checkpoint`.
         settings: returns the run's effective settings; called only where a checkpoint is there to compare with.
 
     Raises:
-        ConfigError: there is none, it holds a program, another engine saved it, or settings, versions or the base
-            model differ that may not.
+        ConfigError: it holds a program, another engine saved it, or settings, versions or the base model differ that
+            may not.
     """
     allowed = check_allowed(run.allow_changed, type(arguments)) if arguments.do_train else frozenset()
-    checkpoint = find_checkpoint(Path(arguments.output_dir), arguments.resume_from_checkpoint)
+    checkpoint = arguments.resume_from_checkpoint
     if checkpoint is not None:
         refuse_programs(Path(checkpoint))
     changes: list[Change] = []
@@ -71,6 +72,8 @@ def look_for_checkpoint(run: RunConfig, arguments: Any, settings: Callable[[], M
 def with_kept_backend(run: RunConfig, arguments: Any) -> RunConfig:
     """Return a run with `--image_backend auto` settled: as in the checkpoint that it goes on from, where it does.
 
+    That checkpoint is chosen here, and from here on `arguments.resume_from_checkpoint` is its folder or None.
+
     Args:
         run: resolved.
         arguments: the training arguments.
@@ -79,12 +82,9 @@ def with_kept_backend(run: RunConfig, arguments: Any) -> RunConfig:
         ConfigError: there is no such checkpoint, its record cannot be read, or torchvision is not installed.
         ModelError: the model's configuration cannot be loaded.
     """
-    if not arguments.do_train:
-        return with_image_backend(run, checkpoint=None)
-    # What is passed over is said by `look_for_checkpoint`.
-    checkpoint = find_checkpoint(Path(arguments.output_dir), arguments.resume_from_checkpoint, quiet=True)
+    checkpoint = settle_checkpoint(arguments)
     recorded = None if checkpoint is None else recorded_setting(Path(checkpoint), "image_backend")
-    return with_image_backend(run, checkpoint=recorded)
+    return with_image_backend(run, checkpoint=recorded if arguments.do_train else None)
 
 
 def prepared_for(run: RunConfig) -> tuple[RunConfig, Resumption]:
@@ -99,7 +99,7 @@ def prepared_for(run: RunConfig) -> tuple[RunConfig, Resumption]:
     """
     folder, resume = run.raw.get("output_dir"), run.raw.get("resume_from_checkpoint")
     trains = is_true(run.raw.get("do_train")) and folder is not None
-    found = find_checkpoint(Path(str(folder)), resume, quiet=True) if trains else None
+    found = find_checkpoint(Path(str(folder)), resume, quiet=True, sets_aside=False) if trains else None
     if found is None:
         return run, Resumption(checkpoint=None)
     backend, features = (recorded_setting(Path(found), name) for name in ("image_backend", "cache_vision_features"))

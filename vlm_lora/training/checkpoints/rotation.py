@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from vlm_lora.errors import ConfigError
+from vlm_lora.training.checkpoints.choosing import is_whole
 from vlm_lora.training.checkpoints.run_record import (
     RECORD,
     note_checkpoint,
@@ -19,7 +20,7 @@ from vlm_lora.training.checkpoints.run_record import (
     remove_checkpoint,
     write_record,
 )
-from vlm_lora.training.outputs import is_whole
+from vlm_lora.training.checkpoints.sealing import begin_checkpoint, seal_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ _SENTINEL = "checkpoint-is-incomplete.txt"
 
 @contextmanager
 def saving(trainer: Any, limit: int | None) -> Iterator[None]:
-    """Save a checkpoint inside: its name is on the list before, and older ones may go once it is whole on all ranks.
+    """Save a checkpoint inside: its name is on the list before, and older ones may go once it has its manifest.
 
     Args:
         trainer: every rank calls this; those that save write the list.
@@ -39,13 +40,15 @@ def saving(trainer: Any, limit: int | None) -> Iterator[None]:
         ConfigError: the place is taken by a folder that is on no list.
     """
     folder, saves = Path(trainer.args.output_dir), trainer.args.should_save
+    path = folder / f"checkpoint-{trainer.state.global_step}"
     if saves:
-        _make_room(folder, f"checkpoint-{trainer.state.global_step}")
+        _make_room(folder, path.name)
+        begin_checkpoint(path, trainer.args)
     # What lay there must be gone before another rank writes its part.
     trainer.accelerator.wait_for_everyone()
     yield
-    # A rank that still writes its part may be killed: until it is done the older checkpoints are needed.
-    trainer.accelerator.wait_for_everyone()
+    # A rank that still writes its part may be killed: until all are done the older checkpoints are needed.
+    seal_checkpoint(path, trainer.args)
     if saves:
         best = trainer.state.best_model_checkpoint
         rotate(folder, limit, best=None if best is None else Path(best).name)
@@ -55,7 +58,7 @@ def rotate(folder: Path, limit: int | None, *, best: str | None) -> None:
     """Remove the run's oldest checkpoints beyond `limit`, never the newest, nor the best.
 
     As in transformers, with limit 1 and a best that is not the newest, two remain. Checkpoints whose saving was cut
-    short do not count, and are removed.
+    short, or whose files are not of the size that they had, do not count, and are removed.
 
     Args:
         folder: the output folder.

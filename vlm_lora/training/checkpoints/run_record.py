@@ -12,13 +12,14 @@ import logging
 import re
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 
 from vlm_lora.config.declaration import declarations
 from vlm_lora.config.whole_files import read_json, write_json
+from vlm_lora.model.manifest import NAME, manifests_in
 from vlm_lora.training.checkpoints.contents import STATE_FILE
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ WEIGHT_FILES = (
 TRAINING_FILES = (
     *EVALUATION_FILES,
     *WEIGHT_FILES,
+    NAME,
     STATE_FILE,
     "train_results.json",
     "run.json",
@@ -98,6 +100,8 @@ class RunRecord:
     """Oldest first, by when they were last saved; None where no training run has kept a list."""
     files: tuple[str, ...] = ()
     """Names, and patterns of shards' names while a run is under way."""
+    sealed: tuple[str, ...] = ()
+    """The checkpoints that were saved with a manifest: one that has none is not whole."""
 
     def lists(self, name: str) -> bool:
         """Say whether a checkpoint is on the list."""
@@ -107,7 +111,7 @@ class RunRecord:
 def read_record(folder: Path) -> RunRecord:
     """Return a folder's record, without the checkpoints that are gone; an empty one where there is none."""
     content = read_json(folder / RECORD)
-    listed, files = content.get("checkpoints"), content.get("files")
+    listed, files, sealed = content.get("checkpoints"), content.get("files"), content.get("sealed")
     return RunRecord(
         checkpoints=tuple(
             name
@@ -124,12 +128,15 @@ def read_record(folder: Path) -> RunRecord:
         )
         if isinstance(files, list)
         else (),
+        sealed=tuple(name for name in sealed if isinstance(name, str)) if isinstance(sealed, list) else (),
     )
 
 
 def write_record(folder: Path, record: RunRecord) -> None:
     """Write a folder's record, whole or not at all."""
-    lists = {} if record.checkpoints is None else {"checkpoints": list(record.checkpoints)}
+    lists: dict[str, list[str]] = {} if record.checkpoints is None else {"checkpoints": list(record.checkpoints)}
+    sealed = [name for name in record.checkpoints or () if name in record.sealed]
+    lists |= {"sealed": sealed} if sealed else {}
     write_json(folder / RECORD, {**lists, "files": sorted(set(record.files))})
 
 
@@ -173,7 +180,7 @@ def note_start(folder: Path, names: Iterable[str], *, trains: bool, resumed: str
     # The run that is gone on from wrote what is there, also where that version kept no record.
     theirs = [] if adopts else [path.name for path in files_named(folder, names) if path.name not in record.files]
     files = {*record.files, *(name for name in names if name not in theirs)}
-    noted = RunRecord(checkpoints=checkpoints, files=tuple(sorted(files)))
+    noted = replace(record, checkpoints=checkpoints, files=tuple(sorted(files)))
     if noted != record:
         write_record(folder, noted)
 
@@ -185,7 +192,7 @@ def note_end(folder: Path) -> None:
         for part in folder.glob(f".{name}.*.partial"):
             part.unlink(missing_ok=True)
     written = [path.name for path in files_named(folder, record.files)]
-    write_record(folder, RunRecord(checkpoints=record.checkpoints, files=tuple(written)))
+    write_record(folder, replace(record, files=tuple(written)))
 
 
 def note_file(folder: Path, name: str) -> None:
@@ -199,7 +206,7 @@ def note_checkpoint(folder: Path, name: str) -> None:
     """Put a checkpoint at the end of the list, as the newest, before its folder is written."""
     record = read_record(folder)
     others = tuple(other for other in record.checkpoints or () if other != name)
-    write_record(folder, RunRecord(checkpoints=(*others, name), files=record.files))
+    write_record(folder, replace(record, checkpoints=(*others, name), sealed=(*record.sealed, name)))
 
 
 def remove_checkpoint(path: Path) -> None:
@@ -212,8 +219,8 @@ def remove_checkpoint(path: Path) -> None:
         path.unlink(missing_ok=True)
         return
     # First what makes it count as whole: one that is half removed must not be gone on from.
-    with contextlib.suppress(FileNotFoundError):
-        (path / STATE_FILE).unlink()
+    for file in (*manifests_in(path), path / STATE_FILE):
+        file.unlink(missing_ok=True)
     while path.is_dir():
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(path)

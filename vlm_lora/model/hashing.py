@@ -1,0 +1,123 @@
+"""SHA-256 of files: several at once, and of large ones that did not change only once.
+
+A large file is known by its size, the time of its last change and its inode: a run that starts again need not read
+gigabytes to know that nothing was written to them. A disk that changes bits by itself is not seen that way; whoever
+suspects one removes `hashes` from the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from vlm_lora.config.whole_files import write_json
+from vlm_lora.data.cache_folder import cache_folder, cache_place
+from vlm_lora.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+LARGE = 64 * 1024 * 1024
+"""Bytes from which on a hash is kept on disk."""
+KEPT = 500
+"""Hashes that are kept at most; those that were made first go."""
+
+_CHUNK = 4 * 1024 * 1024
+_AT_ONCE = 8
+
+_known: dict[str, tuple[list[int], str]] = {}
+"""By path: the stamp of a file and its hash, of this process."""
+
+
+def sha256_of(path: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal digits.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sizes_and_hashes(paths: Sequence[Path], *, to_disk: bool = False) -> list[tuple[int, str]]:
+    """Return each file's size in bytes and its SHA-256; several files are read at once.
+
+    Args:
+        paths: the files.
+        to_disk: also make sure that each is on the disk, not in memory alone; that goes on while it is read.
+
+    Raises:
+        OSError: one cannot be read, or the disk does not take it.
+    """
+    if not paths:
+        return []
+    with ThreadPoolExecutor(max_workers=min(_AT_ONCE, (1 + to_disk) * len(paths))) as threads:
+        written = [threads.submit(put_on_disk, path) for path in paths] if to_disk else []
+        hashes = list(threads.map(sha256_of, paths))
+        for each in written:
+            each.result()
+    return [(path.stat().st_size, digest) for path, digest in zip(paths, hashes, strict=True)]
+
+
+def put_on_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def known_hash(path: Path) -> str:
+    """Return a file's SHA-256, read anew only where its size, time or inode is another than when it was last read.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    place = str(path.resolve())
+    stat = path.stat()
+    stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    if place in _known and _known[place][0] == stamp:
+        return _known[place][1]
+    large = stat.st_size >= LARGE
+    kept = _kept_hashes() if large else {}
+    if kept.get(place, [None])[0] == stamp:
+        digest = str(kept[place][1])
+    else:
+        digest = sha256_of(path)
+        if large:
+            _keep(place, stamp, digest)
+    _known[place] = (stamp, digest)
+    return digest
+
+
+def _kept_hashes() -> dict[str, list]:
+    try:
+        content = json.loads((cache_place("hashes") / "files.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(content, dict):
+        return {}
+    return {name: entry for name, entry in content.items() if isinstance(entry, list) and len(entry) == 2}
+
+
+def _keep(place: str, stamp: list[int], digest: str) -> None:
+    """Keep a hash on disk. Of two processes that do so at once one may be forgotten: then that file is read again."""
+    others = {name: entry for name, entry in _kept_hashes().items() if name != place}
+    while len(others) >= KEPT:
+        others.pop(next(iter(others)))
+    try:
+        write_json(cache_folder("hashes") / "files.json", {**others, place: [stamp, digest]})
+    except (OSError, DataError) as error:
+        logger.debug("The hash of %s is not kept: %s.", place, error)
