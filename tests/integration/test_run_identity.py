@@ -52,6 +52,7 @@ def stopped(whole: Path, tmp_path: Path) -> Path:
     for record in (out / "checkpoint-2" / "run.json", out / "run.json"):
         text = record.read_text(encoding="utf-8")
         record.write_text(text.replace(str(whole), str(tmp_path / "copy")), encoding="utf-8")
+    seal_again(out / "checkpoint-2")
     return tmp_path / "copy"
 
 
