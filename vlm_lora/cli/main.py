@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora.backend import installed, named, select
-from vlm_lora.cli.setup import configure, described, rank, set_up_logging, verb_parser, wants_debug
+from vlm_lora.cli.setup import configure, described, rank, set_up_logging, verb_parser, wants_debug, wants_reasons
 from vlm_lora.config.early import DATA, MODEL, OUTPUT
 from vlm_lora.config.sources import parse
 from vlm_lora.config.surrogate_text import let_stdout_escape
@@ -387,13 +387,14 @@ def _start(program: str, backend: str, words: Sequence[str]) -> int:
         raise ConfigError(
             f"{program}: {command[0]} is no script here and no verb ({verbs}).{nearest(command[0], VERBS)}"
         )
-    set_up_logging("info")
+    set_up_logging("debug" if wants_reasons(command[1:]) else "info")
     # A named backend need not be usable here: a login node starts what runs on other machines.
     chosen = select(request.backend)[0] if request.backend == "auto" else named(request.backend)
     launch = chosen.launcher.launch(request, bound(command))
     if request.nnodes > 1:
         logger.info("Machine %d of %d, meeting at %s.", request.node_rank, request.nnodes, request.master_addr)
-    logger.info("Starting on %s (%s): %s", chosen.name, chosen.probe().device or "none here", shlex.join(launch.argv))
+    logger.info("Starting on %s (%s).", chosen.name, chosen.probe().device or "none here")
+    logger.debug("%s", shlex.join(launch.argv))
     return run_launch(launch)
 
 

@@ -146,3 +146,11 @@ def wants_debug(words: Sequence[str]) -> bool:
         return parse(words, environ=os.environ).debug
     except UserError:
         return "--debug" in words
+
+
+def wants_reasons(words: Sequence[str]) -> bool:
+    """Say whether flags or configuration file ask for all that is said at `--log_level info` or `debug`."""
+    try:
+        return str(parse(words, environ=os.environ).raw.get("log_level", "")).lower() in ("info", "debug")
+    except UserError:  # whoever reads them for their own sake will say it
+        return False
