@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from torch import distributed
-from tqdm import tqdm
 
 from vlm_lora.batching.ordering.rows import OrderedRows, Rows
 from vlm_lora.data.conversation import Conversation, Text
@@ -27,6 +26,7 @@ from vlm_lora.evaluation.origins import origin_of, task_of
 from vlm_lora.metrics.scored import Answered, Scores
 from vlm_lora.metrics.scorer import Scorer
 from vlm_lora.model.untouched import at_rest, same_randomness
+from vlm_lora.progress import Progress
 
 Value = TypeVar("Value")
 
@@ -136,11 +136,18 @@ class ValidationAnswers:
         assert rounds is not None  # the first process has dealt
         found: dict[int, Answer] = {}
         shown = self.shows_progress and self.processes.number == 0
-        for turn in tqdm(rounds[self.processes.number], desc="Answering", leave=False, disable=not shown):
-            answers = self._answer_round(turn)
-            if not turn.filler:
-                found |= answers
+        own = rounds[self.processes.number]
+        with Progress("Answering", sum(len(turn.rows) for turn in own), self._unit, shown=shown) as progress:
+            for turn in own:
+                answers = self._answer_round(turn)
+                if not turn.filler:
+                    found |= answers
+                progress.advance(len(turn.rows))
         return found
+
+    @property
+    def _unit(self) -> str:
+        return "rows" if self.processes.count == 1 else "rows of this process"
 
     def _deal(self, rows: Sequence[int]) -> list[list[Round]]:
         in_order = isinstance(self.rows, OrderedRows) and self.rows.in_order

@@ -151,6 +151,7 @@ def test_plain_lines_have_numbers_and_steps() -> None:
     )
     assert plain_words(1, 3000, FIGURES, Rates()) == "step 1 of 3000: loss 1.581, learning rate 0.0028"
     figures = {"eval_loss": 0.5, "eval_perplexity": 1.64872, "eval_runtime": 3.2, "eval_exact_match": 0.75, "epoch": 1}
+    figures |= {"eval_model_preparation_time": 0.1, "eval_answers": 40, "eval_start_loss": 2}
     assert plain_evaluation("step 10", figures) == "evaluated at step 10: loss 0.5, perplexity 1.649, exact match 0.75"
 
 

@@ -7,7 +7,10 @@ from typing import Any
 
 from vlm_lora.report.terminal.words import spell_figure, spell_name
 
-LEFT_OUT = ("runtime", "samples_per_second", "steps_per_second", "supervised_tokens", "samples", "answers", "memory")
+LEFT_OUT = (
+    *("runtime", "samples_per_second", "steps_per_second", "supervised_tokens", "samples", "answers", "memory"),
+    "model_preparation_time",
+)
 """Figures that say how an evaluation went, not what it found; also beginnings of their names."""
 
 FIRST = ("loss", "perplexity")

@@ -19,7 +19,8 @@ def data_lines(checked: CheckedData | None, columns: int) -> list[str]:
     if checked is None:
         return labelled("Data", "rows are not checked (--skip_check)", columns)
     splits: Mapping[str, Mapping[str, Any]] = checked.report["splits"]
-    rows = ", ".join(f"{split['rows']:,} {_PURPOSES.get(name, name)}" for name, split in splits.items())
+    purposes = _PURPOSES if "train" in splits else {"validation": _ALONE}
+    rows = ", ".join(f"{split['rows']:,} {purposes.get(name, name)}" for name, split in splits.items())
     lines = labelled("Data", f"{rows}; {checked.bad:,} bad; report: {spell_path(checked.path)}", columns)
     learned = splits.get("train") or next(iter(splits.values()), None)
     if learned is None:
@@ -31,6 +32,7 @@ def data_lines(checked: CheckedData | None, columns: int) -> list[str]:
 
 
 _PURPOSES = {"train": "rows to train on", "validation": "to validate"}
+_ALONE = "rows to evaluate"
 
 
 def beginning_lines(beginning: Beginning, tuned: str, columns: int) -> list[str]:

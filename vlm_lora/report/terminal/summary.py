@@ -29,6 +29,8 @@ class Seen:
     """Checkpoints by their step."""
     seconds: float = 0
     """Of the whole run."""
+    stopped: str = ""
+    """Why the training ended before its last step, in a sentence; empty where it did not."""
 
 
 def closing_lines(
@@ -46,6 +48,7 @@ def closing_lines(
     folder = Path(arguments.output_dir)
     said = [*(_trained(run, folder, results, seen) if arguments.do_train else _measured(run, folder, results, seen))]
     if arguments.do_train:
+        said += [seen.stopped] if seen.stopped else []
         said += _best(arguments, folder, seen)
     said += [*_scored(results), *_on_a_page(run, folder)]
     lines = [line for text in said for line in (textwrap.wrap(text, columns, **_WRAP) if columns else [text])]

@@ -88,7 +88,7 @@ class TerminalView(RunObserver):
     def measuring(self, done: int, total: int | None) -> None:
         """Show how far an evaluation is."""
         self._pace.pause()
-        self._doing = f"evaluating {done:,}" + ("" if total is None else f" of {total:,}")
+        self._doing = f"evaluating batch {done:,}" + ("" if total is None else f" of {total:,}")
         if not self._trains and done == 1 and self._line is not None and not self._quiet:
             self._line.put(self._measuring)
         self._refresh()
@@ -118,6 +118,7 @@ class TerminalView(RunObserver):
         """Take whatever is live away."""
         self._trains = False
         self._seen.seconds = self._pace.seconds()
+        self._seen.stopped = said if reason is EndReason.STOPPED_EARLY else ""
         self._drop(self._words)
         self._drop(self._measuring)
 
