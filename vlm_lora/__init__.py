@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_lora.config.version import __version__ as __version__
@@ -67,12 +68,14 @@ def train(run: RunConfig) -> dict[str, Any]:
         return pipeline.train(_with_defaults(run, do_train=True, do_eval=True))
 
 
-def evaluate(run: RunConfig) -> dict[str, Any]:
+def evaluate(run: RunConfig, *, predictions_from: str | Path | None = None) -> dict[str, Any]:
     """Measure perplexity on held-out rows, and scores of answers with `predict_with_generate=True`.
 
     Args:
         run: needs `model_name_or_path` (a model or an adapter's folder) and `dataset_name`. Without `output_dir` the
             results go to `eval_results/MODEL-DATA`.
+        predictions_from: a file of answers that another program made; then no model is loaded or needed, and these
+            answers are scored.
 
     Returns:
         The figures of `eval_results.json`.
@@ -83,6 +86,11 @@ def evaluate(run: RunConfig) -> dict[str, Any]:
     from vlm_lora.backend import called
     from vlm_lora.config.early import check_early
 
+    if predictions_from is not None:
+        from vlm_lora.evaluation.elsewhere import score_elsewhere
+
+        check_early(run, "eval", trains=False)
+        return score_elsewhere(run, Path(predictions_from).expanduser())
     check_early(run, "eval", trains=False, needed=("model_name_or_path", "dataset_name"))
     with called(run):
         from vlm_lora import pipeline

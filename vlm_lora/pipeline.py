@@ -112,12 +112,12 @@ def _train(run: RunConfig, observers: Observers) -> dict[str, Any]:
     splits = load_splits(
         run.data, need_train=arguments.do_train, need_validation=arguments.do_eval or arguments.eval_on_start
     )
-    if not arguments.do_train:
-        warn_of_trained_rows(run, splits.validation)
     if splits.stream is not None and wants_static_shapes(session.run, session.backend):
         refuse_shapes_of_stream()
     scorer = scorer_for(run, arguments, splits.validation)
     prepared, preprocessing, groups, feeding = _read_and_order(session, splits, resumption, observers)
+    if not arguments.do_train:
+        warn_of_trained_rows(run, prepared.splits, prepared.tables)
     identity = identify_run(session, prepared, feeding, resumption)
     oom_advice = partial(advise, _subject(run, session.values, preprocessing, prepared), arguments, session.backend)
     with explain_exhaustion(session.backend, "loading the model", oom_advice):

@@ -47,7 +47,9 @@ def test_an_image_that_lies_in_the_row_is_named_by_it(model_folder: Callable[[st
     assert lines[0]["source"] == f"{file} row 0"
 
 
-def test_the_rows_are_those_that_the_run_held_out(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
+def test_the_rows_are_those_that_the_run_held_out(
+    model_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = write_uneven_rows(tmp_path / "data", rows=6)
     settings = {"validation_fraction": 0.5, "split_seed": 7, "do_train": True, "max_steps": 1}
     trained, after = evaluated(model_folder("qwen2_vl"), data, tmp_path / "out", **settings)
@@ -56,3 +58,14 @@ def test_the_rows_are_those_that_the_run_held_out(model_folder: Callable[[str], 
     assert results["eval_perplexity"] == pytest.approx(after["eval_perplexity"], rel=1e-6)
     _, other = evaluated(tmp_path / "out", data, tmp_path / "typed", split_seed=42)
     assert other["eval_samples"] != after["eval_samples"], "the control: what is typed wins"
+    held_out = {int(line["source"].split(" row ")[1][0]) for line in trained}
+    rows = (data / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    copies = data / "copies.jsonl"
+    copies.write_text("\n".join([*reversed(rows)]) + "\n", encoding="utf-8")
+    capsys.readouterr()
+    words = {"do_eval": True, "validation_name": copies, "log_level": "warning"}
+    run(tmp_path / "out", copies, tmp_path / "copied", **words)
+    assert f"was trained on {6 - len(held_out)} of the 6 rows that are evaluated" in capsys.readouterr().err
+    copies.write_text("".join(f"{rows[number]}\n" for number in held_out), encoding="utf-8")
+    run(tmp_path / "out", copies, tmp_path / "unseen", **words)
+    assert "was trained on" not in capsys.readouterr().err, "the control: rows that it was not trained on"

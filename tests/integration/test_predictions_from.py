@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from support.datasets import write_image, write_jsonl
+from vlm_lora import configure, evaluate
 from vlm_lora.cli.main import main
 from vlm_lora.evaluation.answer_files import read_answers
 
@@ -76,6 +77,12 @@ def test_rows_and_answers_that_miss_each_other_are_named(data: Path, capsys: pyt
     assert "Answers without a row, left out: made.json entry 0." in said
     assert f"Rows without an answer, which the scores do not count: 2 of 4: {data} row 1" in said
     assert [line["source"].rpartition(" row ")[2][0] for line in lines] == ["0", "2"]
+
+
+def test_from_a_program(data: Path) -> None:
+    (data.parent / "made.json").write_text(json.dumps(WORDS), encoding="utf-8")
+    figures = evaluate(configure(validation_name=data), predictions_from="made.json")
+    assert figures["eval_exact_match"] == 0.75
 
 
 def test_no_model_is_loaded(data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

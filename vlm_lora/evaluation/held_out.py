@@ -1,6 +1,6 @@
 """Which rows a trained model is measured on: what its training held out, and whether it was trained on any of them.
 
-A training's record (`run_config.yaml` next to its weights, `run_settings.json` in a checkpoint) says which data it read
+A training's record (`run_config.yaml` next to its weights, `run.json` also in a checkpoint) says which data it read
 and how it divided them. An evaluation on the same data reads and divides them in the same way, but for what its own
 command says.
 """
@@ -9,19 +9,24 @@ from __future__ import annotations
 
 import logging
 from array import array
+from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from vlm_lora.batching.row_table import RowTable
 from vlm_lora.config.early import DATA_SUFFIXES
 from vlm_lora.config.fields import own_fields
 from vlm_lora.config.run_config import DataConfig, RunConfig
 from vlm_lora.config.values import spell
 from vlm_lora.config.whole_files import read_json
-from vlm_lora.data.dataset import ConversationDataset, Conversations, each_data_set
+from vlm_lora.data.dataset import ConversationDataset, Conversations, Splits, each_data_set
 from vlm_lora.data.mixture import split_names
 from vlm_lora.data.sources.named import open_source
+from vlm_lora.data.split_parts import split_parts
 from vlm_lora.data.splits import Part, hold_out, limit, pick_split, pick_train, whole
 from vlm_lora.data.wording import joined
 from vlm_lora.errors import ConfigError, DataError
@@ -43,8 +48,8 @@ OF_EACH_COMMAND = frozenset(
 """Data settings that are not taken over: what this command alone decides, and what an evaluation does not read."""
 
 _PLACES = ("validation_name", "image_root", "task_file")
-REPORT = "data_report.json"
-"""What a training's check of its data wrote next to its weights, or a folder above a checkpoint's."""
+RECORD, REPORT = "run.json", "data_report.json"
+"""What a training wrote next to its weights about itself, and about its data (a folder above a checkpoint's)."""
 
 SHOWN = 3
 """Rows that a warning names."""
@@ -76,30 +81,39 @@ def with_trained_split(run: RunConfig) -> RunConfig:
         "%s was trained on this data. Which rows are evaluated: %s.%s",
         run.model.model_name_or_path,
         split,
-        f" Also as its training had it: {', '.join(f'--{name} {spell(value)}' for name, value in others.items())}."
+        f" Also as its training had it: {', '.join(f'--{name} {spell(value)}' for name, value in others.items())}"
         if others
         else "",
     )
     return replace(run, data=replace(run.data, **taken))
 
 
-def warn_of_trained_rows(run: RunConfig, validation: Conversations | None) -> None:
-    """Say how many of the rows to evaluate the model was trained on, as far as files and row numbers tell."""
+def warn_of_trained_rows(run: RunConfig, splits: Splits, tables: Mapping[str, RowTable]) -> None:
+    """Say how many of the rows to evaluate the model was trained on: by file and row, and by what rows say.
+
+    Args:
+        run: the evaluation.
+        splits: its rows.
+        tables: what is known of them, by the names of `split_parts`; empty where they were not read.
+    """
     settings = trained_settings(run.model)
-    if settings is None or validation is None:
+    if settings is None or splits.validation is None:
         return
-    if _is_its_own_split(run, settings):
-        _warn_of_changed_data(run, settings, validation)
-        return
-    try:
-        trained = _trained_parts(run, settings)
-    except DataError as error:
-        logger.info("Whether rows were trained on cannot be told: %s", error)
-        return
-    found = [(member, index) for member in each_data_set(validation) for index in _trained_rows(member, trained)]
+    parts = {name: part for name, part in split_parts(splits).items() if name.split(" ")[0] == "validation"}
+    marks = _trained_marks(run) if tables else None
+    found = {
+        (name, index)
+        for name, part in parts.items()
+        if marks is not None and name in tables and len(tables[name]) == len(part)
+        for index in np.flatnonzero(np.isin(tables[name].rows["content"][:, 0].astype("<u4"), marks)).tolist()
+    }
+    if not _is_its_own_split(run, settings):
+        found |= _by_place(run, settings, parts)
+    elif marks is None:
+        _warn_of_changed_data(run, settings, splits.validation)
     if not found:
         return
-    named = ", ".join(str(member.source(index)) for member, index in found[:SHOWN])
+    named = ", ".join(str(parts[name].source(index)) for name, index in sorted(found)[:SHOWN])
     divided = [f"--{name}" for name in DIVIDING if name in run.given]
     held_out = f"leave {joined(divided)} out to evaluate what that training held out, or " if divided else ""
     logger.warning(
@@ -107,11 +121,38 @@ def warn_of_trained_rows(run: RunConfig, validation: Conversations | None) -> No
         "has not seen. To change that, %sname other data by --validation_name.",
         run.model.model_name_or_path,
         len(found),
-        len(validation),
+        len(splits.validation),
         named,
         " ..." if len(found) > SHOWN else "",
         held_out,
     )
+
+
+def _by_place(
+    run: RunConfig, settings: Mapping[str, Any], parts: Mapping[str, ConversationDataset]
+) -> set[tuple[str, int]]:
+    """Return the rows that a training used, by data set and number there: the same row of the same file."""
+    try:
+        trained = _trained_parts(run, settings)
+    except DataError as error:
+        logger.info("Whether rows were trained on cannot be told by their files: %s", error)
+        return set()
+    return {(name, index) for name, part in parts.items() for index in _trained_rows(part, trained)}
+
+
+def _trained_marks(run: RunConfig) -> Any:
+    """Return a 32-bit mark, `(R,)`, of what each row says that the training used; None where its record has none.
+
+    The record has one for each row of a small data set, and for stretches of rows of a larger one.
+    """
+    folder = Path(str(run.model.model_name_or_path)).expanduser()
+    data = read_json(folder / RECORD).get("data") or {}
+    trained = [each for name, each in data.items() if name.split(" ")[0] == "train"]
+    if not trained or not all(each.get("marks") and each.get("rows") for each in trained):
+        return None
+    marks = [np.frombuffer(b64decode(each["marks"]), "<u4") for each in trained]
+    whole_sets = all(len(found) == each["rows"] for found, each in zip(marks, trained, strict=True))
+    return np.concatenate(marks) if whole_sets else None
 
 
 def _is_its_own_split(run: RunConfig, settings: Mapping[str, Any]) -> bool:

@@ -13,8 +13,8 @@ from vlm_lora.errors import ConfigError
 from vlm_lora.training.checkpoints.contents import STATE_FILE, missing_parts, step_of
 from vlm_lora.training.checkpoints.run_record import RECORD, read_record
 
-SETTINGS = "run_settings.json"
-"""As `training.checkpoints.run_settings` names it, whose import takes torch along."""
+SETTINGS = ("run.json", "run_settings.json")
+"""Records of a run in its checkpoints, newest way first; the modules that write them import torch."""
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _NO_SCORE = re.compile(
@@ -93,7 +93,8 @@ def _best(
     names = {path.name for _, path in found}
     if isinstance(named, str):
         name = Path(named).name
-        settings = _read(found[-1][1] / SETTINGS).get("settings", {})
+        records = (_read(found[-1][1] / name) for name in SETTINGS)
+        settings: Mapping[str, Any] = next((record["settings"] for record in records if "settings" in record), {})
         metric = settings.get("metric_for_best_model") or "loss"
         metric = metric if metric.startswith("eval_") else f"eval_{metric}"
         value = _number(newest.get("best_metric"))

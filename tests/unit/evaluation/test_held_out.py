@@ -45,9 +45,10 @@ def evaluation(model: Path, data: Path | str, **settings: Any) -> RunConfig:
 
 
 def sources(run: RunConfig) -> list[str]:
-    rows = load_splits(run.data, need_train=False, need_validation=True).validation
+    splits = load_splits(run.data, need_train=False, need_validation=True)
+    rows = splits.validation
     assert rows is not None
-    warn_of_trained_rows(run, rows)
+    warn_of_trained_rows(run, splits, {})
     return [str(rows.source(index)) for index in range(len(rows))]
 
 

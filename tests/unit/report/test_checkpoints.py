@@ -57,7 +57,7 @@ def test_losses_scores_and_the_best_one(tmp_path: Path) -> None:
     assert [line[-4:-1] for line in lines] == [["3", "2.25", "0.5"], ["1", "2.5", "0.75"]]
     assert " ".join(best) == "* lowest eval_loss; no --metric_for_best_model was set"
     entries(second, *old, *new, best_model_checkpoint=f"elsewhere/{second.name}", best_metric=0.75)
-    (second / "run_settings.json").write_text(json.dumps({"settings": {"metric_for_best_model": "anls"}}), "utf-8")
+    (second / "run.json").write_text(json.dumps({"settings": {"metric_for_best_model": "anls"}}), "utf-8")
     listed = describe_checkpoints(tmp_path)
     assert "checkpoint-10 *" in listed
     assert listed.endswith("\n* best by eval_anls: 0.75")
