@@ -146,3 +146,16 @@ def test_boxes_count_pixels_of_the_stored_image(
     assert lines[0]["expected_boxes"] == [{"bbox": [10, 20, 40, 60], "label": "dog", "image_id": 0}]
     assert lines[0]["boxes"] == lines[0]["expected_boxes"]
     assert figures["eval_box_f1"] == 0.5
+
+
+def test_the_data_sets_of_a_mixture_are_told_apart(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"image": "a.png", "question": f"Shape {number}?", "answer": "round"} for number in range(4)]
+    write_jsonl(data.with_name("more.jsonl"), rows)
+    (data.parent / "made.json").write_text(json.dumps(["round", "red"]), encoding="utf-8")
+    words = ["--dataset_name", f"{data.rename(data.with_name('first.jsonl'))} + {data.with_name('more.jsonl')}"]
+    assert main(["eval", *words, "--validation_fraction", "0.25", "--predictions_from", "made.json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert len(figures["eval_by_source"]) == figures["eval_answers"] == 2
+    (file,) = (data.parent / "eval_results").rglob("predictions.jsonl")
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert {line["origin"] for line in lines} == set(figures["eval_by_source"])

@@ -24,14 +24,15 @@ from vlm_lora.data.dataset import ConversationDataset, Conversations, load_split
 from vlm_lora.data.mixture import Mixture
 from vlm_lora.errors import DataError
 from vlm_lora.evaluation.answer_files import IDS, NUMBERS, SOURCE, AnswerFile, Foreign, read_answers
+from vlm_lora.evaluation.answering import answered
 from vlm_lora.evaluation.asked import image_names, question_of
 from vlm_lora.evaluation.generation import Answer, accepted_answers
 from vlm_lora.evaluation.held_out import with_trained_split
+from vlm_lora.evaluation.origins import origin_of, task_of
 from vlm_lora.evaluation.places import RECORD, refuse_other_results, with_own_folder
 from vlm_lora.evaluation.predictions import PREDICTIONS, write_predictions
 from vlm_lora.metrics.choice import choose
 from vlm_lora.metrics.facts import facts_of
-from vlm_lora.metrics.scored import Answered
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +64,16 @@ def score_elsewhere(run: RunConfig, file: Path) -> dict[str, Any]:
     folder = Path(str(named.raw["output_dir"]))
     refuse_other_results(folder, named)
     matched = _matched(found, rows, file)
-    answers = [_answer(rows[number], matched[number].text, _convention(run)) for number in sorted(matched)]
+    answers = [
+        replace(
+            _answer(rows[number], matched[number].text, _convention(run)),
+            task=task_of(rows, number),
+            origin=origin_of(rows, number),
+        )
+        for number in sorted(matched)
+    ]
     logger.info("Answers are scored by: %s.", "; ".join(scorer.reasons))
-    scores = scorer.score([_seen(answer) for answer in answers])
+    scores = scorer.score([answered(answer) for answer in answers])
     figures: dict[str, Any] = {f"eval_{name}": value for name, value in scores.figures.items()}
     figures |= {f"eval_{name}_interval": list(ends) for name, ends in scores.intervals.items()}
     figures |= {f"eval_by_{way}": groups for way, groups in scores.groups.items()}
@@ -243,14 +251,3 @@ def _places(text: PlacedText) -> list[Place]:
             values = [value for _, value in item] if isinstance(item, tuple) else [item]
             found += [value for value in values if isinstance(value, Place)]
     return found
-
-
-def _seen(answer: Answer) -> Answered:
-    """Return what metrics see of an answer."""
-    return Answered(
-        row=answer.source,
-        generated=answer.generated.rpartition("</think>")[2].strip(),
-        accepted=answer.accepted,
-        boxes=answer.boxes,
-        expected_boxes=answer.expected_boxes,
-    )

@@ -12,8 +12,12 @@ from vlm_lora.data.ocr.task_answers import Draw, PageReading, TaskSample, ask_ab
 
 
 def origin_of(rows: Rows, number: int) -> str | None:
-    """Return the name of the data set that a row is of; None where there is one alone."""
-    return rows.members[rows.find(number, 0)[0]].name if isinstance(rows, Mixture) else None
+    """Return what names the data set that a row is of, its file or the first of its files; None where there is one."""
+    if not isinstance(rows, Mixture):
+        return None
+    # A split's own name is no help: that of all that are held out is the same.
+    origins = rows.members[rows.find(number, 0)[0]].rows.origins
+    return origins[0].file if len(origins) == 1 else f"{origins[0].file} and {len(origins) - 1} more"
 
 
 def task_of(rows: Rows, number: int) -> str | None:

@@ -24,8 +24,9 @@ def write_predictions(
     """Write one JSON object per answer. The file appears whole or not at all.
 
     Its keys: `source` (file and row), `prompt` (the question), `images` (paths, or `FILE:ROW#n` where the row holds
-    them), `generated`, `accepted` (a list), `exact`, `scores` (by name) and `loss`. An answer that should name boxes
-    also has `boxes` and `expected_boxes`, in pixels of the images as they are stored.
+    them), `generated`, `accepted` (a list), `exact`, `scores` (by name) and `loss`. A row of a page has its `task`, one
+    of several data sets their name as `origin`. An answer that should name boxes also has `boxes` and `expected_boxes`,
+    in pixels of the images as they are stored.
 
     Args:
         path: the file.
@@ -53,6 +54,7 @@ def _record(answer: Answer, *, loss: float | None, scores: Mapping[str, float]) 
         "scores": dict(scores),
         "loss": loss,
     }
+    record |= {name: value for name in ("task", "origin") if (value := getattr(answer, name)) is not None}
     if answer.boxes is not None:
         record["boxes"] = [region.record() for region in answer.boxes]
         record["expected_boxes"] = [region.record() for region in answer.expected_boxes]
