@@ -96,7 +96,14 @@ def make_run(
 ) -> Path:
     """Write a finished run."""
     folder.mkdir(parents=True)
-    shown = {"model_name_or_path": "a/model", "dataset_name": "data.jsonl", "lora_rank": 8, "learning_rate": 1e-3}
+    defaults = {"lora_alpha": 32.0, "report_to": "none", "weight_decay": 0.0}
+    shown = {
+        **defaults,
+        "model_name_or_path": "a/model",
+        "dataset_name": "data.jsonl",
+        "lora_rank": 8,
+        "learning_rate": 1e-3,
+    }
     (folder / "run_config.yaml").write_text(yaml.safe_dump({**shown, **(settings or {})}), encoding="utf-8")
     state = {
         "global_step": STEPS,

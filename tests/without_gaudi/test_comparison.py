@@ -127,6 +127,18 @@ def test_two_runs(runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.Captur
     assert "data:image/" not in render_comparison(comparison, images=False)
 
 
+def test_defaults_on_record_are_compared_with_what_is_given(runs: tuple[Path, Path]) -> None:
+    """A run that names the default does the same as one that leaves it out."""
+    for number, run in enumerate(runs):
+        settings = {"warmup_steps": 0.0, "packing": False, "seed": 42 + number}
+        (run / "run.json").write_text(json.dumps({"settings": settings}), encoding="utf-8")
+    assert compare_runs(runs).settings == [
+        ("packing", ["false", "true"]),
+        ("seed", ["42", "43"]),
+        ("lora_rank", ["8", "16"]),
+    ]
+
+
 def test_rows_that_expect_other_answers_are_said(runs: tuple[Path, Path]) -> None:
     path = runs[1] / "predictions.jsonl"
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -111,8 +111,10 @@ def _names(folders: Sequence[Path], runs: Sequence[RunFolder]) -> list[str]:
 
 
 def _settings(runs: Sequence[RunFolder]) -> list[tuple[str, list[str | None]]]:
-    names = dict.fromkeys(name for run in runs for name in run.settings if name not in PLACES)
-    rows = [(name, [as_text(run.settings[name]) if name in run.settings else None for run in runs]) for name in names]
+    """Return the settings that differ; without every run's record of defaults, those that were given."""
+    known = [run.effective if all(each.identity.get("settings") for each in runs) else run.settings for run in runs]
+    names = dict.fromkeys(name for one in known for name in one if name not in PLACES)
+    rows = [(name, [as_text(one[name]) if name in one else None for one in known]) for name in names]
     return [(name, values) for name, values in rows if len(set(values)) > 1]
 
 

@@ -123,7 +123,15 @@ def heading(name: str) -> str:
 
 
 def as_text(value: Any) -> str:
-    """Return a setting's value on one line, as a configuration file would hold it."""
+    """Return a setting's value on one line, a number of any type alike.
+
+    >>> as_text(64.0), as_text(True), as_text(None), as_text(["a", 1])
+    ('64', 'true', 'none', '["a", 1]')
+    """
+    if value is None:
+        return "none"
     if isinstance(value, str):
         return value
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        value = int(value)
     return json.dumps(value, ensure_ascii=False, default=str)

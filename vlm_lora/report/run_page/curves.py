@@ -49,7 +49,7 @@ def charts_of(log: Sequence[Mapping[str, Any]]) -> list[Chart]:
         *((f"score-{number}", heading(name), [name], 1.0) for number, name in enumerate(scores)),
         *((name, _title(name), [name], 1.0) for name in lines if name.endswith("_per_second") and "eval_" not in name),
         ("memory", "memory in GiB", [name for name in lines if name.endswith("_bytes")], GIB),
-        ("shares", "lost to waiting and padding, %", ["data_wait", "padding"], 0.01),
+        ("shares", "waiting and padding, %", ["data_wait", "padding"], 0.01),
     )
     found = []
     for key, title, names, unit in groups:
@@ -86,8 +86,8 @@ def _names(log: Sequence[Mapping[str, Any]]) -> list[str]:
 _LABELS = {
     "loss": "training",
     "eval_loss": "validation",
-    "data_wait": "of the time, waiting for data",
-    "padding": "of the tokens, padding",
+    "data_wait": "waiting for data",
+    "padding": "padding",
     "memory_peak_bytes": "peak",
     "memory_allocated_bytes": "allocated",
 }

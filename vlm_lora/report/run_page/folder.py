@@ -100,6 +100,12 @@ class RunFolder:
         return Path(str(named)).name if named else None
 
     @property
+    def effective(self) -> Mapping[str, Any]:
+        """The settings, with the defaults of the trainer as far as `run.json` has them."""
+        known = self.identity.get("settings")
+        return {**(known if isinstance(known, Mapping) else {}), **self.settings}
+
+    @property
     def directory(self) -> Path:
         """Where the run was started, which its relative paths begin at; the folder of now where that is not known."""
         named = self.identity.get("directory")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm_lora.config.fields import own_fields
 from vlm_lora.config.scoring import less_is_better
 from vlm_lora.config.whole_files import write_whole
 from vlm_lora.errors import ConfigError
@@ -16,6 +15,7 @@ from vlm_lora.report.run_page.answers import MOST, Album, described, worst_first
 from vlm_lora.report.run_page.curves import charts_of
 from vlm_lora.report.run_page.drawing import draw
 from vlm_lora.report.run_page.folder import RunFolder, is_figure, is_score, read_run
+from vlm_lora.report.run_page.settings import changed_settings, machine
 from vlm_lora.report.run_page.stored_images import StoredImages
 
 PAGE = "report.html"
@@ -25,13 +25,6 @@ MOST_BYTES = 20_000_000
 """Of a page."""
 ROOM = 14_000_000
 """Bytes of all images of a page together; the rest is for curves and text."""
-IDENTITY = (
-    *("command", "directory", "started", "continues", "git", "versions", "ranks", "hardware", "base_model", "adapter"),
-    *("data", "seeds", "environment"),
-)
-"""What of `run.json` is shown, in this order."""
-LONGEST = 600
-"""Characters of one of its values."""
 MOST_ENTRIES = 200
 """Evaluations and bad rows that are listed; the files hold all."""
 
@@ -186,42 +179,22 @@ def _evaluations(run: RunFolder) -> dict[str, Any]:
     """Return the evaluations as a table: names of the figures, and the entries."""
     entries = run.evaluations
     names = list(dict.fromkeys(name for entry in entries for name in entry if _is_shown(name)))
-    best = run.state.get("best_global_step")
-    return {"names": names, "entries": entries[-MOST_ENTRIES:], "best": best, "left": len(entries) - MOST_ENTRIES}
+    return {
+        "names": names,
+        "entries": entries[-MOST_ENTRIES:],
+        "best": run.state.get("best_global_step"),
+        "tops": {name: _top(name, entries) for name in names},
+        "left": len(entries) - MOST_ENTRIES,
+    }
+
+
+def _top(name: str, entries: Sequence[Mapping[str, Any]]) -> Any:
+    """Return the best value of a figure, where there are several and the name says which is better."""
+    values = [entry[name] for entry in entries if is_figure(entry.get(name))]
+    if len(set(values)) < 2 or name == "eval_answers":
+        return None
+    return min(values) if less_is_better(name) else max(values)
 
 
 def _is_shown(name: str) -> bool:
     return name in ("eval_loss", "eval_perplexity", "eval_answers") or is_score(name)
-
-
-def changed_settings(settings: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return the settings that differ from the defaults: name, value, default; the trainer's are those given."""
-    found = []
-    for name, value in settings.items():
-        own = own_fields().get(name)
-        if own is None:
-            found.append((name, as_text(value), ""))
-        elif as_text(value) != as_text(_plain(own.default)):
-            found.append((name, as_text(value), "none" if own.default is None else as_text(_plain(own.default))))
-    return found
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def machine(run: RunFolder) -> list[tuple[str, str]]:
-    """Return what `run.json` says besides settings, one line each: command, code, versions, base model, hardware."""
-    lines: list[tuple[str, str]] = []
-    for name in IDENTITY:
-        value = run.identity.get(name)
-        if isinstance(value, Mapping):
-            lines += [(f"{name.replace('_', ' ')}: {key}", _on_a_line(inner)) for key, inner in value.items()]
-        elif value is not None:
-            lines.append((name.replace("_", " "), _on_a_line(value)))
-    return lines
-
-
-def _on_a_line(value: Any) -> str:
-    text = " ".join(map(str, value)) if isinstance(value, list) else as_text(value)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
