@@ -79,6 +79,22 @@ def test_a_folder_that_was_named_is_not_written_over(tmp_path: Path) -> None:
         refuse_other_results(folder, asked("m", "data"))
 
 
+def test_another_split_of_the_same_data_has_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = asked("m", "data")
+    evaluated(Path(chosen(run)), model_name_or_path="m", dataset_name="data")
+    assert chosen(run) == "eval_results/m-data"
+    other = replace(run, data=replace(run.data, split_seed=7))
+    assert chosen(other).startswith("eval_results/m-data-")
+    with pytest.raises(ConfigError, match=r"those of m on data \(--split_seed 7\) would replace them"):
+        refuse_other_results(Path("eval_results/m-data"), other)
+    apart = replace(other, data=replace(other.data, validation_name="val"))
+    evaluated(Path("v"), model_name_or_path="m", dataset_name="data", validation_name="val")
+    refuse_other_results(Path("v"), apart)  # named rows are the same whatever a split would hold out
+
+
 def test_a_training_folder_holds_the_results_of_what_it_trained(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     evaluated(folder, model_name_or_path="base", dataset_name="data")

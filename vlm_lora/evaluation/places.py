@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora.config.files import read_mapping
-from vlm_lora.config.run_config import RunConfig
+from vlm_lora.config.run_config import DataConfig, RunConfig
 from vlm_lora.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -93,8 +93,20 @@ def _subject(settings: dict[str, Any]) -> Subject:
     revision = settings.get("model_revision")
     model = [_placed(settings.get("model_name_or_path")), None if revision == "main" else revision]
     names = ("dataset_name", "validation_name")
-    data = [*(_placed(settings.get(name)) for name in names), settings.get("dataset_config_name")]
+    data = [*(_placed(settings.get(name)) for name in names), settings.get("dataset_config_name"), _split(settings)]
     return Subject(model=_joined(model), data=_joined(data))
+
+
+def _split(settings: dict[str, Any]) -> str:
+    """Say which rows of the data are held out, where it is another split than without a flag."""
+    default = DataConfig()
+    divided = {
+        name: settings.get(name, getattr(default, name))
+        for name in ("validation_fraction", "split_seed")
+        if not settings.get("validation_name")
+    }
+    other = [f"--{name} {value}" for name, value in divided.items() if value != getattr(default, name)]
+    return f"({' '.join(other)})" if other else ""
 
 
 def _joined(words: list[Any]) -> str:
