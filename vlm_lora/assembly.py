@@ -346,6 +346,7 @@ def _answers_of(
         processes=Processes(
             count=arguments.world_size,
             number=arguments.process_index,
+            device=arguments.device,
             share_weights=several and shards_weights(trainer),
         ),
         shows_progress=not arguments.disable_tqdm,

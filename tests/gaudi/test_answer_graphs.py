@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from support.rows import write_varied_rows
-from support.stacks import OLD_ROAD, Road, both_roads, on_hpu, recorded
+from support.stacks import OLD_ROAD, ROOT, SPAWN, Road, both_roads, on_hpu, recorded
 
 STEPS = 5
 FLAGS: dict[str, object] = {
@@ -57,6 +57,29 @@ def test_later_evaluations_compile_nothing(
     assert len(lines) == 7
     history = json.loads((tmp_path / "out" / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     assert [entry["eval_answers"] for entry in history if "eval_answers" in entry] == [3] * STEPS
+
+
+@both_roads
+@pytest.mark.parametrize("engine", ["", "zero3"])
+def test_two_cards_answer_as_one(
+    engine: str, road: Road, data: Path, model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Seven rows on two cards: the last batch is one card's, and under ZeRO-3 the other takes part."""
+    flags = {**FLAGS, "max_steps": 1, "learning_rate": 0.0}
+    file = {"deepspeed": ROOT / "launchers" / "deepspeed" / f"{engine}.json"} if engine else {}
+    found = []
+    two: tuple[str | Path, ...] = (SPAWN, "--world_size", "2", *(["--use_deepspeed"] if engine else []))
+    runs: dict[str, tuple[dict[str, object], tuple[str | Path, ...]]] = {"one": ({}, ()), "two": ({**file}, two)}
+    for name, (more, launcher) in runs.items():
+        words = on_hpu(model_folder("gemma3"), data, tmp_path / name, **{**flags, **more})
+        folder = tmp_path / f"{name} records"
+        ranks = recorded(folder, [words], python=road.python, launcher=launcher, variables=road.variables)
+        assert [rank[0]["world_size"] for rank in ranks] == [len(ranks)] * len(ranks)
+        lines = (tmp_path / name / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+        found.append((len(ranks), [json.loads(line)["generated"] for line in lines]))
+    assert [count for count, _ in found] == [1, 2]
+    assert found[0][1] == found[1][1]
+    assert len(found[0][1]) == 7
 
 
 def test_prompts_of_their_own_lengths_are_seen(data: Path, model_folder: Callable[[str], Path], tmp_path: Path) -> None:

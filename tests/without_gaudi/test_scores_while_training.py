@@ -63,6 +63,15 @@ def test_rows_of_a_tar_answer_alike(data: Path, plain: tuple[list[str], dict[str
     assert (answers(tmp_path / "out"), scores(results)) == plain
 
 
+def test_what_makes_a_run_faster_changes_no_answer(
+    data: Path, plain: tuple[list[str], dict[str, Any]], tmp_path: Path
+) -> None:
+    faster = {"packing": True, "pack_length": 256, "cache_vision_features": "on", "image_cache": "on"}
+    flags = {"do_train": True, "max_steps": 1, "learning_rate": 0.0, "eval_strategy": "steps", "eval_steps": 1}
+    results = run(BASE, data, tmp_path / "out", do_eval=True, **faster, **flags, **ANSWERING)
+    assert (answers(tmp_path / "out"), scores(results)) == plain
+
+
 def test_padding_on_the_wrong_side_is_caught(
     data: Path, plain: tuple[list[str], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

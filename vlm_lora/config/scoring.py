@@ -65,6 +65,11 @@ class ScoringConfig:
         return tuple(dict.fromkeys(words)) or (AUTO,)
 
 
+def names_file(asked: str) -> bool:
+    """Tell whether a value of `--metrics` names a file of the user's, not a metric."""
+    return asked.endswith(".py") or "/" in asked or "\\" in asked
+
+
 def figure_of(metric: Any) -> str | None:
     """Return the figure that a `--metric_for_best_model` names, without `eval_`; None for no metric."""
     return None if metric in (None, "") else str(metric).removeprefix("eval_")
@@ -121,7 +126,7 @@ def _faults_of_metric(scoring: ScoringConfig, metric: Any, greater: Any) -> list
     if not needs_answers(metric):
         return []
     figure = figure_of(metric) or ""
-    own = any(name.endswith(".py") for name in scoring.asked)
+    own = any(map(names_file, scoring.asked))
     if not (own or figure in FIGURES or figure.startswith(OF_PAGES)):
         hint = nearest(figure, FIGURES)
         return [

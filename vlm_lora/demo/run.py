@@ -36,7 +36,16 @@ RECIPE = {
     "per_device_train_batch_size": 16,
     "max_steps": 360,
     "logging_steps": 40,
-    "save_strategy": "no",
+    # The best checkpoint, by the answers to 128 of the held-out charts, is what is kept.
+    "eval_strategy": "steps",
+    "eval_steps": 120,
+    "eval_generate_samples": 128,
+    "save_strategy": "steps",
+    "save_steps": 120,
+    "save_total_limit": 2,
+    "metric_for_best_model": "eval_exact_match",
+    "load_best_model_at_end": True,
+    "early_stopping_patience": 2,
     "seed": SEED,
 }
 
@@ -63,6 +72,7 @@ def run_demo(output: Path) -> None:
     after = _run(console, "train", BASE, data, adapter, image_root=data, **RECIPE)
     console.rule("The saved adapter, reloaded from disk")
     control = _run(console, "eval", adapter, shuffled, output / "shuffled", image_root=data)
+    console.print(_best(adapter))
     console.print(_results({"before": before, "after": after, "pictures shuffled": control}))
     _ask_one(console, adapter, data)
     console.print(f"Done in {time.monotonic() - started:.0f} s. Everything is under {output}.")
@@ -99,6 +109,19 @@ def _run(
     console.print(f"$ vlm-lora {verb} {' '.join(words)}", style="dim")
     run = parse([*words, "--do_train", str(verb == "train"), "--do_eval", "true"], environ=os.environ)
     return pipeline.train(run, observers=[TerminalView()])
+
+
+def _best(adapter: Path) -> str:
+    """Say which checkpoint is kept, and what each evaluation during training measured."""
+    state = json.loads((adapter / "trainer_state.json").read_text(encoding="utf-8"))
+    scores = [
+        f"{entry['eval_exact_match']:.1%} at step {entry['step']}"
+        for entry in state["log_history"]
+        if "eval_exact_match" in entry
+    ]
+    kept = Path(state["best_model_checkpoint"]).name
+    rows = RECIPE["eval_generate_samples"]
+    return f"Exact match on {rows} held-out charts while it trained: {', '.join(scores)}. Kept: {kept}."
 
 
 def _results(columns: dict[str, dict[str, Any]]) -> Table:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+import torch
 from torch import distributed
 
 from vlm_lora.batching.ordering.rows import OrderedRows, Rows
@@ -37,24 +38,26 @@ class Processes:
 
     count: int = 1
     number: int = 0
+    device: torch.device | None = None
+    """Where what their group hands over lies; None for where torch thinks. Hardware's own group takes nothing else."""
     share_weights: bool = False
     """Whether each holds a part of the weights only, so that all must take part in each use of them."""
 
     def from_first(self, value: Value) -> Value:
         """Return what the first process gives."""
+        return self._from(0, value)
+
+    def from_each(self, value: Value) -> list[Value]:
+        """Return what each process gives, in order."""
+        # torch's own gather of objects takes no device, and guesses that of some hardware's group wrongly.
+        return [self._from(number, value) for number in range(self.count)]
+
+    def _from(self, number: int, value: Value) -> Value:
         if self.count == 1:
             return value
         box = [value]
-        distributed.broadcast_object_list(box, src=0)
+        distributed.broadcast_object_list(box, src=number, device=self.device)
         return box[0]
-
-    def to_first(self, value: Value) -> list[Value]:
-        """Return what each process gives, in order, on the first one; nothing on the others."""
-        if self.count == 1:
-            return [value]
-        boxes: list[Any] | None = [None] * self.count if self.number == 0 else None
-        distributed.gather_object(value, boxes, dst=0)
-        return boxes or []
 
 
 @dataclass(kw_only=True)
@@ -95,7 +98,7 @@ class ValidationAnswers:
         with at_rest(model), same_randomness(model.device):
             self._warm_up()
             own = self._answer(everything=everything)
-        gathered = self.processes.to_first(own)
+        gathered = self.processes.from_each(own)
         failure: Exception | None = None
         if self.processes.number == 0:
             found = {number: answer for part in gathered for number, answer in part.items()}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from vlm_lora.config.run_config import RunConfig
-from vlm_lora.config.scoring import figure_of, needs_answers
+from vlm_lora.config.scoring import figure_of, names_file, needs_answers
 from vlm_lora.data.dataset import Conversations
 from vlm_lora.errors import ConfigError, nearest
 from vlm_lora.metrics.choice import choose
-from vlm_lora.metrics.facts import facts_of
+from vlm_lora.metrics.facts import DataFacts, facts_of
 from vlm_lora.metrics.scorer import Scorer
 
 logger = logging.getLogger(__name__)
@@ -31,12 +32,20 @@ def scorer_for(run: RunConfig, arguments: Any, validation: Conversations | None)
     scorer = choose(asked, facts)
     wanted = arguments.metric_for_best_model
     figure = figure_of(wanted) if needs_answers(wanted) else None
-    if figure is not None and figure not in scorer.names and not any(name.endswith(".py") for name in asked):
-        scorer = choose([*asked, figure], facts)
+    if figure is not None and figure not in scorer.names and not any(map(names_file, asked)):
+        scorer = _choose_also(asked, figure, facts)
     if figure is not None:
         _settle(arguments, figure, scorer, typed=run.raw.get("greater_is_better"))
     logger.info("Answers are scored by: %s.", "; ".join(scorer.reasons))
     return scorer
+
+
+def _choose_also(asked: Sequence[str], figure: str, facts: DataFacts) -> Scorer:
+    """Add the metric of a figure that the best checkpoint is to be chosen by."""
+    try:
+        return choose([*asked, figure], facts)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(f"--metrics {figure}:", f"--metric_for_best_model {figure}:")) from error
 
 
 def _settle(arguments: Any, figure: str, scorer: Scorer, *, typed: Any) -> None:

@@ -6,10 +6,11 @@ import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from vlm_lora.config.scoring import names_file
 from vlm_lora.errors import ConfigError, nearest
 from vlm_lora.metrics.facts import DataFacts, SetFacts
 from vlm_lora.metrics.measures import TableMeasure
-from vlm_lora.metrics.own import OwnFunction, OwnModule, names_file, own_metric
+from vlm_lora.metrics.own import OwnFunction, OwnModule, own_metric
 from vlm_lora.metrics.scored import bare_name
 from vlm_lora.metrics.scorer import EXACT, Scorer
 from vlm_lora.metrics.table import BY_FIGURE, METRICS, Metric

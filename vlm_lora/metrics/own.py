@@ -34,11 +34,6 @@ MADE_UP = Answered(row="a made-up row", generated="4 apples", accepted=("four ap
 _DIRECTION = "greater_is_better"
 
 
-def names_file(asked: str) -> bool:
-    """Tell whether a value of `--metrics` names a file, not a metric."""
-    return asked.endswith(".py") or "/" in asked or "\\" in asked
-
-
 def own_metric(asked: str) -> OwnFunction | OwnModule:
     """Load a user's metric and try it.
 
