@@ -104,7 +104,7 @@ def runs(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_two_runs(runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     comparison = compare_runs(runs)
-    assert comparison.settings == [("lora_rank", ["8", "16"]), ("packing", [None, "true"])]
+    assert comparison.settings == [("lora_rank", ["8", "16"]), ("packing", ["false", "true"])]
     assert ("eval_exact_match", [0.5, 0.75]) in comparison.figures
     [against] = comparison.against
     assert (against.pairs, against.only_first, against.only_second, against.reworded) == (8, 1, 0, 1)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from vlm_lora.config.fields import own_fields
 from vlm_lora.config.scoring import less_is_better
 from vlm_lora.errors import ConfigError
 from vlm_lora.report.comparison.paired import Paired, compare
@@ -24,6 +26,7 @@ FIGURES = (
     "train_samples_per_second",
     "train_memory_peak_bytes",
     "train_data_wait_seconds",
+    "train_padding_share",
 )
 """Figures of the results that are shown in addition to scores."""
 
@@ -73,7 +76,7 @@ class Comparison:
     runs: Sequence[RunFolder]
     names: Sequence[str]
     settings: Sequence[tuple[str, Sequence[str | None]]]
-    """Settings that are not the same in all, with each run's value; None where it has none."""
+    """Settings that are not the same in all, with each run's value; None where a run was not given it."""
     figures: Sequence[tuple[str, Sequence[float | None]]]
     charts: Sequence[tuple[Chart, Sequence[int]]]
     """Each with the number of the run of each of its lines."""
@@ -114,8 +117,18 @@ def _settings(runs: Sequence[RunFolder]) -> list[tuple[str, list[str | None]]]:
     """Return the settings that differ; without every run's record of defaults, those that were given."""
     known = [run.effective if all(each.identity.get("settings") for each in runs) else run.settings for run in runs]
     names = dict.fromkeys(name for one in known for name in one if name not in PLACES)
-    rows = [(name, [as_text(one[name]) if name in one else None for one in known]) for name in names]
+    rows = [(name, [_value(name, one) for one in known]) for name in names]
     return [(name, values) for name, values in rows if len(set(values)) > 1]
+
+
+def _value(name: str, settings: Mapping[str, Any]) -> str | None:
+    """Return a setting; ours has its default where a run, perhaps of an earlier version, does not say it."""
+    if name in settings:
+        return as_text(settings[name])
+    own = own_fields().get(name)
+    if own is None or not settings:
+        return None
+    return as_text(list(own.default) if isinstance(own.default, tuple) else own.default)
 
 
 def _figures(runs: Sequence[RunFolder]) -> list[tuple[str, list[float | None]]]:
