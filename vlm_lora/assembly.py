@@ -100,6 +100,7 @@ def identify_run(session: Session, prepared: Prepared, feeding: Feeding, resumpt
         ConfigError: the rows are not those of the run that it goes on from.
     """
     from vlm_lora.training.identity.opening import Opened, identify
+    from vlm_lora.training.identity.repeat import say_repeated
 
     if not session.arguments.do_train:
         return None
@@ -112,7 +113,10 @@ def identify_run(session: Session, prepared: Prepared, feeding: Feeding, resumpt
         splits=prepared.splits,
         tables=prepared.tables,
     )
-    return identify(opened, resumption)
+    identity = identify(opened, resumption)
+    if session.run.from_run is not None and session.arguments.process_index == 0:
+        say_repeated(opened, identity)
+    return identity
 
 
 def build_run_trainer(

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from support.rows import write_uneven_rows
 from support.runs import run, script_flags
 from support.sealed import seal_again
-from vlm_lora.cli.main import run_script
+from vlm_lora import configure, train
+from vlm_lora.cli.main import main, run_script
 from vlm_lora.training.identity.surroundings import command
 from vlm_lora.training.identity.versions import versions
 
@@ -177,3 +178,74 @@ def test_the_command_is_kept_without_secrets(whole: Path, tmp_path: Path, monkey
     assert command() is None
     kept = (whole / "out" / "run.json").read_text(encoding="utf-8")
     assert "hub_token" not in json.loads(kept)["settings"]
+
+
+def repeat(record: Path, *words: str) -> int:
+    return run_script(["--from_run", str(record), *words])
+
+
+def test_a_repeat_has_the_same_bytes_and_says_so(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again, other = tmp_path / "again", tmp_path / "other"
+    # Hardware's libraries set some when they are imported, which this process has behind it.
+    for name, value in record_of(whole / "out")["environment"].items():
+        monkeypatch.setenv(name, value)
+    assert repeat(whole / "out", "--output_dir", str(again), "--log_level", "info") == 0
+    said = capsys.readouterr().err
+    same = "settings, versions, code, rows, base model and machine are the same."
+    assert f"Repeats {whole / 'out'}: {same}" in said, said
+    assert "Differs from" not in said
+    assert (again / ADAPTER).read_bytes() == (whole / "out" / ADAPTER).read_bytes()
+    assert record_of(again)["repeats"] == str(whole / "out" / "run.json")
+    assert "from_run" not in (again / "run_config.yaml").read_text(encoding="utf-8")
+    # The control. A record may be repeated that is itself of a repeat, and a checkpoint's is the run's.
+    assert repeat(again / "checkpoint-2", "--output_dir", str(other), "--seed", "7") == 0
+    said = capsys.readouterr().err
+    assert f"Differs from {again / 'checkpoint-2'}: --seed 42 then, 7 now.\n" in said
+    assert said.count("Differs from") == 1
+    assert (other / ADAPTER).read_bytes() != (whole / "out" / ADAPTER).read_bytes()
+
+
+def test_a_repeat_names_what_cannot_be_the_same(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is not refused: a new folder holds it, and the record there says what it is."""
+    out = stopped / "out"
+    content = record_of(out)
+    here = content["versions"]["transformers"]
+    content["versions"]["transformers"] = "4.0.0"
+    content["environment"]["PYTORCH_ALLOC_CONF"] = "a"
+    content["hardware"]["cpu"] = "Another CPU"
+    content["git"] = {"commit": "0" * 40}
+    (out / "run.json").write_text(json.dumps(content), encoding="utf-8")
+    change_row(stopped / "data" / "train.jsonl", 5)
+    file = stopped / "base" / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), "top_k": 7}), encoding="utf-8")
+    assert repeat(out, "--max_steps", "1", "--save_strategy", "no") == 0
+    said = capsys.readouterr().err
+    new = record_of(stopped / "out-repeat")
+    lines = [line.removeprefix(f"Differs from {out}: ") for line in said.splitlines() if "Differs from" in line]
+    for beginning in (
+        f"version of transformers: 4.0.0 then, {here} now.",
+        "base model: generation_config.json: ",
+        f"rows: train: {stopped / 'data' / 'train.jsonl'} row 5 (line 6) of 8 says something else.",
+        f"cpu Another CPU then, {new['hardware']['cpu']} now.",
+        "environment variable PYTORCH_ALLOC_CONF a then, not set now.",
+        f"git commit {'0' * 40} then, ",
+    ):
+        assert any(line.startswith(beginning) for line in lines), (beginning, lines)
+
+
+def test_runs_that_cannot_be_repeated(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert repeat(whole / "out", "--output_dir", str(whole / "out")) == 1
+    assert "already holds a run" in capsys.readouterr().err
+    assert main(["eval", "--from_run", str(whole / "out")]) == 1
+    assert f"vlm-lora eval --model_name_or_path {whole / 'out'}" in capsys.readouterr().err
+    (tmp_path / "run_config.yaml").write_text("seed: 7\n", encoding="utf-8")
+    assert repeat(tmp_path) == 1
+    assert f"--config {tmp_path / 'run_config.yaml'} --output_dir NEW" in capsys.readouterr().err
+
+
+def test_a_program_repeats_a_run(whole: Path, tmp_path: Path) -> None:
+    run_again = configure(from_run=whole / "out", output_dir=tmp_path / "out", max_steps=1, save_strategy="no")
+    train(run_again)
+    assert record_of(tmp_path / "out")["config"]["learning_rate"] == 1e-2

@@ -76,6 +76,8 @@ def check_early(
         ConfigError, DataError, ModelError: as the places where the setting is used would, only sooner.
     """
     gathered = refused or Refusals()
+    with gathered.noting():
+        _check_repeated(run, verb)
     if keys:
         resolved = check_keys(run if trains else _without_engines(run), gathered)
         if judge is not None:
@@ -93,6 +95,14 @@ def check_early(
     with gathered.noting():
         _check_needed(run, verb, needed, known=gathered.names)
     gathered.raise_any()
+
+
+def _check_repeated(run: RunConfig, verb: str) -> None:
+    if run.from_run is not None and verb in ("eval", "ask"):
+        raise ConfigError(
+            f"--from_run is for training. To measure what a run has trained: vlm-lora {verb} --model_name_or_path "
+            f"{Path(run.from_run).parent}"
+        )
 
 
 def check_keys(run: RunConfig, refused: Refusals | None = None) -> RunConfig:

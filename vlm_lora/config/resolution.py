@@ -6,6 +6,7 @@ Which names a class has decides how a key is passed on, so one configuration wor
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, fields, replace
 from enum import Enum
@@ -27,7 +28,6 @@ from vlm_lora.config.fields import flatten, own_fields
 from vlm_lora.config.files import write_mapping
 from vlm_lora.config.other_tools import FAMILIES
 from vlm_lora.config.run_config import RunConfig
-from vlm_lora.config.secrets import SECRET_VARIABLE
 from vlm_lora.config.values import NONE_WORDS, MismatchError, convert, spell
 from vlm_lora.config.version import __version__
 from vlm_lora.errors import ConfigError, Refusals, nearest
@@ -42,6 +42,9 @@ OWN_HINTS: Mapping[str, Any] = {
 
 ZERO_MEANS_NONE = frozenset({"dataloader_prefetch_factor"})
 """Fields of which 0 says that there is none of it, as users of other tools type it; torch takes 1 or more, or None."""
+
+SECRET_VARIABLE = re.compile("TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+"""In the names of environment variables."""
 
 SLIP = 0.8
 """How alike an unknown key must be to a known one to be a slip of it: `use_peft` is none of `use_ipex` (0.75)."""
@@ -136,7 +139,8 @@ def to_mapping(run: RunConfig, arguments: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in flatten(run).items():
         if name == "environment":
             value = {key: text for key, text in value.items() if not SECRET_VARIABLE.search(key)}
-        if value is not None and value != {} and name not in SECRETS:
+        # What it named stands among the others by now.
+        if value is not None and value != {} and name not in SECRETS and name != "from_run":
             content[name] = _plain(value)
     content |= {name: _plain(value) for name, value in arguments.items() if canonical_name(name) not in SECRETS}
     return content

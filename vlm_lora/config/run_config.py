@@ -467,6 +467,9 @@ class RunConfig:
     the names of their flags, for example learning_rate weight_decay. Without it such a run is refused."""
     output_model_name: str | None = None
     """Name of the trained model; without --output_dir the results go to ./NAME."""
+    from_run: str | None = None
+    """Repeat a run: its folder, a checkpoint, or their run.json. Settings that are given win; what differs is said.
+    Without --output_dir the results go to its folder's name with -repeat behind it."""
     list_checkpoints: str | None = None
     """Print the checkpoints in this folder, by step, with their date and whether they are complete, and end."""
     debug: bool = False

@@ -19,6 +19,7 @@ from typing import Any
 from vlm_lora.config.aliases import CONFIG_VARIABLES, IGNORED, IMPLIED, aliases, canonical_name, shown
 from vlm_lora.config.fields import SECTIONS, assemble, own_fields
 from vlm_lora.config.files import SUFFIXES, read_mapping
+from vlm_lora.config.repeated import find_record, read_settings, refuse_masked
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.values import (
     FALSE_WORDS,
@@ -40,7 +41,9 @@ CPU_VARIABLE = "ACCELERATE_USE_CPU"
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z0-9_]+)?")
 _ENVIRONMENT = "environment."
-WEIGHTS_ONLY, _RESUME = "load_model_only", "resume_from_checkpoint"
+_NEEDED = ("model_name_or_path", "dataset_name", "output_dir")
+"""What a record would have given: where it cannot be read, nobody need miss them, too."""
+WEIGHTS_ONLY, _RESUME, _FROM_RUN = "load_model_only", "resume_from_checkpoint", "from_run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +89,28 @@ def parse(argv: Sequence[str], *, environ: Mapping[str, str], refused: Refusals 
     named = [pair for pair in pairs if pair.name == "config"]
     flags = _settle((pair for pair in pairs if pair.name != "config"), gathered)
     path, content = _configuration_file(positional, named, environ, gathered)
+    if path is not None and _FROM_RUN in flags:
+        said = f"{flags.pop(_FROM_RUN).written} and the configuration file {path} contradict each other. Leave one out."
+        gathered.note(ConfigError(said), _FROM_RUN)
     merged = {**_settle(_pairs_of_file(path, content, gathered), gathered), **flags}
-    run = _finish(merged, environ, gathered)
+    run = _finish(_with_repeated(merged, gathered), environ, gathered)
     if refused is None:
         gathered.raise_any()
     return run
+
+
+def _with_repeated(given: dict[str, _Given], refused: Refusals) -> dict[str, _Given]:
+    """Return the settings with those of the run that `--from_run` names below them."""
+    if _FROM_RUN not in given:
+        return given
+    earlier: dict[str, _Given] = {}
+    with refused.noting(*_NEEDED):
+        path = find_record(given[_FROM_RUN].value)
+        pairs = (_Pair(name=name, value=value, file=path) for name, value in read_settings(path).items())
+        earlier = _settle(pairs, refused)
+        given = {**given, _FROM_RUN: _Given(value=str(path), written=given[_FROM_RUN].written)}
+        refuse_masked({name: each.value for name, each in earlier.items() if name not in given}, path)
+    return {**earlier, **given}
 
 
 def _finish(merged: dict[str, _Given], environ: Mapping[str, str], refused: Refusals) -> RunConfig:
@@ -154,7 +174,7 @@ def from_settings(settings: Mapping[str, Any], *, environ: Mapping[str, str]) ->
         for name, value in settings.items()
     )
     refused = Refusals()
-    run = _finish(_settle(pairs, refused), environ, refused)
+    run = _finish(_with_repeated(_settle(pairs, refused), refused), environ, refused)
     refused.raise_any()
     return run
 
@@ -256,8 +276,8 @@ def _config_path(positional: list[str], named: list[_Pair], environ: Mapping[str
 def _pairs_of_file(path: Path | None, content: Mapping[str, Any], refused: Refusals) -> Iterator[_Pair]:
     for name, value in content.items():
         key = name.replace("-", "_")
-        if key == "config":
-            said = f"{path}: a configuration file cannot name another (config: {spell(value)})."
+        if key in ("config", _FROM_RUN):
+            said = f"{path}: a configuration file cannot name another ({key}: {spell(value)})."
             refused.note(ConfigError(said), key)
         elif key in (*SECTIONS, "raw"):
             said = f"{path}: '{name}' is not a key. The keys are flat: write seed: 42, without sections."

@@ -63,8 +63,7 @@ dropout {{ run.tuning.lora_dropout }}, targets `{{ run.tuning.lora_targets }}`
 Full weights.
 {%- endif %}
 Learning rate {{ arguments.learning_rate }}, {{ steps }} steps of {{ batch_size }} rows, seed {{ arguments.seed }}.
-`run_config.yaml` holds every setting that was given: `vlm-lora train --config run_config.yaml --output_dir NEW`
-repeats the run.
+`run.json` says what the run was: `vlm-lora train --from_run FOLDER` repeats it. `run_config.yaml` holds its settings.
 """
 
 

@@ -61,7 +61,11 @@ BY_HINT: dict[Any, st.SearchStrategy[Any]] = {
 }
 CHOICES = st.fixed_dictionaries(
     {},
-    optional={name: BY_NAME[name] if name in BY_NAME else BY_HINT[field.hint] for name, field in own_fields().items()}
+    optional={
+        name: BY_NAME[name] if name in BY_NAME else BY_HINT[field.hint]
+        for name, field in own_fields().items()
+        if name != "from_run"  # no key of a file, and a run must be there
+    }
     | {"learning_rate": st.just("0.5"), "run_name": WORDS},
 )
 

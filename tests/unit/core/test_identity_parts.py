@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 
 from vlm_lora.batching.row_table import RowRecord, RowTable, RowTableBuilder
-from vlm_lora.config.secrets import masked, masked_values, masked_words
 from vlm_lora.errors import ConfigError
 from vlm_lora.training.checkpoints.changed_settings import refuse, surrounding_changes
 from vlm_lora.training.checkpoints.setting_kinds import Kind
@@ -21,6 +20,7 @@ from vlm_lora.training.identity import rows
 from vlm_lora.training.identity.contents import BLOCK, fingerprint
 from vlm_lora.training.identity.record import RunIdentity, read_identity, write_identity
 from vlm_lora.training.identity.rows import compare_rows
+from vlm_lora.training.identity.secrets import masked, masked_values, masked_words
 from vlm_lora.training.identity.surroundings import environment, git_state
 from vlm_lora.training.identity.versions import split_changes
 
@@ -78,7 +78,11 @@ def test_the_state_of_a_folder_in_git(tmp_path: Path) -> None:
     assert len(clean["commit"]) == 40
     assert clean["dirty"] is False
     (tmp_path / "code.py").write_text("a = 2\n")
-    assert git_state(tmp_path) == {**clean, "dirty": True}
+    dirty = git_state(tmp_path)
+    assert dirty is not None
+    assert dirty == {**clean, "dirty": True, "changes": dirty["changes"]}
+    (tmp_path / "code.py").write_text("a = 3\n")
+    assert git_state(tmp_path) != dirty
 
 
 def test_small_files_are_compared_whole(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from vlm_lora.batching.row_table import RowTable
 from vlm_lora.config.fields import own_fields
 from vlm_lora.config.resolution import to_mapping
 from vlm_lora.config.run_config import RunConfig
-from vlm_lora.config.secrets import masked_values
 from vlm_lora.data.dataset import Splits
 from vlm_lora.data.split_parts import split_parts
 from vlm_lora.errors import ConfigError
@@ -25,6 +24,7 @@ from vlm_lora.training.checkpoints.setting_kinds import OTHER_ROWS, TRAINED_ROWS
 from vlm_lora.training.identity.base_model import describe_base
 from vlm_lora.training.identity.record import RunIdentity, write_identity
 from vlm_lora.training.identity.rows import RowsChange, compare_rows, describe_rows
+from vlm_lora.training.identity.secrets import masked_values
 from vlm_lora.training.identity.surroundings import command, environment, git_state, hardware
 from vlm_lora.training.identity.versions import versions
 from vlm_lora.training.meeting import Meeting
@@ -93,6 +93,7 @@ def identify(opened: Opened, resumption: Resumption) -> RunIdentity:
         hardware=hardware(opened.backend),
         environment=environment(os.environ),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
+        repeats=run.from_run,
         continues=_continued(resumption, changes),
     )
     if arguments.process_index == 0:

@@ -34,7 +34,7 @@ class RunIdentity:
     directory: str | None = None
     """Where it was started: relative paths begin there."""
     git: Mapping[str, Any] | None = None
-    """`commit` and `dirty`, of that folder."""
+    """As `surroundings.git_state` returns it, of that folder."""
     data: Mapping[str, Any] | None = None
     """As `rows.describe_rows` returns it."""
     base_model: Mapping[str, Any] | None = None
@@ -47,6 +47,8 @@ class RunIdentity:
     environment: Mapping[str, str] = field(default_factory=dict)
     started: str | None = None
     """When, in UTC as ISO 8601 has it."""
+    repeats: str | None = None
+    """The record that `--from_run` named."""
     continues: Mapping[str, Any] | None = None
     """Of a run that went on from a checkpoint: `checkpoint`, `started` (of the run that saved it), `changed` (in words)
     and `continues` (what that run went on from)."""

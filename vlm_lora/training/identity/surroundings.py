@@ -9,12 +9,14 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from vlm_lora.backend import Backend
 from vlm_lora.config.declaration import declarations
-from vlm_lora.config.secrets import SECRET_VARIABLE, masked, masked_words
+from vlm_lora.config.resolution import SECRET_VARIABLE
+from vlm_lora.training.identity.secrets import masked, masked_words
 
 VARIABLES = (
     "ACCELERATE_*",
@@ -29,7 +31,11 @@ VARIABLES = (
     "NCCL_*",
     "OMP_*",
     "PYTHONHASHSEED",
-    "PYTORCH_*",
+    # Not all: libraries set some of PYTORCH_* themselves, for a while.
+    "PYTORCH_*ALLOC_CONF",
+    "PYTORCH_ENABLE_*",
+    "PYTORCH_JIT*",
+    "PYTORCH_TUNABLEOP_*",
     "SLURM_JOB_ID",
     "SLURM_JOB_NUM_NODES",
     "TORCH_*",
@@ -52,22 +58,30 @@ def command() -> str | None:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Return `commit` and whether tracked files are changed (`dirty`), or None where git knows nothing of a folder."""
+    """Return the state of a folder's repository, or None where git knows of none.
+
+    Returns:
+        `commit`; `dirty`, whether tracked files are otherwise than there; and `changes`, the SHA-256 of how.
+    """
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None
-    changed = _git(folder, "--no-optional-locks", "status", "--porcelain", "--untracked-files=no")
-    return {"commit": commit.strip(), "dirty": None if changed is None else bool(changed.strip())}
+    plain = ("--binary", "--no-ext-diff", "--no-textconv", "--no-color")
+    changes = _git(folder, "--no-optional-locks", "diff", "HEAD", *plain)
+    return {
+        "commit": commit.decode().strip(),
+        "dirty": None if changes is None else bool(changes),
+        "changes": sha256(changes).hexdigest() if changes else None,
+    }
 
 
-def _git(folder: Path, *words: str) -> str | None:
+def _git(folder: Path, *words: str) -> bytes | None:
     # Variables of a hook that this may run in would name another repository.
     surroundings = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *words],
             capture_output=True,
-            text=True,
             check=False,
             timeout=_PATIENCE,
             env=surroundings,

@@ -7,12 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vlm_lora.config.aliases import SECRETS, canonical_name
-
-MASK = "***"
-"""What stands where a secret stood."""
-
-SECRET_VARIABLE = re.compile("TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
-"""In the names of environment variables."""
+from vlm_lora.config.repeated import MASK
 
 # Of keys and flags, of which `max_new_tokens` is one: only the end of the name tells.
 _SECRET_NAME = re.compile(r"(^|[_.-])(token|secret|password|passwd|key|credentials?)$", re.IGNORECASE)
