@@ -331,8 +331,8 @@ def test_a_page_that_cannot_be_made_ends_no_run(
     other.started(parse([*words, "--report_page", "false"], environ={}), arguments)
     other.ended(EndReason.FINISHED, "")
     assert not (run / "report.html").exists()
-    observer.ended(EndReason.FINISHED, "")
-    assert (run / "report.html").exists(), "the control"
+    observer.ended(EndReason.ERROR, "KeyboardInterrupt")
+    assert '<span class="chip bad">interrupted</span>' in (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_scores_by_task_stand_in_a_table(tmp_path: Path) -> None:

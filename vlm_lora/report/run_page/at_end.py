@@ -85,6 +85,6 @@ def _ending(reason: EndReason, said: str) -> Ending | None:
     """Return how the run ended, where its files do not say it."""
     first = next(iter(said.strip().splitlines()), "")
     if reason is EndReason.ERROR:
-        return Ending(good=False, said=f"failed: {first}")
+        return Ending(good=False, said="interrupted" if first == KeyboardInterrupt.__name__ else f"failed: {first}")
     good = reason in (EndReason.NOTHING_LEFT, EndReason.STOPPED_EARLY)
     return None if reason is EndReason.FINISHED else Ending(good=good, said=first)
