@@ -2,8 +2,9 @@
 
 `python tests/kill_runs.py FOLDER --kills 30` prints a report as JSON and ends with 1 if a start was refused or failed,
 or if a finished run differs from one that nobody killed. Every start is a fork of one process that has imported
-everything and begun nothing. A third of the kills comes at a random moment, a third at a random change of the output
-folder, and a third while results are written; the same seed draws the same moments.
+everything and begun nothing, and all starts have one command. A quarter of the kills comes at a random moment, a
+quarter at a random change of the output folder, a quarter while results and manifests are written, and a quarter while
+caches are; the same seed draws the same moments.
 """
 
 from __future__ import annotations
@@ -30,20 +31,27 @@ os.environ |= {"ARROW_DEFAULT_MEMORY_POOL": "system", "JE_ARROW_MALLOC_CONF": "b
 
 ADAPTER = "adapter_model.safetensors"
 STEPS = 3
-RESULTS = ("_results.json", "predictions.jsonl", "README.md", "run_files.json", "trainer_state.json")
+RESULTS = ("_results.json", "predictions.jsonl", "README.md", "run_files.json", "trainer_state.json", "MANIFEST.json")
+KINDS = ("moment", "change", "results", "caches")
 
 
 class Changes:
-    """Counts the changes of a folder's files in this process, and kills it at one of them.
+    """Counts the changes of a run's files in this process, and kills it at one of them.
+
+    Args:
+        folder: the output folder.
+        cache: where the run keeps its caches.
+        die_at: the number of the change to die at; None dies at none.
+        kind: `change` counts all of the output folder, `results` its results and manifests, `caches` the cache.
 
     A file is counted as soon as it is opened for writing, when it is empty; one that torch saves, when half of it is
     there; whatever is renamed or removed, before that.
     """
 
-    def __init__(self, folder: Path, *, die_at: int | None, results_only: bool) -> None:
-        self.count = 0
-        self.results = 0
-        self._folder, self._die_at, self._results_only = str(folder), die_at, results_only
+    def __init__(self, folder: Path, cache: Path, *, die_at: int | None = None, kind: str = "change") -> None:
+        self.counts = dict.fromkeys(("change", "results", "caches"), 0)
+        self.cache = cache
+        self._folder, self._die_at, self._kind = str(folder), die_at, kind
 
     def watch(self) -> None:
         """Begin; it never ends in this process."""
@@ -73,14 +81,15 @@ class Changes:
 
     def _changed(self, file: Any, *, cut: bool = False) -> None:
         name = os.fsdecode(file) if isinstance(file, (str, bytes, os.PathLike)) else ""
-        if not name.startswith(self._folder):
-            return
-        self.count += 1
-        is_result = any(part in Path(name).name for part in RESULTS) and "checkpoint-" not in name
-        self.results += is_result
-        if self._die_at == (self.results if self._results_only else self.count) and (
-            is_result or not self._results_only
-        ):
+        kinds = ["caches"] if name.startswith(str(self.cache)) else []
+        if name.startswith(self._folder):
+            kinds = ["change"]
+            manifest = "MANIFEST" in Path(name).name
+            if any(part in Path(name).name for part in RESULTS) and (manifest or "checkpoint-" not in name):
+                kinds.append("results")
+        for kind in kinds:
+            self.counts[kind] += 1
+        if self._kind in kinds and self._die_at == self.counts[self._kind]:
             if cut:
                 os.truncate(name, Path(name).stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -101,9 +110,10 @@ def start(words: list[str], log: Path, changes: Changes) -> int:
         from vlm_lora.cli.main import run_script
 
         torch.set_num_threads(1)
+        os.environ["VLM_LORA_CACHE"] = str(changes.cache)
         changes.watch()
         code = run_script(words)
-        told = {"changes": changes.count, "results": changes.results, "modules": sorted(sys.modules)}
+        told = {"counts": changes.counts, "modules": sorted(sys.modules)}
         log.with_suffix(".json").write_text(json.dumps(told))
     finally:
         os._exit(code)
@@ -125,41 +135,30 @@ def wait(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def whole_checkpoint(output: Path) -> bool:
-    """Say whether a cluster's script would give --resume_from_checkpoint."""
-    for state in output.glob("checkpoint-*/trainer_state.json"):
-        try:
-            json.loads(state.read_text(encoding="utf-8"))
-        except ValueError:
-            continue
-        return True
-    return False
-
-
 def kill_runs(folder: Path, kills: int, seed: int, flags: Callable[[Path], list[str]]) -> dict[str, Any]:
     """Run whole, then killed; return what happened."""
     chance, log = random.Random(seed), folder / "log"
-    report: dict[str, Any] = {"kills": 0, "kills in results": 0, "starts": 0, "finished": 0, "faults": []}
+    report: dict[str, Any] = {"kills": dict.fromkeys(KINDS, 0), "starts": 0, "finished": 0, "faults": []}
     whole = folder / "whole"
     begun = time.monotonic()
-    code = wait(start(flags(whole), log, Changes(whole, die_at=None, results_only=False)))
+    code = wait(start(flags(whole), log, Changes(whole, folder / "cache")))
     if code:
         return {**report, "faults": [f"the run that nobody kills ended with {code}: {log.read_text()[-3000:]}"]}
     seconds = time.monotonic() - begun
     told = json.loads(log.with_suffix(".json").read_text())
-    count, results = told["changes"], told["results"]
+    counts: dict[str, int] = told["counts"]
     import_all(told["modules"])
     expected, earlier = ((whole / place / ADAPTER).read_bytes() for place in ("", f"checkpoint-{STEPS - 1}"))
     if expected == earlier:
         report["faults"].append("the last step changed nothing: no comparison would show anything")
+    # Few enough for most starts to come to it, also those that have a step left or none.
+    most = {"change": counts["change"] // STEPS, "results": counts["results"] // 2, "caches": counts["caches"]}
     number = 0
-    while report["kills"] < kills or (folder / f"run-{number}").exists():
-        output = folder / f"run-{number}"
-        words = flags(output) + (["--resume_from_checkpoint", "true"] if whole_checkpoint(output) else [])
-        kind = ("moment", "change", "results")[report["kills"] % 3] if report["kills"] < kills else ""
-        # Few enough for most starts to come to it, also those that have a step left or none.
-        die_at = {"change": chance.randint(1, count // STEPS), "results": chance.randint(1, results // 2)}.get(kind)
-        child = start(words, log, Changes(output, die_at=die_at, results_only=kind == "results"))
+    while sum(report["kills"].values()) < kills or (folder / f"run-{number}").exists():
+        output, made = folder / f"run-{number}", sum(report["kills"].values())
+        kind = KINDS[made % len(KINDS)] if made < kills else ""
+        die_at = chance.randint(1, most[kind]) if kind in most else None
+        child = start(flags(output), log, Changes(output, folder / f"cache-{number}", die_at=die_at, kind=kind))
         report["starts"] += 1
         if kind == "moment":
             # The first run also imported what the forks have already.
@@ -167,18 +166,30 @@ def kill_runs(folder: Path, kills: int, seed: int, flags: Callable[[Path], list[
             os.kill(child, signal.SIGKILL)
         code = wait(child)
         if code == -signal.SIGKILL:
-            report["kills"] += 1
-            report["kills in results"] += kind == "results"
+            report["kills"][kind] += 1
             continue
         if code:
             report["faults"].append(
                 f"start {report['starts']} in {output.name} ended with {code}: {log.read_text()[-800:]}"
             )
-        elif (output / ADAPTER).read_bytes() != expected:
-            report["faults"].append(f"{output.name} ended with other weights")
+        else:
+            report["faults"] += differences(output, expected)
         report["finished"] += not code
         number += 1
     return report
+
+
+def differences(output: Path, expected: bytes) -> list[str]:
+    """Return what is wrong with a folder whose run has ended."""
+    from vlm_lora.model.manifest import State, examine
+
+    verdicts = {place: examine(place) for place in (output, *output.glob("checkpoint-*"))}
+    faults = [
+        f"{place}: {each.state.value} {each}" for place, each in verdicts.items() if each.state is not State.WHOLE
+    ]
+    if (output / ADAPTER).read_bytes() != expected:
+        faults.append(f"{output.name} ended with other weights")
+    return faults
 
 
 def main(argv: list[str]) -> int:
@@ -218,6 +229,8 @@ def main(argv: list[str]) -> int:
         "save_strategy": "steps",
         "save_steps": 1,
         "save_total_limit": 2,
+        "image_cache": "on",
+        "resume_from_checkpoint": "auto",
     }
 
     def flags(output: Path) -> list[str]:

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 SCRIPT = Path(__file__).parents[1] / "kill_runs.py"
-KILLS = os.environ.get("VLM_LORA_KILLS", "8")
+KILLS = os.environ.get("VLM_LORA_KILLS", "30")
 
 
 def test_whenever_it_is_killed_the_same_command_ends_with_the_same_weights(tmp_path: Path) -> None:
-    """`VLM_LORA_KILLS=30` kills more often."""
+    """`VLM_LORA_KILLS=300` kills more often."""
     done = subprocess.run(
         [sys.executable, str(SCRIPT), str(tmp_path / "runs"), "--kills", KILLS],
         capture_output=True,
@@ -24,6 +24,6 @@ def test_whenever_it_is_killed_the_same_command_ends_with_the_same_weights(tmp_p
     assert done.returncode == 0, (done.stdout, done.stderr[-3000:])
     report = json.loads(done.stdout[done.stdout.index("{\n") :])
     assert report["faults"] == []
-    assert report["kills"] == int(KILLS)
-    assert report["kills in results"] >= 2
+    assert sum(report["kills"].values()) == int(KILLS)
+    assert min(report["kills"].values()) >= int(KILLS) // 4, report
     assert report["finished"] >= 1

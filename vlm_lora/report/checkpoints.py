@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora.errors import ConfigError
+from vlm_lora.model.manifest import State, examine
 from vlm_lora.training.checkpoints.contents import STATE_FILE, missing_parts, step_of
 from vlm_lora.training.checkpoints.run_record import RECORD, read_record
 
@@ -108,8 +109,13 @@ def _best(
 
 def _parts(number: int, path: Path) -> str:
     step = step_of(path)
-    faults = missing_parts(path)
     says = "" if step in (number, None) else f"; its state is of step {step}"
+    verdict = examine(path, contents=False)
+    if verdict.state is State.DAMAGED:
+        return f"damaged: {verdict}{says}"
+    if verdict.state is State.UNFINISHED:
+        return f"incomplete: saving was interrupted{says}"
+    faults = missing_parts(path)
     return ("complete" if not faults else f"incomplete: {', '.join(faults)}") + says
 
 

@@ -90,6 +90,11 @@ def test_damaged_ones_do_not_count(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-4" / "MANIFEST.json").unlink()
     rotate(tmp_path, 3, best=None)
     assert names(tmp_path) == {"checkpoint-1", "checkpoint-2", "checkpoint-5"}
+    (tmp_path / "checkpoint-2" / WEIGHTS).write_bytes(b"weight")
+    checkpoint(tmp_path, 6, whole=False)
+    said = describe_checkpoints(tmp_path)
+    assert "damaged: adapter_model.safetensors: cut off (6 bytes of 7)" in said
+    assert "incomplete: saving was interrupted" in said
 
 
 def test_half_written_ones_do_not_count_and_go(tmp_path: Path) -> None:
@@ -192,7 +197,7 @@ def test_resuming_chooses_among_the_runs_own(tmp_path: Path) -> None:
     theirs = checkpoint(tmp_path, 100, listed=False)
     assert find_checkpoint(tmp_path, "true") == str(own)
     assert find_checkpoint(tmp_path, str(theirs)) == str(theirs)
-    assert "checkpoint-100" in describe_checkpoints(tmp_path).splitlines()[1]
+    assert "checkpoint-100" in describe_checkpoints(tmp_path).splitlines()[2]
     assert describe_checkpoints(tmp_path).endswith("; on no list in run_files.json")
     shutil.rmtree(own)
     with pytest.raises(ConfigError, match=r"no run on record in .* --resume_from_checkpoint .*checkpoint-100\."):

@@ -144,10 +144,10 @@ def look_at(checkpoint: Path, *, contents: bool = True) -> Look:
     if verdict.state is State.UNFINISHED:
         return Look(fate=Fate.INTERRUPTED, why="saving was interrupted")
     if verdict.state is State.NONE:
+        if not _has_state(checkpoint):  # also of one that was half removed, or whose folder had only just been made
+            return Look(fate=Fate.INTERRUPTED, why="saving was interrupted")
         if checkpoint.name in read_record(checkpoint.parent).sealed:
             return Look(fate=Fate.DAMAGED, why=f"{NAME}: missing")
-        if not _has_state(checkpoint):
-            return Look(fate=Fate.INTERRUPTED, why="saving was interrupted")
     missing = missing_parts(checkpoint)
     fate = Fate.LACKING if missing else Fate.UNSEALED if verdict.state is State.NONE else Fate.WHOLE
     return Look(

@@ -8,6 +8,7 @@ The names of files are those that a run may write, until its end leaves those th
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import re
 import shutil
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from vlm_lora.config.declaration import declarations
 from vlm_lora.config.whole_files import read_json, write_json
-from vlm_lora.model.manifest import NAME, manifests_in
+from vlm_lora.model.manifest import NAME, Manifest, manifests_in, write_manifest
 from vlm_lora.training.checkpoints.contents import STATE_FILE
 
 logger = logging.getLogger(__name__)
@@ -218,12 +219,17 @@ def remove_checkpoint(path: Path) -> None:
     if path.is_symlink():
         path.unlink(missing_ok=True)
         return
-    # First what makes it count as whole: one that is half removed must not be gone on from.
-    for file in (*manifests_in(path), path / STATE_FILE):
-        file.unlink(missing_ok=True)
+    # First what makes it count as whole: one that is half removed must not be gone on from, nor taken for damaged.
+    for file in manifests_in(path):
+        with contextlib.suppress(OSError):  # a full disk, or another machine was faster
+            write_manifest(path, Manifest(complete=False), file.name)
+    (path / STATE_FILE).unlink(missing_ok=True)
     while path.is_dir():
-        with contextlib.suppress(FileNotFoundError):
+        try:
             shutil.rmtree(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+                raise
 
 
 def remove_recorded(folder: Path, record: RunRecord) -> None:
