@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from support.rows import write_varied_rows
-from support.stacks import OLD_ROAD, ROOT, SPAWN, Road, both_roads, on_hpu, recorded
+from support.stacks import NEW_ROAD, OLD_ROAD, ROOT, SPAWN, Road, on_hpu, recorded
 
 STEPS = 5
 FLAGS: dict[str, object] = {
@@ -45,8 +45,7 @@ def cut(
     return [int(one["cut"]) for one in found]
 
 
-@both_roads
-@pytest.mark.parametrize("shape", ["gemma3", "qwen2_5_vl"])
+@pytest.mark.parametrize(("shape", "road"), [("qwen2_5_vl", OLD_ROAD), ("gemma3", NEW_ROAD)], ids=str)
 def test_later_evaluations_compile_nothing(
     shape: str, road: Road, data: Path, model_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -59,8 +58,7 @@ def test_later_evaluations_compile_nothing(
     assert [entry["eval_answers"] for entry in history if "eval_answers" in entry] == [3] * STEPS
 
 
-@both_roads
-@pytest.mark.parametrize("engine", ["", "zero3"])
+@pytest.mark.parametrize(("engine", "road"), [("zero3", OLD_ROAD), ("", NEW_ROAD)], ids=str)
 def test_two_cards_answer_as_one(
     engine: str, road: Road, data: Path, model_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:

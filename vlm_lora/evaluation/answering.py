@@ -81,6 +81,8 @@ class ValidationAnswers:
     """Those of the last time, in the order of the rows; on the first process."""
     scores: Scores = field(default_factory=lambda: Scores(figures={}))
     """Those of the last time; on the first process."""
+    _sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """By row: what it is sorted by."""
     _forms: dict[int, Form] = field(default_factory=dict)
     """Of the batches of each group."""
 
@@ -158,10 +160,16 @@ class ValidationAnswers:
             rows,
             processes=self.processes.count,
             batch_size=self.batch_size,
-            size_of=None if in_order else lambda number: size_of(self.rows[number]),
+            size_of=None if in_order else self._size,
             groups=self.groups,
             fills=self.processes.share_weights,
         )
+
+    def _size(self, number: int) -> tuple[int, int]:
+        """Return `size_of` a row, which is read for it once in a run."""
+        if number not in self._sizes:
+            self._sizes[number] = size_of(self.rows[number])
+        return self._sizes[number]
 
     def _answer_round(self, turn: Round) -> dict[int, Answer]:
         rows = [self.rows[number] for number in turn.rows]
