@@ -62,6 +62,7 @@ from vlm_lora.training.checkpoints.run_record import note_end
 from vlm_lora.training.feeding.packing import Packing, check_packing
 from vlm_lora.training.feeding.strategy import Feeding, Strategy, check_known, choose_feeding, strategy_of
 from vlm_lora.training.feeding.whole_steps import check_first_step
+from vlm_lora.training.guards.folder_lock import FolderLock
 from vlm_lora.training.hub import check_push
 from vlm_lora.training.inference_only import say_left_out, without_engine
 from vlm_lora.training.observers import Observers, RunLog, RunObserver
@@ -88,12 +89,12 @@ def train(run: RunConfig, observers: Sequence[RunObserver] = ()) -> dict[str, An
     Observers are told what happens, after the run's own log.
     """
     told = Observers([RunLog(), RunPage(), *observers])
-    with told.until_end():
-        return _train(run, told)
+    with FolderLock() as lock, told.until_end():
+        return _train(run, told, lock)
 
 
-def _train(run: RunConfig, observers: Observers) -> dict[str, Any]:
-    """As `train`."""
+def _train(run: RunConfig, observers: Observers, lock: FolderLock) -> dict[str, Any]:
+    """As `train`; the lock is not taken yet."""
     from vlm_lora.evaluation.measuring import measure
     from vlm_lora.evaluation.scorer import scorer_for
     from vlm_lora.memory.run import advise
@@ -102,8 +103,10 @@ def _train(run: RunConfig, observers: Observers) -> dict[str, Any]:
 
     session = _open_run(run)
     run, arguments = session.run, session.arguments
-    observers.started(run, arguments)
     folder = Path(arguments.output_dir)
+    if arguments.process_index == 0:
+        lock.take(folder)
+    observers.started(run, arguments)
     resumption = look_for_checkpoint(run, arguments, lambda: session.settings)
     checkpoint = resumption.checkpoint
     _check_purpose(run, arguments)
@@ -135,6 +138,7 @@ def _train(run: RunConfig, observers: Observers) -> dict[str, Any]:
         identity=identity,
         scorer=scorer,
     )
+    trainer.before_saving = lock.check
     if trainer.is_world_process_zero():
         write_resolved(folder / ("run_config.yaml" if arguments.do_train else "eval_config.yaml"), run, session.values)
     results: dict[str, Any] = {}

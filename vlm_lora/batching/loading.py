@@ -64,6 +64,9 @@ class InHand:
         if self._bound_in != os.getpid():
             self._bound_in = os.getpid()
             bind_to_parent()
+            parent = multiprocessing.parent_process()
+            if parent is not None and os.getppid() != parent.pid:  # it ended before this process was bound to it
+                os.kill(os.getpid(), signal.SIGKILL)
         if worker.id < _WORKERS:
             numbers = [os.getpid(), len(rows), *rows[:_ROWS]]
             self._table[worker.id, : len(numbers)] = torch.tensor(numbers)

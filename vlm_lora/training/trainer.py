@@ -59,6 +59,8 @@ class VlmTrainerMixin:
     """The backend's: returns a module whose graph is captured and replayed, or the module as it is."""
     finite: FiniteGuard
     """Ends the run where a loss, gradient or weight is not finite."""
+    before_saving: Callable[[], None] = staticmethod(lambda: None)
+    """Raises an error where nothing may be written into the output folder any more."""
     waiting: DataWait
     """Seconds that training waits for its data."""
     pace: Pace
@@ -140,6 +142,7 @@ class VlmTrainerMixin:
         """Save complete and finite weights, whatever shards them, and look at what was written."""
         if not _internal_call:  # a checkpoint's were looked at before anything made room for it
             self.finite.before_save()
+            self.before_saving()
         arguments, model = self.args, self.model  # type: ignore[attr-defined]
         folder = output_dir or arguments.output_dir
         written = False
@@ -162,6 +165,7 @@ class VlmTrainerMixin:
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Save a checkpoint under a name that is on the folder's list; which older ones go is decided there, too."""
         self.finite.before_save()
+        self.before_saving()
         self._unpushed: str | None = None
         with saving(self, self.total_limit):
             super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
