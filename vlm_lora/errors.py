@@ -58,6 +58,10 @@ class MemoryExhaustedError(UserError):
     """A run that needs more memory than the device has."""
 
 
+class DiskError(UserError):
+    """A disk that does not take what a run writes, or has too little room for it."""
+
+
 class NotFiniteError(UserError):
     """A loss, gradient or weight that is NaN or infinite, found by all ranks at one step; the first of them tells it.
 

@@ -89,7 +89,9 @@ def train(run: RunConfig, observers: Sequence[RunObserver] = ()) -> dict[str, An
     Observers are told what happens, after the run's own log.
     """
     told = Observers([RunLog(), RunPage(), *observers])
-    with FolderLock() as lock, told.until_end():
+    from vlm_lora.training.guards.room import explained
+
+    with FolderLock() as lock, told.until_end(), explained(lambda: lock.folder):
         return _train(run, told, lock)
 
 
@@ -106,12 +108,12 @@ def _train(run: RunConfig, observers: Observers, lock: FolderLock) -> dict[str, 
     folder = Path(arguments.output_dir)
     if arguments.process_index == 0:
         lock.take(folder)
-    observers.started(run, arguments)
     resumption = look_for_checkpoint(run, arguments, lambda: session.settings)
     checkpoint = resumption.checkpoint
     _check_purpose(run, arguments)
     check_push(arguments)
     claim_folder(run, arguments, checkpoint)
+    observers.started(run, arguments)  # not before the folder is this run's, where they may write
     splits = load_splits(
         run.data, need_train=arguments.do_train, need_validation=arguments.do_eval or arguments.eval_on_start
     )

@@ -14,6 +14,7 @@ import pytest
 from support.rows import write_uneven_rows
 from support.runs import run, script_flags
 from vlm_lora.cli.main import run_script
+from vlm_lora.report.run_page.page import MARK
 from vlm_lora.training.guards.folder_lock import LOCK
 
 HOLDS = """
@@ -38,7 +39,7 @@ def whole(model_folder: Callable[[str], Path], data: Path, tmp_path_factory: pyt
     """A finished run with its page and a file of the user's. Copy it before changing it."""
     output = tmp_path_factory.mktemp("runs") / "whole"
     run(model_folder("gemma3"), data, output, **TRAINS, do_eval=True)
-    (output / "report.html").write_text("the page of that run", encoding="utf-8")
+    (output / "report.html").write_bytes(MARK + b"the page of that run")
     (output / "checkpoint-7").mkdir()
     (output / "checkpoint-7" / "mine").write_text("of another run", encoding="utf-8")
     return output

@@ -35,6 +35,7 @@ from vlm_lora.training.feeding.pace import Pace
 from vlm_lora.training.feeding.strategy import Feeding, evaluation_order
 from vlm_lora.training.feeding.waiting import DataWait
 from vlm_lora.training.finite import FiniteGuard
+from vlm_lora.training.guards.room import RoomAhead, saving_in_room
 from vlm_lora.training.rates import PartRates, drop_empty_groups, resumed_rates
 
 logger = logging.getLogger(__name__)
@@ -167,7 +168,7 @@ class VlmTrainerMixin:
         self.finite.before_save()
         self.before_saving()
         self._unpushed: str | None = None
-        with saving(self, self.total_limit):
+        with saving_in_room(self), saving(self, self.total_limit):
             super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
         if self._unpushed is not None:
             # What it copies into the output folder is no end of a run, so a manifest there would not fit it.
@@ -406,6 +407,7 @@ def build_trainer(
     trainer.capture = backend.capture
     trainer.total_limit, trainer.args.save_total_limit = trainer.args.save_total_limit, None
     trainer.add_callback(NothingInTheWay())
+    trainer.add_callback(RoomAhead(trainer))
     trainer.finite = FiniteGuard(
         trainer, reads_each_step=not backend.traits.static_shapes, whole_gradient=backend.whole_gradient
     )

@@ -140,6 +140,11 @@ class FolderLock:
         self._path = path
         threading.Thread(target=self._keep, daemon=True).start()
 
+    @property
+    def folder(self) -> Path | None:
+        """The folder that is held; None before and after."""
+        return None if self._path is None else self._path.parent
+
     def check(self) -> None:
         """Make sure, before something is written, that the folder is still this run's.
 
