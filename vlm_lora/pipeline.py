@@ -458,11 +458,12 @@ def _fit(session: Session, trainer: Any, checkpoint: str | None, observers: Obse
     """Train, save the weights and the trainer's state, and return the figures."""
     from vlm_lora.training.feeding.pace import padding_of
     from vlm_lora.training.finished import fit
+    from vlm_lora.training.guards.watchdog import watching
     from vlm_lora.training.signals import ending_on_signal
 
     if checkpoint is not None:
         check_adapter_settings(checkpoint, trainer.model)
-    with ending_on_signal(trainer), agreeing_schedule():
+    with ending_on_signal(trainer), agreeing_schedule(), watching(trainer, session.run.guards.stall_timeout):
         metrics = fit(trainer, checkpoint, observers)
     save_final(trainer)
     memory = {f"train_{name}": value for name, value in session.backend.memory().items()}

@@ -19,6 +19,7 @@ from vlm_lora.config.resolution import resolve
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.data.dataset import Conversations, each_data_set
 from vlm_lora.data.images.loader import ImageLimits
+from vlm_lora.engines.build_locks import clear_left_locks
 from vlm_lora.engines.zero_numbers import check_numbers, with_file_numbers
 from vlm_lora.errors import ConfigError, ModelError, RenderingError
 from vlm_lora.launch.placement import by_accelerate
@@ -127,6 +128,8 @@ def open_session(run: RunConfig) -> Session:
         defaults["dataloader_num_workers"] = 1  # each reads the whole stream
     given = {"ddp_timeout": 1800, **{key: value for key, value in values.items() if value is not None}}
     limit_waiting(given["ddp_timeout"])
+    if values.get("deepspeed"):
+        clear_left_locks(run.guards.stall_timeout)  # its first words build parts of it, and wait for who does
     arguments = backend.arguments(run, {**defaults, **passed, **FORCED_ARGUMENTS})
     introduce()
     check_numbers(arguments)

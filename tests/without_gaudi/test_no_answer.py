@@ -22,6 +22,7 @@ from support.rows import write_uneven_rows
 from support.runs import script_flags
 from vlm_lora.batching.collator import Collator
 from vlm_lora.cli.main import run_script
+from vlm_lora.training.guards.folder_lock import LOCK
 
 VLM_LORA = Path(sys.executable).with_name("vlm-lora")
 
@@ -67,12 +68,23 @@ def test_a_worker_that_delivers_nothing_ends_the_run(
     assert multiprocessing.active_children() == []
 
 
-def test_a_stopped_rank_ends_the_run(data: Path, model_folder: Callable[[str], Path], tmp_path: Path) -> None:
-    """torchrun gives what is left 30 seconds, here one, before it kills it."""
-    own = {"do_train": True, "max_steps": 100_000, "logging_steps": 100, "log_level": "info", "ddp_timeout": 30}
-    words = script_flags(model_folder("gemma3"), data, tmp_path / "out", **own)
+def launched(data: Path, model: Path, output: Path, hurt: Callable[[int, int], None], **own: object) -> tuple[int, str]:
+    """Train on two ranks, hurt one once they train, and return exit code and stderr; no rank is left.
+
+    torchrun gives what is left 30 seconds, here one, before it kills it.
+    """
+    flags = {"do_train": True, "max_steps": 100_000, "logging_steps": 100, "log_level": "info", **own}
     process = subprocess.Popen(
-        [str(VLM_LORA), "launch", "--backend", "cpu", "--world_size", "2", "train", *words],
+        [
+            str(VLM_LORA),
+            "launch",
+            "--backend",
+            "cpu",
+            "--world_size",
+            "2",
+            "train",
+            *script_flags(model, data, output, **flags),
+        ],
         env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -87,15 +99,74 @@ def test_a_stopped_rank_ends_the_run(data: Path, model_folder: Callable[[str], P
         for line in process.stderr:
             lines.append(line)
             if "Gradient audit" in line:
-                ranks = {rank: find_rank(rank, tmp_path / "out") for rank in (0, 1)}
-                os.kill(ranks[1], signal.SIGSTOP)
+                ranks = {rank: find_rank(rank, output) for rank in (0, 1)}
+                hurt(ranks[0], ranks[1])
         code = process.wait(timeout=60)
     late.cancel()
-    text = "".join(lines)
-    assert code == 1, text
-    said = (
-        rf"Rank 1 \(pid {ranks[1]}, which is stopped\) did not answer within --ddp_timeout 30 s; rank 0 waited in vain"
-    )
-    assert re.search(rf"The run ended with exit code 1\. error: {said}", lines[-1]), text
-    assert "Traceback" not in text
     assert [pid for pid in ranks.values() if is_running(pid)] == []
+    return code, "".join(lines).replace(f"pid {ranks[1]}", "pid RANK1").replace(f"pid {ranks[0]}", "pid RANK0")
+
+
+def stop_second(first: int, second: int) -> None:
+    os.kill(second, signal.SIGSTOP)
+
+
+def test_a_stopped_rank_ends_the_run(data: Path, model_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    code, text = launched(data, model_folder("gemma3"), tmp_path / "out", stop_second, ddp_timeout=30)
+    assert code == 1, text
+    said = r"Rank 1 \(pid RANK1, which is stopped\) did not answer within --ddp_timeout 30 s; rank 0 waited in vain"
+    assert re.search(rf"The run ended with exit code 1\. error: {said}", text.splitlines()[-1]), text
+    assert "Traceback" not in text
+
+
+def test_a_training_that_stands_still_shows_what_it_does_and_names_the_stopped_rank(
+    data: Path, model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The output folder is free again."""
+    code, text = launched(data, model_folder("gemma3"), tmp_path / "out", stop_second, stall_timeout=10)
+    assert code == 76, text
+    said = r"The training stood still for 10 seconds .*: rank 1 \(pid RANK1 on \S+; T, stopped.*\) does not answer"
+    assert re.search(rf"The run ended with exit code 76\. error: {said}", text.splitlines()[-1]), text
+    assert "Rank 0 (pid RANK0) was doing this:" in text
+    assert re.search(r'File ".*trainer\.py", line \d+ in train', text), "its main thread is shown"
+    assert "Rank 1 (pid RANK1) was doing" not in text
+    assert not (tmp_path / "out" / LOCK).exists()
+
+
+STANDS = """
+import os, sys, time
+from transformers import TrainerCallback
+from vlm_lora.training import trainer
+from vlm_lora.cli.main import run_script
+from vlm_lora.training.guards.folder_lock import LOCK
+
+class Sleep(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            time.sleep(300)
+
+build = trainer.build_trainer
+def with_sleep(*args, **kwargs):
+    built = build(*args, **kwargs)
+    built.add_callback(Sleep())
+    return built
+trainer.build_trainer = with_sleep
+sys.exit(run_script(sys.argv[1:]))
+"""
+
+
+def test_a_training_of_one_process_that_stands_still_ends_and_shows_where(
+    data: Path, model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    words = script_flags(
+        model_folder("gemma3"), data, tmp_path / "out", do_train=True, max_steps=5, stall_timeout=4, save_steps=1
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", STANDS, *words], capture_output=True, text=True, check=False, timeout=240
+    )
+    assert done.returncode == 76, done.stderr
+    assert "in on_step_begin" in done.stderr
+    assert re.search(
+        r"error: The training stood still for 4 seconds .*: process pid \d+ on \S+ stands in step 3\. ", done.stderr
+    )
+    assert not (tmp_path / "out" / LOCK).exists()

@@ -254,6 +254,19 @@ def _rows(pid: int, readers: Readers) -> str:
     return ""
 
 
+def state_in_words(pid: int) -> str:
+    """Return a process's state, such as `T, stopped, as by SIGSTOP or Ctrl-Z`."""
+    state = _state(pid)
+    return f"{state}, {_STATES[state]}" if state in _STATES else "which has ended"
+
+
+def stuck_workers() -> str:
+    """Name this process's loader workers that cannot run: stopped or waiting for a disk; empty where all can."""
+    states = {child.pid: _state(child.pid) for child in _workers()}
+    said = [f"pid {pid} is {_STATES[state]} ({state})" for pid, state in states.items() if state in ("T", "t", "D")]
+    return f"of process {os.getpid()}'s loader workers {', '.join(said)}" if said else ""
+
+
 def _state(pid: int, parent: int | None = None) -> str:
     """Return a process's state as one letter; ? where the system does not say, or it is another parent's."""
     try:

@@ -1,7 +1,7 @@
 """The command line: verbs, exit codes, and the only place that turns an error into a message.
 
 Exit codes: 0 done, 1 the user can fix it, 2 wrong usage, 75 a checkpoint was saved on SIGUSR1 and the run can go
-on from it, 130 interrupted, 203 an error of ours.
+on from it, 76 the training stood still too long (ended by its watchdog), 130 interrupted, 203 an error of ours.
 Start-up imports neither torch nor transformers: `vlm-lora --help` answers at once.
 """
 

@@ -11,7 +11,7 @@ from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
 from typing import Any, get_type_hints
 
-from vlm_lora.config.reporting import ReportConfig
+from vlm_lora.config.reporting import GuardConfig, ReportConfig
 from vlm_lora.config.run_config import (
     BatchingConfig,
     DataConfig,
@@ -36,6 +36,7 @@ SECTIONS: Mapping[str, type] = {
     "scoring": ScoringConfig,
     "dry_run_options": DryRunConfig,
     "reporting": ReportConfig,
+    "guards": GuardConfig,
 }
 
 

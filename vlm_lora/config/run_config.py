@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from vlm_lora.config.reporting import ReportConfig
+from vlm_lora.config.reporting import GuardConfig, ReportConfig
 from vlm_lora.config.scoring import ScoringConfig
 from vlm_lora.errors import ConfigError
 
@@ -458,6 +458,7 @@ class RunConfig:
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     dry_run_options: DryRunConfig = field(default_factory=DryRunConfig)
     reporting: ReportConfig = field(default_factory=ReportConfig)
+    guards: GuardConfig = field(default_factory=GuardConfig)
     backend: str = "auto"
     """auto (the best that this machine has), or the name of an installed backend; cpu is what --use_cpu means."""
     overwrite_output_dir: bool = False

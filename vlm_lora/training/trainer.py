@@ -36,6 +36,7 @@ from vlm_lora.training.feeding.strategy import Feeding, evaluation_order
 from vlm_lora.training.feeding.waiting import DataWait
 from vlm_lora.training.finite import FiniteGuard
 from vlm_lora.training.guards.room import RoomAhead, saving_in_room
+from vlm_lora.training.guards.watchdog import Watchdog
 from vlm_lora.training.rates import PartRates, drop_empty_groups, resumed_rates
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ class VlmTrainerMixin:
     """The backend's: returns a module whose graph is captured and replayed, or the module as it is."""
     finite: FiniteGuard
     """Ends the run where a loss, gradient or weight is not finite."""
+    watchdog: Watchdog | None = None
+    """Ends a training that stands still; None outside one."""
     before_saving: Callable[[], None] = staticmethod(lambda: None)
     """Raises an error where nothing may be written into the output folder any more."""
     waiting: DataWait
@@ -117,6 +120,8 @@ class VlmTrainerMixin:
             inputs = self.packs.prepare(inputs)
         held = inputs.get(FED)
         positions, rows, count = self._aside(inputs)
+        if self.watchdog is not None:
+            self.watchdog.see(inputs)
         if held is not None:
             self.fed += held
         # The base class drops the labels before it calls the loss function: hand over what it needs instead.

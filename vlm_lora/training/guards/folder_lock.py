@@ -65,11 +65,10 @@ class Holder:
     def is_running(self) -> bool:
         """Say whether the process is there; another that was given its number later is not it."""
         try:
-            os.kill(self.pid, 0)
+            with contextlib.suppress(PermissionError):  # another user's: it is there
+                os.kill(self.pid, 0)
         except ProcessLookupError:
             return False
-        except PermissionError:
-            pass  # another user's: it is there
         state, started = _stat(self.pid)
         return state not in ("Z", "X") and started in (0, self.started)
 
@@ -93,6 +92,16 @@ def _stat(pid: int) -> tuple[str, int]:
         return "", 0
     words = text.rpartition(")")[2].split()
     return words[0], int(words[19])
+
+
+_locks: list[FolderLock] = []
+"""Those of this process."""
+
+
+def let_go() -> None:
+    """Release what this process holds, before it ends at once."""
+    for lock in [*_locks]:
+        lock.release()
 
 
 class FolderLock:
@@ -138,6 +147,7 @@ class FolderLock:
         except OSError as error:
             raise ConfigError(f"--output_dir {folder} cannot be created or written: {error.strerror}.") from error
         self._path = path
+        _locks.append(self)
         threading.Thread(target=self._keep, daemon=True).start()
 
     @property
@@ -163,6 +173,7 @@ class FolderLock:
         self._over.set()
         path, self._path = self._path, None
         if path is not None:
+            _locks.remove(self)
             if _is_same(path, self._descriptor):
                 path.unlink(missing_ok=True)
             os.close(self._descriptor)
