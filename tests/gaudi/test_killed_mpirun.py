@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from support.killed_launchers import left_of
 from support.stacks import GAUDI, SPAWN, environment
 
 
-def test_nothing_outlives_a_launcher_that_is_killed(tmp_path: Path) -> None:
-    """Nor a rank that is stopped; killed itself, mpirun leaves its ranks behind."""
+@pytest.mark.parametrize("inner", [False, True])
+def test_nothing_outlives_a_launcher_that_is_killed(inner: bool, tmp_path: Path) -> None:
+    """The one that started mpirun, or mpirun itself; nor does a rank that is stopped."""
     words: list[str | Path] = [GAUDI, SPAWN, "--world_size", "2", "--use_mpi"]
-    assert left_of(words, tmp_path, environment(GAUDI, {"PT_HPU_LAZY_MODE": "1"})) == []
+    assert left_of(words, tmp_path, environment(GAUDI, {"PT_HPU_LAZY_MODE": "1"}), inner=inner) == []

@@ -20,8 +20,9 @@ from transformers import TrainerCallback
 from support.rows import write_uneven_rows
 from support.runs import run, script_flags
 from vlm_lora.cli.main import run_script
+from vlm_lora.errors import DataError, DiskError
 from vlm_lora.training import trainer
-from vlm_lora.training.guards.room import planned, refusal
+from vlm_lora.training.guards.room import explained, planned, refusal
 
 FLAGS = {"do_train": True, "max_steps": 3, "save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-2}
 ADAPTER = "adapter_model.safetensors"
@@ -198,3 +199,12 @@ def test_what_a_disk_says_is_told_from_other_errors(error: Exception, said: str 
     outer = ValueError("while saving")
     outer.__cause__ = error
     assert refusal(outer) == refusal(error)
+
+
+def test_an_error_that_is_a_message_already_stays(tmp_path: Path) -> None:
+    """As of an image that the disk does not give."""
+    cause = OSError(errno.EIO, "Input/output error")
+    with pytest.raises(DataError, match=r"row 3: cannot be read"), explained(lambda: tmp_path):
+        raise DataError("row 3: cannot be read") from cause
+    with pytest.raises(DiskError, match="reports an error"), explained(lambda: tmp_path):  # the control
+        raise cause

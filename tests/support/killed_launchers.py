@@ -30,13 +30,21 @@ def eventually(what: Callable[[], bool], seconds: float) -> bool:
     return what()
 
 
-def left_of(words: Sequence[str | Path], folder: Path, environment: Mapping[str, str]) -> list[int]:
+def child_of(parent: int) -> int:
+    """Return the first process that another one started."""
+    return int(Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="ascii").split()[0])
+
+
+def left_of(
+    words: Sequence[str | Path], folder: Path, environment: Mapping[str, str], *, inner: bool = False
+) -> list[int]:
     """Start two ranks of `WAITS` by a launcher, stop one, kill the outermost process; return what still runs.
 
     Args:
         words: the launcher's command up to the script.
         folder: an empty one.
         environment: of all of them.
+        inner: kill the launcher that the outermost process started instead, such as torchrun or mpirun.
     """
     command = [str(word) for word in (*words, WAITS, folder)]
     launcher = subprocess.Popen(command, env=dict(environment), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -46,8 +54,10 @@ def left_of(words: Sequence[str | Path], folder: Path, environment: Mapping[str,
         assert eventually(lambda: all(path.exists() and " " in path.read_text() for path in files), 240)
         started = sorted({int(pid) for path in files for pid in path.read_text().split()})
         os.kill(int(files[1].read_text().split()[0]), signal.SIGSTOP)
-        launcher.send_signal(signal.SIGKILL)
+        os.kill(child_of(launcher.pid) if inner else launcher.pid, signal.SIGKILL)
         eventually(lambda: not any(is_running(pid) for pid in started), 60)
+        if inner:
+            assert launcher.wait(timeout=60) == 128 + signal.SIGKILL
         return [pid for pid in started if is_running(pid)]
     finally:
         launcher.kill()

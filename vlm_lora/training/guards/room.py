@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from vlm_lora.errors import DiskError
+from vlm_lora.errors import DiskError, UserError
 from vlm_lora.training.checkpoints.choosing import is_whole
 from vlm_lora.training.checkpoints.run_record import numbered_checkpoints, read_record, remove_checkpoint, write_record
 from vlm_lora.training.checkpoints.saving import whole_size
@@ -76,7 +76,7 @@ def explained(folder: Callable[[], Path | None], needed: Callable[[], int | None
         yield
     except Exception as error:
         why = refusal(error)
-        if why is None or isinstance(error, DiskError):
+        if why is None or isinstance(error, UserError):  # the latter says already what it is about
             raise
         named = getattr(error, "filename", None)
         place = Path(os.fsdecode(named)) if isinstance(named, (str, bytes)) else folder() or Path.cwd()

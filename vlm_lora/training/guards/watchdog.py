@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 EXIT_STALLED = 76
 """The exit code."""
 
+_KEEPER = "or what keeps the store that the ranks met at"
+
 _TICK = 2.0
 """Seconds between two looks, at most."""
 
@@ -74,6 +76,7 @@ class Watchdog(TrainerCallback):
         self._begun = time.monotonic()
         self._over = threading.Event()
         self._roll: StallRoll | None = None
+        self._store_is_silent = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin to look."""
@@ -133,7 +136,7 @@ class Watchdog(TrainerCallback):
                     called = within(PATIENCE, roll.is_called)
                 except (RuntimeError, OSError) as error:
                     logger.debug("The ranks' store: %s", error)  # also where a run ends
-                    self._roll = None
+                    self._roll, self._store_is_silent = None, True
             if (stalled or called) and not self._over.is_set():
                 self._speak()
 
@@ -149,13 +152,16 @@ class Watchdog(TrainerCallback):
             workers=stuck_workers(),
         )
         roll, first, silent = self._roll, True, 0
+        keeper = {0: (_KEEPER, "")}
         if roll is None:
-            message = "" if own.excuse else described({self._rank: own}, {}, limit=limit)
+            message = (
+                "" if own.excuse else described({self._rank: own}, keeper if self._store_is_silent else {}, limit=limit)
+            )
         else:
             try:
                 message, first, silent = within(5 * PATIENCE, partial(roll.talk, own, limit))
             except (RuntimeError, OSError):
-                message = described({self._rank: own}, {0: ("or what keeps the ranks' store", "")}, limit=limit)
+                message = described({self._rank: own}, keeper, limit=limit)
                 roll = None
         if not message:
             standing.wait_on()
