@@ -6,6 +6,7 @@ Libraries raise these; only the command line turns them into one message and an 
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -81,6 +82,19 @@ class StalledError(UserError):
 
 class EndedEarlyError(Exception):
     """A run that was told to end has saved a checkpoint and can go on from it; no mistake, but not done either."""
+
+
+class SignalledError(KeyboardInterrupt):
+    """A signal told a run to end at once: Ctrl-C, or another one that libraries shall take for it.
+
+    Args:
+        number: the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        super().__init__(f"{name}: ended at once. What was saved before is there; nothing else was.")
+        self.number = number
 
 
 class SeveralError(ConfigError):

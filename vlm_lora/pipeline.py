@@ -38,6 +38,7 @@ from vlm_lora.engines.zero_numbers import agreeing_schedule, with_file_numbers
 from vlm_lora.errors import ConfigError
 from vlm_lora.evaluation.held_out import warn_of_trained_rows, with_trained_split
 from vlm_lora.evaluation.places import refuse_other_results, with_own_folder
+from vlm_lora.launch.stop_signals import StopSignals, stop_signals
 from vlm_lora.model.features.obstacles import refuse_early
 from vlm_lora.preflight.check import Prepared, known_rows, prepare_rows, read_rows, report_on, shapes_of
 from vlm_lora.preflight.figures import DataReport
@@ -65,13 +66,14 @@ from vlm_lora.training.feeding.whole_steps import check_first_step
 from vlm_lora.training.guards.folder_lock import FolderLock
 from vlm_lora.training.hub import check_push
 from vlm_lora.training.inference_only import say_left_out, without_engine
-from vlm_lora.training.observers import Observers, RunLog, RunObserver
+from vlm_lora.training.observers import EndReason, Observers, RunLog, RunObserver
 from vlm_lora.training.outputs import (
     check_adapter_settings,
     claim_folder,
     save_final,
     write_results,
 )
+from vlm_lora.training.run_state import RunStateFile
 
 if TYPE_CHECKING:
     from vlm_lora.evaluation.generation import Answerer, Reply
@@ -88,31 +90,33 @@ def train(run: RunConfig, observers: Sequence[RunObserver] = ()) -> dict[str, An
 
     Observers are told what happens, after the run's own log.
     """
-    told = Observers([RunLog(), RunPage(), *observers])
+    noted = RunStateFile()
+    told = Observers([RunLog(), noted, RunPage(), *observers])
     from vlm_lora.training.guards.room import explained
 
-    with FolderLock() as lock, told.until_end(), explained(lambda: lock.folder):
-        return _train(run, told, lock)
+    with stop_signals() as stops, FolderLock() as lock, told.until_end(), explained(lambda: lock.folder):
+        stops.end_within = run.end_within
+        stops.before_hard_end = partial(noted.ended, EndReason.SIGNAL)
+        return _train(run, told, lock, stops)
 
 
-def _train(run: RunConfig, observers: Observers, lock: FolderLock) -> dict[str, Any]:
+def _train(run: RunConfig, observers: Observers, lock: FolderLock, stops: StopSignals) -> dict[str, Any]:
     """As `train`; the lock is not taken yet."""
     from vlm_lora.evaluation.measuring import measure
     from vlm_lora.evaluation.scorer import scorer_for
     from vlm_lora.memory.run import advise
     from vlm_lora.report.memory import explain_exhaustion
     from vlm_lora.training.checkpoints.resumption import look_for_checkpoint
+    from vlm_lora.training.signals import ending_after_training
 
     session = _open_run(run)
-    run, arguments = session.run, session.arguments
-    folder = Path(arguments.output_dir)
+    run, arguments, folder = session.run, session.arguments, Path(session.arguments.output_dir)
     if arguments.process_index == 0:
         lock.take(folder)
     resumption = look_for_checkpoint(run, arguments, lambda: session.settings)
-    checkpoint = resumption.checkpoint
     _check_purpose(run, arguments)
     check_push(arguments)
-    claim_folder(run, arguments, checkpoint)
+    claim_folder(run, arguments, resumption.checkpoint)
     observers.started(run, arguments)  # not before the folder is this run's, where they may write
     splits = load_splits(
         run.data, need_train=arguments.do_train, need_validation=arguments.do_eval or arguments.eval_on_start
@@ -144,12 +148,13 @@ def _train(run: RunConfig, observers: Observers, lock: FolderLock) -> dict[str, 
     if trainer.is_world_process_zero():
         write_resolved(folder / ("run_config.yaml" if arguments.do_train else "eval_config.yaml"), run, session.values)
     results: dict[str, Any] = {}
-    if arguments.do_train:
-        with explain_exhaustion(session.backend, "training", oom_advice):
-            results |= _recorded(folder, "train", _fit(session, trainer, checkpoint, observers), trainer)
-    if arguments.do_eval:
-        with explain_exhaustion(session.backend, "evaluation"):
-            results |= _recorded(folder, "eval", measure(trainer, prepared.splits.validation), trainer)
+    with ending_after_training(trainer, stops):
+        if arguments.do_train:
+            with stops.deferring(), explain_exhaustion(session.backend, "training", oom_advice):
+                results |= _recorded(folder, "train", _fit(session, trainer, resumption, observers, stops), trainer)
+        if arguments.do_eval:
+            with explain_exhaustion(session.backend, "evaluation"):
+                results |= _recorded(folder, "eval", measure(trainer, prepared.splits.validation), trainer)
     _end(folder, session, preprocessing, trainer, results)
     return results
 
@@ -454,16 +459,19 @@ def _plan_shapes(
     return replace(preprocessing, encoder=encoder, collator=collator), survey.groups
 
 
-def _fit(session: Session, trainer: Any, checkpoint: str | None, observers: Observers) -> dict[str, Any]:
+def _fit(
+    session: Session, trainer: Any, resumption: Resumption, observers: Observers, stops: StopSignals
+) -> dict[str, Any]:
     """Train, save the weights and the trainer's state, and return the figures."""
     from vlm_lora.training.feeding.pace import padding_of
     from vlm_lora.training.finished import fit
     from vlm_lora.training.guards.watchdog import watching
     from vlm_lora.training.signals import ending_on_signal
 
+    checkpoint = resumption.checkpoint
     if checkpoint is not None:
         check_adapter_settings(checkpoint, trainer.model)
-    with ending_on_signal(trainer), agreeing_schedule(), watching(trainer, session.run.guards.stall_timeout):
+    with ending_on_signal(trainer, stops), agreeing_schedule(), watching(trainer, session.run.guards.stall_timeout):
         metrics = fit(trainer, checkpoint, observers)
     save_final(trainer)
     memory = {f"train_{name}": value for name, value in session.backend.memory().items()}

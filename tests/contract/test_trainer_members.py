@@ -28,7 +28,11 @@ PRIVATE = {
     "_save_checkpoint": ("model", "trial"),
 }
 """Name and parameters, in both versions, of those that are overridden."""
-CALLED = {"_prepare_inputs": ("inputs",)}
+CALLED = {
+    "_determine_best_metric": ("metrics", "trial"),
+    "_evaluate": ("trial", "ignore_keys_for_eval", "skip_scheduler"),
+    "_prepare_inputs": ("inputs",),
+}
 """The same of those that are only called."""
 PUBLIC = {
     "compute_loss": ("model", "inputs", "return_outputs", "num_items_in_batch"),

@@ -1,7 +1,8 @@
-"""SIGUSR1 while training: a checkpoint at a step that all ranks agree on, exit code 75, and the run goes on from it."""
+"""SIGTERM, SIGUSR1, Ctrl-C: a checkpoint at a step that all ranks agree on, exit code 75; the run goes on from it."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -22,7 +23,7 @@ from support.process import find_rank
 from support.rows import write_uneven_rows
 from support.runs import run, script_flags
 from support.warm import warmed
-from vlm_lora.cli.main import run_script
+from vlm_lora.cli.main import main, run_script
 from vlm_lora.training import trainer
 from vlm_lora.training.signals import Agreement
 
@@ -35,13 +36,17 @@ def data(tmp_path: Path) -> Path:
     return write_uneven_rows(tmp_path / "data", rows=6, validation=2)
 
 
-def told_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the next run get the signal while it takes this step."""
+def told_at(step: int, number: int, monkeypatch: pytest.MonkeyPatch, *, measuring: bool = False) -> None:
+    """Let the next run get a signal while it takes this step, or in the evaluation after it."""
 
     class Tell(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step + 1 == step:
-                os.kill(os.getpid(), signal.SIGUSR1)
+            if state.global_step + 1 == step and not measuring:
+                os.kill(os.getpid(), number)
+
+        def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == step and measuring:
+                os.kill(os.getpid(), number)
 
     build = trainer.build_trainer
 
@@ -53,35 +58,92 @@ def told_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vlm_lora.training.trainer.build_trainer", with_signal)
 
 
-@pytest.mark.parametrize("step", [2, 4])
+@pytest.mark.parametrize(
+    ("step", "number", "measuring"),
+    [(2, signal.SIGTERM, False), (2, signal.SIGUSR1, True), (4, signal.SIGINT, False)],
+)
 def test_a_run_that_was_told_goes_on_as_if_it_had_not_been(
     step: int,
+    number: signal.Signals,
+    measuring: bool,
     model_folder: Callable[[str], Path],
     data: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Also in its last step; and though it saves nothing by itself and keeps the best checkpoint only."""
+    """Also in its last step; and though it saves nothing by itself and keeps the best checkpoint only.
+
+    With dropout, whose draws follow those of the evaluation that it leaves.
+    """
     best = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1} if step == 2 else {}
     limit = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "save_total_limit": 1} if best else {}
-    # It grows worse, so that the best is the first.
+    # The best may be the one whose evaluation is left, and made when the run goes on.
     # The checkpoint that the signal asks for is complete whatever the others are.
     alone = {} if best else {"save_only_model": True}
-    flags = {"do_train": True, "do_eval": True, "max_steps": 4, "learning_rate": 1.0, **best, **limit, **alone}
+    flags = {
+        "do_train": True,
+        "do_eval": True,
+        "max_steps": 4,
+        "learning_rate": 1.0,
+        "lora_dropout": 0.2,
+        **best,
+        **limit,
+        **alone,
+    }
     whole, told = tmp_path / "whole", tmp_path / "told"
     run(model_folder("gemma3"), data, whole, **flags)
     with monkeypatch.context() as patch:
-        told_at(step, patch)
+        told_at(step, number, patch, measuring=measuring)
         assert run_script(script_flags(model_folder("gemma3"), data, told, **flags)) == 75
     said = capsys.readouterr().err
-    assert f"SIGUSR1: ended after step {step} of 4, which is saved." in said
+    name = "Ctrl-C" if number == signal.SIGINT else number.name
+    assert f"{name}: ended after step {step} of 4, which is saved." in said
     assert "Traceback" not in said
-    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+    assert signal.getsignal(number) is (signal.default_int_handler if name == "Ctrl-C" else signal.SIG_DFL)
     assert (told / f"checkpoint-{step}" / "trainer_state.json").exists()
     assert not (told / "all_results.json").exists(), "by which train.sbatch knows a run that is done"
+    state = json.loads((told / "RUN_STATE.json").read_text(encoding="utf-8"))
+    assert [state[key] for key in ("state", "step", "steps", "checkpoint", "pid")] == [
+        *("preempted", step, 4, f"checkpoint-{step}", os.getpid())
+    ]
+    assert state["reason"].startswith(f"{name}: ended after step {step} of 4")
     run(model_folder("gemma3"), data, told, **flags, resume_from_checkpoint="true")
-    assert (told / ADAPTER).read_bytes() == (whole / ADAPTER).read_bytes()
+    for weights in [ADAPTER, *([f"checkpoint-4/{ADAPTER}"] if best else [])]:
+        assert (told / weights).read_bytes() == (whole / weights).read_bytes(), weights
+    capsys.readouterr()
+    assert main(["runs", str(tmp_path), "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [(run["run"], run["state"], run["step"], run["steps"]) for run in listed] == [
+        ("told", "done", 4, 4),
+        ("whole", "done", 4, 4),
+    ]
+    assert listed[0]["best"] == listed[1]["best"]
+    assert (listed[1]["best"] is not None) == bool(best)
+    assert listed[1]["metric"] == "loss"
+    assert main(["runs", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[2].split()[:5] == ["whole", "done", "4", "of", "4"]
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_a_run_that_is_told_in_its_last_evaluation_ends_at_once(
+    saves: bool,
+    model_folder: Callable[[str], Path],
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With 75 where its last step is a checkpoint, from which the run goes on to that evaluation."""
+    out, saving = tmp_path / "out", {"save_strategy": "steps" if saves else "no", "save_steps": 2}
+    flags = script_flags(model_folder("gemma3"), data, out, do_train=True, do_eval=True, max_steps=2, **saving)
+    with monkeypatch.context() as patch:
+        told_at(2, signal.SIGTERM, patch, measuring=True)
+        assert run_script(flags) == (75 if saves else 143)
+    said = "ended in the evaluation after the last step (2), which is saved" if saves else "ended at once."
+    assert f"SIGTERM: {said}" in capsys.readouterr().err
+    assert (out / "train_results.json").exists()
+    assert not (out / "eval_results.json").exists()
 
 
 def start(launcher: str, model: Path, data: Path, output: Path, **flags: object) -> subprocess.Popen[str]:
@@ -104,12 +166,26 @@ def read_until(stream: Any, mark: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("launcher", "whom"), [("", "all"), ("", "rank 1"), ("--use_deepspeed", "all"), ("--use_accelerate", "all")]
+    ("launcher", "whom", "number"),
+    [
+        ("", "all", signal.SIGINT),
+        ("", "rank 1", signal.SIGTERM),
+        ("--use_deepspeed", "all", signal.SIGTERM),
+        ("--use_accelerate", "all", signal.SIGUSR1),
+    ],
 )
 def test_two_ranks_end_at_the_same_step(
-    launcher: str, whom: str, model_folder: Callable[[str], Path], data: Path, tmp_path: Path
+    launcher: str,
+    whom: str,
+    number: signal.Signals,
+    model_folder: Callable[[str], Path],
+    data: Path,
+    tmp_path: Path,
 ) -> None:
-    """The signal never reaches them in the same step; where rank 1 alone gets it, rank 0 saves all the same."""
+    """The launcher hands each signal on as SIGUSR1, which no launcher limits.
+
+    It never reaches the ranks in the same step; where rank 1 alone gets one, rank 0 saves all the same.
+    """
     out = tmp_path / "out"
     process = start(launcher, model_folder("gemma3"), data, out, max_steps=100_000, logging_steps=100)
     lines: list[str] = []
@@ -119,9 +195,9 @@ def test_two_ranks_end_at_the_same_step(
         assert process.stderr is not None
         lines += read_until(process.stderr, "Gradient audit")  # the first step
         if whom == "all":
-            process.send_signal(signal.SIGUSR1)
+            process.send_signal(number)
         else:
-            os.kill(find_rank(1, out), signal.SIGUSR1)
+            os.kill(find_rank(1, out), number)
         begun = time.monotonic()
         lines += process.stderr
         code = process.wait(timeout=60)
@@ -129,9 +205,10 @@ def test_two_ranks_end_at_the_same_step(
     text = "".join(lines)
     assert code == 75, text
     assert time.monotonic() - begun < 60
-    steps = re.findall(r"SIGUSR1: saving checkpoint-(\d+) and ending", text)
+    by = "SIGUSR1" if whom == "all" else "A signal to another process"
+    steps = re.findall(rf"{by}: saving checkpoint-(\d+) and ending", text)
     assert len(steps) == 1, text
-    assert f"SIGUSR1: ended after step {steps[0]} of 100000, which is saved." in text
+    assert f"{by}: ended after step {steps[0]} of 100000, which is saved." in text
     assert lines[-1] == "The run ended with exit code 75.\n"
     assert "Traceback" not in text
     assert [path.name for path in out.glob("checkpoint-*")] == [f"checkpoint-{steps[0]}"]

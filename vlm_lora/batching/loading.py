@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from vlm_lora.errors import StalledError
 from vlm_lora.launch.binding import bind_to_parent
+from vlm_lora.launch.stop_signals import leave_to_parent
 
 _WORKERS, _ROWS = 64, 4
 """Workers whose rows are noted, and how many of a batch."""
@@ -56,7 +57,8 @@ class InHand:
         """Note in a worker what it is to read now; in another process do nothing.
 
         A worker is bound to the process that started it here. torch's own look at it, every five seconds, is taken
-        between batches alone: one that is stopped or stuck would outlive a trainer that is killed.
+        between batches alone: one that is stopped or stuck would outlive a trainer that is killed. Signals to the whole
+        group are left to that process here, too.
         """
         worker = get_worker_info()
         if worker is None:
@@ -67,6 +69,7 @@ class InHand:
             parent = multiprocessing.parent_process()
             if parent is not None and os.getppid() != parent.pid:  # it ended before this process was bound to it
                 os.kill(os.getpid(), signal.SIGKILL)
+            leave_to_parent()
         if worker.id < _WORKERS:
             numbers = [os.getpid(), len(rows), *rows[:_ROWS]]
             self._table[worker.id, : len(numbers)] = torch.tensor(numbers)

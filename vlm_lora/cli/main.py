@@ -1,7 +1,8 @@
 """The command line: verbs, exit codes, and the only place that turns an error into a message.
 
-Exit codes: 0 done, 1 the user can fix it, 2 wrong usage, 75 a checkpoint was saved on SIGUSR1 and the run can go
-on from it, 76 the training stood still too long (ended by its watchdog), 130 interrupted, 203 an error of ours.
+Exit codes: 0 done, 1 the user can fix it, 2 wrong usage, 75 a checkpoint was saved on a signal and the run can go
+on from it, 76 the training stood still too long (ended by its watchdog), 128 and a signal's number ended by it
+(130 Ctrl-C, 143 SIGTERM), 203 an error of ours.
 Start-up imports neither torch nor transformers: `vlm-lora --help` answers at once.
 """
 
@@ -27,11 +28,20 @@ from vlm_lora.config.sources import parse
 from vlm_lora.config.surrogate_text import let_stdout_escape
 from vlm_lora.config.values import is_true
 from vlm_lora.config.version import __version__
-from vlm_lora.errors import ConfigError, EndedEarlyError, NotFiniteError, UserError, nearest, plain_message
+from vlm_lora.errors import (
+    ConfigError,
+    EndedEarlyError,
+    NotFiniteError,
+    SignalledError,
+    UserError,
+    nearest,
+    plain_message,
+)
 from vlm_lora.launch.launching import LaunchRequest, bound, parse_launch, run_launch
 from vlm_lora.launch.placement import refuse_launch
 from vlm_lora.launch.process_group import lost_partner, port_taken
 from vlm_lora.launch.roll_call import silent_rank
+from vlm_lora.launch.stop_signals import stop_signals
 from vlm_lora.progress import ERASE, can_take_lines_away, live_terminal
 
 logger = logging.getLogger(__name__)
@@ -51,6 +61,7 @@ vlm-lora {__version__}: fine-tune vision-language models, LoRA first
   vlm-lora shard    --input DATA --out_dir DIR (--num_shards N | --samples_per_shard N) [--shuffle] [--prefix eval]
   vlm-lora launch   [--world_size N] [--nnodes N] [--use_deepspeed | --use_accelerate | --use_mpi] VERB_OR_SCRIPT ...
   vlm-lora report   RUN [--output FILE] [--report_images false]
+  vlm-lora runs     DIR [--json]
   vlm-lora compare  RUN RUN [...] [--output FILE] [--report_images false]
   vlm-lora demo     [--output_dir DIR]
   vlm-lora doctor
@@ -144,6 +155,10 @@ def _guarded(action: Callable[[], int | None], *, debug: bool) -> int:
     except BrokenPipeError:  # `vlm-lora preview ... | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
+    except SignalledError as signalled:
+        if rank() == 0:
+            _tell(str(signalled))
+        return 128 + signalled.number
     except KeyboardInterrupt:
         _tell("interrupted")
         return EXIT_INTERRUPTED
@@ -169,6 +184,7 @@ def _tell(message: str) -> None:
         print(message, file=sys.stderr)
 
 
+@stop_signals()
 def _train(rest: Sequence[str], defaults: Mapping[str, Any] | None = None) -> None:
     own, others = _result_flags("train").parse_known_args(rest)
     run = configure(
@@ -194,6 +210,7 @@ def _train(rest: Sequence[str], defaults: Mapping[str, Any] | None = None) -> No
     run_and_report(run, as_json=own.json)
 
 
+@stop_signals()
 def _eval(rest: Sequence[str]) -> None:
     own, others = _eval_flags().parse_known_args(rest)
     if own.predictions_from is not None:
@@ -278,6 +295,18 @@ def _report_run(rest: Sequence[str]) -> None:
     from vlm_lora.cli.report import report
 
     report(rest)
+
+
+def _runs_flags() -> argparse.ArgumentParser:
+    from vlm_lora.cli.list_runs import flags
+
+    return flags()
+
+
+def _runs(rest: Sequence[str]) -> None:
+    from vlm_lora.cli.list_runs import list_runs
+
+    list_runs(rest)
 
 
 def _compare_flags() -> argparse.ArgumentParser:
@@ -430,6 +459,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "plan": _plan,
     "shard": _shard,
     "report": _report_run,
+    "runs": _runs,
     "compare": _compare,
     "launch": _launch,
     "demo": _demo,
@@ -445,6 +475,7 @@ OWN_FLAGS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "preview": _preview_flags,
     "plan": _plan_flags,
     "report": _report_flags,
+    "runs": _runs_flags,
     "compare": _compare_flags,
     "demo": _demo_flags,
 }

@@ -466,6 +466,9 @@ class RunConfig:
     allow_changed: tuple[str, ...] = ()
     """With --resume_from_checkpoint: settings that may differ from the checkpoint's run though the result changes, by
     the names of their flags, for example learning_rate weight_decay. Without it such a run is refused."""
+    end_within: float | None = None
+    """Seconds after a signal (SIGTERM, SIGUSR1, Ctrl-C) in which step and save must be done: then the run ends without,
+    and not with exit code 75. By default as long as they take."""
     output_model_name: str | None = None
     """Name of the trained model; without --output_dir the results go to ./NAME."""
     from_run: str | None = None
@@ -479,6 +482,10 @@ class RunConfig:
     """Environment variables to set before the backend is prepared, for example WANDB_PROJECT."""
     accelerate_launch_args: Mapping[str, Any] = field(default_factory=dict)
     """Arguments for `accelerate launch`; a run that is already started keeps them only for the record."""
+
+    def __post_init__(self) -> None:
+        _check_positive("end_within", self.end_within)
+
     raw: Mapping[str, Any] = field(default_factory=dict)
     given: frozenset[str] = field(default=frozenset(), compare=False)  # names of our settings that were given
 

@@ -11,7 +11,7 @@ Nothing of it is left in the model: see `vlm_lora.model.untouched`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -77,6 +77,8 @@ class ValidationAnswers:
     """Rows that may share a batch, where batch shapes are planned; none where any may."""
     processes: Processes = field(default_factory=Processes)
     shows_progress: bool = True
+    before_round: Callable[[], object] = lambda: None
+    """Called before each batch; what it raises ends the answering. Processes may have different numbers of batches."""
     answers: Sequence[Answer] = ()
     """Those of the last time, in the order of the rows; on the first process."""
     scores: Scores = field(default_factory=lambda: Scores(figures={}))
@@ -144,6 +146,7 @@ class ValidationAnswers:
         own = rounds[self.processes.number]
         with Progress("Answering", sum(len(turn.rows) for turn in own), self._unit, shown=shown) as progress:
             for turn in own:
+                self.before_round()
                 answers = self._answer_round(turn)
                 if not turn.filler:
                     found |= answers

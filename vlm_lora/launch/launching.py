@@ -296,8 +296,9 @@ def bound(command: Sequence[str]) -> list[str]:
 def run_launch(launch: Launch) -> int:
     """Run a launch to its end and return its exit code; no process of it outlives this call, nor this process.
 
-    Ctrl-C, SIGTERM and SIGUSR1 (on which training saves a checkpoint and ends) go to every process. What they write
-    passes through; where the run fails, the message of the process that failed first is repeated at the end.
+    Ctrl-C, SIGTERM and SIGUSR1 go to every process as SIGUSR1, on which training saves a checkpoint and ends; a second
+    Ctrl-C ends them at once. What they write passes through; where the run fails, the message of the process that
+    failed first is repeated at the end.
     """
     passing = PassingOn()
     # Before there is a child: a signal in between would end this process alone, and leave the others behind.

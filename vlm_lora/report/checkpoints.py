@@ -35,17 +35,11 @@ def describe_checkpoints(folder: Path) -> str:
     """
     if not folder.is_dir():
         raise ConfigError(f"--list_checkpoints {folder}: no such folder.")
-    found = sorted(
-        (int(match[1]), child)
-        for child in folder.iterdir()
-        if child.is_dir() and (match := _NAME.fullmatch(child.name))
-    )
+    found = _checkpoints(folder)
     if not found:
         return f"{folder} holds no checkpoint-N folder."
-    states = [_read(path / STATE_FILE) for path in (*(child for _, child in found), folder)]
-    logged = [entry for state in states for entry in state.get("log_history", []) if isinstance(entry, dict)]
-    measured = {number: _measured(logged, number) for number, _ in found}
-    scores = list(dict.fromkeys(name for figures in measured.values() for name in figures if _is_score(name)))
+    states, measured = _histories(folder, found)
+    scores = list(dict.fromkeys(name for figures in measured.values() for name in figures if is_score(name)))
     best, reason = _best(found, states, measured)
     columns = [name for name in ("loss", "eval_loss") if any(name in figures for figures in measured.values())]
     head = ["checkpoint", "step", "epoch", "saved", *columns, *scores, "parts"]
@@ -64,7 +58,32 @@ def describe_checkpoints(folder: Path) -> str:
                 _parts(number, path) + ("" if listed else f"; on no list in {RECORD}"),
             ]
         )
-    return "\n".join([*_aligned(lines), *([f"* {reason}"] if best else [])])
+    return "\n".join([*aligned(lines), *([f"* {reason}"] if best else [])])
+
+
+def best_of(folder: Path) -> str | None:
+    """Return the name of the best checkpoint in a folder, as `describe_checkpoints` marks it."""
+    found = _checkpoints(folder)
+    if not found:
+        return None
+    return _best(found, *_histories(folder, found))[0]
+
+
+def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    return sorted(
+        (int(match[1]), child)
+        for child in folder.iterdir()
+        if child.is_dir() and (match := _NAME.fullmatch(child.name))
+    )
+
+
+def _histories(
+    folder: Path, found: Sequence[tuple[int, Path]]
+) -> tuple[list[dict[str, Any]], dict[int, dict[str, float]]]:
+    """Return the trainer's states of checkpoints and run, and what was logged at each checkpoint's step."""
+    states = [_read(path / STATE_FILE) for path in (*(child for _, child in found), folder)]
+    logged = [entry for state in states for entry in state.get("log_history", []) if isinstance(entry, dict)]
+    return states, {number: _measured(logged, number) for number, _ in found}
 
 
 def _measured(logged: Iterable[Mapping[str, Any]], step: int) -> dict[str, float]:
@@ -81,7 +100,8 @@ def _measured(logged: Iterable[Mapping[str, Any]], step: int) -> dict[str, float
     return found
 
 
-def _is_score(name: str) -> bool:
+def is_score(name: str) -> bool:
+    """Say whether a figure of an evaluation is a score; its loss and what it took are none."""
     return name.startswith("eval_") and not _NO_SCORE.fullmatch(name)
 
 
@@ -132,7 +152,7 @@ def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, int | float) else "-"
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     """Return lines of columns as wide as their widest entry, two spaces apart."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines]

@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 
 from vlm_lora.config.whole_files import read_json
 from vlm_lora.errors import ConfigError
+from vlm_lora.training.left_evaluation import make_up_for_evaluation
 from vlm_lora.training.observers import EndReason, Observers
 from vlm_lora.training.stopping import StopWithoutProgress
 
@@ -32,8 +33,8 @@ class _NothingLeftError(Exception):
 class StopWhereDone(TrainerCallback):
     """Ends the training before its first step where the checkpoint has made all of them, or was stopped early."""
 
-    def __init__(self, trainer: Any) -> None:
-        self._trainer = trainer
+    def __init__(self, trainer: Any, checkpoint: str) -> None:
+        self._trainer, self._checkpoint = trainer, checkpoint
         self.begun = 0
         """Steps that the checkpoint has made."""
 
@@ -44,6 +45,7 @@ class StopWhereDone(TrainerCallback):
             _NothingLeftError: none is left.
         """
         self.begun = state.global_step
+        make_up_for_evaluation(self._trainer, self._checkpoint)
         if state.global_step >= state.max_steps or self._stopped():
             raise _NothingLeftError
 
@@ -66,7 +68,7 @@ def fit(trainer: Any, checkpoint: str | None, observers: Observers) -> dict[str,
     """
     if checkpoint is None:
         return _made(trainer, dict(trainer.train().metrics), before=0)
-    stop = StopWhereDone(trainer)
+    stop = StopWhereDone(trainer, checkpoint)
     trainer.add_callback(stop)
     try:
         return _made(trainer, dict(trainer.train(resume_from_checkpoint=checkpoint).metrics), before=stop.begun)

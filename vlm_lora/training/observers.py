@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora.config.run_config import RunConfig
-from vlm_lora.errors import EndedEarlyError
+from vlm_lora.errors import EndedEarlyError, SignalledError
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class EndReason(Enum):
     FINISHED = "finished"
     STOPPED_EARLY = "stopped early"
     NOTHING_LEFT = "nothing left to train"
-    SIGNAL = "saved and ended on a signal"
+    SIGNAL = "ended on a signal"
     ERROR = "error"
 
 
@@ -212,7 +212,7 @@ class Observers(RunObserver):
         """Tell how the run inside ended, whatever ends it."""
         try:
             yield
-        except EndedEarlyError as early:
+        except (EndedEarlyError, SignalledError) as early:
             self.ended(EndReason.SIGNAL, str(early))
             raise
         except BaseException as error:

@@ -233,8 +233,8 @@ def note_what_is_saved(arguments: Any) -> None:
     if arguments.save_only_model and str(getattr(arguments.save_strategy, "value", arguments.save_strategy)) != "no":
         logger.warning(
             "--save_only_model true: checkpoints hold weights alone. --resume_from_checkpoint cannot go on from them, "
-            "also where a cluster's script starts a run that was cut short again; only one that SIGUSR1 asks for is "
-            "complete."
+            "also where a cluster's script starts a run that was cut short again; only one that a signal asks for "
+            "is complete."
         )
 
 

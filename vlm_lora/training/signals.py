@@ -1,20 +1,22 @@
-"""SIGUSR1, which Slurm sends before the time is up: save a checkpoint and end, so that the run can go on from it."""
+"""SIGTERM, SIGUSR1 and Ctrl-C while training: save a checkpoint and end, so that the run can go on from it."""
 
 from __future__ import annotations
 
 import itertools
 import logging
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 from transformers import TrainerCallback
 
-from vlm_lora.errors import EndedEarlyError, StalledError
+from vlm_lora.errors import EndedEarlyError, SignalledError, StalledError
 from vlm_lora.launch.roll_call import silent_rank, within
+from vlm_lora.launch.stop_signals import StopSignals, name_of
+from vlm_lora.training.checkpoints.choosing import is_whole
 
 logger = logging.getLogger(__name__)
 
@@ -26,59 +28,145 @@ _MARGIN = 2.0
 
 _runs = itertools.count()
 
+_GO_ON = "To go on: the same command with --resume_from_checkpoint true."
+
+
+class _EvaluationLeftError(Exception):
+    """An evaluation was left because the run is to end; all ranks leave it at the same batch."""
+
 
 @contextmanager
-def ending_on_signal(trainer: Any) -> Iterator[None]:
-    """Let SIGUSR1 end the training inside at the next step that all ranks agree on, with a checkpoint.
+def ending_on_signal(trainer: Any, stops: StopSignals) -> Iterator[None]:
+    """Let a signal end the training inside at the next step that all ranks agree on, with a checkpoint.
+
+    An evaluation during the training is left at its next batch: the checkpoint holds its step without its figures. On
+    several ranks, which may have different numbers of batches to answer, answers are generated to the end.
 
     Raises:
         EndedEarlyError: that was done.
+        SignalledError: no step was made yet, so there is nothing to save.
     """
-    ending = EndOnSignal()
+    ending = EndOnSignal(trainer, stops)
     trainer.add_callback(ending)
-    previous = signal.signal(signal.SIGUSR1, ending.note)
+    if trainer.answering is not None and trainer.args.world_size == 1:
+        trainer.answering.before_round = ending.leave
     try:
-        yield
+        try:
+            yield
+        except _EvaluationLeftError:
+            if trainer.state.global_step == ending.begun:
+                stops.over()
+                raise _unchanged(trainer, ending, stops) from None
+            _save(trainer)
     except EndedEarlyError:
+        stops.over()
         # The trainer's own end would load the best checkpoint.
         trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
         # A launcher ends all ranks once one has ended: not before the last has written its part.
         trainer.accelerator.wait_for_everyone()
         raise
     finally:
-        signal.signal(signal.SIGUSR1, previous)
         trainer.remove_callback(ending)
+        if trainer.answering is not None:
+            trainer.answering.before_round = lambda: None
+
+
+@contextmanager
+def ending_after_training(trainer: Any, stops: StopSignals) -> Iterator[None]:
+    """Let a signal end at once what follows a training; say so where the run can go on from its last checkpoint.
+
+    Behind it signals change nothing: all is measured.
+
+    Raises:
+        EndedEarlyError: a signal came, and the last step is saved as a checkpoint.
+        SignalledError: a signal came, and it is not.
+    """
+    try:
+        yield
+        stops.over()
+    except SignalledError as stop:
+        state = trainer.state
+        if not is_whole(Path(trainer.args.output_dir) / f"checkpoint-{state.global_step}"):
+            raise
+        stops.over()
+        raise EndedEarlyError(
+            f"{name_of(stop.number)}: ended in the evaluation after the last step ({state.global_step}), which is "
+            f"saved. {_GO_ON}"
+        ) from None
+
+
+def _save(trainer: Any) -> None:
+    """Save the step that an evaluation was left at, as the trainer would have done after it.
+
+    Raises:
+        EndedEarlyError: once it is saved; always.
+    """
+    trainer._save_checkpoint(trainer.model, None)
+    trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
+    raise AssertionError("EndOnSignal ends the run when it is told of the checkpoint")
+
+
+def _unchanged(trainer: Any, ending: EndOnSignal, stops: StopSignals) -> Exception | SignalledError:
+    """Return what a run ends by that was told before its first step."""
+    if ending.begun:
+        return EndedEarlyError(
+            f"{ending.by}: ended before the first step; checkpoint-{ending.begun}, which the run went on from, has all "
+            f"that there is. {_GO_ON}"
+        )
+    return SignalledError(stops.told or 15)
 
 
 class EndOnSignal(TrainerCallback):
     """Saves and ends at the same step on all ranks, whichever was told and when."""
 
-    def __init__(self) -> None:
-        self._told = False
+    def __init__(self, trainer: Any, stops: StopSignals) -> None:
+        self._trainer, self._stops = trainer, stops
         self._ends = False
         self._agreement: Agreement | None = None
+        self.begun = 0
+        """Steps that were made before this run."""
 
-    def note(self, number: int, frame: Any) -> None:
-        """Remember the signal; nothing else is safe in its handler."""
-        self._told = True
+    @property
+    def by(self) -> str:
+        """What told the run to end."""
+        return name_of(self._stops.told) if self._stops.told else "A signal to another process"
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Choose how to agree."""
+        self.begun = state.global_step
         if args.world_size > 1:
             store = PrefixStore(f"vlm_lora/ending/{next(_runs)}", _get_default_store())
             self._agreement = Agreement(store, args.world_size, timedelta(seconds=args.ddp_timeout))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask for a checkpoint, and for no evaluation, once the ranks agree."""
-        told = self._told  # read once: it may change at any moment
-        self._ends = told if self._agreement is None else self._agreement.any_told(told)
+        """Ask for a checkpoint once the ranks agree.
+
+        An evaluation that is due here still begins, and is left at its first batch: its loader draws from the
+        generator that the steps after it draw from, too, and those are to be the same when the run goes on.
+        """
+        if self._agree():
+            self._ask(args, state, control)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leave the evaluation once the ranks agree.
+
+        Raises:
+            _EvaluationLeftError: they do.
+        """
+        if not self._ends and self._agree():
+            self._ask(args, state, control)
         if self._ends:
-            logger.warning("SIGUSR1: saving checkpoint-%d and ending", state.global_step)
-            control.should_save, control.should_evaluate = True, False
-            if args.save_only_model:
-                # This one is to be gone on from.
-                logger.warning("--save_only_model true: this checkpoint has the optimizer and the schedule, too")
-                args.save_only_model = False
+            raise _EvaluationLeftError
+
+    def leave(self) -> None:
+        """Leave what is generated in an evaluation of one process.
+
+        Raises:
+            _EvaluationLeftError: it was told to end.
+        """
+        trainer = self._trainer
+        if trainer.is_in_train:
+            self.on_prediction_step(trainer.args, trainer.state, trainer.control)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End, now that the checkpoint is there.
@@ -88,9 +176,21 @@ class EndOnSignal(TrainerCallback):
         """
         if self._ends:
             raise EndedEarlyError(
-                f"SIGUSR1: ended after step {state.global_step} of {state.max_steps}, which is saved. To go on: the "
-                "same command with --resume_from_checkpoint true."
+                f"{self.by}: ended after step {state.global_step} of {state.max_steps}, which is saved. {_GO_ON}"
             )
+
+    def _agree(self) -> bool:
+        told = bool(self._stops.told)  # read once: it may change at any moment
+        self._ends = told if self._agreement is None else self._agreement.any_told(told)
+        return self._ends
+
+    def _ask(self, args: Any, state: Any, control: Any) -> None:
+        logger.warning("%s: saving checkpoint-%d and ending", self.by, state.global_step)
+        control.should_save = True
+        if args.save_only_model:
+            # This one is to be gone on from.
+            logger.warning("--save_only_model true: this checkpoint has the optimizer and the schedule, too")
+            args.save_only_model = False
 
 
 class Agreement:

@@ -78,6 +78,7 @@ OWN = {
     "check": {"json", "html", "workers"},
     "demo": ("output_dir",),
     "report": ("RUN", "output", "report_images"),
+    "runs": ("DIR", "json"),
     "compare": ("RUN", "output", "report_images"),
     "plan": ("device", "world_size", "rows", "images", "assumed_size", "answer_tokens", "json"),
 }
@@ -89,7 +90,7 @@ def test_a_verbs_own_flags_come_first_with_one_line_each(verb: str, capsys: pyte
     before, heading, rest = capsys.readouterr().out.partition(f"Of {verb} alone")
     own = rest.partition("\n\n")[0].splitlines()[1:]
     assert heading
-    assert ("  --model_name_or_path " in rest) == (verb not in ("demo", "report", "compare"))
+    assert ("  --model_name_or_path " in rest) == (verb not in ("demo", "report", "runs", "compare"))
     assert "  --" not in before
     assert {line.split()[0] for line in own} == {name if name.isupper() else f"--{name}" for name in OWN[verb]}
     assert all(len(line) <= WIDTH and len(line.split()) > 2 for line in own)

@@ -119,11 +119,11 @@ def test_a_signal_before_there_is_a_child_reaches_it(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_was_stopped_says_by_what(number: signal.Signals, tmp_path: Path) -> None:
-    """Whatever code a launcher makes of it."""
+    """Whatever code a launcher makes of it; every signal is handed on as the one that no launcher limits."""
     script = tmp_path / "stopped.py"
     script.write_text(
         "import os, signal, sys, time\n"
-        f"signal.signal({int(number)}, lambda *_: sys.exit(1))\n"
+        f"signal.signal({int(signal.SIGUSR1)}, lambda *_: sys.exit(1))\n"
         f"os.kill(os.getppid(), {int(number)})\ntime.sleep(60)\n",
         encoding="utf-8",
     )

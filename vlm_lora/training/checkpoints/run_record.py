@@ -59,6 +59,7 @@ TRAINING_FILES = (
     STATE_FILE,
     "train_results.json",
     "run.json",
+    "RUN_STATE.json",
     "run_config.yaml",
     "row_lengths.npz",
     "README.md",

@@ -60,7 +60,7 @@ _ROWS: Mapping[Kind, str] = {
         token hub_token push_to_hub_token environment accelerate_launch_args
         local_rank _n_gpu
         do_train do_predict overwrite_output_dir resume_from_checkpoint allow_changed list_checkpoints from_run
-        accept_changed_files
+        accept_changed_files end_within
         dry_run dry_run_samples no_model dry_run_generate dry_run_max_new_tokens
         group_by_length
         per_gpu_train_batch_size per_gpu_eval_batch_size torchdynamo adafactor warmup_ratio

@@ -1,0 +1,87 @@
+"""Signals to a process: at once, where it is ready, by force; and a loader worker that leaves them to its parent."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+IN_C = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'a', b'b', 2_000_000_000)"
+"""Minutes of computing during which no handler of Python runs."""
+
+LISTENING = """
+import sys, time
+from vlm_lora.launch.stop_signals import stop_signals
+with stop_signals() as stops:
+    stops.end_within = {limit}
+    stops.before_hard_end = lambda said: print("told:", said, flush=True)
+    with stops.deferring():
+        print("ready", flush=True)
+        {busy}
+"""
+
+
+def start(limit: float | None, busy: str) -> subprocess.Popen[str]:
+    code = LISTENING.format(limit=limit, busy=busy)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("busy", [IN_C, "time.sleep(600)"])
+def test_ctrl_c_a_second_time_ends_at_once(busy: str) -> None:
+    """The first one waits, also where it comes twice within a second, as from a terminal and a launcher."""
+    process = start(None, busy)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=1.5)
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate(timeout=60)
+    assert "Ctrl-C: finishing the step and saving." in errors or busy == IN_C
+    if busy == IN_C:  # no handler ran: the process was ended from outside its main thread
+        assert (process.returncode, out) == (130, "told: Ctrl-C a second time: ended without saving\n")
+    else:
+        assert "SignalledError: Ctrl-C: ended at once." in errors
+        assert process.returncode == 1, "as Python ends by an exception; the command line makes 130 of it"
+
+
+def test_what_takes_longer_than_it_may_is_ended_with_the_signals_code() -> None:
+    process = start(0.2, IN_C)
+    process.send_signal(signal.SIGTERM)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert out == "told: SIGTERM: step and save took longer than --end_within 0.2 s; ended without\n"
+    assert "ended without." in errors
+
+
+def test_what_is_done_in_time_is_not_ended() -> None:
+    process = start(0.3, "time.sleep(0.1); stops.over(); time.sleep(1); print('done')")
+    process.send_signal(signal.SIGUSR1)
+    out, errors = process.communicate(timeout=60)
+    assert (process.returncode, out, errors) == (0, "done\n", "")
+
+
+def test_a_worker_leaves_signals_to_its_parent(tmp_path: Path) -> None:
+    """SIGTERM from its parent ends it, as `Process.terminate` does; from anybody else none of the three does."""
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import multiprocessing, os, signal, subprocess, sys, time\n"
+        "from vlm_lora.launch.stop_signals import leave_to_parent, stop_signals\n"
+        "def work(ready):\n    leave_to_parent()\n    ready.set()\n    time.sleep(600)\n"
+        "with stop_signals():\n"
+        "    forking = multiprocessing.get_context('fork')\n    ready = forking.Event()\n"
+        "    worker = forking.Process(target=work, args=(ready,), daemon=True)\n    worker.start()\n    ready.wait()\n"
+        "    for name in ('TERM', 'INT', 'USR1'):\n"
+        "        subprocess.run(['kill', f'-{name}', str(worker.pid)], check=True)\n"
+        "    worker.join(0.5)\n    print(worker.exitcode)\n"
+        "    worker.terminate()\n    worker.join(60)\n    print(worker.exitcode)\n",
+        encoding="utf-8",
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.split() == ["None", "0"], done.stderr

@@ -1,0 +1,55 @@
+"""`vlm-lora runs`: what is said of runs that ended without a word, of other machines' and of none."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vlm_lora.cli.main import main
+from vlm_lora.training.run_state import RUN_STATE, RunState, started_at
+
+
+def of(**changed: Any) -> RunState:
+    here = {"host": socket.gethostname(), "pid": os.getpid(), "process_started": started_at(os.getpid())}
+    return RunState.of({"state": "running", **here, **changed})
+
+
+def test_a_run_whose_process_is_gone_was_killed() -> None:
+    """Also where its number was given to another process; of another machine nobody can tell."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    assert of().state == "running"
+    assert of(pid=gone.pid).state == "killed"
+    assert of(process_started=1).state == "killed"
+    assert of(pid=gone.pid, host="elsewhere").state == "running"
+    assert of(pid=gone.pid, state="failed").state == "failed"
+
+
+def test_runs_are_found_below_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, content in {
+        "a/lr": {"state": "failed", "reason": "error: row 6 is bad\nmore", "step": 3, "steps": 9, "loss": 0.5},
+        "b": {"state": "done", "step": 9, "steps": 9, "evaluation": {"eval_loss": 0.25, "eval_anls": 0.75}},
+    }.items():
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / RUN_STATE).write_text(json.dumps(content), encoding="utf-8")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / RUN_STATE).write_text("{", encoding="utf-8")
+    assert main(["runs", str(tmp_path)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1][:7] == ["a/lr", "failed", "3", "of", "9", "0.5", "-"]
+    assert lines[2][:8] == ["b", "done", "9", "of", "9", "-", "anls", "0.75"]
+    assert lines[3][:2] == ["c", "unknown"]
+    assert " ".join(lines[4]) == "a/lr: error: row 6 is bad"
+
+
+@pytest.mark.parametrize("name", ["", "missing"])
+def test_a_folder_without_runs_is_an_error(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", str(tmp_path / name)]) == 1
+    assert ("no such folder" if name else "no run below it") in capsys.readouterr().err
