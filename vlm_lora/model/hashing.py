@@ -26,8 +26,11 @@ LARGE = 64 * 1024 * 1024
 KEPT = 500
 """Hashes that are kept at most; those that were made first go."""
 
-_CHUNK = 4 * 1024 * 1024
-_AT_ONCE = 8
+PART = 64 * 1024 * 1024
+"""Bytes of a file that one thread hashes; a larger file has the hash of its parts' hashes."""
+
+_CHUNK = 1024 * 1024
+_AT_ONCE = min(8, os.cpu_count() or 1)
 
 _known: dict[str, tuple[list[int], str]] = {}
 """By path: the stamp of a file and its hash, of this process."""
@@ -36,14 +39,30 @@ _known: dict[str, tuple[list[int], str]] = {}
 def sha256_of(path: Path) -> str:
     """Return a file's SHA-256 in hexadecimal digits.
 
+    Of a file of more than `PART` bytes it is the SHA-256 of its parts' SHA-256s, one after another, so that several
+    threads share it: saving waits for this.
+
     Raises:
         OSError: it cannot be read.
     """
+    size = path.stat().st_size
+    if size <= PART:
+        return _digest(path, 0, size).hex()
+    starts = range(0, size, PART)
+    with ThreadPoolExecutor(max_workers=min(_AT_ONCE, len(starts))) as threads:
+        parts = list(threads.map(lambda start: _digest(path, start, PART), starts))
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def _digest(path: Path, start: int, length: int) -> bytes:
     digest = hashlib.sha256()
+    room = memoryview(bytearray(min(_CHUNK, length)))
     with path.open("rb", buffering=0) as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        stream.seek(start)
+        while length > 0 and (read := stream.readinto(room[: min(len(room), length)])):
+            digest.update(room[:read])
+            length -= read
+    return digest.digest()
 
 
 def sizes_and_hashes(paths: Sequence[Path], *, to_disk: bool = False) -> list[tuple[int, str]]:
@@ -58,7 +77,7 @@ def sizes_and_hashes(paths: Sequence[Path], *, to_disk: bool = False) -> list[tu
     """
     if not paths:
         return []
-    with ThreadPoolExecutor(max_workers=min(_AT_ONCE, (1 + to_disk) * len(paths))) as threads:
+    with ThreadPoolExecutor(max_workers=min(2 * _AT_ONCE, (1 + to_disk) * len(paths))) as threads:
         written = [threads.submit(put_on_disk, path) for path in paths] if to_disk else []
         hashes = list(threads.map(sha256_of, paths))
         for each in written:

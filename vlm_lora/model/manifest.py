@@ -80,6 +80,7 @@ class FileEntry:
     size: int
     """In bytes."""
     sha256: str
+    """As `hashing.sha256_of` returns it."""
     rank: int = 0
     """Of the process that wrote it."""
 

@@ -26,6 +26,7 @@ from vlm_lora.training.checkpoints.run_record import (
     training_files,
 )
 from vlm_lora.training.checkpoints.sealing import begin_final, seal_final, unseal_final
+from vlm_lora.training.checkpoints.shared_folder import check_machines
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,8 @@ def claim_folder(run: RunConfig, arguments: Any, checkpoint: str | None) -> None
     """Make sure that a run of `train` may write into its output folder, and put on record what it will write there.
 
     Raises:
-        ConfigError: the folder is the model's own, or as `claim_output_dir` and `prepare_for_results` say.
+        ConfigError: the folder is the model's own, or as `claim_output_dir`, `prepare_for_results` and
+            `check_machines` say.
     """
     folder = Path(arguments.output_dir)
     if arguments.do_train and folder.resolve() == Path(str(run.model.model_name_or_path)).resolve():
@@ -78,6 +80,8 @@ def claim_folder(run: RunConfig, arguments: Any, checkpoint: str | None) -> None
             )
         else:
             prepare_for_results(folder, writes=first)
+    if arguments.do_train:
+        check_machines(folder, arguments)
 
 
 def claim_output_dir(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import threading
 from collections.abc import Callable, Sequence
@@ -15,9 +16,10 @@ from vlm_lora.errors import ConfigError
 from vlm_lora.model import hashing
 from vlm_lora.model.hashing import known_hash, sha256_of
 from vlm_lora.model.manifest import FileEntry, Manifest, State, entries_of, examine, read_manifest, write_manifest
-from vlm_lora.training.checkpoints import choosing, sealing
+from vlm_lora.training.checkpoints import choosing, sealing, shared_folder
 from vlm_lora.training.checkpoints.choosing import Views, find_checkpoint
 from vlm_lora.training.checkpoints.sealing import begin_checkpoint, owner_of, seal_checkpoint
+from vlm_lora.training.checkpoints.shared_folder import check_machines
 
 
 class Table:
@@ -45,7 +47,7 @@ class Table:
 def on_ranks(ranks: int, run: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Return what `run` returns, or raises, on each rank."""
     table = Table(ranks)
-    for module in (choosing, sealing):
+    for module in (choosing, sealing, shared_folder):
         monkeypatch.setattr(module, "Meeting", table)
     found: list[Any] = [None] * ranks
 
@@ -72,6 +74,7 @@ def arguments(rank: int, *, ranks: int = 4, machines: int = 1) -> Any:
         save_on_each_node=machines > 1,
         should_save=local == 0 and (machines > 1 or rank == 0),
         ddp_timeout=20,
+        save_strategy="steps",
     )
 
 
@@ -172,6 +175,33 @@ def test_a_folder_of_each_machine(
     assert "the parts of the machines of ranks 2 are missing" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("machines", "one_folder", "own_parts", "said"),
+    [
+        (1, True, False, None),
+        (1, True, True, None),
+        (2, True, False, None),
+        (2, False, True, None),
+        (2, False, False, "of rank 0 is not there on the machine of rank 2: each machine has a folder of its own"),
+        (2, True, True, "is one folder for the machines of ranks 0, 2, which would write the same files at once"),
+    ],
+)
+def test_machines_have_the_folder_that_their_setting_says(
+    machines: int, one_folder: bool, own_parts: bool, said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(rank: int) -> None:
+        given = arguments(rank, machines=machines)
+        given.save_on_each_node = own_parts
+        folder = tmp_path / ("one" if one_folder else f"machine-{rank // 2}")
+        folder.mkdir(exist_ok=True)
+        check_machines(folder, given)
+
+    found = on_ranks(4, check, monkeypatch)
+    assert [error is not None and str(said) in str(error) for error in found] == [said is not None] * 4
+    assert (said is not None) or found == [None] * 4
+    assert list(tmp_path.glob("*/.*")) == [], "nothing is left of the question"
+
+
 def test_all_ranks_say_what_the_first_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the first one looks, so that gigabytes are read once."""
     looked: list[Path] = []
@@ -201,6 +231,15 @@ def test_a_damaged_manifest_is_named(content: bytes, tmp_path: Path) -> None:
     verdict = examine(tmp_path)
     assert verdict.state is State.DAMAGED
     assert str(verdict).startswith("MANIFEST.json: ")
+
+
+def test_a_file_of_several_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = bytes(range(256)) * 5
+    (tmp_path / "file").write_bytes(content)
+    assert sha256_of(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+    monkeypatch.setattr(hashing, "PART", 500)
+    parts = [hashlib.sha256(content[start : start + 500]).digest() for start in (0, 500, 1000)]
+    assert sha256_of(tmp_path / "file") == hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def test_a_large_file_is_read_once_for_its_size_time_and_inode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
