@@ -77,7 +77,9 @@ def with_trained_split(run: RunConfig) -> RunConfig:
             taken[name] = value
     split = "as this command says" if divided else _in_words(replace(run.data, **taken))
     others = {name: value for name, value in taken.items() if name not in DIVIDING}
-    logger.info(
+    # What this command did not say is said by it, so that nobody takes the figures for those of other rows.
+    logger.log(
+        logging.WARNING if taken else logging.INFO,
         "%s was trained on this data. Which rows are evaluated: %s.%s",
         run.model.model_name_or_path,
         split,

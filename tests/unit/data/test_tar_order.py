@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -62,8 +63,8 @@ def test_an_epochs_place_is_a_number_of_rows(tmp_path: Path) -> None:
 def test_several_processes_may_index_one_tar_at_once(tmp_path: Path) -> None:
     write_chart_tar(tmp_path / "train-0.tar", range(40))
     write_chart_tar(tmp_path / "train-1.tar", range(40, 50))
-    with multiprocessing.get_context("spawn").Pool(4) as pool:
-        found = pool.map(count_rows, [f"{tmp_path}/*.tar"] * 8)
+    with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("spawn")) as pool:
+        found = list(pool.map(count_rows, [f"{tmp_path}/*.tar"] * 8))
     assert found == [(50, "000049")] * 8
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         *("train-0.tar", "train-0.tar.index.json", "train-1.tar", "train-1.tar.index.json")
