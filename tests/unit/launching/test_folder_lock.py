@@ -72,6 +72,30 @@ def test_a_killed_run_holds_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / LOCK).exists()
 
 
+def test_of_many_that_start_at_once_in_the_folder_of_a_killed_run_one_gets_it(tmp_path: Path) -> None:
+    here = this_process()
+    write(tmp_path / LOCK, replace(here, started=here.started - 1))
+    words = [sys.executable, "-c", HOLDS, str(tmp_path)]
+    processes = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(6)]
+    try:
+        refused = [process for process in processes if wait_for_word(process) == ""]
+        assert len(refused) == 5
+        assert all("is in use by another run" in str(process.communicate()[1]) for process in refused)
+        (holder,) = [process for process in processes if process not in refused]
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == holder.pid
+        assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def wait_for_word(process: subprocess.Popen[str]) -> str:
+    """Return the line that a process says once it holds the folder; nothing of one that is refused."""
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
 def test_a_killed_run_that_nobody_has_waited_for_holds_nothing(tmp_path: Path) -> None:
     with holding(tmp_path) as process:
         process.send_signal(signal.SIGKILL)
