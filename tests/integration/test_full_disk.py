@@ -190,6 +190,7 @@ def test_the_checkpoints_that_a_run_has_at_once(strategy: str, limit: int | None
         (OSError(errno.EIO, "Input/output error"), "reports an error"),
         (Exception("I/O error: No space left on device (os error 28)"), "the disk is full"),
         (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"), "did not take all"),
+        (RuntimeError("basic_ios::clear: iostream error"), "did not take all"),
         (OSError(errno.ENOENT, "No such file"), None),
         (RuntimeError("mat1 and mat2"), None),
     ],

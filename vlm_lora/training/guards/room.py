@@ -35,7 +35,9 @@ _REFUSALS = {
 _TOLD_IN_TEXT = re.compile(r"\(os error (\d+)\)")
 """How Rust's libraries (safetensors, tokenizers) name an errno: their exceptions are no OSError."""
 
-_TORCH = re.compile(r"PytorchStreamWriter failed writing|inline_container.*(?:file write failed|unexpected pos)", re.S)
+_TORCH = re.compile(
+    "PytorchStreamWriter failed writing|inline_container.*(?:file write failed|unexpected pos)|iostream error", re.S
+)
 """What torch.save says; it names no errno."""
 
 _STATES = {"sgd": 0, "adafactor": 0, "lion": 1, "adagrad": 1, "rmsprop": 1}
