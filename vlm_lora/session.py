@@ -128,7 +128,7 @@ def open_session(run: RunConfig) -> Session:
         defaults["dataloader_num_workers"] = 1  # each reads the whole stream
     given = {"ddp_timeout": 1800, **{key: value for key, value in values.items() if value is not None}}
     limit_waiting(given["ddp_timeout"])
-    if values.get("deepspeed"):
+    if values.get("deepspeed") and os.environ.get("LOCAL_RANK", "0") == "0":  # the others' words are not shown
         clear_left_locks(run.guards.stall_timeout)  # its first words build parts of it, and wait for who does
     arguments = backend.arguments(run, {**defaults, **passed, **FORCED_ARGUMENTS})
     introduce()
