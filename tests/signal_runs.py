@@ -24,7 +24,7 @@ from typing import Any
 from kill_runs import ADAPTER, import_all, wait
 
 KINDS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-STEPS = 12
+STEPS = 30
 EARLY = 1 / 8
 """Share of the signals that may come at any moment of a start; the others wait for its first step."""
 
@@ -146,8 +146,6 @@ def signal_runs(folder: Path, chosen: argparse.Namespace, flags: Any) -> dict[st
                 break
         report["signals"][signal.Signals(kind).name] += 1
         left.pop()
-        if begun == STEPS:  # told in its last evaluation: what is left is that alone
-            number += 1
     return report
 
 
@@ -188,7 +186,7 @@ def main(argv: list[str]) -> int:
         "eval_strategy": "steps",
         "eval_steps": 2,
         "dataloader_num_workers": chosen.workers,
-        "ddp_backend": "gloo",
+        **({"ddp_backend": "gloo"} if chosen.ranks > 1 else {}),
     }
 
     def flags(output: Path) -> list[str]:
