@@ -54,8 +54,8 @@ def test_drawn_answers_are_the_same_by_seed(words: list[str], place: Path, capsy
 
 def test_a_file_of_questions(words: list[str], place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
-        {"image": "0.png", "prompt": "What is it?"},
         {"image": "gone.png", "prompt": "And this?"},
+        {"image": "0.png", "prompt": "What is it?"},
         {"image": "1.png", "prompt": "Größe?"},
     ]
     file = write_jsonl(place / "questions.jsonl", rows)
@@ -64,12 +64,13 @@ def test_a_file_of_questions(words: list[str], place: Path, tmp_path: Path, caps
     said = capsys.readouterr()
     assert f"2 answers written to {output}" in said.out
     assert "1 of 3 rows" in said.err
+    assert "%|" not in said.err, "no bar of a library where there is no terminal"
     lines = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
-    assert "gone.png" in lines[1]["error"]
-    assert [lines[at]["prompt"] for at in (0, 2)] == ["What is it?", "Größe?"]
-    assert lines[0]["images"] == [str(place / "0.png")]
+    assert "gone.png" in lines[0]["error"]
+    assert [line["prompt"] for line in lines[1:]] == ["What is it?", "Größe?"]
+    assert lines[1]["images"] == [str(place / "0.png")]
     alone = asked(words, capsys, "--image", place / "0.png", "--prompt", "What is it?")
-    assert lines[0]["generated"] == alone.removesuffix("\n")
+    assert lines[1]["generated"] == alone.removesuffix("\n")
     assert main([*words, "--file", str(file), "--output", str(output)]) == 1
     assert "is there already" in capsys.readouterr().err
 

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from vlm_lora.cli.runs import keep_bars_out
 from vlm_lora.cli.setup import configure, verb_parser
 from vlm_lora.config.early import MODEL
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.values import MismatchError, convert
 from vlm_lora.errors import ConfigError, DataError, nearest
+from vlm_lora.progress import live_line
 
 if TYPE_CHECKING:
     from vlm_lora.data.conversation import Conversation, ImageSource
@@ -145,7 +147,7 @@ def _ask_file(run: RunConfig, name: str, output: Path | None, keywords: Mapping[
     from vlm_lora.data.questions import open_questions
 
     rows = open_questions(name, run.data)
-    answerer = _opened(run, [rows[0]], keywords)
+    answerer = _opened(run, (), keywords)  # a row that cannot be used, even the first, stops no other
     size = run.scoring.generation_batch_size or _BATCH
     failed = 0
     with _lines(output) as stream:
@@ -237,6 +239,8 @@ def _read_line() -> str:
 
 
 def _opened(run: RunConfig, questions: Sequence[Any], keywords: Mapping[str, Any]) -> Answerer:
+    if live_line() is None:
+        keep_bars_out()
     from vlm_lora import pipeline
 
     answerer = pipeline.open_answerer(run, questions, keywords)

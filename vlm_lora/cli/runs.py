@@ -23,7 +23,7 @@ def run_and_report(run: RunConfig, *, as_json: bool) -> None:
     digits there; `all_results.json` has all.
     """
     if live_line() is None or is_true(run.raw.get("disable_tqdm")):
-        _keep_bars_out()
+        keep_bars_out()
     from vlm_lora import pipeline
     from vlm_lora.report.terminal.view import TerminalView
     from vlm_lora.report.terminal.words import rounded
@@ -37,7 +37,7 @@ def run_and_report(run: RunConfig, *, as_json: bool) -> None:
         print(json.dumps(valid_json(rounded(results)), indent=2, sort_keys=True, allow_nan=False))
 
 
-def _keep_bars_out() -> None:
+def keep_bars_out() -> None:
     """Leave out libraries' progress bars, unless their variables say otherwise."""
     for variable, value in NO_BARS.items():
         os.environ.setdefault(variable, value)

@@ -19,6 +19,8 @@ ANSWER, UNKNOWN = "answer", "?"
 """The column, and the text in it, that stand for the answers that rows of questions have not got."""
 
 _ASKS = ("user", "human")
+_TRIED = 32
+"""Rows that are looked at before all are taken to be unusable, each for a reason of its own."""
 
 
 def open_questions(name: str, config: DataConfig) -> ConversationDataset:
@@ -29,7 +31,8 @@ def open_questions(name: str, config: DataConfig) -> ConversationDataset:
         config: which columns mean what, and where images lie.
 
     Raises:
-        DataError: nothing readable there, several splits, or columns that cannot be told apart.
+        DataError: nothing readable there, several splits, or columns that cannot be told apart. A row that cannot be
+            used raises where it is read.
     """
     source = open_source(name, config_name=config.dataset_config_name, flag="file")
     if len(source.splits) > 1:
@@ -38,20 +41,31 @@ def open_questions(name: str, config: DataConfig) -> ConversationDataset:
     if not len(rows):
         raise DataError(f"--file {name} has no rows.")
     config = replace(config, dataset_name=None, validation_name=name)
-    try:
-        return _read(split, rows, config)
-    except DataError as first:
-        completed = Rows([_Answered(table) for table in rows.tables], rows.origins, rows.declared)
+    completed = Rows([_Answered(table) for table in rows.tables], rows.origins, rows.declared)
+    found, problems = [], []
+    for way in (rows, completed):
         try:
-            return _read(split, completed, config)
+            data = ConversationDataset(whole(split, way), detect_schema(way, config), config)
+        except DataError as error:
+            problems.append(error)
+            continue
+        if _any_reads(data):
+            return data
+        found.append(data)
+    if not found:
+        raise problems[0]  # it is not the answers that are missing
+    return found[0]
+
+
+def _any_reads(data: ConversationDataset) -> bool:
+    """Say whether one of the first rows can be used: a chat that ends with a question is only seen in a row."""
+    for index in range(min(len(data), _TRIED)):
+        try:
+            data.at(index)
         except DataError:
-            raise first from None  # it is not the answers that are missing
-
-
-def _read(split: str, rows: Rows, config: DataConfig) -> ConversationDataset:
-    data = ConversationDataset(whole(split, rows), detect_schema(rows, config), config)
-    data.at(0)  # a chat that ends with a question is only seen in a row
-    return data
+            continue
+        return True
+    return False
 
 
 class _Answered:

@@ -31,6 +31,7 @@ from vlm_lora.evaluation.held_out import with_trained_split
 from vlm_lora.evaluation.origins import origin_of, task_of
 from vlm_lora.evaluation.places import RECORD, refuse_other_results, with_own_folder
 from vlm_lora.evaluation.predictions import PREDICTIONS, write_predictions
+from vlm_lora.evaluation.scorer import say_chosen
 from vlm_lora.metrics.choice import choose
 from vlm_lora.metrics.facts import facts_of
 
@@ -72,7 +73,7 @@ def score_elsewhere(run: RunConfig, file: Path) -> dict[str, Any]:
         )
         for number in sorted(matched)
     ]
-    logger.info("Answers are scored by: %s.", "; ".join(scorer.reasons))
+    say_chosen(scorer)
     scores = scorer.score([answered(answer) for answer in answers])
     figures: dict[str, Any] = {f"eval_{name}": value for name, value in scores.figures.items()}
     figures |= {f"eval_{name}_interval": list(ends) for name, ends in scores.intervals.items()}

@@ -36,8 +36,15 @@ def scorer_for(run: RunConfig, arguments: Any, validation: Conversations | None)
         scorer = _choose_also(asked, figure, facts)
     if figure is not None:
         _settle(arguments, figure, scorer, typed=run.raw.get("greater_is_better"))
-    logger.info("Answers are scored by: %s.", "; ".join(scorer.reasons))
+    say_chosen(scorer)
     return scorer
+
+
+def say_chosen(scorer: Scorer) -> None:
+    """Write into the log which metrics were chosen, and why; what is left out for want of a package is a warning."""
+    logger.info("Answers are scored by: %s.", "; ".join(scorer.reasons))
+    for line in scorer.left_out:
+        logger.warning("Metrics %s.", line)
 
 
 def _choose_also(asked: Sequence[str], figure: str, facts: DataFacts) -> Scorer:

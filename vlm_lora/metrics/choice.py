@@ -62,7 +62,7 @@ def choose(asked: Sequence[str], facts: DataFacts) -> Scorer:
     if wrong:
         raise ConfigError("\n".join(wrong))
     lines = [*reasons.values(), *(_why_own(path, measure) for path, measure in own.items())]
-    return Scorer([*map(TableMeasure, metrics), *own.values()], [*lines, *left_out])
+    return Scorer([*map(TableMeasure, metrics), *own.values()], lines, left_out)
 
 
 def _why_own(path: str, metric: OwnFunction | OwnModule) -> str:

@@ -20,15 +20,17 @@ class Scorer:
 
     Args:
         measures: the metrics.
-        reasons: one line for each, why it was chosen, and for each that was left out.
+        reasons: one line for each, why it was chosen.
+        left_out: one line for each that suits the data and cannot be had here.
     """
 
-    def __init__(self, measures: Sequence[Measure], reasons: Sequence[str]) -> None:
+    def __init__(self, measures: Sequence[Measure], reasons: Sequence[str], left_out: Sequence[str] = ()) -> None:
         self._measures = tuple(measures)
         self._greater = {figure: better for measure in measures for figure, better in measure.figures.items()}
         self.names: tuple[str, ...] = tuple(self._greater)
         """The figures that it gives, without `eval_`. Those for which no row holds anything to measure are left out."""
-        self.reasons: tuple[str, ...] = tuple(reasons)
+        self.left_out: tuple[str, ...] = tuple(left_out)
+        self.reasons: tuple[str, ...] = (*reasons, *left_out)
         """One line for each metric: why it was chosen, or left out."""
 
     def greater_is_better(self, figure: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ class Telling(TrainerCallback):
                 processes=args.world_size,
                 step=state.global_step,
                 steps=state.max_steps,
-                epochs=state.max_steps * batch / self._epoch if self._epoch else None,
+                epochs=epochs_of(args, state.max_steps, batch, self._epoch) if self._epoch else None,
                 rows_a_step=batch,
                 unit=self._unit,
                 evaluates=_when(args.eval_strategy, state.eval_steps),
@@ -99,6 +100,20 @@ class Telling(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tell that no further step is made."""
         self._observers.trained()
+
+
+def epochs_of(args: Any, steps: int, batch: int, epoch: int) -> float:
+    """Return how many epochs a training has: what was asked for, else by its steps, of which the last may be smaller.
+
+    Args:
+        args: the training arguments.
+        steps: the step that it ends at.
+        batch: rows or packs a step.
+        epoch: how many of these an epoch has.
+    """
+    if args.max_steps <= 0:
+        return float(args.num_train_epochs)
+    return steps / max(epoch // batch if args.dataloader_drop_last else math.ceil(epoch / batch), 1)
 
 
 def _count(model: torch.nn.Module) -> tuple[int, int]:

@@ -132,6 +132,8 @@ def test_auto_names_what_it_would_have_taken(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     scorer = choose(["auto"], facts)
     assert scorer.names == ("exact_match",)
+    assert scorer.left_out == scorer.reasons[1:]
+    assert choose(["auto"], DataFacts(sets=())).left_out == ()
     assert scorer.reasons[1:] == (
         "left out: ocr_page: rows are OCR pages whose text is asked for; it needs jiwer, not installed here. Type pip "
         'install "vlm-lora[metrics]"',

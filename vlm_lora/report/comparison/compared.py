@@ -68,6 +68,19 @@ class Against:
     reworded: int = 0
     """Rows that are answered otherwise, neither better nor worse."""
 
+    @property
+    def nothing_paired(self) -> str:
+        """Why nothing can be tested, and what helps; for runs without a score in common."""
+        if self.only_first and self.only_second:
+            return (
+                "Both answered rows, but not the same ones (row, file and question), so nothing can be tested. Let "
+                "both answer the same data: vlm-lora eval --predict_with_generate, then compare those results."
+            )
+        return (
+            "No row is in the predictions.jsonl of both, so nothing can be tested. vlm-lora eval "
+            "--predict_with_generate writes one; compare the folders of the results."
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
@@ -150,7 +163,7 @@ def _charts(runs: Sequence[RunFolder]) -> list[tuple[Chart, list[int]]]:
     for number, run in enumerate(runs):
         for chart in charts_of(run.log):
             for line in chart.lines:
-                title = chart.title if len(chart.lines) == 1 else f"{line.label} {chart.title}"
+                title = chart.title if len(chart.lines) == 1 else _title(chart, line)
                 lines.setdefault(line.name, []).append((number, line))
                 units.setdefault(line.name, (title, chart.unit))
     return [
@@ -165,6 +178,12 @@ def _charts(runs: Sequence[RunFolder]) -> list[tuple[Chart, list[int]]]:
         )
         for name, found in lines.items()
     ]
+
+
+def _title(chart: Chart, line: Line) -> str:
+    """Return the title of one line of a chart, which names all of its lines where it has a unit."""
+    what, _, unit = chart.title.partition(", ")
+    return f"{line.label}, {unit}" if unit else f"{line.label} {what}"
 
 
 def _against(first: RunFolder, run: RunFolder, name: str) -> Against:

@@ -37,7 +37,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 def _print_against(one: Against, first: str, console: Console) -> None:
     console.print(_plain(f"{one.name} against {first}, on the {one.pairs} rows that both answered:"), style="bold")
     if not one.scores:
-        console.print("  There are none: vlm-lora eval --predict_with_generate writes predictions.jsonl.")
+        console.print(f"  {one.nothing_paired}", markup=False)
         return
     rows = [
         [
