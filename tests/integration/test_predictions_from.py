@@ -14,6 +14,7 @@ from support.datasets import write_image, write_jsonl
 from vlm_lora import configure, evaluate
 from vlm_lora.cli.main import main
 from vlm_lora.evaluation.answer_files import read_answers
+from vlm_lora.report.terminal.words import rounded
 
 WORDS = ("red", "grün", "blue", "")
 
@@ -41,7 +42,7 @@ def scored(
     said = capsys.readouterr()
     figures = json.loads(said.out)
     folder = data.parent / "eval_results" / "made-test"
-    assert json.loads((folder / "eval_results.json").read_text(encoding="utf-8")) == figures
+    assert rounded(json.loads((folder / "eval_results.json").read_text(encoding="utf-8"))) == figures
     lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     return figures, [json.loads(line) for line in lines], said.err
 

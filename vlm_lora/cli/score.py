@@ -20,6 +20,7 @@ def score(file: str, rest: Sequence[str]) -> None:
             "or the --dataset_name of which rows are held out."
         )
     from vlm_lora.evaluation.elsewhere import score_elsewhere
+    from vlm_lora.report.terminal.words import rounded
 
     figures = score_elsewhere(run, Path(file).expanduser())
-    print(json.dumps(valid_json(figures), indent=2, sort_keys=True, allow_nan=False))
+    print(json.dumps(valid_json(rounded(figures)), indent=2, sort_keys=True, allow_nan=False))

@@ -82,6 +82,10 @@ def _best(arguments: Any, folder: Path, seen: Seen) -> list[str]:
     if name and chosen:
         score = f"{spell_name(name)} {spell_figure(state['best_metric'])}"
         loaded = "; its weights were loaded at the end" if arguments.load_best_model_at_end else ""
+        if not loaded and Path(chosen).name != f"checkpoint-{state.get('global_step')}":
+            loaded = (
+                f"; the weights in {spell_path(folder)} are the last step's (--load_best_model_at_end saves the best)"
+            )
         return [f"The best checkpoint is {spell_path(chosen)}, by {score}{loaded}."]
     both = {step: seen.evaluations[step]["loss"] for step in seen.saved if "loss" in seen.evaluations.get(step, {})}
     there = {step: loss for step, loss in both.items() if seen.saved[step].is_dir()}
