@@ -6,6 +6,8 @@ Libraries raise these; only the command line turns them into one message and an 
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -167,3 +169,19 @@ def plain_message(error: BaseException) -> str:
     kind = type(error)
     _, found, message = text.rpartition(f"{kind.__module__}.{kind.__qualname__}: ")
     return message.strip() if found else text
+
+
+_REFUSED = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+    *(errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG),
+)
+"""What a file system answers to a path or a disk that is the user's to mend."""
+
+
+def refused_file(error: BaseException) -> str | None:
+    """Return a message where a file system refused a path and no one said it closer; None for other errors."""
+    if not isinstance(error, OSError) or error.errno not in _REFUSED:
+        return None
+    named = error.filename if isinstance(error.filename, (str, bytes)) else None
+    what = "standard output or a file" if named is None else os.fsdecode(named)
+    return f"{what} cannot be used: {error.strerror}. Make room, allow it, or name another file or folder."

@@ -97,6 +97,7 @@ def test_no_model_is_loaded(data: Path, capsys: pytest.CaptureFixture[str], monk
     [
         (None, "no such file"),
         ([], "holds no answers"),
+        ({}, "holds no answers"),
         ([{"row": 1}], "none of them is an answer"),
         ([{"prediction": "a"}], "1 answers that do not say which rows they are of, and 4 rows"),
         ([{"row": 1, "prediction": "a"}, {"row": 1, "prediction": "b"}], "entry 0 and made.json entry 1 are both of"),
@@ -107,7 +108,7 @@ def test_no_model_is_loaded(data: Path, capsys: pytest.CaptureFixture[str], monk
     ],
 )
 def test_what_cannot_be_scored_is_refused_by_name(
-    answers: Sequence[object] | None, said: str, data: Path, capsys: pytest.CaptureFixture[str]
+    answers: Sequence[object] | Mapping[str, object] | None, said: str, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if answers is not None:
         (data.parent / "made.json").write_text(json.dumps(answers), encoding="utf-8")

@@ -36,6 +36,7 @@ from vlm_lora.errors import (
     UserError,
     nearest,
     plain_message,
+    refused_file,
 )
 from vlm_lora.launch.launching import LaunchRequest, bound, parse_launch, run_launch
 from vlm_lora.launch.placement import refuse_launch
@@ -92,6 +93,12 @@ LAUNCH_USAGE = """\
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help", "--help_all", "--help-all"} & set(arguments):  # read by a pager, or by `head`
+        return guard(lambda: _run_verb(arguments), debug=False)
+    return _run_verb(arguments)
+
+
+def _run_verb(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE)
         return EXIT_DONE if arguments else EXIT_USAGE
@@ -139,7 +146,10 @@ def guard(action: Callable[[], int | None], *, debug: bool) -> int:
 
 def _guarded(action: Callable[[], int | None], *, debug: bool) -> int:
     try:
-        return action() or EXIT_DONE
+        code = action() or EXIT_DONE
+        if sys.stdout is not None:  # None where the shell closed it
+            sys.stdout.flush()  # here, where it is told that its reader has gone, or that its disk is full
+        return code
     except UserError as error:
         if debug:
             traceback.print_exc()
@@ -153,7 +163,7 @@ def _guarded(action: Callable[[], int | None], *, debug: bool) -> int:
             _tell(str(ended))
         return EXIT_EARLY
     except BrokenPipeError:  # `vlm-lora preview ... | head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return EXIT_DONE
     except SignalledError as signalled:
         if rank() == 0:
@@ -163,13 +173,24 @@ def _guarded(action: Callable[[], int | None], *, debug: bool) -> int:
         _tell("interrupted")
         return EXIT_INTERRUPTED
     except Exception as error:  # the last resort: anything that reaches it is a fault of ours
-        known = port_taken(error) or silent_rank(error) or lost_partner(error)
+        known = port_taken(error) or silent_rank(error) or lost_partner(error) or refused_file(error)
         if known and not debug:
             _tell(f"error: {known}")
+            _drop_stdout()
             return EXIT_USER
         traceback.print_exc()
         _tell(f"internal error ({type(error).__name__}): please report it with the lines above")
         return EXIT_INTERNAL
+
+
+def _drop_stdout() -> None:
+    """Send what stdout still holds nowhere, where it cannot be written; Python would fail on it at its exit."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _tell(message: str) -> None:

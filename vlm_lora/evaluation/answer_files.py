@@ -49,14 +49,14 @@ def read_answers(path: Path) -> AnswerFile:
         DataError: no such file, nothing readable in it, or an entry without an answer: names file and entry.
     """
     entries = _entries(path)
+    if not entries:
+        raise DataError(f"--predictions_from {path}: holds no answers.")
     if isinstance(entries, Mapping):
         found = [
             Foreign(place=f"{path} '{name}'", name=name, text=_text(value, f"{path} '{name}'"))
             for name, value in entries.items()
         ]
         return AnswerFile(answers=tuple(found), answer_key="the object's values", row_key="")
-    if not entries:
-        raise DataError(f"--predictions_from {path}: holds no answers.")
     first = entries[0][1]
     answer_key = next((key for key in ANSWERS if key in first), None)
     if answer_key is None:
@@ -91,6 +91,8 @@ def _entries(path: Path) -> Sequence[tuple[str, Mapping[str, Any]]] | Mapping[st
         raise DataError(f"--predictions_from {path}: cannot be read as UTF-8 text: {error}") from error
     try:
         content = json.loads(text)
+    except RecursionError:
+        raise DataError(f"--predictions_from {path}: is nested too deeply to hold answers.") from None
     except ValueError:
         content = None  # JSON Lines, or broken
     if isinstance(content, list):
@@ -104,7 +106,7 @@ def _entries(path: Path) -> Sequence[tuple[str, Mapping[str, Any]]] | Mapping[st
 def _parsed(line: str, place: str) -> Any:
     try:
         return json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"{place}: is no JSON ({error}). The file holds one object a line, or one JSON list."
         ) from error

@@ -22,7 +22,7 @@ from vlm_lora.config.whole_files import write_json
 from vlm_lora.data.conversation import Conversation, Place, PlacedText, PlaceList
 from vlm_lora.data.dataset import ConversationDataset, Conversations, load_splits
 from vlm_lora.data.mixture import Mixture
-from vlm_lora.errors import DataError
+from vlm_lora.errors import ConfigError, DataError
 from vlm_lora.evaluation.answer_files import IDS, NUMBERS, SOURCE, AnswerFile, Foreign, read_answers
 from vlm_lora.evaluation.answering import answered
 from vlm_lora.evaluation.asked import image_names, question_of
@@ -40,6 +40,9 @@ logger = logging.getLogger(__name__)
 RESULTS = "eval_results.json"
 SHOWN = 5
 """Names that a message about rows or answers shows."""
+
+_SEVERAL = -1
+"""Stands for several rows, of which a name says not which."""
 
 _PLACE = re.compile(r"(?P<file>.+) row (?P<row>\d+)(?: \(.*\))?")
 
@@ -64,6 +67,7 @@ def score_elsewhere(run: RunConfig, file: Path) -> dict[str, Any]:
     named = with_own_folder(replace(run, model=replace(run.model, model_name_or_path=str(file))))
     folder = Path(str(named.raw["output_dir"]))
     refuse_other_results(folder, named)
+    _make_folder(folder)
     matched = _matched(found, rows, file)
     answers = [
         replace(
@@ -79,11 +83,17 @@ def score_elsewhere(run: RunConfig, file: Path) -> dict[str, Any]:
     figures |= {f"eval_{name}_interval": list(ends) for name, ends in scores.intervals.items()}
     figures |= {f"eval_by_{way}": groups for way, groups in scores.groups.items()}
     figures |= {"eval_answers": scores.count, "eval_samples": len(rows)}
-    folder.mkdir(parents=True, exist_ok=True)
     write_predictions(folder / PREDICTIONS, answers, scores=scores.rows)
     write_json(folder / RESULTS, figures)
     write_resolved(folder / RECORD, named, {})
     return figures
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output_dir {folder}: cannot be made: {error.strerror}. Name another folder.") from error
 
 
 def _matched(found: AnswerFile, rows: Conversations, file: Path) -> dict[int, Foreign]:
@@ -148,7 +158,7 @@ class RowNames:
         if key is None:
             if len(found.answers) != len(rows):
                 raise DataError(
-                    f"{found.answers[0].place.rpartition(' ')[0]}: {len(found.answers)} answers that do not say which "
+                    f"--predictions_from, {found.answers[0].place}: {len(found.answers)} answers that do not say which "
                     f"rows they are of, and {len(rows)} rows. Add a key to each: {SOURCE} (as predictions.jsonl has "
                     f"it), row (its number in the file, from 0) or a name of the data's own ({', '.join(IDS[:3])})."
                 )
@@ -160,7 +170,9 @@ class RowNames:
         for number in range(len(rows)):
             source = rows.source(number)
             if source.row is not None:
-                self._places[Path(source.file).name, source.row] = number
+                place = (Path(source.file).name, source.row)
+                # Two files of one name in different folders: only their whole paths tell their rows apart.
+                self._places[place] = number if self._places.get(place, number) == number else _SEVERAL
             for name in (str(source), source.key):
                 if name is not None:
                     self._names.setdefault(name, number)
@@ -177,6 +189,10 @@ class RowNames:
         name = answer.name
         if name is None:
             return order
+        number = self._number(name)
+        return None if number == _SEVERAL else number
+
+    def _number(self, name: str | int) -> int | None:
         if str(name) in self._names:
             return self._names[str(name)]
         if str(name).isdecimal() and self._places:

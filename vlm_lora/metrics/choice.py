@@ -20,6 +20,12 @@ EXTRA = 'pip install "vlm-lora[metrics]"'
 ANNOTATORS = 8
 """So many accepted answers are those of annotators: VQA data have ten, of which some lose one or two."""
 _CHARTQA = ("query", "label")
+OTHERS = (
+    *("loss", "perplexity", "answers", "samples", "runtime", "samples_per_second", "steps_per_second"),
+    *("supervised_tokens", "by_task", "by_source", "exact_match_interval", "exact_match_low_95", "exact_match_high_95"),
+)
+"""What results say besides scores, as `eval_NAME`: a score of that name would be taken for it."""
+
 _DOCVQA = ("question", "answers")
 _DOCVQA_NUMBERS = frozenset({"questionid", "docid", "ucsf_document_id"})
 """Small letters; VQAv2, whose other columns are called alike, has question_id."""
@@ -108,7 +114,13 @@ def _doubled(metrics: Sequence[Metric], own: dict[str, OwnFunction | OwnModule])
     taken = {figure: metric.name for metric in metrics for figure in metric.figures}
     for path, measure in own.items():
         for figure in measure.figures:
-            if figure in taken:
+            if figure in OTHERS:
+                yield (
+                    f"--metrics {path}: its figure '{figure}' is called as one that every evaluation has "
+                    f"(eval_{figure}). Name it otherwise: a figure is called as the file, or as score's dictionary "
+                    "says."
+                )
+            elif figure in taken:
                 yield (
                     f"--metrics {path}: its figure '{figure}' is called as one of {taken[figure]}. Name it otherwise: "
                     "a figure is called as the file, or as score's dictionary says."

@@ -198,12 +198,19 @@ def _checked(values: Mapping[Any, Any], flag: str, where: str) -> dict[str, floa
     """
     found = {}
     for name, value in values.items():
-        if not isinstance(value, numbers.Real | np.bool_) or not math.isfinite(value):
-            raise ConfigError(f"{flag}: '{name}' is {value!r} for {where}, and must be a finite number.")
+        if not isinstance(value, numbers.Real | np.bool_) or not _is_finite(value):
+            raise ConfigError(f"{flag}: '{name}' is {repr(value)[:80]} for {where}, and must be a finite number.")
         found[bare_name(str(name))] = float(value)
     if not found:
         raise ConfigError(f"{flag}: it gives no figure for {where}.")
     return found
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer larger than any float
+        return False
 
 
 def _directions(names: Sequence[str], given: Any, flag: str) -> dict[str, bool]:

@@ -82,7 +82,8 @@ def _histories(
 ) -> tuple[list[dict[str, Any]], dict[int, dict[str, float]]]:
     """Return the trainer's states of checkpoints and run, and what was logged at each checkpoint's step."""
     states = [_read(path / STATE_FILE) for path in (*(child for _, child in found), folder)]
-    logged = [entry for state in states for entry in state.get("log_history", []) if isinstance(entry, dict)]
+    logs = [log for state in states if isinstance(log := state.get("log_history"), list)]
+    logged = [entry for log in logs for entry in log if isinstance(entry, dict) and _is_number(entry.get("step"))]
     return states, {number: _measured(logged, number) for number, _ in found}
 
 
@@ -91,7 +92,7 @@ def _measured(logged: Iterable[Mapping[str, Any]], step: int) -> dict[str, float
     found: dict[str, float] = {}
     last = -1
     for entry in logged:
-        at = entry.get("step", -1)
+        at = entry["step"]
         if "loss" in entry and last <= at <= step:
             last, found["loss"] = at, entry["loss"]
         if at == step:
@@ -109,14 +110,16 @@ def _best(
     found: Sequence[tuple[int, Path]], states: Sequence[Mapping[str, Any]], measured: Mapping[int, Mapping[str, float]]
 ) -> tuple[str | None, str]:
     """Return the name of the best checkpoint that is there, and by what it is the best."""
-    newest = max(states, key=lambda state: state.get("global_step") or 0)
+    newest = max(states, key=lambda state: step if _is_number(step := state.get("global_step")) else 0)
     named = newest.get("best_model_checkpoint")
     names = {path.name for _, path in found}
     if isinstance(named, str):
         name = Path(named).name
         records = (_read(found[-1][1] / name) for name in SETTINGS)
-        settings: Mapping[str, Any] = next((record["settings"] for record in records if "settings" in record), {})
-        metric = settings.get("metric_for_best_model") or "loss"
+        settings: Mapping[str, Any] = next(
+            (known for record in records if isinstance(known := record.get("settings"), dict)), {}
+        )
+        metric = str(settings.get("metric_for_best_model") or "loss")
         metric = metric if metric.startswith("eval_") else f"eval_{metric}"
         value = _number(newest.get("best_metric"))
         return (name, f"best by {metric}: {value}") if name in names else (None, "")
@@ -143,9 +146,13 @@ def _read(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; nothing where there is none, or one that is cut off, which `parts` says."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
 
 
 def _number(value: Any) -> str:

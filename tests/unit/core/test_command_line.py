@@ -1,7 +1,9 @@
 """Exit codes, help, start-up and the message of an error."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -21,11 +23,26 @@ def fail(error: BaseException) -> None:
         (KeyboardInterrupt(), 130),
         (EndedEarlyError("saved"), 75),
         (ZeroDivisionError("ours"), 203),
+        (NotADirectoryError(20, "Not a directory", "a/b"), 1),
+        (OSError(5000, "of no path"), 203),
     ],
 )
 def test_exit_codes(error: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert guard(lambda: fail(error), debug=False) == code
     assert ("Traceback" in capsys.readouterr().err) == (code == 203)
+
+
+def test_help_ends_quietly_where_its_reader_has_gone_and_in_one_line_on_a_full_disk() -> None:
+    command = [sys.executable, "-m", "vlm_lora", "eval", "--help_all"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as gone, Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, text=True, check=False)
+        refused = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[0].startswith("error: standard output or a file cannot be used: No space left")
+    assert len(refused.stderr.splitlines()) == 1
 
 
 def test_a_message_stands_on_a_line_of_its_own_beside_a_progress_bar() -> None:

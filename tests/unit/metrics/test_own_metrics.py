@@ -139,3 +139,14 @@ def test_two_files_may_not_give_the_same_figure(tmp_path: Path) -> None:
     first, second = file(tmp_path, LENGTH), file(tmp_path / "b", LENGTH)
     with pytest.raises(ConfigError, match=f"--metrics {second}: its figure 'my_metric' is called as one of {first}"):
         choose([first, second], DataFacts())
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "says"),
+    [
+        ("def score(generated, accepted):\n    return 10**400\n", "huge.py", "must be a finite number"),
+        ("def score(generated, accepted):\n    return 1\n", "loss.py", "one that every evaluation has (eval_loss)"),
+    ],
+)
+def test_what_would_be_no_figure_or_another_one_is_refused(tmp_path: Path, text: str, name: str, says: str) -> None:
+    assert says in refused(file(tmp_path, text, name))

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from vlm_lora.cli.main import main
 from vlm_lora.report.checkpoints import describe_checkpoints
+from vlm_lora.report.run_page.folder import read_run
 from vlm_lora.training.checkpoints.contents import missing_parts
 
 
@@ -109,3 +110,14 @@ def test_a_folder_that_is_not_there_or_empty(tmp_path: Path, capsys: pytest.Capt
     assert "holds no checkpoint-N folder" in capsys.readouterr().out
     assert main(["train", "--list_checkpoints", str(tmp_path / "none")]) == 1
     assert "no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "state", ['{"log_history": 5}', '{"log_history": [5, {"step": "x", "loss": 1}], "global_step": "x"}', "[" * 100_000]
+)
+def test_a_state_that_someone_broke_is_as_none(tmp_path: Path, state: str) -> None:
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / "trainer_state.json").write_text(state, encoding="utf-8")
+    line = describe_checkpoints(tmp_path).splitlines()[1]
+    assert line.startswith("checkpoint-2  2     -")
+    assert read_run(tmp_path).log in ([], [{"step": "x", "loss": 1}])

@@ -151,8 +151,8 @@ def read_run(path: Path, more: Sequence[Mapping[str, Any]] = ()) -> RunFolder:
     faults: list[str] = []
     checkpoints = _checkpoints(path)
     states = [_object(folder / STATE, faults) for folder in [*checkpoints, path]]
-    state = max(states, key=lambda one: (_steps(one), len(one.get("log_history") or ())), default={})
-    log = [entry for entry in state.get("log_history") or () if isinstance(entry, Mapping)]
+    state = max(states, key=lambda one: (_steps(one), len(_logged(one))), default={})
+    log = _logged(state)
     return RunFolder(
         path=path,
         name=path.resolve().name,
@@ -181,6 +181,10 @@ def _steps(state: Mapping[str, Any]) -> int:
     return int(step) if step is not None and is_figure(step) else -1
 
 
+def _logged(state: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [entry for entry in _listed(state.get("log_history")) if isinstance(entry, Mapping)]
+
+
 def _last_step(log: Sequence[Mapping[str, Any]]) -> int:
     return max((_steps({"global_step": entry.get("step")}) for entry in log), default=-1)
 
@@ -191,7 +195,7 @@ def _object(path: Path, faults: list[str]) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         faults.append(f"{path} cannot be read ({error}), so what it says is missing here.")
         return {}
     if isinstance(found, dict):
@@ -205,8 +209,8 @@ def _settings(path: Path, faults: list[str]) -> Mapping[str, Any]:
         if (path / name).is_file():
             try:
                 return read_mapping(path / name)
-            except ConfigError as error:
-                faults.append(str(error))
+            except (ConfigError, RecursionError) as error:
+                faults.append(f"{path / name}: {error}" if isinstance(error, RecursionError) else str(error))
     return {}
 
 
@@ -224,7 +228,7 @@ def _predictions(path: Path, faults: list[str]) -> list[Prediction]:
             continue
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
         if isinstance(record, dict):
             found.append(_prediction(number, record))
