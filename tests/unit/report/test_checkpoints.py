@@ -113,7 +113,9 @@ def test_a_folder_that_is_not_there_or_empty(tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize(
-    "state", ['{"log_history": 5}', '{"log_history": [5, {"step": "x", "loss": 1}], "global_step": "x"}', "[" * 100_000]
+    "state",
+    ['{"log_history": 5}', '{"log_history": [5, {"step": "x", "loss": 1}], "global_step": "x"}', "[" * 100_000],
+    ids=["no list", "odd entries", "nested deeply"],
 )
 def test_a_state_that_someone_broke_is_as_none(tmp_path: Path, state: str) -> None:
     (tmp_path / "checkpoint-2").mkdir()

@@ -82,7 +82,7 @@ def step_of(checkpoint: Path) -> int | None:
     """Return the step that the trainer's state names; None where the file is not there or broken."""
     try:
         step = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))["global_step"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return step if isinstance(step, int) else None
 
