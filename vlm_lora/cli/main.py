@@ -25,7 +25,7 @@ from vlm_lora.backend import installed, named, select
 from vlm_lora.cli.setup import configure, described, rank, set_up_logging, verb_parser, wants_debug, wants_reasons
 from vlm_lora.config.early import DATA, MODEL, OUTPUT
 from vlm_lora.config.sources import parse
-from vlm_lora.config.surrogate_text import let_stdout_escape
+from vlm_lora.config.surrogate_text import drop_stdout, flush_stdout, let_stdout_escape
 from vlm_lora.config.values import is_true
 from vlm_lora.config.version import __version__
 from vlm_lora.errors import (
@@ -93,12 +93,10 @@ LAUNCH_USAGE = """\
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if {"-h", "--help", "--help_all", "--help-all"} & set(arguments):  # read by a pager, or by `head`
-        return guard(lambda: _run_verb(arguments), debug=False)
-    return _run_verb(arguments)
+    return guard(lambda: _run_verb(arguments), debug=wants_debug(arguments[1:]))
 
 
-def _run_verb(arguments: Sequence[str]) -> int:
+def _run_verb(arguments: Sequence[str]) -> int | None:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE)
         return EXIT_DONE if arguments else EXIT_USAGE
@@ -116,7 +114,7 @@ def _run_verb(arguments: Sequence[str]) -> int:
         verb = next((word for word in rest if word in VERBS), verb)  # `launch train --help`
         print(_verb_help(verb, everything=bool({"--help_all", "--help-all"} & set(rest))))
         return EXIT_DONE
-    return guard(lambda: VERBS[verb](rest), debug=wants_debug(rest))
+    return VERBS[verb](rest)
 
 
 def run_script(argv: Sequence[str] | None = None) -> int:
@@ -147,8 +145,7 @@ def guard(action: Callable[[], int | None], *, debug: bool) -> int:
 def _guarded(action: Callable[[], int | None], *, debug: bool) -> int:
     try:
         code = action() or EXIT_DONE
-        if sys.stdout is not None:  # None where the shell closed it
-            sys.stdout.flush()  # here, where it is told that its reader has gone, or that its disk is full
+        flush_stdout()  # here, where it is told that its reader has gone, or that its disk is full
         return code
     except UserError as error:
         if debug:
@@ -163,7 +160,7 @@ def _guarded(action: Callable[[], int | None], *, debug: bool) -> int:
             _tell(str(ended))
         return EXIT_EARLY
     except BrokenPipeError:  # `vlm-lora preview ... | head` has seen enough
-        _drop_stdout()
+        drop_stdout()
         return EXIT_DONE
     except SignalledError as signalled:
         if rank() == 0:
@@ -176,21 +173,11 @@ def _guarded(action: Callable[[], int | None], *, debug: bool) -> int:
         known = port_taken(error) or silent_rank(error) or lost_partner(error) or refused_file(error)
         if known and not debug:
             _tell(f"error: {known}")
-            _drop_stdout()
+            drop_stdout()
             return EXIT_USER
         traceback.print_exc()
         _tell(f"internal error ({type(error).__name__}): please report it with the lines above")
         return EXIT_INTERNAL
-
-
-def _drop_stdout() -> None:
-    """Send what stdout still holds nowhere, where it cannot be written; Python would fail on it at its exit."""
-    if sys.stdout is None:
-        return
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _tell(message: str) -> None:
@@ -421,10 +408,6 @@ def _doctor(rest: Sequence[str]) -> None:
     print(diagnose())
 
 
-def _launch(rest: Sequence[str]) -> int:
-    return _start("vlm-lora launch", "auto", rest)
-
-
 def _start(program: str, backend: str, words: Sequence[str]) -> int:
     request, command = parse_launch(program, words, backend=backend)
     refuse_launch(command)
@@ -482,7 +465,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "report": _report_run,
     "runs": _runs,
     "compare": _compare,
-    "launch": _launch,
+    "launch": partial(_start, "vlm-lora launch", "auto"),
     "demo": _demo,
     "doctor": _doctor,
 }
@@ -510,8 +493,7 @@ def _verb_help(verb: str, *, everything: bool) -> str:
         return HELP
     from vlm_lora.cli.help import help_text
 
-    own = described(OWN_FLAGS[verb]()) if verb in OWN_FLAGS else {}
-    return help_text(verb, everything=everything, own=own)
+    return help_text(verb, everything=everything, own=described(OWN_FLAGS[verb]()) if verb in OWN_FLAGS else {})
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ encoded as UTF-8. They are written as that escape: JSON reads it back as the ver
 from __future__ import annotations
 
 import io
+import os
 import sys
 
 ESCAPED = "backslashreplace"
@@ -22,3 +23,17 @@ def let_stdout_escape() -> None:
     """Make what is printed take every name too, as standard error does already."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors=ESCAPED)
+
+
+def flush_stdout() -> None:
+    """Write what stdout still holds; there is none where the shell closed it."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def drop_stdout() -> None:
+    """Send what stdout still holds nowhere, where it cannot be written; Python would fail on it at its exit."""
+    try:
+        flush_stdout()
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -110,7 +110,7 @@ def _best(
     found: Sequence[tuple[int, Path]], states: Sequence[Mapping[str, Any]], measured: Mapping[int, Mapping[str, float]]
 ) -> tuple[str | None, str]:
     """Return the name of the best checkpoint that is there, and by what it is the best."""
-    newest = max(states, key=lambda state: step if _is_number(step := state.get("global_step")) else 0)
+    newest = max(states, key=_step)
     named = newest.get("best_model_checkpoint")
     names = {path.name for _, path in found}
     if isinstance(named, str):
@@ -128,6 +128,11 @@ def _best(
         return None, ""
     number = min(losses, key=lambda each: losses[each])
     return dict(found)[number].name, "lowest eval_loss; no --metric_for_best_model was set"
+
+
+def _step(state: Mapping[str, Any]) -> float:
+    step = state.get("global_step")
+    return float(step) if isinstance(step, int | float) else 0.0
 
 
 def _parts(number: int, path: Path) -> str:
