@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlm_lora.config.values import is_true
 from vlm_lora.errors import ConfigError, nearest
 
 AUTO = "auto"
@@ -111,6 +112,9 @@ def with_implied_answers(values: Mapping[str, Any], raw: Mapping[str, Any]) -> d
     return {**values, "predict_with_generate": True}
 
 
+STRATEGIES = ("eval_strategy", "save_strategy")
+
+
 def faults(scoring: ScoringConfig, raw: Mapping[str, Any]) -> list[str]:
     """Return what is wrong among these settings in one run: names of figures, directions, what stopping early needs.
 
@@ -119,7 +123,22 @@ def faults(scoring: ScoringConfig, raw: Mapping[str, Any]) -> list[str]:
         raw: the trainer's settings under canonical names; keys may be missing.
     """
     metric = raw.get("metric_for_best_model")
-    return [*_faults_of_metric(scoring, metric, raw.get("greater_is_better")), *_faults_of_stopping(scoring, raw)]
+    return [
+        *_faults_of_metric(scoring, metric, raw.get("greater_is_better")),
+        *_faults_of_stopping(scoring, raw),
+        *_faults_of_best(raw),
+    ]
+
+
+def _faults_of_best(raw: Mapping[str, Any]) -> list[str]:
+    """Say in our words what transformers refuses in its own: the best of checkpoints that are never evaluated."""
+    evaluates, saves = (str(getattr(raw.get(name), "value", raw.get(name))) for name in STRATEGIES)
+    if not is_true(raw.get("load_best_model_at_end")) or evaluates in ("steps", "epoch") or saves == "best":
+        return []
+    return [
+        "--load_best_model_at_end needs also: --eval_strategy and --save_strategy alike, both epoch, or both steps "
+        "(with --eval_steps and --save_steps)."
+    ]
 
 
 def _faults_of_metric(scoring: ScoringConfig, metric: Any, greater: Any) -> list[str]:

@@ -70,6 +70,12 @@ def test_an_unknown_figure_is_refused_with_the_nearest() -> None:
     check_early(from_settings({"metric_for_best_model": "eval_mine", "metrics": "./mine.py"}, environ={}), "train")
 
 
+def test_the_best_checkpoint_needs_evaluations() -> None:
+    assert "--load_best_model_at_end needs also: --eval_strategy" in refusal(load_best_model_at_end=True)
+    check_early(from_settings({"load_best_model_at_end": True, "eval_strategy": "steps"}, environ={}), "train")
+    check_early(from_settings({"load_best_model_at_end": False}, environ={}), "train")
+
+
 def test_what_stopping_early_needs_is_said_at_once() -> None:
     said = refusal(early_stopping_patience=2, greater_is_better=True, metric_for_best_model="wer")
     assert "of wer less is better" in said
