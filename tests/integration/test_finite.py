@@ -209,7 +209,7 @@ def test_a_perplexity_beyond_all_numbers_is_null_in_valid_files(
     written = capsys.readouterr()
     assert "its perplexity is beyond what a number holds" in written.err
     for text in (
-        written.out[written.out.index("\n{\n") :],
+        written.out[f"\n{written.out}".index("\n{\n") :],
         *((folder / name).read_text() for name in ("all_results.json", "eval_results.json", "trainer_state.json")),
         (folder / "checkpoint-1" / "trainer_state.json").read_text(),
     ):

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from vlm_lora.errors import SignalledError
@@ -54,6 +54,7 @@ class StopSignals:
         self._over = False
         self._at = 0.0
         self._pipe = -1
+        self._closing = False
 
     def __call__(self, number: int, frame: Any) -> None:
         """Take note of a signal; little else is safe in its handler.
@@ -106,8 +107,12 @@ class StopSignals:
             signal.set_wakeup_fd(wakeup)
             for number, handler in previous.items():
                 signal.signal(number, handler)
-            os.close(self._pipe)  # which ends the thread
+            # Closing the pipe would not end the thread: a loader worker that was forked meanwhile holds it open, too.
+            self._closing = True
+            with suppress(BlockingIOError):  # where it is full, the thread has something to read anyway
+                os.write(self._pipe, b"\0")
             watching.join()
+            os.close(self._pipe)
             os.close(receives)
 
     def _watch(self, receives: int) -> None:
@@ -123,7 +128,7 @@ class StopSignals:
                 deadline = float("inf")
             elif ready:
                 numbers = os.read(receives, 64)
-                if not numbers:
+                if self._closing:
                     return
                 for number in numbers:
                     if number not in STOPPING:

@@ -85,3 +85,24 @@ def test_a_worker_leaves_signals_to_its_parent(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.split() == ["None", "0"], done.stderr
+
+
+def test_a_forked_worker_that_lives_on_does_not_hold_the_end_up() -> None:
+    """It has the pipe of the signals open, too, so that its end never comes by closing it."""
+    script = """
+import os, sys
+from vlm_lora.launch.stop_signals import stop_signals
+
+stay, leave = os.pipe()
+with stop_signals():
+    worker = os.fork()
+    if not worker:
+        os.close(leave)
+        os.read(stay, 1)
+        os._exit(0)
+print("went on")
+os.close(leave)
+os.waitpid(worker, 0)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "went on\n"
