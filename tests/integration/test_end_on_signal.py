@@ -111,6 +111,14 @@ def test_a_run_that_was_told_goes_on_as_if_it_had_not_been(
     run(model_folder("gemma3"), data, told, **flags, resume_from_checkpoint="true")
     for weights in [ADAPTER, *([f"checkpoint-4/{ADAPTER}"] if best else [])]:
         assert (told / weights).read_bytes() == (whole / weights).read_bytes(), weights
+    figures = [json.loads((folder / "all_results.json").read_text(encoding="utf-8")) for folder in (whole, told)]
+    assert "train_resumed_at_step" not in figures[0]
+    if step < 4:
+        logged = json.loads((told / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+        losses = [entry["loss"] for entry in logged if "loss" in entry and entry["step"] > step]
+        assert figures[1]["train_resumed_at_step"] == step
+        assert figures[1]["train_loss"] == pytest.approx(sum(losses) / (4 - step), rel=1e-3)
+        assert figures[0]["train_loss"] != pytest.approx(figures[1]["train_loss"], rel=1e-3), "of all four"
     capsys.readouterr()
     assert main(["runs", str(tmp_path), "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)

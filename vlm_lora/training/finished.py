@@ -17,6 +17,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from vlm_lora.compat import IS_5
 from vlm_lora.config.whole_files import read_json
 from vlm_lora.errors import ConfigError
 from vlm_lora.training.left_evaluation import make_up_for_evaluation
@@ -45,6 +46,11 @@ class StopWhereDone(TrainerCallback):
             _NothingLeftError: none is left.
         """
         self.begun = state.global_step
+        if args.process_index == 0 and state.global_step < state.max_steps:
+            logger.info(
+                "Resuming from %s, step %d of %d, epoch %.3g",
+                *(Path(self._checkpoint).name, state.global_step, state.max_steps, state.epoch or 0.0),
+            )
         make_up_for_evaluation(self._trainer, self._checkpoint)
         if state.global_step >= state.max_steps or self._stopped():
             raise _NothingLeftError
@@ -99,7 +105,22 @@ def _made(trainer: Any, figures: dict[str, Any], *, before: int) -> dict[str, An
             "one. No weights are saved. Give more rows, or type a smaller --per_device_train_batch_size, or "
             "--dataloader_drop_last false."
         )
-    return figures
+    return _of_these_steps(figures, state, before) if before else figures
+
+
+def _of_these_steps(figures: dict[str, Any], state: Any, before: int) -> dict[str, Any]:
+    """Return the averages of a run that went on as those of the steps since, and say so.
+
+    The steps before were made by another process, of which the checkpoint keeps no sums. transformers 4.55 divides what
+    these steps lost by all of the run's steps, and counts all of the run's rows in their time.
+    """
+    made = state.global_step - before
+    corrected = {**figures, "train_resumed_at_step": before}
+    if not IS_5:
+        corrected["train_loss"] *= state.global_step / made
+        for name in corrected.keys() & {"train_samples_per_second", "train_steps_per_second"}:
+            corrected[name] = round(corrected[name] * made / state.max_steps, 3)
+    return corrected
 
 
 def _figures_of(state: Any, folder: Path) -> dict[str, Any]:
