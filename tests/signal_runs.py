@@ -100,7 +100,8 @@ def fault_of(output: Path, codes: list[int], number: int, begun: int) -> str:
             return f"{codes}, {state}"
         # One step begins between the look and the signal; ranks agree on the one after it.
         return f"saved {saved}, told in {begun}" if begun and saved > begun + 1 + (len(codes) > 1) else ""
-    if 128 + number in codes and begun == 0:
+    # Before the first step, and in the evaluation after the last one, which no checkpoint holds.
+    if 128 + number in codes and begun in (0, STEPS):
         return "" if state.get("state") in (None, "preempted", "running") else f"{codes}, {state}"
     return f"{codes}, told in step {begun}, {state}"
 
