@@ -23,6 +23,7 @@ RUN_STATE = "RUN_STATE.json"
 _STATES = {
     EndReason.FINISHED: "done",
     EndReason.NOTHING_LEFT: "done",
+    EndReason.STOPPED_EARLY: "done",
     EndReason.SIGNAL: "preempted",
     EndReason.ERROR: "failed",
 }

@@ -8,12 +8,15 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from vlm_lora.cli.main import main
-from vlm_lora.training.run_state import RUN_STATE, RunState, started_at
+from vlm_lora.config.run_config import RunConfig
+from vlm_lora.training.observers import EndReason
+from vlm_lora.training.run_state import RUN_STATE, RunState, RunStateFile, started_at
 
 
 def of(**changed: Any) -> RunState:
@@ -53,3 +56,13 @@ def test_runs_are_found_below_a_folder(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_folder_without_runs_is_an_error(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", str(tmp_path / name)]) == 1
     assert ("no such folder" if name else "no run below it") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("reason", EndReason)
+def test_every_end_has_a_state(reason: EndReason, tmp_path: Path) -> None:
+    state = RunStateFile()
+    state.started(RunConfig(), SimpleNamespace(do_train=True, process_index=0, output_dir=str(tmp_path)))
+    state.ended(reason, "as it was")
+    written = json.loads((tmp_path / RUN_STATE).read_text(encoding="utf-8"))
+    assert written["reason"] == "as it was"
+    assert written["state"] == {EndReason.SIGNAL: "preempted", EndReason.ERROR: "failed"}.get(reason, "done")
