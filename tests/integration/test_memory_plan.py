@@ -209,7 +209,9 @@ def failing_with(error: RuntimeError, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SupervisedHead, "_forward", refuse)
 
 
+@pytest.mark.parametrize("kept", ["off", "on"])
 def test_running_out_of_memory_is_one_message_with_the_plans_advice(
+    kept: str,
     rows: Path,
     model_folder: Callable[[str], Path],
     tmp_path: Path,
@@ -218,7 +220,7 @@ def test_running_out_of_memory_is_one_message_with_the_plans_advice(
 ) -> None:
     failing_with(GPU_ERROR, monkeypatch)
     flags = script_flags(model_folder("llava"), rows, tmp_path / "out", do_train=True, max_steps=1)
-    assert run_script([*flags, "--per_device_train_batch_size", "4"]) == 1
+    assert run_script([*flags, "--per_device_train_batch_size", "4", "--cache_vision_features", kept]) == 1
     said = capsys.readouterr().err
     assert "Out of memory in training: CUDA out of memory. Tried to allocate 2.00 GiB." in said
     assert "The plan for this run is" in said

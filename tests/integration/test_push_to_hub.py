@@ -88,7 +88,8 @@ def test_a_hub_that_takes_it_is_no_error(monkeypatch: pytest.MonkeyPatch) -> Non
     with hub(200) as (address, asked):
         monkeypatch.setattr(constants, "ENDPOINT", address)
         check_push(arguments())
-        assert asked == ["/api/repos/create"]
+        # huggingface_hub may ask what it runs in first, once in a process.
+        assert [path for path in asked if path != "/api/agent-harnesses"] == ["/api/repos/create"]
 
 
 def test_no_network_and_no_token_are_said(monkeypatch: pytest.MonkeyPatch) -> None:

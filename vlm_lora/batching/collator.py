@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -80,6 +81,12 @@ class Collator:
         Prompts for generation keep their pixels.
         """
         self._features = source
+
+    def with_pixels(self) -> Collator:
+        """Return a collator as this one whose batches hold images, whatever features this one takes."""
+        other = copy(self)
+        other._features = None
+        return other
 
     def require_images(self) -> None:
         """From now on, put a blank image into every batch that has none (see `batching.blank`).

@@ -176,7 +176,8 @@ def worst_batch(sample: Sample, collator: Collator, batch_size: int) -> dict[str
     """
     rows = list(sample.rows[:batch_size]) if sample.is_everything else [sample.rows[0]]
     rows = (rows * batch_size)[:batch_size]
-    batch = collator.collate(rows)
+    # A plan is of the step that reads pixels, also where it is asked for in a run that keeps features.
+    batch = collator.with_pixels().collate(rows)
     batch["supervised_positions"] = supervised_positions(batch["labels"], least=sample.supervised)
     return batch
 

@@ -22,7 +22,17 @@ from support.mask_cases import (
     processor_of,
     style_of,
 )
-from vlm_lora.batching.collator import ROWS, SUPERVISED, BatchRow, Collator, NamesRows, join_media, supervised_positions
+from vlm_lora.batching.collator import (
+    FED,
+    ROWS,
+    SUPERVISED,
+    BatchRow,
+    Collator,
+    Fed,
+    NamesRows,
+    join_media,
+    supervised_positions,
+)
 from vlm_lora.batching.encoded import IGNORE_INDEX
 from vlm_lora.batching.ordering.rows import FillableRows
 from vlm_lora.batching.style import STYLES, MediaBatching, style_for
@@ -203,9 +213,12 @@ def test_a_batch_says_which_rows_it_is_of() -> None:
     rows = [conversation(CASES["single"], row=number) for number in (5, 9)]
     fillable = FillableRows(rows)
     positions = torch.tensor([[1, 2, 5], [4, -1, -1], [-1, -1, -1]])
-    batch = NamesRows(lambda rows: {"supervised_positions": positions})([fillable[1], fillable[0], fillable[3]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [1, 0, 0, 0]])
+    made = {"supervised_positions": positions, "attention_mask": mask}
+    batch = NamesRows(lambda rows: made)([fillable[1], fillable[0], fillable[3]])
     assert batch == {
-        "supervised_positions": positions,
+        **made,
+        FED: Fed(rows=2, tokens=9, computed=12),
         SUPERVISED: 4,
         ROWS: (BatchRow(1, "rows.jsonl row 9"), BatchRow(0, "rows.jsonl row 5"), BatchRow(1, "rows.jsonl row 9")),
     }
