@@ -42,6 +42,19 @@ def test_two_epochs_of_packs_are_a_handful_of_graphs(model_folder: Callable[[str
     assert packed["end"]["reads"] > steps[-1]["reads"], "the counter sees what the end reads"
 
 
+def test_packs_of_rows_with_and_without_images_compile_nothing_in_the_second_epoch(
+    model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """One planned shape, blank images where some are missing."""
+    data = write_mixed_rows(tmp_path / "data", steps=24)
+    words = on_hpu(model_folder("gemma3"), data, tmp_path / "out", **SETTINGS, **PACKED)
+    packed = recorded(tmp_path / "packed", [words], python=OLD_ROAD.python, variables=OLD_ROAD.variables)[0][0]
+    steps = packed["steps"]
+    half = len(steps) // 2
+    assert 0 < steps[half - 1]["cut"] <= 6
+    assert steps[-1]["cut"] == steps[half - 1]["cut"]
+
+
 @pytest.mark.parametrize("name", ["gemma3", "llava"])
 def test_blank_images_and_padding_change_nothing(
     name: str, model_folder: Callable[[str], Path], tmp_path: Path
