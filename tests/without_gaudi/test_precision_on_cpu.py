@@ -30,9 +30,10 @@ def test_bf16_losses_are_near_those_of_fp32(
         flags = {**FLAGS, "peft_method": method, "learning_rate": RATES[method], "bf16": precision, "log_level": "info"}
         run(model_folder(name), data, output, **flags)
         found[precision] = logged(output, "loss")
-        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Precision: ")]
-        assert len(said) == 1
-        assert ("bf16 autocast" in said[0]) == (precision == "true")
+        lines = capsys.readouterr().err.splitlines()
+        why, what = [line for line in lines if line.startswith("Precision: ")]
+        assert "because --bf16 " in why
+        assert ("bf16 autocast" in why) == ("bf16," in what) == (precision == "true")
     assert found["true"] == pytest.approx(found["false"], rel=2e-2)
     assert found["true"] != found["false"], "bf16 was not on"
 
