@@ -21,10 +21,9 @@ from transformers import TrainerCallback
 
 from support.process import find_rank
 from support.rows import write_uneven_rows
-from support.runs import run, script_flags
+from support.runs import run, script_flags, with_callback
 from support.warm import warmed
 from vlm_lora.cli.main import main, run_script
-from vlm_lora.training import trainer
 from vlm_lora.training.signals import Agreement
 
 VLM_LORA = Path(sys.executable).with_name("vlm-lora")
@@ -48,14 +47,7 @@ def told_at(step: int, number: int, monkeypatch: pytest.MonkeyPatch, *, measurin
             if state.global_step == step and measuring:
                 os.kill(os.getpid(), number)
 
-    build = trainer.build_trainer
-
-    def with_signal(*args: Any, **kwargs: Any) -> Any:
-        built = build(*args, **kwargs)
-        built.add_callback(Tell())
-        return built
-
-    monkeypatch.setattr("vlm_lora.training.trainer.build_trainer", with_signal)
+    with_callback(monkeypatch, Tell())
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,9 @@ import pytest
 from transformers import TrainerCallback
 
 from support.rows import write_uneven_rows
-from support.runs import run, script_flags
+from support.runs import run, script_flags, with_callback
 from vlm_lora.cli.main import run_script
 from vlm_lora.errors import DataError, DiskError
-from vlm_lora.training import trainer
 from vlm_lora.training.guards.room import explained, planned, refusal
 
 FLAGS = {"do_train": True, "max_steps": 3, "save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-2}
@@ -50,15 +49,8 @@ def disk_takes(size: int, step: int, monkeypatch: pytest.MonkeyPatch) -> Iterato
             if state.global_step == step:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
 
-    build = trainer.build_trainer
-
-    def with_limit(*args: Any, **kwargs: Any) -> Any:
-        built = build(*args, **kwargs)
-        built.add_callback(Fill())
-        return built
-
     with monkeypatch.context() as patch:
-        patch.setattr("vlm_lora.training.trainer.build_trainer", with_limit)
+        with_callback(patch, Fill())
         try:
             yield
         finally:
@@ -149,14 +141,7 @@ def test_too_little_room_for_a_save_is_said_before_it(
             if state.global_step == 2:
                 free(1000, monkeypatch)
 
-    build = trainer.build_trainer
-
-    def with_little_room(*args: Any, **kwargs: Any) -> Any:
-        built = build(*args, **kwargs)
-        built.add_callback(Fill())
-        return built
-
-    monkeypatch.setattr("vlm_lora.training.trainer.build_trainer", with_little_room)
+    with_callback(monkeypatch, Fill())
     assert run_script(script_flags(model_folder("gemma3"), data, folder, **FLAGS)) == 1
     said = capsys.readouterr().err
     assert f"error: {folder}/checkpoint-2 is not saved: it needs about " in said

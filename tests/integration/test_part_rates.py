@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from support.rows import write_uneven_rows
-from support.runs import capture_trainer, logged, run, script_flags
+from support.runs import capture_trainer, logged, run, script_flags, with_trainer
 from vlm_lora.cli.main import run_script
 from vlm_lora.model.parts import Parts, find_parts
 
@@ -43,18 +43,13 @@ class Recorder(TrainerCallback):
 @pytest.fixture
 def recorders(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
     """A list that the next runs put their recorder into."""
-    from vlm_lora.training import trainer
-
     found: list[Recorder] = []
-    make = trainer.build_trainer
 
-    def build(*args: Any, **kwargs: Any) -> Any:
-        made = make(*args, **kwargs)
-        found.append(Recorder(made.model))
-        made.add_callback(found[-1])
-        return made
+    def record(built: Any) -> None:
+        found.append(Recorder(built.model))
+        built.add_callback(found[-1])
 
-    monkeypatch.setattr("vlm_lora.training.trainer.build_trainer", build)
+    with_trainer(monkeypatch, record)
     return found
 
 

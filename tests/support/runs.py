@@ -6,11 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import TrainerCallback
 
 from support.warm import warmed
 from vlm_lora.cli.main import run_script
@@ -76,11 +77,22 @@ def logged(output: Path, key: str) -> list[float]:
 def capture_trainer(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Return a list that the next runs put their trainer into."""
     trainers: list[Any] = []
+    with_trainer(monkeypatch, trainers.append)
+    return trainers
+
+
+def with_callback(monkeypatch: pytest.MonkeyPatch, callback: TrainerCallback) -> None:
+    """Give it to the trainers of the next runs."""
+    with_trainer(monkeypatch, lambda built: built.add_callback(callback))
+
+
+def with_trainer(monkeypatch: pytest.MonkeyPatch, use: Callable[[Any], object]) -> None:
+    """Let the next runs hand over their trainer as soon as it is built."""
     build = trainer.build_trainer
 
-    def remember(*args: Any, **kwargs: Any) -> Any:
-        trainers.append(build(*args, **kwargs))
-        return trainers[-1]
+    def build_and_use(*args: Any, **kwargs: Any) -> Any:
+        built = build(*args, **kwargs)
+        use(built)
+        return built
 
-    monkeypatch.setattr("vlm_lora.training.trainer.build_trainer", remember)
-    return trainers
+    monkeypatch.setattr("vlm_lora.training.trainer.build_trainer", build_and_use)
