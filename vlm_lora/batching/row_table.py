@@ -4,7 +4,8 @@
 2. `RowTable` holds four arrays and three short lists. `rows` has an entry for each row. A row has one or several
    entries in `samples`, one for each different conversation that a run may make of it (of most rows: one), and an
    entry in `images` for each of its images. `drawn` says which of its samples an epoch reads.
-3. `write` puts it into a file; `open_row_table` maps that file, so all processes of a machine share one copy.
+3. `write` puts it into a file behind a hash of it; `open_row_table` compares that hash and maps the file, so all
+   processes of a machine share one copy.
 
 A hundred thousand rows with an image each take 11 MB.
 """
@@ -56,8 +57,11 @@ IMAGE = np.dtype(
     ]
 )
 _ALIGNMENT = 64
-_MAGIC = b"vlm-lora row table 1\n"
+_MAGIC = b"vlm-lora row table 2\n"
+_DIGEST = 32
+"""Bytes of the hash behind the mark, in hexadecimal digits: of all that follows."""
 _CHUNK = 1024
+_PIECE = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,10 +195,16 @@ class RowTable:
         """Return a hash of what the rows say, in their order."""
         return blake2b(np.ascontiguousarray(self.rows["content"]).tobytes(), digest_size=16).hexdigest()
 
-    def write(self, stream: BinaryIO) -> None:
-        """Write the table: a line of JSON behind the file's mark, then the arrays."""
+    def write(self, stream: BinaryIO, *, key: str = "") -> None:
+        """Write the table: mark, hash, a line of JSON, then the arrays.
+
+        Args:
+            stream: where to.
+            key: what the table is kept by; who reads it says the same.
+        """
         arrays = {"rows": self.rows, "samples": self.samples, "images": self.images, "drawn": self.drawn}
         header = {
+            "key": key,
             "name": self.name,
             "layout": self.layout,
             "tasks": self.tasks,
@@ -202,32 +212,43 @@ class RowTable:
             "bad": [asdict(row) for row in self.bad],
             "sizes": {name: array.shape for name, array in arrays.items()},
         }
-        start = _MAGIC + json.dumps(header).encode("ascii") + b"\n"
-        stream.write(start + bytes(-len(start) % _ALIGNMENT))
+        line = json.dumps(header).encode("ascii") + b"\n"
+        pieces = [line + bytes(-(len(_MAGIC) + _DIGEST + len(line)) % _ALIGNMENT)]
         for array in arrays.values():
             content = np.ascontiguousarray(array).tobytes()
-            stream.write(content + bytes(-len(content) % _ALIGNMENT))
+            pieces.append(content + bytes(-len(content) % _ALIGNMENT))
+        digest = blake2b(digest_size=_DIGEST // 2)
+        for piece in pieces:
+            digest.update(piece)
+        stream.writelines([_MAGIC, digest.hexdigest().encode("ascii"), *pieces])
 
 
-def open_row_table(path: Path) -> RowTable:
+def open_row_table(path: Path, *, key: str = "") -> RowTable:
     """Map a table that `RowTable.write` wrote.
 
     Raises:
         OSError: it cannot be read.
-        ValueError, KeyError, TypeError: it is none, or not whole.
+        ValueError, KeyError, TypeError: it is none, not as it was written, or kept by another key.
     """
     with path.open("rb") as stream:
         if stream.readline(len(_MAGIC)) != _MAGIC:
             raise ValueError("it is no row table of this version")
+        expected = stream.read(_DIGEST)
+        start, digest = stream.tell(), blake2b(digest_size=_DIGEST // 2)
+        while piece := stream.read(_PIECE):
+            digest.update(piece)
+        if digest.hexdigest().encode("ascii") != expected:
+            raise ValueError("it is cut off, or its bytes are not those that were written")
+        stream.seek(start)
         header = json.loads(stream.readline())
         position = stream.tell()
+    if header["key"] != key:
+        raise ValueError("it is the table of other rows or settings")
     arrays = {}
     for name, kind in (("rows", ROW), ("samples", SAMPLE), ("images", IMAGE), ("drawn", np.dtype("<u2"))):
         position += -position % _ALIGNMENT
         shape = tuple(header["sizes"][name])
         size = int(np.prod(shape)) * kind.itemsize
-        if position + size > path.stat().st_size:
-            raise ValueError("it is cut off")
         # A file cannot be mapped for nothing.
         arrays[name] = np.memmap(path, kind, "r", position, shape) if size else np.zeros(shape, kind)
         position += size

@@ -38,7 +38,7 @@ PURPOSES: Mapping[str, str] = {
     "ask": 'one question about images: --model_name_or_path MODEL_OR_ADAPTER --image FILE --prompt "QUESTION"',
     "check": "read every row before training: --model_name_or_path MODEL --dataset_name DATA",
     "preview": "rows as the model will see them: --model_name_or_path MODEL --dataset_name DATA",
-    "cache": "images and vision features ahead of a run: --model_name_or_path MODEL --dataset_name DATA",
+    "cache": "images and features ahead of a run: --model_name_or_path MODEL --dataset_name DATA; --list; --clear NAME",
     "plan": "predict memory and time of a training run: --model_name_or_path MODEL [--dataset_name DATA]",
     "report": "one run on one page, report.html: RUN [--output FILE]",
     "runs": "the runs below a folder: state, step, loss, score, best checkpoint: DIR",

@@ -9,6 +9,7 @@ Start-up imports neither torch nor transformers: `vlm-lora --help` answers at on
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
 import os
@@ -57,7 +58,7 @@ vlm-lora {__version__}: fine-tune vision-language models, LoRA first
   vlm-lora ask      --model_name_or_path MODEL_OR_ADAPTER --image FILE --prompt "QUESTION"
   vlm-lora check    --model_name_or_path MODEL --dataset_name DATA [--json] [--html FILE] [--workers N]
   vlm-lora preview  --model_name_or_path MODEL --dataset_name DATA [--rows N] [--json] [--html FILE]
-  vlm-lora cache    --model_name_or_path MODEL --dataset_name DATA [the flags of train]
+  vlm-lora cache    --model_name_or_path MODEL --dataset_name DATA [the flags of train] | --list | --clear NAME
   vlm-lora plan     --model_name_or_path MODEL --dataset_name DATA [--device H100-80 | all] [--world_size N] [--json]
   vlm-lora shard    --input DATA --out_dir DIR (--num_shards N | --samples_per_shard N) [--shuffle] [--prefix eval]
   vlm-lora launch   [--world_size N] [--nnodes N] [--use_deepspeed | --use_accelerate | --use_mpi] VERB_OR_SCRIPT ...
@@ -234,6 +235,12 @@ def _eval(rest: Sequence[str]) -> None:
     run_and_report(replace(run, raw={**run.raw, "do_train": False}), as_json=own.json)
 
 
+def _flags_of(module: str) -> argparse.ArgumentParser:
+    """Return the flags of a verb that has a file of its own, which is imported when they are asked for."""
+    flags: argparse.ArgumentParser = importlib.import_module(f"vlm_lora.cli.{module}").flags()
+    return flags
+
+
 def _result_flags(verb: str) -> argparse.ArgumentParser:
     parser = verb_parser(verb)
     parser.add_argument("--json", action="store_true", help="print the results as JSON, also on a terminal")
@@ -251,28 +258,10 @@ def _eval_flags() -> argparse.ArgumentParser:
     return parser
 
 
-def _ask_flags() -> argparse.ArgumentParser:
-    from vlm_lora.cli.ask import flags
-
-    return flags()
-
-
 def _ask(rest: Sequence[str]) -> None:
     from vlm_lora.cli.ask import ask
 
     ask(rest)
-
-
-def _check_flags() -> argparse.ArgumentParser:
-    from vlm_lora.cli.check import flags
-
-    return flags()
-
-
-def _preview_flags() -> argparse.ArgumentParser:
-    from vlm_lora.cli.preview import flags
-
-    return flags()
 
 
 def _check(rest: Sequence[str]) -> None:
@@ -293,34 +282,16 @@ def _cache(rest: Sequence[str]) -> None:
     cache(rest)
 
 
-def _report_flags() -> argparse.ArgumentParser:
-    from vlm_lora.cli.report import flags
-
-    return flags()
-
-
 def _report_run(rest: Sequence[str]) -> None:
     from vlm_lora.cli.report import report
 
     report(rest)
 
 
-def _runs_flags() -> argparse.ArgumentParser:
-    from vlm_lora.cli.list_runs import flags
-
-    return flags()
-
-
 def _runs(rest: Sequence[str]) -> None:
     from vlm_lora.cli.list_runs import list_runs
 
     list_runs(rest)
-
-
-def _compare_flags() -> argparse.ArgumentParser:
-    from vlm_lora.cli.compare import flags
-
-    return flags()
 
 
 def _compare(rest: Sequence[str]) -> None:
@@ -474,13 +445,14 @@ VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
 OWN_FLAGS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "train": partial(_result_flags, "train"),
     "eval": _eval_flags,
-    "ask": _ask_flags,
-    "check": _check_flags,
-    "preview": _preview_flags,
+    "ask": partial(_flags_of, "ask"),
+    "check": partial(_flags_of, "check"),
+    "preview": partial(_flags_of, "preview"),
+    "cache": partial(_flags_of, "cache"),
     "plan": _plan_flags,
-    "report": _report_flags,
-    "runs": _runs_flags,
-    "compare": _compare_flags,
+    "report": partial(_flags_of, "report"),
+    "runs": partial(_flags_of, "list_runs"),
+    "compare": partial(_flags_of, "compare"),
     "demo": _demo_flags,
 }
 """The verbs that have flags in addition to the run's."""

@@ -8,10 +8,12 @@ import json
 from functools import cache
 from pathlib import Path
 
+from vlm_lora.errors import ConfigError
+
 Row = dict[str, object]
 
 
-class MissingTablesError(RuntimeError):
+class MissingTablesError(ConfigError):
     """``vega_datasets`` is not installed."""
 
 
@@ -21,7 +23,7 @@ def tables_folder() -> Path:
     spec = importlib.util.find_spec("vega_datasets")
     if spec is None or spec.origin is None:
         raise MissingTablesError(
-            "the demo draws its charts from the tables of vega_datasets, which is not installed: "
+            "The demo draws its charts from the tables of vega_datasets, which is not installed. Type: "
             "pip install vega_datasets"
         )
     return Path(spec.origin).parent / "_data"

@@ -14,6 +14,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from vlm_lora.config.whole_files import write_json
 from vlm_lora.data.cache_folder import cache_folder, cache_place
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 LARGE = 64 * 1024 * 1024
 """Bytes from which on a hash is kept on disk."""
+FORMAT = 1
+"""Changes with how hashes are kept."""
 KEPT = 500
 """Hashes that are kept at most; those that were made first go."""
 
@@ -122,21 +125,31 @@ def known_hash(path: Path) -> str:
 
 
 def _kept_hashes() -> dict[str, list]:
+    """Return what is kept; nothing where the file is none of ours or not as it was written, which is said."""
+    file = cache_place("hashes") / "files.json"
     try:
-        content = json.loads((cache_place("hashes") / "files.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    if not isinstance(content, dict):
+    except (OSError, ValueError) as error:
+        logger.warning("%s cannot be used (%s): large files are hashed again.", file, error)
         return {}
-    return {name: entry for name, entry in content.items() if isinstance(entry, list) and len(entry) == 2}
+    files = content.get("files") if isinstance(content, dict) else None
+    if not isinstance(files, list) or content.get("checksum") != _checksum(files):
+        logger.warning("%s is not as it was written: large files are hashed again.", file)
+        return {}
+    return {name: [stamp, digest] for name, stamp, digest in files}
+
+
+def _checksum(files: Sequence[Any]) -> str:
+    return hashlib.sha256(f"{FORMAT} {json.dumps(files)}".encode()).hexdigest()
 
 
 def _keep(place: str, stamp: list[int], digest: str) -> None:
     """Keep a hash on disk. Of two processes that do so at once one may be forgotten: then that file is read again."""
-    others = {name: entry for name, entry in _kept_hashes().items() if name != place}
-    while len(others) >= KEPT:
-        others.pop(next(iter(others)))
+    others = [[name, *entry] for name, entry in _kept_hashes().items() if name != place]
+    files = [*others, [place, stamp, digest]][-KEPT:]
     try:
-        write_json(cache_folder("hashes") / "files.json", {**others, place: [stamp, digest]})
+        write_json(cache_folder("hashes") / "files.json", {"checksum": _checksum(files), "files": files})
     except (OSError, DataError) as error:
         logger.debug("The hash of %s is not kept: %s.", place, error)

@@ -3,8 +3,9 @@
 A key is made of the data files (path, size, time; or the fingerprint of `datasets`), the rows chosen of them,
 what their columns were taken as, which draws of them were looked at, the sizes that images are brought to, the data
 and length settings, the processor's own content (tokenizer, chat template, image settings) and the versions of the
-packages. Image files next to the data are compared by the reader, row by row. Nothing here can make a run fail: what
-cannot be read or written is said and done without.
+packages. Image files next to the data are compared by the reader, row by row. A file says its key and begins with a
+hash of itself; one that is not as it was written is said, and the rows are read again. Nothing here can make a run
+fail: what cannot be read or written is said and done without.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from vlm_lora.session import Preprocessing
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 6
+FORMAT = 7
 """Changes with the layout of the files, and with what is read of a row."""
 
 KEPT, KEPT_BYTES = 50, 2 * 2**30
@@ -91,7 +92,7 @@ class TableStore:
         """Return the table kept under a key, or None."""
         path = self._path(key)
         try:
-            return open_row_table(path)
+            return open_row_table(path, key=key)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -104,7 +105,7 @@ class TableStore:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as stream:
-                table.write(stream)
+                table.write(stream, key=key)
             _remove_oldest(path.parent)
         except OSError as error:
             logger.warning("This check could not be kept in %s (%s); the next one reads every row again.", path, error)

@@ -76,6 +76,7 @@ OWN = {
     },
     "preview": {"rows", "json", "html"},
     "check": {"json", "html", "workers"},
+    "cache": ("list", "clear"),
     "demo": ("output_dir",),
     "report": ("RUN", "output", "report_images"),
     "runs": ("DIR", "json"),
@@ -98,5 +99,5 @@ def test_a_verbs_own_flags_come_first_with_one_line_each(verb: str, capsys: pyte
 
 def test_the_other_verbs_have_none(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(OWN) == set(OWN_FLAGS)
-    assert main(["cache", "--help"]) == 0
+    assert main(["doctor", "--help"]) == 0
     assert "alone (no keys" not in capsys.readouterr().out

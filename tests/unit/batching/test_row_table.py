@@ -93,7 +93,7 @@ def test_no_rows() -> None:
     assert (len(table_of()), table_of().longest("tokens").tolist()) == (0, [])
 
 
-@pytest.mark.parametrize("damage", ["cut off", "another version", "no header", "empty"])
+@pytest.mark.parametrize("damage", ["cut off", "one bit", "another version", "no header", "empty"])
 def test_what_is_no_whole_table_is_refused(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "table"
     with path.open("wb") as stream:
@@ -101,11 +101,20 @@ def test_what_is_no_whole_table_is_refused(damage: str, tmp_path: Path) -> None:
     content = path.read_bytes()
     mark, _, rest = content.partition(b"\n")
     found = {
-        "cut off": content[:-70],
-        "another version": mark.replace(b"1", b"0") + b"\n" + rest,
-        "no header": mark + b"\nno json\n" + rest,
-        "empty": b"",
+        "cut off": (content[:-70], "cut off"),
+        "one bit": (content[:-70] + bytes([content[-70] ^ 1]) + content[-69:], "not those that were written"),
+        "another version": (mark.replace(b"2", b"1") + b"\n" + rest, "no row table of this version"),
+        "no header": (mark + b"\nno json\n" + rest, "not those that were written"),
+        "empty": (b"", "no row table of this version"),
     }
-    path.write_bytes(found[damage])
-    with pytest.raises(ValueError, match=r"cut off|no row table|Expecting value"):
+    path.write_bytes(found[damage][0])
+    with pytest.raises(ValueError, match=found[damage][1]):
         open_row_table(path)
+
+
+def test_a_table_of_another_key_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "table").open("wb") as stream:
+        table_of(TEXT).write(stream, key="a")
+    assert len(open_row_table(tmp_path / "table", key="a")) == 1
+    with pytest.raises(ValueError, match="other rows or settings"):
+        open_row_table(tmp_path / "table", key="b")

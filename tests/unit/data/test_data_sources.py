@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,57 @@ def test_large_parquet_goes_through_the_arrow_cache_and_is_read_again_when_chang
     write_parquet(extra, chartqa_rows(2, seed=950))
     os.utime(extra, ns=(10**18, 10**18))
     assert content(open_source(str(folder)).splits["train"])[3:] == chartqa_rows(2, seed=950)
+
+
+@pytest.mark.parametrize("damage", ["one bit", "half", "empty", "missing", "none"])
+def test_a_damaged_copy_of_datasets_is_made_again(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sources, "PARQUET_IN_MEMORY", 0)
+    monkeypatch.setenv("VLM_LORA_CACHE", str(tmp_path / "hashes"))
+    path = tmp_path / "rows.parquet"
+    write_parquet(path, [{"query": "How many?", "label": "seven"}] * 3)
+    expected = content(open_source(str(path)).splits["train"])
+    [copy] = (tmp_path / "cache").rglob("*.arrow")
+    whole = copy.read_bytes()
+    place = whole.index(b"seven")
+    damaged = {
+        "one bit": whole[:place] + b"r" + whole[place + 1 :],
+        "half": whole[: len(whole) // 2],
+        "empty": b"",
+        "missing": b"",
+        "none": whole,
+    }
+    copy.write_bytes(damaged[damage])
+    if damage == "missing":
+        copy.unlink()
+    with caplog.at_level("WARNING"):
+        assert content(open_source(str(path)).splits["train"]) == expected
+    assert ("the Arrow copy that `datasets` keeps is made again" in caplog.text) == (damage != "none")
+    if damage == "one bit":  # the control: nobody else looks at it
+        [copy] = (tmp_path / "cache").rglob("*.arrow")
+        copy.write_bytes(damaged[damage])
+        monkeypatch.setattr(sources, "damaged", lambda files: [])
+        assert content(open_source(str(path)).splits["train"]) != expected
+
+
+def test_a_damaged_copy_of_hub_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made again it would have to be downloaded."""
+    monkeypatch.setenv("VLM_LORA_CACHE", str(tmp_path / "hashes"))
+    write_parquet(tmp_path / "rows.parquet", ROWS)
+    load = datasets.load_dataset
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *args, **kwargs: load("parquet", data_files=str(tmp_path / "rows.parquet"))
+    )
+    assert content(open_source("someone/rows").splits["train"]) == ROWS
+    [copy] = (tmp_path / "cache").rglob("*.arrow")
+    whole = copy.read_bytes()
+    place = len(whole) // 2
+    copy.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    with pytest.raises(DataError, match=rf"not as it was when a run first used it: .*{copy.name}.* Delete the folder "):
+        open_source("someone/rows")
+    shutil.rmtree(copy.parent)
+    assert content(open_source("someone/rows").splits["train"]) == ROWS, "what was made anew is another file"
 
 
 def test_csv_values_stay_as_they_are_written_and_empty_cells_are_missing(tmp_path: Path) -> None:

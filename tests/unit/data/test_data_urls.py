@@ -7,6 +7,7 @@ import pickle
 import ssl
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from support.datasets import draw_chart, encode_png
 from support.image_server import LOOPBACK, ImageServer, answer, redirect, serving
 from vlm_lora.data.conversation import Url
 from vlm_lora.data.images.loader import ImageLimits, load_image
-from vlm_lora.data.images.urls import Address, Fetcher, UrlLimits, is_public, kept_file
+from vlm_lora.data.images.urls import Address, Fetcher, UrlLimits, is_public, kept_file, read_kept
 from vlm_lora.errors import ImageError
 
 PNG = encode_png(draw_chart(4)[0])
@@ -44,7 +45,7 @@ def test_an_image_is_fetched_once_and_kept(server: ImageServer) -> None:
     assert np.array_equal(np.asarray(first), expected)
     assert np.array_equal(np.asarray(again), expected)
     assert server.requests == ["/a.png"]
-    assert kept_file(url).read_bytes() == PNG
+    assert read_kept(url) == PNG
     assert kept_file(url).parent.parent == Path(os.environ["VLM_LORA_CACHE"])
     assert os.listdir(kept_file(url).parent) == [kept_file(url).name]  # nothing unfinished  # noqa: PTH208
     # The control: another URL is another image.
@@ -88,12 +89,26 @@ def test_what_cannot_be_loaded_is_not_kept(server: ImageServer) -> None:
     assert not kept_file(url).exists()
 
 
-def test_a_kept_file_that_went_bad_is_named(server: ImageServer) -> None:
+def test_a_kept_file_that_went_bad_is_fetched_again(server: ImageServer, caplog: pytest.LogCaptureFixture) -> None:
     url = Url(text=server.url())
     load_image(url, limits=LIMITS, fetcher=server.fetcher())
-    kept_file(url).write_bytes(PNG[:50])
-    with pytest.raises(ImageError, match=rf"kept from an earlier run\): {kept_file(url)}: .*broken"):
-        load_image(url, limits=LIMITS, fetcher=server.fetcher())
+    kept_file(url).write_bytes(kept_file(url).read_bytes()[:-50])
+    again = load_image(url, limits=LIMITS, fetcher=server.fetcher())
+    assert again.tobytes() == load_image(PNG, limits=LIMITS).tobytes()
+    assert f"{kept_file(url)}, kept of {url.text}, is not as it was written: it is fetched again." in caplog.text
+    assert len(server.requests) == 2
+    server.answers["/a.png"] = [answer(b"gone", status="404 Not Found")]
+    load_image(url, limits=LIMITS, fetcher=server.fetcher())
+    assert len(server.requests) == 2, "it was kept again"
+
+
+def test_a_kept_image_that_other_limits_refuse_is_named(server: ImageServer) -> None:
+    url = Url(text=server.url())
+    load_image(url, limits=LIMITS, fetcher=server.fetcher())
+    with pytest.raises(
+        ImageError, match=rf"kept from an earlier run as {kept_file(url)}\): .*more than the 10 allowed"
+    ):
+        load_image(url, limits=replace(LIMITS, max_bytes=10), fetcher=server.fetcher())
 
 
 def test_workers_may_fetch_the_same_image_at_once(server: ImageServer) -> None:
@@ -109,7 +124,7 @@ def test_workers_may_fetch_the_same_image_at_once(server: ImageServer) -> None:
     for thread in threads:
         thread.join()
     assert loaded == [load_image(PNG, limits=LIMITS).tobytes()] * 8
-    assert kept_file(url).read_bytes() == PNG
+    assert read_kept(url) == PNG
 
 
 def test_a_cache_that_cannot_be_written_is_named(server: ImageServer, monkeypatch: pytest.MonkeyPatch) -> None:

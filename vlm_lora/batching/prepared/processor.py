@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from hashlib import sha256
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from inspect import getsourcefile
 from pathlib import Path
 from typing import Any
@@ -125,11 +125,19 @@ def _whole(owner: Any, name: str) -> int:
     return value if isinstance(value, int) and value > 0 else 1
 
 
+def _version(name: str) -> str:
+    """Return a package's version; of torchvision, which need not be there, also that it is not."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
 def described(image_processor: Any) -> str:
     """Return a hash of everything in an image processor that could change what it makes."""
     owner = type(image_processor)
     parts = [f"{owner.__module__}.{owner.__qualname__}", image_processor.to_json_string()]
-    parts += [f"{name} {version(name)}" for name in _PACKAGES]
+    parts += [f"{name} {_version(name)}" for name in _PACKAGES]
     parts.append(torch.backends.cpu.get_cpu_capability())  # kernels of another one may round otherwise
     if not owner.__module__.startswith("transformers."):
         # Code that came with the model: its text is the only version it has.

@@ -12,7 +12,6 @@ file that somebody cuts meanwhile end the process that looks at them.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import secrets
@@ -28,17 +27,26 @@ from typing import Any
 import numpy as np
 import torch
 
+from vlm_lora.batching.prepared.entries import (
+    ALIGNMENT,
+    Entry,
+    aligned,
+    bytes_of,
+    index_line,
+    laid_out,
+    name_of,
+    parse_line,
+    tensor_at,
+)
 from vlm_lora.batching.prepared.once import says_first
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-"""Changes with the layout of the files; a segment of another one is not read."""
-
-_ALIGNMENT = 64
 _TENSORS, _INDEX = ".tensors", ".index"
 _DAMAGED, _STOPPED = ".damaged", ".stopped"
 """Of the files in which the copies of one store write down damaged entries, and that the disk cannot be written."""
+_SAID = ".said"
+"""Of a mark beside a segment whose index or size is damaged: nobody reads these entries again, so it is said once."""
 
 
 @dataclass(kw_only=True)
@@ -56,16 +64,6 @@ class StoreStatistics:
     bytes_refused: int = 0
     damaged: int = 0
     """Entries whose bytes were gone, or not those that were written."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    segment: str
-    start: int
-    size: int
-    checksum: int
-    tensors: tuple[tuple[str, str, tuple[int, ...], int], ...]
-    """Name, dtype, shape, and place within the entry."""
 
 
 class _Segment:
@@ -149,7 +147,7 @@ class _Known:
     """What one process knows of the folder; made anew in each."""
 
     process: int
-    entries: dict[str, list[_Entry]] = field(default_factory=dict)
+    entries: dict[str, list[Entry]] = field(default_factory=dict)
     segments: dict[str, _Segment] = field(default_factory=dict)
     verified: set[str] = field(default_factory=set)
     stopped: bool = False
@@ -209,9 +207,9 @@ class TensorStore:
         finally:
             self._measured = None
 
-    def _measure(self, key: str, entry: _Entry) -> None:
+    def _measure(self, key: str, entry: Entry) -> None:
         if self._measured is not None:
-            self._measured[key] = entry.size + len(_line(key, entry))
+            self._measured[key] = entry.size + len(index_line(key, entry))
 
     def get(self, key: str) -> dict[str, torch.Tensor] | None:
         """Return an entry's tensors, or None where there is none.
@@ -241,10 +239,10 @@ class TensorStore:
             return True
         known = self._here()
         arrays = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        size = sum(_aligned(array.nbytes) for array in arrays.values())
+        size = sum(aligned(array.nbytes) for array in arrays.values())
         full = self.limit is not None and self._over(size) > 0 and self.make_room(size) < size
         if known.stopped or full:
-            self._measure(key, _Entry(segment="", start=0, size=size, checksum=0, tensors=_laid_out(arrays)))
+            self._measure(key, Entry(segment="", start=0, size=size, checksum=0, tensors=laid_out(arrays)))
             return self._refuse(size)
         try:
             entry = self._write(key, arrays, size)
@@ -256,7 +254,7 @@ class TensorStore:
             logger.log(level, what, self.folder, error.strerror)
             return self._refuse(size)
         known.entries.setdefault(key, []).append(entry)
-        known.verified.add(_name_of(entry))
+        known.verified.add(name_of(entry))
         self._measure(key, entry)
         self.statistics.written += 1
         self.statistics.bytes_written += size
@@ -291,7 +289,7 @@ class TensorStore:
         for index in sorted(indexes, key=_used_at):
             if self._over(wanted) <= 0 or _used_at(index) >= self.opened_at:
                 break
-            for file in (index, index.with_suffix(_TENSORS)):
+            for file in (index, index.with_suffix(_TENSORS), index.with_suffix(_SAID)):
                 file.unlink(missing_ok=True)
             for entries in self._here().entries.values():
                 entries[:] = [entry for entry in entries if entry.segment != index.stem]
@@ -320,7 +318,7 @@ class TensorStore:
             self.statistics = StoreStatistics()
         return self._known
 
-    def _places(self, key: str) -> list[_Entry]:
+    def _places(self, key: str) -> list[Entry]:
         known = self._here()
         if key not in known.entries or not known.entries[key]:
             self._take_in()
@@ -345,28 +343,36 @@ class TensorStore:
                 with file.open("rb") as stream:
                     stream.seek(segment.read)
                     added = stream.read()
-                size = file.with_suffix(_TENSORS).stat().st_size
+                size = _size_of(file.with_suffix(_TENSORS))
             except OSError:  # removed by another process
+                continue
+            if size is None and not file.exists():  # the same, one file after the other
                 continue
             whole = added[: added.rfind(b"\n") + 1]
             segment.read += len(whole)
-            for line in whole.splitlines():
-                key, entry = _parsed(line, file.stem)
-                if entry is not None and entry.start + entry.size <= size:
+            unusable = []
+            for place, line in enumerate(whole.splitlines()):
+                key, entry = parse_line(line, file.stem)
+                if entry is not None and entry.start + entry.size <= (size or 0):
                     known.entries.setdefault(key, []).append(entry)
+                else:
+                    unusable.append(f"{file.stem} line {place}" if entry is None else name_of(entry))
+            if unusable and says_first(file.with_suffix(_SAID), os.environ):
+                for name in unusable:
+                    self._note_damage(name)
 
-    def _read(self, entry: _Entry) -> dict[str, torch.Tensor] | None:
+    def _read(self, entry: Entry) -> dict[str, torch.Tensor] | None:
         """Return an entry's tensors; None where its bytes are gone or not those that were written."""
         segment = self._known.segments.setdefault(entry.segment, _Segment())
         content = segment.bytes_at(self.folder / f"{entry.segment}{_INDEX}", entry.start, entry.size)
         if content is None:
             return None
-        name, verified = _name_of(entry), self._known.verified
+        name, verified = name_of(entry), self._known.verified
         if len(content) < entry.size or (name not in verified and zlib.crc32(content.data) != entry.checksum):
             self._note_damage(name)
             return None
         verified.add(name)
-        return {each: _tensor(content, dtype, shape, place) for each, dtype, shape, place in entry.tensors}
+        return {each: tensor_at(content, dtype, shape, place) for each, dtype, shape, place in entry.tensors}
 
     def _note_damage(self, name: str) -> None:
         """Write down that an entry is damaged, for whichever process of the run says it."""
@@ -399,7 +405,7 @@ class TensorStore:
     def _mark(self, suffix: str) -> Path:
         return self.folder / f"{self.opened_at:x}-{self._opened_by}{suffix}"
 
-    def _write(self, key: str, arrays: Mapping[str, torch.Tensor], size: int) -> _Entry:
+    def _write(self, key: str, arrays: Mapping[str, torch.Tensor], size: int) -> Entry:
         """Append an entry: its bytes, then its line.
 
         Raises:
@@ -409,56 +415,13 @@ class TensorStore:
             self._writer = _Writer(self.folder)
         writer, checksum = self._writer, 0
         for array in arrays.values():
-            for piece in (_bytes_of(array), bytes(_aligned(array.nbytes) - array.nbytes)):
+            for piece in (bytes_of(array), bytes(aligned(array.nbytes) - array.nbytes)):
                 writer.append(piece)
                 checksum = zlib.crc32(piece, checksum)
-        entry = _Entry(segment=writer.name, start=writer.end, size=size, checksum=checksum, tensors=_laid_out(arrays))
+        entry = Entry(segment=writer.name, start=writer.end, size=size, checksum=checksum, tensors=laid_out(arrays))
         writer.end += size
-        writer.publish(_line(key, entry))
+        writer.publish(index_line(key, entry))
         return entry
-
-
-def _laid_out(arrays: Mapping[str, torch.Tensor]) -> tuple[tuple[str, str, tuple[int, ...], int], ...]:
-    """Return where tensors lie within their entry, one behind the other."""
-    place, places = 0, []
-    for name, array in arrays.items():
-        places.append((name, str(array.dtype).removeprefix("torch."), tuple(array.shape), place))
-        place += _aligned(array.nbytes)
-    return tuple(places)
-
-
-def _line(key: str, entry: _Entry) -> bytes:
-    content = [FORMAT, key, entry.start, entry.size, entry.checksum, entry.tensors]
-    text = json.dumps(content, separators=(",", ":")).encode("ascii")
-    return b"%08x %s\n" % (zlib.crc32(text), text)
-
-
-def _parsed(line: bytes, segment: str) -> tuple[str, _Entry | None]:
-    """Return what a line of an index says; no entry where it is not whole or of another version."""
-    checksum, _, text = line.partition(b" ")
-    if checksum != b"%08x" % zlib.crc32(text):
-        return "", None
-    version, key, *numbers, tensors = json.loads(text)
-    if version != FORMAT:
-        return "", None
-    start, size, content = numbers
-    kept = tuple((name, dtype, tuple(shape), place) for name, dtype, shape, place in tensors)
-    return key, _Entry(segment=segment, start=start, size=size, checksum=content, tensors=kept)
-
-
-def _tensor(content: np.ndarray, dtype: str, shape: tuple[int, ...], start: int) -> torch.Tensor:
-    kind = getattr(torch, dtype)
-    count = 1
-    for side in shape:
-        count *= side
-    if count == 0:
-        return torch.empty(shape, dtype=kind)
-    return torch.frombuffer(content, dtype=kind, count=count, offset=start).reshape(shape)
-
-
-def _bytes_of(array: torch.Tensor) -> memoryview:
-    flat = array.reshape(-1)
-    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def _write_whole(descriptor: int, piece: bytes | memoryview) -> None:
@@ -472,8 +435,8 @@ def _read_whole(descriptor: int, start: int, size: int) -> np.ndarray:
 
     numpy asks the system for huge pages, as `new_tensor` says.
     """
-    memory = np.empty(size + _ALIGNMENT, dtype=np.uint8)
-    first = -memory.ctypes.data % _ALIGNMENT
+    memory = np.empty(size + ALIGNMENT, dtype=np.uint8)
+    first = -memory.ctypes.data % ALIGNMENT
     content, got = memory[first : first + size], 0
     while got < size:
         added = os.preadv(descriptor, [content[got:].data], start + got)
@@ -483,12 +446,12 @@ def _read_whole(descriptor: int, start: int, size: int) -> np.ndarray:
     return content[:got]
 
 
-def _aligned(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
-
-
-def _name_of(entry: _Entry) -> str:
-    return f"{entry.segment} {entry.start}"
+def _size_of(file: Path) -> int | None:
+    """Return a file's bytes; None where there is none."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return None
 
 
 def _used_at(file: Path) -> int:

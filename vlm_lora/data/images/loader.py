@@ -30,7 +30,7 @@ from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.conversation import ImageSource, Url
 from vlm_lora.data.images.formats import explain_unreadable, formats_for, head
-from vlm_lora.data.images.urls import PUBLIC, Fetcher, keep, kept_file
+from vlm_lora.data.images.urls import PUBLIC, Fetcher, keep, kept_file, read_kept
 from vlm_lora.errors import ImageError
 
 MAX_SCANS = 100
@@ -148,12 +148,12 @@ def load_image(source: ImageSource, *, limits: ImageLimits, fetcher: Fetcher | N
 
 def _load_url(url: Url, limits: ImageLimits, fetcher: Fetcher) -> Image.Image:
     """Load a URL's image from the cache, or fetch it; only what can be loaded is kept."""
-    kept = kept_file(url)
-    if kept.is_file():
+    kept = read_kept(url)
+    if kept is not None:
         try:
             return load_image(kept, limits=limits)
-        except ImageError as error:
-            raise ImageError(f"{url.text} (kept from an earlier run): {error}") from error
+        except ImageError as error:  # by other limits than those it was fetched with
+            raise ImageError(f"{url.text} (kept from an earlier run as {kept_file(url)}): {error}") from error
     encoded = fetcher.fetch(url)
     try:
         picture = load_image(encoded, limits=limits)

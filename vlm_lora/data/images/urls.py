@@ -6,7 +6,8 @@
    checks the host's certificate, and no proxy of the environment is used: it would resolve for itself.
 4. A redirect starts again at 1. Time and bytes are counted over everything.
 
-What could be loaded is kept under `$VLM_LORA_CACHE/images` (`~/.cache/vlm-lora/images`), by the URL's SHA-256.
+What could be loaded is kept under `$VLM_LORA_CACHE/images` (`~/.cache/vlm-lora/images`), by the URL's SHA-256: a line
+with the SHA-256 of the URL and of all that follows, then the image. A file that is not as it was written is not used.
 Which addresses are public is decided here, too: none counts that leads inside by another name.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import io
+import logging
 import queue
 import re
 import socket
@@ -32,6 +34,11 @@ from vlm_lora.config.whole_files import replacing
 from vlm_lora.data.cache_folder import cache_place
 from vlm_lora.data.conversation import Url
 from vlm_lora.errors import ImageError
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Changes with the layout of kept files."""
 
 Address: TypeAlias = IPv4Address | IPv6Address
 
@@ -328,12 +335,35 @@ def keep(url: Url, encoded: bytes) -> None:
     try:
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with replacing(place) as stream:
-            stream.write(encoded)
+            stream.write(_line(url, encoded) + encoded)
     except OSError as error:
         raise ImageError(
             f"{_short(url.text)}: cannot be kept in {place.parent} ({error.strerror}). Set VLM_LORA_CACHE to a folder "
             "with space that may be written."
         ) from error
+
+
+def read_kept(url: Url) -> bytes | None:
+    """Return what is kept of a URL; None where nothing is, or it is not as it was written, which is said."""
+    place = kept_file(url)
+    try:
+        content = place.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        logger.warning("%s, kept of %s, cannot be read (%s): it is fetched again.", place, _short(url.text), error)
+        return None
+    line, _, encoded = content.partition(b"\n")
+    if line + b"\n" == _line(url, encoded):
+        return encoded
+    logger.warning("%s, kept of %s, is not as it was written: it is fetched again.", place, _short(url.text))
+    return None
+
+
+def _line(url: Url, encoded: bytes) -> bytes:
+    """Return the line in front of a kept image: whose it is, and a hash of its bytes."""
+    hashes = kept_file(url).name, hashlib.sha256(encoded).hexdigest()
+    return f"vlm-lora image {FORMAT} {' '.join(hashes)}\n".encode("ascii")
 
 
 def _host(parts: SplitResult) -> str:

@@ -2,11 +2,12 @@
 
 `found_files` lists the files of a name and `file_splits` groups them. Here each is opened: JSON by byte ranges, tars by
 an index, CSV and small Parquet in memory, Arrow memory-mapped, large Parquet through the Arrow cache of `datasets`,
-whose key holds each file's path and modification time.
+whose key holds each file's path and modification time, and whose files are held against their hash.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,12 @@ from vlm_lora.data.formats.arrow_files import HeldOpen, count_parquet_rows, parq
 from vlm_lora.data.formats.json_files import is_json, may_be_json
 from vlm_lora.data.formats.rows import Origin, Rows, Table, join_files
 from vlm_lora.data.formats.tar.opening import is_tar, open_tars
+from vlm_lora.data.sources.arrow_caches import arrow_files, damaged
 from vlm_lora.data.sources.files import READERS, find_source
 from vlm_lora.data.wording import joined
 from vlm_lora.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 PARQUET_IN_MEMORY = 256 * 1024 * 1024
 """Parquet files that are together larger (bytes) go through the Arrow cache instead of memory."""
@@ -49,6 +53,7 @@ def open_source(name: str, *, config_name: str | None = None, flag: str = "datas
     if found.saved is not None:
         return Source(name=name, splits=_open_saved(found.saved))
     loaded = load_from_hub(name, config_name, flag, streaming=False)
+    _refuse_damaged(f"--{flag} {name}", [file for data in loaded.values() for file in arrow_files(data)])
     splits = {str(split): _from_dataset(data, f"{name} [{split}]", None) for split, data in loaded.items()}
     return Source(name=name, splits=splits)
 
@@ -69,6 +74,19 @@ def load_from_hub(name: str, config_name: str | None, flag: str, *, streaming: b
             f"'{name}' could not be loaded: {error} Check the spelling and the network, or name a local copy."
         ) from error
     return loaded
+
+
+def _refuse_damaged(name: str, files: Sequence[Path]) -> None:
+    """Raise DataError where an Arrow file is not what it was when a run first used it."""
+    try:
+        bad = damaged(files)
+    except OSError as error:
+        raise DataError(f"{name}: {error.filename} cannot be read: {error.strerror}.") from error
+    if bad:
+        raise DataError(
+            f"{name}: the copy that `datasets` keeps is not as it was when a run first used it: {joined(bad)}. Delete "
+            f"the folder {bad[0].parent}, and it is made again."
+        )
 
 
 def _from_dataset(dataset: object, name: str, folder: Path | None) -> Rows:
@@ -126,17 +144,29 @@ def _read(path: Path) -> Table:
 
 
 def _open_large_parquet(paths: Sequence[Path]) -> Rows:
-    """Convert to memory-mapped Arrow once; `datasets` converts again when a file changes."""
+    """Convert to memory-mapped Arrow once; again when a file or its copy has changed."""
     import datasets
 
     origins, first = [], 0
     for path in paths:
         origins.append(Origin(file=str(path), folder=path.parent, first=first))
         first += count_parquet_rows(path)
+    name, errors = joined(paths), (OSError, ValueError, datasets.exceptions.DatasetsError)
+    options: dict[str, Any] = {"data_files": [str(path.absolute()) for path in paths], "split": "train"}
+    again = datasets.DownloadMode.FORCE_REDOWNLOAD  # which is of the files named, and no download
     try:
-        loaded = datasets.load_dataset("parquet", data_files=[str(p.absolute()) for p in paths], split="train")
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"{joined(paths)} cannot be read: {error.__cause__ or error}") from error
+        try:
+            loaded = datasets.load_dataset("parquet", **options)
+            bad = damaged(arrow_files(loaded))
+            fault = f"{joined(bad)} is not as it was when first used" if bad else ""
+        except errors as error:
+            fault = str(error.__cause__ or error)
+        if fault:
+            logger.warning("%s: the Arrow copy that `datasets` keeps is made again: %s.", name, fault)
+            loaded = datasets.load_dataset("parquet", **options, download_mode=again)
+            _refuse_damaged(name, arrow_files(loaded))
+    except errors as error:
+        raise DataError(f"{name} cannot be read: {error.__cause__ or error}") from error
     return Rows([HeldOpen.of(loaded)], origins, [(str(path), parquet_features(path)) for path in paths])
 
 

@@ -7,9 +7,10 @@ tar is found before training. Every fault is reported with the tar and the sampl
 from __future__ import annotations
 
 import logging
+import zlib
 from array import array
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -40,7 +41,7 @@ class Entry:
     size: int
     """Bytes."""
     crc32: int | None
-    """Of its bytes; None in an index that was not written together with the tar."""
+    """Of its bytes; None in the index of a tar that others wrote."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +166,15 @@ def pack(samples: dict[str, dict[str, Entry]], columns: tuple[str, ...]) -> TarI
         crc32=array("Q", hashes) if len(hashes) == len(entries) else None,
         columns=columns,
     )
+
+
+def with_hashes(index: TarIndex, stream: BinaryIO) -> TarIndex:
+    """Return an index with a CRC-32 of each member, as the tar holds it now."""
+    hashes = array("Q")
+    for offset, size in zip(index.offsets, index.sizes, strict=True):
+        stream.seek(offset)
+        hashes.append(zlib.crc32(stream.read(size)))
+    return replace(index, crc32=hashes)
 
 
 def open_tar(path: Path) -> BinaryIO:

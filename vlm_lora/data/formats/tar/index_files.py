@@ -1,8 +1,9 @@
 """An index kept between runs: `<tar>.index.json` next to the tar, else in the cache folder.
 
-It counts only for the very file that it was made of: the same size, modification time, first and last bytes. An
-index that was written together with its tar (by `vlm-lora shard`) also has a hash of the whole file and one of each
-member; it stays valid when the file is copied, and a tar that no longer fits it is an error.
+It counts only where its own bytes are those that were written (it begins with their SHA-256), and for the very file
+that it was made of: the same size, modification time, first and last bytes. An index that was written together with
+its tar (by `vlm-lora shard`) also has a hash of the whole file and one of each member; it stays valid when the file is
+copied, and a tar that no longer fits it is an error. What does not count is made again, and that is said.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import logging
 import os
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,10 +28,13 @@ logger = logging.getLogger(__name__)
 SUFFIX = ".index.json"
 FOLDER_INDEX = "index.json"
 """Written by `vlm-lora shard` next to its tars: the list of them with sizes, samples and hashes."""
-VERSION = 1
+VERSION = 2
+"""Changes with what an index file says, and how."""
 
 _END = 64 * 1024
 _CHUNK = 1024 * 1024
+_HEAD = b'{"checksum":"%s",'
+_DIGITS = 2 * hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +76,14 @@ def read_index(tar: Path, *, name: str) -> KeptIndex:
     with open_tar(tar) as stream:
         stamp = read_stamp(stream)
         for file in (beside(tar), _in_cache(tar)):
-            kept = _load(file)
+            kept = load_index(file)
             if kept is None:
                 continue
             if kept.stamp == stamp:
                 return kept
             if kept.sha256 is not None and file == beside(tar):
                 return _recognise(kept, stream, stamp, tar, name)
+            logger.info("%s was made of another file than %s is now: it is made again.", file, name)
         index = build_index(stream, stamp.size, name)
     kept = KeptIndex(index=index, stamp=stamp, sha256=None)
     _keep(kept, tar)
@@ -127,7 +133,13 @@ def write_index(file: Path, kept: KeptIndex) -> None:
         "crc32": None if index.crc32 is None else list(index.crc32),
     }
     with replacing(file) as stream:
-        stream.write(json.dumps(record, separators=(",", ":")).encode())
+        stream.write(sealed(record))
+
+
+def sealed(record: Mapping[str, Any]) -> bytes:
+    """Return a record as JSON that begins with the SHA-256 of all that follows it."""
+    rest = json.dumps(record, separators=(",", ":")).encode()[1:]
+    return _HEAD % hashlib.sha256(rest).hexdigest().encode() + rest
 
 
 def _recognise(kept: KeptIndex, stream: BinaryIO, stamp: Stamp, tar: Path, name: str) -> KeptIndex:
@@ -163,7 +175,7 @@ def _in_cache(tar: Path) -> Path:
     return cache_folder("tars") / f"{name}{SUFFIX}"
 
 
-def _load(file: Path) -> KeptIndex | None:
+def load_index(file: Path) -> KeptIndex | None:
     """Return a kept index; None where there is none or it is no valid one, which is said."""
     try:
         encoded = file.read_bytes()
@@ -173,7 +185,13 @@ def _load(file: Path) -> KeptIndex | None:
         logger.warning("%s cannot be read (%s): the index is made again.", file, error.strerror or error)
         return None
     try:
-        return _parse(json.loads(encoded))
+        record = json.loads(encoded)
+        if record["version"] != VERSION:
+            raise ValueError(f"version {record['version']}, and this is version {VERSION}")
+        start = len(_HEAD % bytes(_DIGITS))
+        if encoded[:start] != _HEAD % hashlib.sha256(encoded[start:]).hexdigest().encode("ascii"):
+            raise ValueError("its bytes are not those that were written")
+        return _parse(record)
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         logger.warning("%s is no valid index (%s): it is made again.", file, error)
         return None
@@ -181,8 +199,6 @@ def _load(file: Path) -> KeptIndex | None:
 
 def _parse(record: Any) -> KeptIndex:
     """Check a kept index as far as reading relies on it. Raises ValueError, KeyError, TypeError, OverflowError."""
-    if record["version"] != VERSION:
-        raise ValueError(f"version {record['version']}")
     hashes = record["crc32"]
     index = TarIndex(
         keys=tuple(map(_text, record["keys"])),

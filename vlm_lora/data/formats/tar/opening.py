@@ -40,8 +40,9 @@ def open_tars(paths: Sequence[Path]) -> Rows:
     found = []
     with Progress("Indexing", len(paths), "tars") as progress:
         for path in paths:
-            plain = unpack(path) if path.name.lower().endswith(PACKED) else path
-            found.append((path, plain, read_index(plain, name=str(path))))
+            packed = path.name.lower().endswith(PACKED)
+            plain, kept = unpack(path) if packed else (path, read_index(path, name=str(path)))
+            found.append((path, plain, kept))
             progress.advance()
     plural = any(kept.index.numbered for _, _, kept in found)
     tables = [

@@ -78,7 +78,11 @@ class TarTable:
                 if len(encoded) != entry.size or entry.crc32 not in (None, zlib.crc32(encoded)):
                     raise DataError(
                         f"{where}: the member .{entry.extension} is damaged: its bytes are not those that the tar was "
-                        "written with (CRC-32). Copy the tar again."
+                        f"written with (CRC-32). {self._cure()}"
                     )
                 found[entry.extension] = encoded
         return found
+
+    def _cure(self) -> str:
+        unpacked = str(self.path) != self.name
+        return f"Delete {self.path}, which is unpacked again then." if unpacked else "Copy the tar again."
