@@ -165,6 +165,7 @@ def build_run_trainer(
     trainer.feeding = feeding
     trainer.packs = None if feeding.packing is None else feeding.packing.inputs(model)
     trainer.loader_timeout = session.run.batching.dataloader_timeout
+    trainer.finite.skipped.limit = session.run.guards.skipped_in_a_row
     _fit_engine(session, preprocessing, trainer)
     _keep_features(session, preprocessing, splits, tables, trainer, before=resumption.features)
     if scorer is not None and splits.validation is not None:

@@ -20,6 +20,7 @@ from vlm_lora.config.run_config import RunConfig
 from vlm_lora.data.dataset import Conversations, each_data_set
 from vlm_lora.data.images.loader import ImageLimits
 from vlm_lora.engines.build_locks import clear_left_locks
+from vlm_lora.engines.zero import refuse_unchecked_updates
 from vlm_lora.engines.zero_numbers import check_numbers, with_file_numbers
 from vlm_lora.errors import ConfigError, ModelError, RenderingError
 from vlm_lora.launch.placement import by_accelerate
@@ -132,6 +133,8 @@ def open_session(run: RunConfig) -> Session:
         clear_left_locks(run.guards.stall_timeout)  # its first words build parts of it, and wait for who does
     arguments = backend.arguments(run, {**defaults, **passed, **FORCED_ARGUMENTS})
     introduce()
+    if run.guards.on_nonfinite == "skip_step" and arguments.deepspeed_plugin is not None:
+        refuse_unchecked_updates(arguments.deepspeed_plugin.deepspeed_config)
     check_numbers(arguments)
     check_request(run, backend, arguments)
     return Session(run=run, backend=backend, values=values, arguments=arguments)

@@ -46,6 +46,7 @@ PUBLIC = {
     "log": ("logs", "start_time"),
     "prediction_step": ("model", "inputs", "prediction_loss_only", "ignore_keys"),
     "save_model": ("output_dir", "_internal_call"),
+    "training_step": ("model", "inputs", "num_items_in_batch"),
 }
 USABLE = sorted(name for name, backend in installed().items() if backend.probe().usable)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -9,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import TrainerCallback
 
-from support.poison import poison_gradient, poison_losses
+from support.poison import poison_gradient, poison_losses, undo_steps
 from support.rows import write_uneven_rows
-from support.runs import capture_trainer
+from support.runs import capture_trainer, logged
 from support.stacks import on_hpu
 from vlm_lora.cli.main import run_script
 from vlm_lora.training import trainer as _trainer
@@ -89,3 +91,43 @@ def test_a_loss_is_told_before_anything_is_saved(
     )
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-3"]
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
+def test_a_step_that_is_skipped_leaves_all_as_it_was(
+    model_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, optimizer and schedule are bitwise those of a run of which the same steps were undone."""
+    data = write_uneven_rows(tmp_path / "data", rows=8)
+    trainers = capture_trainer(monkeypatch)
+    settings: dict[str, object] = {"do_train": True, "max_steps": 4, "bf16": False, "per_device_train_batch_size": 2}
+
+    def trained(name: str, **flags: object) -> Any:
+        assert run_script(on_hpu(model_folder("gemma3"), data, tmp_path / name, **settings, **flags)) == 0
+        return trainers[-1]
+
+    plain = trained("plain")
+    with pytest.MonkeyPatch.context() as patch:
+        undo_steps(patch, (1, 3))
+        undone = trained("undone")
+    poison_losses(monkeypatch, batch=1, row=1, value=math.nan)
+    poison_gradient(monkeypatch, step=3, name="layers.1.mlp.up_proj.lora_B")
+    skipped = trained("skipped", on_nonfinite="skip_step")
+    assert skipped.finite.skipped.total == 2
+    assert equal(state_of(skipped), state_of(undone))
+    assert not equal(state_of(skipped), state_of(plain)), "an update that was made is seen"
+    results = json.loads((tmp_path / "skipped" / "all_results.json").read_text(encoding="utf-8"))
+    assert results["train_skipped_steps"] == 2
+    losses = logged(tmp_path / "undone", "loss")
+    assert logged(tmp_path / "skipped", "loss") == [losses[1], losses[3]]
+    assert results["train_loss"] == pytest.approx((losses[1] + losses[3]) / 2, abs=1e-3)
+
+
+def state_of(trainer: Any) -> list[Any]:
+    """Return what a step changes: trained weights, the optimizer's state and the rate of the next step."""
+    trained = [tensor.detach().cpu() for tensor in trainer.model.parameters() if tensor.requires_grad]
+    moments = [state["exp_avg"].cpu() for state in trainer.optimizer.state.values()]
+    return [*trained, *moments, torch.tensor(trainer.lr_scheduler.get_last_lr())]
+
+
+def equal(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
+    return all(one.equal(other) for one, other in zip(ours, theirs, strict=True))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Collection
 from typing import Any
 
 import pytest
@@ -58,6 +59,38 @@ def poison_weight(monkeypatch: pytest.MonkeyPatch, *, step: int, name: str) -> N
     _at_step(monkeypatch, step, after=after)
 
 
+def undo_steps(monkeypatch: pytest.MonkeyPatch, steps: Collection[int]) -> None:
+    """Make updates as ever, and behind these steps put weights, optimizer and schedule back to what they were."""
+
+    class Undo(TrainerCallback):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            keepers = (kwargs["optimizer"], kwargs["lr_scheduler"])
+            self.kept = copy.deepcopy([keeper.state_dict() for keeper in keepers])
+            self.weights = [tensor.detach().clone() for tensor in kwargs["model"].parameters()]
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step not in steps:
+                return
+            kwargs["optimizer"].load_state_dict(self.kept[0])
+            kwargs["lr_scheduler"].load_state_dict(self.kept[1])
+            for tensor, before in zip(kwargs["model"].parameters(), self.weights, strict=True):
+                tensor.data.copy_(before)
+
+    _with_callback(monkeypatch, Undo)
+
+
+def scale_losses(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
+    """Scale losses as in fp16, which the CPU has not got: gradients are fp32, so what overflows is poison."""
+    build = trainer.build_trainer
+
+    def with_scale(*args: Any, **kwargs: Any) -> Any:
+        built = build(*args, **kwargs)
+        built.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        return built
+
+    monkeypatch.setattr("vlm_lora.training.trainer.build_trainer", with_scale)
+
+
 def _at_step(
     monkeypatch: pytest.MonkeyPatch,
     step: int,
@@ -74,11 +107,15 @@ def _at_step(
             if after is not None and state.global_step + 1 == step:
                 after(kwargs["model"])
 
+    _with_callback(monkeypatch, Poison)
+
+
+def _with_callback(monkeypatch: pytest.MonkeyPatch, kind: type[TrainerCallback]) -> None:
     build = trainer.build_trainer
 
-    def with_poison(*args: Any, **kwargs: Any) -> Any:
+    def with_callback(*args: Any, **kwargs: Any) -> Any:
         built = build(*args, **kwargs)
-        built.add_callback(Poison())
+        built.add_callback(kind())
         return built
 
-    monkeypatch.setattr("vlm_lora.training.trainer.build_trainer", with_poison)
+    monkeypatch.setattr("vlm_lora.training.trainer.build_trainer", with_callback)

@@ -39,6 +39,10 @@ def _contradictions(run: RunConfig, *, steps: bool) -> Iterator[str]:
     packing, length = run.batching.packing, run.batching.pack_length
     if length is not None and not packing:
         yield f"--pack_length {length} is for --packing true: add it, or leave it out."
+    if run.guards.nonfinite_limit is not None and run.guards.on_nonfinite == "stop":
+        yield (
+            f"--nonfinite_limit {run.guards.nonfinite_limit} is for --on_nonfinite skip_step: add it, or leave it out."
+        )
     grouped = run.raw.get(ORDER) == GROUPED
     if packing and grouped:
         yield (

@@ -122,3 +122,28 @@ def offloads_optimizer(settings: Mapping[str, Any]) -> bool:
     """Say whether optimizer states live in host memory."""
     device = settings.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
     return str(device) == "cpu"
+
+
+def refuse_unchecked_updates(settings: Mapping[str, Any]) -> None:
+    """Refuse `--on_nonfinite skip_step` where DeepSpeed would make an update whatever its gradients are.
+
+    Args:
+        settings: DeepSpeed's configuration, precision settled.
+
+    Raises:
+        ConfigError: names the key of the configuration, and what to give.
+    """
+    zero, stage = settings.get("zero_optimization", {}), zero_stage(settings)
+    bf16, fp16 = (settings.get(name, {}).get("enabled") is True for name in ("bf16", "fp16"))
+    fault = ""
+    if stage == 0 and not (bf16 or fp16):
+        fault = "stage 0 in fp32 looks at no gradient before its update. Give --deepspeed zero1 or --bf16"
+    elif stage in (1, 2) and bf16 and settings["bf16"].get("check_grad_overflow") is False:
+        fault = 'its configuration has "check_grad_overflow": false under "bf16". Take it out'
+    elif stage in (1, 2) and not (bf16 or fp16) and zero.get("compute_grad_norm") is False:
+        fault = 'its configuration has "compute_grad_norm": false. Take it out'
+    if fault:
+        raise ConfigError(
+            f"--on_nonfinite skip_step leaves it to DeepSpeed's overflow check to make no update, and {fault}, or give "
+            "--on_nonfinite stop."
+        )

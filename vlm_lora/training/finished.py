@@ -105,6 +105,7 @@ def _made(trainer: Any, figures: dict[str, Any], *, before: int) -> dict[str, An
             "one. No weights are saved. Give more rows, or type a smaller --per_device_train_batch_size, or "
             "--dataloader_drop_last false."
         )
+    figures = {**figures, **trainer.finite.skipped.figures()}
     return _of_these_steps(figures, state, before) if before else figures
 
 

@@ -34,7 +34,7 @@ from vlm_lora.training.engine import generating, let_go_of_weights, zero_stage
 from vlm_lora.training.feeding.pace import Pace
 from vlm_lora.training.feeding.strategy import Feeding, evaluation_order
 from vlm_lora.training.feeding.waiting import DataWait
-from vlm_lora.training.finite import FiniteGuard
+from vlm_lora.training.finite.guard import FiniteGuard
 from vlm_lora.training.guards.room import RoomAhead, saving_in_room
 from vlm_lora.training.guards.watchdog import Watchdog
 from vlm_lora.training.rates import PartRates, drop_empty_groups, resumed_rates
@@ -60,7 +60,7 @@ class VlmTrainerMixin:
     capture: Callable[[torch.nn.Module], torch.nn.Module]
     """The backend's: returns a module whose graph is captured and replayed, or the module as it is."""
     finite: FiniteGuard
-    """Ends the run where a loss, gradient or weight is not finite."""
+    """Ends the run where a loss, gradient or weight is not finite, or leaves such a step out."""
     watchdog: Watchdog | None = None
     """Ends a training that stands still; None outside one."""
     before_saving: Callable[[], None] = staticmethod(lambda: None)
@@ -131,7 +131,12 @@ class VlmTrainerMixin:
                 model, given, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
         self.finite.note(loss, [row.name for row in rows], outputs.row_losses)
+        loss = self.finite.for_backward(loss)
         return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Train on a micro-batch, and return its loss as it goes into the average that is logged."""
+        return self.finite.for_average(super().training_step(*args, **kwargs))  # type: ignore[misc]
 
     def _on_features(self, inputs: dict[str, Any]) -> AbstractContextManager[dict[str, Any]]:
         if self.features is None:
@@ -260,6 +265,7 @@ class VlmTrainerMixin:
             logs.update(self.pace.since_last(self.fed, self.args.world_size))  # type: ignore[attr-defined]
         if self.part_rates is not None and "learning_rate" in logs:
             logs.update(self.part_rates.current(self.optimizer))  # type: ignore[attr-defined]
+        self.finite.skipped.correct(logs, self.state.global_step)  # type: ignore[attr-defined]
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:

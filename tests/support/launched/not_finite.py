@@ -1,7 +1,7 @@
 """One rank of runs that end at what is not finite, one after the other in this process.
 
 `python -m torch.distributed.run ... not_finite.py RUNS.json REPORT.json`: RUNS.json holds pairs of flags and of what
-goes wrong; REPORT.json (on rank 1 REPORT.json.1) gets each run's exit code and what it said on stderr.
+goes wrong, if anything; REPORT.json (on rank 1 REPORT.json.1) gets each run's exit code and what it said on stderr.
 """
 
 from __future__ import annotations

@@ -53,6 +53,7 @@ BY_HINT: dict[Any, st.SearchStrategy[Any]] = {
     int | None: POSITIVE,
     float | None: st.floats(1e-9, 1),
     float: st.floats(1e-9, 1e9),
+    Literal["stop", "skip_step"]: st.sampled_from(["stop", "skip_step"]),
     Literal["auto", "on", "off"]: st.sampled_from(["auto", "on", "off"]),
     bool: st.booleans(),
     bool | None: st.booleans(),

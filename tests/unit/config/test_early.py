@@ -42,6 +42,7 @@ def accepted(*words: str, needed: tuple[str, ...] = ()) -> None:
         ("--report_to dagshub", "--report_to dagshub: the package is not installed. Type: pip install dagshub"),
         ("--report_to none dagshub", "pip install dagshub"),
         ("--pack_length 256", "--pack_length 256 is for --packing true: add it, or leave it out."),
+        ("--nonfinite_limit 3", "--nonfinite_limit 3 is for --on_nonfinite skip_step: add it, or leave it out."),
         ("--packing true --group_by_length true", "so --train_sampling_strategy group_by_length has no place beside"),
         ("--packing true --streaming true", "--packing true does not go with --streaming true: packs are planned"),
         ("--group_by_length true --streaming true", "group_by_length does not go with --streaming true: how long"),

@@ -76,3 +76,13 @@ def test_seconds_below_nought_are_refused() -> None:
     assert GuardConfig(stall_timeout=0).stall_timeout == 0
     with pytest.raises(ConfigError, match=r"--stall_timeout -1: must be a number of seconds, or 0"):
         GuardConfig(stall_timeout=-1)
+
+
+def test_how_many_steps_may_be_skipped() -> None:
+    assert GuardConfig().skipped_in_a_row is None
+    assert GuardConfig(on_nonfinite="skip_step").skipped_in_a_row == 10
+    assert GuardConfig(on_nonfinite="skip_step", nonfinite_limit=3).skipped_in_a_row == 3
+    with pytest.raises(ConfigError, match=r"--nonfinite_limit 0: must be a whole number from 1"):
+        GuardConfig(on_nonfinite="skip_step", nonfinite_limit=0)
+    with pytest.raises(ConfigError, match=r"--on_nonfinite skip: must be one of stop, skip_step"):
+        GuardConfig(on_nonfinite="skip")  # type: ignore[arg-type]

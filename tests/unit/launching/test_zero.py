@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vlm_lora.engines.zero import STAGES, offloads_optimizer, read_zero, ready_made, zero_settings, zero_stage
+from vlm_lora.engines.zero import (
+    STAGES,
+    offloads_optimizer,
+    read_zero,
+    ready_made,
+    refuse_unchecked_updates,
+    zero_settings,
+    zero_stage,
+)
 from vlm_lora.errors import ConfigError
 
 SHIPPED = Path(__file__).parents[3] / "launchers" / "deepspeed"
@@ -67,3 +76,26 @@ def test_the_given_mapping_is_not_changed() -> None:
     given: dict[str, Any] = {"zero_optimization": {"stage": 3}}
     zero_settings(given, bf16=True)
     assert given == {"zero_optimization": {"stage": 3}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "stage 0 in fp32 looks at no gradient"),
+        ({"bf16": {"enabled": True}}, None),
+        ({"zero_optimization": {"stage": 2}}, None),
+        ({"zero_optimization": {"stage": 2, "compute_grad_norm": False}}, '"compute_grad_norm": false'),
+        (
+            {"zero_optimization": {"stage": 1}, "bf16": {"enabled": True, "check_grad_overflow": False}},
+            '"check_grad_overflow": false under "bf16"',
+        ),
+        ({"zero_optimization": {"stage": 3}, "bf16": {"enabled": True, "check_grad_overflow": False}}, None),
+        ({"zero_optimization": {"stage": 1}, "fp16": {"enabled": True}}, None),
+    ],
+)
+def test_steps_are_skipped_where_deepspeed_looks_at_gradients_alone(settings: dict[str, Any], said: str | None) -> None:
+    if said is None:
+        refuse_unchecked_updates(settings)
+    else:
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            refuse_unchecked_updates(settings)

@@ -1,4 +1,4 @@
-"""What the end of a run says of its best checkpoint."""
+"""What the end of a run says of its best checkpoint, and of steps that were skipped."""
 
 from __future__ import annotations
 
@@ -25,3 +25,12 @@ def test_weights_that_are_not_the_best_ones_are_said(best: int, loads: bool, sai
     lines = closing_lines(run, arguments, {}, Seen())
     assert any(f"checkpoint-{best}, by anls 0.5" in line for line in lines)
     assert any(line.endswith(SAID) for line in lines) is said
+
+
+@pytest.mark.parametrize(("count", "said"), [(0, []), (1, ["1 step of them"]), (1200, ["1,200 steps of them"])])
+def test_skipped_steps_are_said(count: int, said: list[str], tmp_path: Path) -> None:
+    arguments = SimpleNamespace(output_dir=str(tmp_path), do_train=True, metric_for_best_model=None)
+    run = parse(["--model_name_or_path", "base", "--dataset_name", "my.csv"], environ={})
+    lines = closing_lines(run, arguments, {"train_skipped_steps": count}, Seen())
+    found = [line.partition(" skipped: ")[0] for line in lines if " skipped: NaN or infinite loss or gradient" in line]
+    assert found == said

@@ -138,6 +138,8 @@ def tiles(run: RunFolder) -> list[tuple[str, str, Any]]:
         "train_memory_peak_bytes": "most memory",
         "train_data_wait_seconds": "waited for data",
         "train_padding_share": "padding",
+        "train_skipped_steps": "steps skipped, not finite",
+        "train_overflow_steps": "steps skipped, fp16 overflow",
     }
     wanted += [(label, name, run.results.get(name)) for name, label in labels.items()]
     if run.best:

@@ -49,6 +49,7 @@ def closing_lines(
     said = [*(_trained(run, folder, results, seen) if arguments.do_train else _measured(run, folder, results, seen))]
     if arguments.do_train:
         said += [seen.stopped] if seen.stopped else []
+        said += _skipped(results)
         said += _best(arguments, folder, seen)
     said += [*_scored(results), *_on_a_page(run, folder)]
     lines = [line for text in said for line in (textwrap.wrap(text, columns, **_WRAP) if columns else [text])]
@@ -68,6 +69,16 @@ def _trained(run: RunConfig, folder: Path, results: Mapping[str, Any], seen: See
     if rate:
         took += f", {spell_rate(rate)} rows a second"
     return [f"{took}; {spell_seconds(seen.seconds)} in all.", f"The {what} is in {spell_path(folder)}."]
+
+
+def _skipped(results: Mapping[str, Any]) -> list[str]:
+    """Say how many steps made no update, where `--on_nonfinite skip_step` let the run go on after them."""
+    count = results.get("train_skipped_steps")
+    if not count:
+        return []
+    return [
+        f"{count:,} step{'s' * (count != 1)} of them skipped: NaN or infinite loss or gradient; the log names rows."
+    ]
 
 
 def _measured(run: RunConfig, folder: Path, results: Mapping[str, Any], seen: Seen) -> list[str]:

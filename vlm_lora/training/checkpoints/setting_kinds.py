@@ -85,7 +85,7 @@ _ROWS: Mapping[Kind, str] = {
         cache_vision_features vision_cache_gb
         dataloader_num_workers dataloader_timeout dataloader_persistent_workers dataloader_pin_memory
         dataloader_prefetch_factor dataloader_multiprocessing_context
-        ddp_timeout stall_timeout length_column_name torch_empty_cache_steps
+        ddp_timeout stall_timeout on_nonfinite nonfinite_limit length_column_name torch_empty_cache_steps
         image_cache image_cache_gb
         patch_versions validation_rows report_page report_images
     """,
