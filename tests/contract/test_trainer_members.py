@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 PRIVATE = {
     "_get_eval_sampler": ("eval_dataset",),
     "_get_train_sampler": ("train_dataset",),
+    "_inner_training_loop": ("batch_size", "args", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"),
     "_load_best_model": (),
     "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
     "_load_optimizer_and_scheduler": ("checkpoint",),

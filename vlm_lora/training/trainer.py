@@ -98,6 +98,13 @@ class VlmTrainerMixin:
         with self._explained(), self._training_goes_on():
             return super().evaluate(*args, **kwargs)  # type: ignore[misc]
 
+    def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train with the batch that was asked for: transformers 4.55 would take that of the checkpoint."""
+        arguments = self.args  # type: ignore[attr-defined]
+        if not arguments.auto_find_batch_size:
+            batch_size = self._train_batch_size = arguments.train_batch_size
+        return super()._inner_training_loop(batch_size, *args, **kwargs)  # type: ignore[misc]
+
     def _training_goes_on(self) -> AbstractContextManager[None]:
         """Let an evaluation during training leave the generators as they were: the next step draws the same."""
         training = self.is_in_train  # type: ignore[attr-defined]

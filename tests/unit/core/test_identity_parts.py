@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,16 @@ from safetensors.torch import save_file
 
 from vlm_lora.batching.row_table import RowRecord, RowTable, RowTableBuilder
 from vlm_lora.errors import ConfigError
-from vlm_lora.training.checkpoints.changed_settings import refuse, surrounding_changes
+from vlm_lora.training.checkpoints.changed_settings import (
+    Change,
+    differences,
+    refuse,
+    surrounding_changes,
+    with_places_settled,
+)
 from vlm_lora.training.checkpoints.setting_kinds import Kind
 from vlm_lora.training.identity import rows
-from vlm_lora.training.identity.contents import BLOCK, fingerprint
+from vlm_lora.training.identity.contents import BLOCK, content_of, fingerprint
 from vlm_lora.training.identity.record import RunIdentity, read_identity, write_identity
 from vlm_lora.training.identity.rows import compare_rows
 from vlm_lora.training.identity.secrets import masked, masked_values, masked_words
@@ -187,6 +194,26 @@ def test_rows_that_were_not_read_are_known_by_their_files() -> None:
     assert difference(described("a"), {**unread, "rows": 2}) == "train: 1 rows then, 2 now"
 
 
+def test_rows_at_another_place_must_be_known_to_be_the_same() -> None:
+    """What cannot be compared is no difference in one place, and one where the place differs."""
+    unread = {"rows": None, "hash": None, "marks": None, "files": [{"path": "/a/x.jsonl", "bytes": 7, "sha256": "1"}]}
+    renamed = {**unread, "files": [{"path": "/b/y.jsonl", "bytes": 7, "sha256": "1"}]}
+    other = {**unread, "files": [{"path": "/b/y.jsonl", "bytes": 7, "sha256": "2"}]}
+    read = {**described("a"), "files": [{"path": "/b/y.jsonl", "bytes": 7}]}
+    many = {**unread, "files": [{"path": "/a/x.jsonl", "bytes": 7, "sha256": "1"}] * rows.FILES}
+
+    def difference(old: Any, new: Any, *, moved: bool) -> str:
+        found = compare_rows({"train": old}, {"train": new}, lambda name, row: "", then="then", moved=moved)
+        return "".join(change.text for change in found)
+
+    assert difference(read, read, moved=True) == difference(unread, renamed, moved=True) == ""
+    assert difference(unread, other, moved=False) == ""
+    assert difference(unread, other, moved=True) == "train: the files have another content"
+    assert difference(unread, read, moved=False) == ""
+    assert "is not known, because not both runs read them" in difference(unread, read, moved=True)
+    assert "not all are compared" in difference(many, many, moved=True)
+
+
 def identity(**changes: Any) -> RunIdentity:
     base = {"name": "base", "files": {"model.safetensors": {"bytes": 8, "sha256": "1" * 64}}}
     return RunIdentity(**{"settings": {}, "versions": {"torch": "2.9.0"}, "base_model": base, **changes})
@@ -217,6 +244,59 @@ def test_what_a_run_stands_on_is_refused_by_name(tmp_path: Path) -> None:
     assert surrounding_changes(identity(), identity(base_model={"name": "org/hub", "revision": "a"})) == []
     hub = [identity(base_model={"name": "org/hub", "revision": name}) for name in "ab"]
     assert [change.kind for change in surrounding_changes(*hub)] == [Kind.NEVER]
+
+
+def place(name: str, **others: Any) -> Change:
+    return Change(**{"name": name, "saved": "/a", "now": "/b", "kind": Kind.NEVER, **others})
+
+
+def test_another_place_is_free_where_the_same_lies_there() -> None:
+    base, data = place("model_name_or_path"), place("dataset_name")
+    before = identity(data={"train": described("a")})
+    (free,) = with_places_settled([base], before, identity())
+    assert (free.kind, free.why) == (Kind.FREE, "the files are the same")
+    otherwise = {"name": "base", "files": {"model.safetensors": {"bytes": 8, "sha256": "2" * 64}}}
+    for now in (identity(base_model=otherwise), identity(adapter=otherwise), identity(base_model={"name": "org/a"})):
+        assert with_places_settled([base], before, now) == [base]
+    (waits,) = with_places_settled([data], before, identity())
+    assert waits.kind is Kind.FREE
+    assert waits.waits_for_rows
+    assert with_places_settled([data], identity(), identity()) == [data], "a record that knows no rows"
+    added = place("image_root", saved=None, kind=Kind.CHANGES_RESULT)
+    assert with_places_settled([added], before, identity()) == [added]
+    named = place("image_root", kind=Kind.CHANGES_RESULT)
+    assert with_places_settled([named], before, identity(), allowed=frozenset({"image_root"})) == [named]
+    reads = place("system_prompt", kind=Kind.CHANGES_RESULT)
+    assert with_places_settled([data, reads], before, identity(), allowed=frozenset({"system_prompt"})) == [
+        replace(data, why="together with --system_prompt, by which the rows read otherwise, nobody knows if they are "
+        "the same"),
+        reads,
+    ]  # fmt: skip
+
+
+def test_a_file_that_a_setting_names_is_known_by_what_it_says(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"x": 1, "y": 2}', encoding="utf-8")
+    (tmp_path / "b.json").write_text('{"y": 2,  "x": 1}', encoding="utf-8")
+    (tmp_path / "c.json").write_text('{"x": 3}', encoding="utf-8")
+    same, other = content_of(tmp_path / "a.json"), content_of(tmp_path / "c.json")
+    assert content_of(tmp_path / "b.json") == same != other
+    assert content_of(tmp_path) not in (None, same, other)
+    assert content_of(tmp_path / "none") is None
+
+    def settings(path: str, mark: str | None) -> dict[str, Any]:
+        return {"task_file": path, "file_contents": None if mark is None else {"task_file": mark}}
+
+    def found(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[Kind, list[str]]]:
+        return [(change.kind, change.lines()) for change in differences(old, new, defaults={})]
+
+    assert found(settings("/a", "1"), settings("/a", "1")) == []
+    assert found(settings("/a", "1"), settings("/b", "1")) == [
+        (Kind.FREE, ["--task_file /a in the checkpoint, /b now"])
+    ]
+    edited = ["--task_file /a (SHA-256 1) in the checkpoint, /a (SHA-256 2) now"]
+    assert found(settings("/a", "1"), settings("/a", "2")) == [(Kind.CHANGES_RESULT, edited)]
+    assert found(settings("/a", None), settings("/a", "2")) == [], "a record from before contents were kept"
+    assert found(settings("/a", None), settings("/b", "2"))[0][0] is Kind.CHANGES_RESULT
 
 
 def test_the_record_is_read_as_it_was_written(tmp_path: Path) -> None:

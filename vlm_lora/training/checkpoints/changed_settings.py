@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vlm_lora.config.aliases import DROPPED, RESTATED, aliases
+from vlm_lora.config.fields import own_fields
 from vlm_lora.config.values import spell
 from vlm_lora.errors import ConfigError, nearest
 from vlm_lora.training.checkpoints.run_settings import default_settings
 from vlm_lora.training.checkpoints.setting_kinds import (
     ADAPTER_FILES,
     BASE_FILES,
+    BASE_PLACE,
+    FILE_CONTENTS,
     GLOBAL_BATCH,
     MATTERS,
     PART_RATES,
     PATCH_VERSIONS,
+    ROWS_DECIDE,
     SPLIT,
     STANDS_ON,
     VERSIONS,
     WORLD_SIZE,
     Kind,
     adapters_flags,
+    file_settings,
     kind_of,
     kinds,
     setting_of,
 )
-from vlm_lora.training.identity.base_model import changed_files
+from vlm_lora.training.identity.base_model import changed_files, same_files
 from vlm_lora.training.identity.record import RunIdentity, read_identity
 from vlm_lora.training.identity.versions import split_changes
 
@@ -51,6 +56,10 @@ NEW_RUN = (
     "weights named as --model_name_or_path (an adapter is merged into its base first, by PEFT's merge_and_unload)."
 )
 
+SAME_CONTENT = "it says the same"
+SAME_FILES = "the files are the same"
+ROWS_MUST_BE_THE_SAME = "the rows must be the same"
+
 _TAKEN_OVER: Mapping[str, str | None] = {"train_sampling_strategy": None, "cache_vision_features": "auto"}
 """Settings that go on as the checkpoint's run had them where this run leaves them open, and the value that does."""
 
@@ -64,7 +73,8 @@ _SPOKEN = {
 }
 
 AGAIN = (
-    "Rows, and the files of base model and adapter, must be those of the checkpoint's run: put them back as they were."
+    "Rows, and the files of base model and adapter, must be those of the checkpoint's run, wherever they lie: put them "
+    "back as they were."
 )
 
 
@@ -77,7 +87,12 @@ class Change:
     now: Any
     kind: Kind
     why: str = ""
-    """Why it cannot be allowed, where other changes of this setting can be."""
+    """Why its kind is another one than that of other changes of this setting."""
+
+    @property
+    def waits_for_rows(self) -> bool:
+        """Whether it is free only if the rows turn out to be the same."""
+        return self.why == ROWS_MUST_BE_THE_SAME
 
     def lines(self, then: str = "in the checkpoint") -> list[str]:
         """Return what to show of it: of a mapping the keys that differ. `then` is what the earlier run is called."""
@@ -153,11 +168,51 @@ def compare(
             checkpoint,
         )
     changes = differences(record.settings, now.settings, defaults=default_settings(arguments_class))
-    changes += surrounding_changes(record, now)
+    changes = with_places_settled(changes, record, now, allowed=allowed) + surrounding_changes(record, now)
     refuse(checkpoint, changes, allowed)
+    free = [change for change in changes if change.kind is Kind.FREE and not change.waits_for_rows]
     _say("Changed as --allow_changed says", [c for c in changes if c.kind is Kind.CHANGES_RESULT], logging.WARNING)
-    _say("Changed since the checkpoint's run", [c for c in changes if c.kind is Kind.FREE], logging.INFO)
+    _say("Changed since the checkpoint's run", free, logging.INFO)
     return changes, record
+
+
+def with_places_settled(
+    changes: Sequence[Change], before: RunIdentity, now: RunIdentity, *, allowed: frozenset[str] = frozenset()
+) -> list[Change]:
+    """Let another place be free where the same lies there: files are compared here, rows once they are read.
+
+    Args:
+        changes: from `differences`.
+        before: the record of the earlier run.
+        now: what is known of this run before its rows are read.
+        allowed: what `--allow_changed` names: these stay as they are.
+    """
+    reading = [
+        f"--{change.name}"
+        for change in changes
+        if change.kind is Kind.CHANGES_RESULT and change.name not in ROWS_DECIDE - allowed and reads_rows(change.name)
+    ]
+    found = []
+    for change in changes:
+        settled = change
+        if change.name == BASE_PLACE and same_files(before.base_model, now.base_model):
+            if same_files(before.adapter, now.adapter):
+                settled = replace(change, kind=Kind.FREE, why=SAME_FILES)
+        elif change.name in ROWS_DECIDE - allowed and before.data and None not in (change.saved, change.now):
+            if reading:
+                names = " and ".join(reading)
+                why = f"together with {names}, by which the rows read otherwise, nobody knows if they are the same"
+                settled = replace(change, kind=Kind.NEVER, why=why)
+            else:
+                settled = replace(change, kind=Kind.FREE, why=ROWS_MUST_BE_THE_SAME)
+        found.append(settled)
+    return found
+
+
+def reads_rows(name: str) -> bool:
+    """Say whether a setting is one by which rows may read otherwise."""
+    fields = own_fields()
+    return name in fields and fields[name].section == "data"
 
 
 def surrounding_changes(before: RunIdentity, now: RunIdentity) -> list[Change]:
@@ -209,6 +264,8 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any], *, defaults: M
     for name, value in sorted(now.items()):
         if elsewhere and name in adapters_flags():
             continue  # another backend has other flags
+        if name == FILE_CONTENTS:
+            continue  # compared with the settings that name the files
         if name in _TAKEN_OVER and value == _TAKEN_OVER[name]:
             continue
         before = saved.get(name, defaults.get(name, value))
@@ -220,10 +277,24 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any], *, defaults: M
                 continue  # it follows --seed, which is compared
             before = saved.get("seed") if before is None else before
             value = now.get("seed") if value is None else value
+        if name in file_settings() and (contents := _contents(name, saved, now)) is not None:
+            if contents[0] == contents[1]:
+                if not _same(before, value):
+                    found.append(Change(name=name, saved=before, now=value, kind=Kind.FREE, why=SAME_CONTENT))
+                continue
+            before, value = (
+                f"{path} (SHA-256 {mark[:12]})" for path, mark in zip((before, value), contents, strict=True)
+            )
         if not _same(before, value):
             kind, why = _judge(name, before, value, saved, now)
             found.append(Change(name=name, saved=before, now=value, kind=kind, why=why))
     return found
+
+
+def _contents(name: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return what the file that a setting names said then and says now; None where that is not known of both."""
+    pair = tuple((settings.get(FILE_CONTENTS) or {}).get(name) for settings in (saved, now))
+    return None if None in pair else (str(pair[0]), str(pair[1]))
 
 
 def _judge(name: str, before: Any, value: Any, saved: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Kind, str]:
@@ -274,7 +345,7 @@ def _refusal(checkpoint: Path, refused: Sequence[Change], allowed: frozenset[str
 
 def _say(heading: str, changes: Sequence[Change], level: int) -> None:
     if changes:
-        lines = [line for change in changes for line in change.lines()]
+        lines = [f"{line}{f' ({change.why})' if change.why else ''}" for change in changes for line in change.lines()]
         logger.log(level, "%s: %s.", heading, "; ".join(lines))
 
 

@@ -23,7 +23,16 @@ from vlm_lora.data.sources.files import split_list
 from vlm_lora.engines.zero_numbers import without_numbers
 from vlm_lora.errors import DataError
 from vlm_lora.training.arguments import CHECKPOINTING
-from vlm_lora.training.checkpoints.setting_kinds import GLOBAL_BATCH, WORLD_SIZE, Kind, kind_of, path_settings
+from vlm_lora.training.checkpoints.setting_kinds import (
+    FILE_CONTENTS,
+    GLOBAL_BATCH,
+    WORLD_SIZE,
+    Kind,
+    file_settings,
+    kind_of,
+    path_settings,
+)
+from vlm_lora.training.identity.contents import content_of
 from vlm_lora.training.identity.record import read_identity
 
 _BEFORE = {"box_coordinates": "pixels", "train_sampling_strategy": "random", "image_backend": "pil"}
@@ -59,6 +68,8 @@ def effective_settings(
     found["deepspeed"] = None if plugin is None else without_numbers(plugin.deepspeed_config)
     found[WORLD_SIZE] = arguments.world_size
     found[GLOBAL_BATCH] = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    named = {name: content_of(Path(str(found[name])).expanduser()) for name in file_settings() if found.get(name)}
+    found[FILE_CONTENTS] = {name: content for name, content in named.items() if content is not None}
     kept = {name: value for name, value in found.items() if kind_of(name) is not Kind.NOT_RECORDED}
     return {name: plain(absolute(value) if name in path_settings() else value) for name, value in kept.items()}
 

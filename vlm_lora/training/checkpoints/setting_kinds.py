@@ -40,6 +40,8 @@ BASE_FILES, ADAPTER_FILES = "base_model_files", "adapter_files"
 """Of the record alone: what the files say that a run begins with."""
 TRAINED_ROWS, OTHER_ROWS = "trained_rows", "validation_rows"
 """Of the record alone: what the rows say, and their order."""
+FILE_CONTENTS = "file_contents"
+"""Of the record alone: by setting, a SHA-256 of what the file says that it names."""
 STANDS_ON = frozenset({VERSIONS, BASE_FILES, ADAPTER_FILES, TRAINED_ROWS})
 """What is no setting of a run and decides about its result all the same."""
 
@@ -48,17 +50,20 @@ SPLIT = ("per_device_train_batch_size", "gradient_accumulation_steps", WORLD_SIZ
 
 PART_RATES = tuple(f"{part}_learning_rate" for part in ("language", "vision", "projector", "embeddings", "head"))
 
-PATHS = frozenset({"dataset_name", "validation_name", "image_root", "task_file", "model_name_or_path"}) | {
-    "output_dir",
-    "logging_dir",
-    "cache_dir",
-}
+PATHS = frozenset(
+    {"dataset_name", "validation_name", "image_root", "task_file", "model_name_or_path", "output_dir", "cache_dir"}
+)
 """The core's own settings that may name places."""
+
+ROWS_DECIDE = frozenset({"dataset_name", "validation_name", "validation_fraction", "image_root"})
+"""Settings that are free where the rows stay the same, such as another place of theirs or of their images."""
+BASE_PLACE = "model_name_or_path"
+"""Names where the base model or adapter lies: free where the files there are the same."""
 
 _ROWS: Mapping[Kind, str] = {
     Kind.NOT_RECORDED: """
         token hub_token push_to_hub_token environment accelerate_launch_args
-        local_rank _n_gpu
+        local_rank _n_gpu logging_dir
         do_train do_predict overwrite_output_dir resume_from_checkpoint allow_changed list_checkpoints from_run
         accept_changed_files end_within
         dry_run dry_run_samples no_model dry_run_generate dry_run_max_new_tokens
@@ -71,7 +76,7 @@ _ROWS: Mapping[Kind, str] = {
         max_steps num_train_epochs
         per_device_train_batch_size gradient_accumulation_steps world_size
         output_dir output_model_name run_name project cache_dir model_type debug skip_check max_bad_fraction
-        logging_dir logging_first_step logging_nan_inf_filter logging_steps logging_strategy
+        logging_first_step logging_nan_inf_filter logging_steps logging_strategy
         log_level log_level_replica log_on_each_node disable_tqdm report_to
         trackio_bucket_id trackio_space_id trackio_static_space_id
         push_to_hub hub_model_id hub_revision hub_private_repo hub_strategy hub_always_push
@@ -87,11 +92,11 @@ _ROWS: Mapping[Kind, str] = {
         dataloader_prefetch_factor dataloader_multiprocessing_context
         ddp_timeout stall_timeout on_nonfinite nonfinite_limit length_column_name torch_empty_cache_steps
         image_cache image_cache_gb
-        patch_versions validation_rows report_page report_images
+        patch_versions validation_rows file_contents report_page report_images
     """,
     Kind.NEVER: """
-        dataset_name dataset_config_name
-        model_name_or_path model_revision image_backend
+        dataset_name dataset_config_name dataset_weights max_train_samples validation_fraction
+        model_name_or_path model_revision image_backend min_pixels max_pixels image_size enable_thinking
         peft_method lora_rank lora_alpha lora_targets use_rslora use_dora
         freeze_language freeze_vision freeze_projector freeze_embeddings freeze_head
         optim optim_args optim_target_modules
@@ -105,7 +110,7 @@ _ROWS: Mapping[Kind, str] = {
         global_batch_size auto_find_batch_size dataloader_drop_last dataloader_in_order ignore_data_skip
         train_sampling_strategy
         seed data_seed full_determinism
-        dataset_weights validation_name validation_fraction split_seed max_train_samples streaming shuffle_buffer
+        validation_name split_seed streaming shuffle_buffer
         image_root image_column prompt_column default_prompt context_column response_column messages_column
         boxes_column ignore_columns ignore_keys choices box_format box_coordinates box_labels box_prompt
         page_column task_file tasks output_types task_seed answer_style system_prompt
@@ -113,7 +118,6 @@ _ROWS: Mapping[Kind, str] = {
         trust_remote_code dtype attn_implementation load_in_4bit bnb_4bit_quant_type bnb_4bit_compute_dtype
         bnb_4bit_use_double_quant
         max_length on_overflow static_shapes max_shapes packing pack_length
-        min_pixels max_pixels image_size enable_thinking
         eval_generate_samples
         load_best_model_at_end metric_for_best_model greater_is_better restore_callback_states_from_checkpoint
         backend bf16 fp16 tf32 gradient_checkpointing
@@ -146,6 +150,12 @@ def kinds() -> Mapping[str, Kind]:
 def adapters_flags() -> frozenset[str]:
     """Return the settings that installed adapters add to those of the core and the trainer."""
     return frozenset().union(*(declaration.flags for declaration in declarations().values()))
+
+
+@cache
+def file_settings() -> frozenset[str]:
+    """Return the settings that name one file, or a folder for it: compared by what it says."""
+    return frozenset({"task_file"}).union(*(declaration.path_flags for declaration in declarations().values()))
 
 
 @cache
@@ -183,6 +193,10 @@ MATTERS: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
     "average_tokens_across_devices": lambda settings: settings.get(WORLD_SIZE, 1) > 1,
     "fsdp_config": lambda settings: bool(settings.get("fsdp")),
     "half_precision_backend": lambda settings: bool(settings.get("bf16") or settings.get("fp16")),
+    **dict.fromkeys(
+        ("validation_fraction", "split_seed"),
+        lambda settings: settings.get("validation_name") is None and not settings.get("streaming"),
+    ),
     "shuffle_buffer": lambda settings: bool(settings.get("streaming")),
     "max_shapes": lambda settings: bool(settings.get("static_shapes")),
     "pack_length": lambda settings: bool(settings.get("packing")),

@@ -89,6 +89,15 @@ def changed_files(before: Mapping[str, Any] | None, now: Mapping[str, Any] | Non
     return {}
 
 
+def same_files(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> bool:
+    """Say whether two base models or adapters are known to be the same, wherever they lie; two of none are."""
+    if before is None or now is None:
+        return before is now
+    if before.get("files") and now.get("files"):
+        return bool(before["files"] == now["files"])
+    return bool(before.get("name") == now.get("name") and before.get("revision") == now.get("revision"))
+
+
 def _in_words(file: Mapping[str, Any] | None) -> str:
     if file is None:
         return "not there"

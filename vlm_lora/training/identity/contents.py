@@ -50,6 +50,17 @@ def fingerprint(path: Path, *, whole: int = WHOLE) -> dict[str, Any]:
     return {"bytes": size, "sha256": sha256(content).hexdigest()}
 
 
+def content_of(path: Path) -> str | None:
+    """Return one SHA-256 for a small file's content, or for the JSON files of a folder; None where there is neither.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if path.is_dir():
+        return together({each.name: fingerprint(each) for each in sorted(path.glob("*.json"))})
+    return together({"": fingerprint(path)}) if path.is_file() else None
+
+
 def together(files: Mapping[str, Mapping[str, Any]]) -> str:
     """Return one SHA-256 for the fingerprints of several files."""
     return sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()

@@ -12,13 +12,12 @@ from typing import Any
 
 from vlm_lora.backend import Backend
 from vlm_lora.batching.row_table import RowTable
-from vlm_lora.config.fields import own_fields
 from vlm_lora.config.resolution import to_mapping
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.data.dataset import Splits
 from vlm_lora.data.split_parts import split_parts
 from vlm_lora.errors import ConfigError
-from vlm_lora.training.checkpoints.changed_settings import AGAIN, NEW_RUN, Change
+from vlm_lora.training.checkpoints.changed_settings import AGAIN, NEW_RUN, Change, reads_rows
 from vlm_lora.training.checkpoints.resumption import Resumption
 from vlm_lora.training.checkpoints.setting_kinds import OTHER_ROWS, TRAINED_ROWS, Kind, kind_of
 from vlm_lora.training.identity.base_model import describe_base
@@ -109,11 +108,14 @@ def judge_rows(opened: Opened, resumption: Resumption, data: Mapping[str, Any] |
             otherwise; on every process alike.
     """
     before = resumption.earlier.data if resumption.earlier is not None else None
+    moved = [change for change in resumption.changes if change.waits_for_rows]
     found: Sequence[RowsChange] = ()
     if before and data is not None:
-        found = compare_rows(before, data, opened.source, then="in the checkpoint")
-    meant = _reads_otherwise(opened, resumption)
+        found = compare_rows(before, data, opened.source, then="in the checkpoint", moved=bool(moved))
+    meant = "" if moved else _reads_otherwise(resumption)
     refused = [change.text for change in found if change.trained and not meant]
+    if refused:
+        refused = [*(line for change in moved for line in change.lines()), *refused]
     arguments = opened.arguments
     meeting = Meeting(arguments.process_index, arguments.world_size, timedelta(seconds=arguments.ddp_timeout))
     told = meeting.message("\n".join(f"  {text}" for text in refused), _first)
@@ -122,6 +124,9 @@ def judge_rows(opened: Opened, resumption: Resumption, data: Mapping[str, Any] |
             f"--resume_from_checkpoint {resumption.checkpoint}: the rows differ from those of its run:\n{told}\n"
             f"{AGAIN}\n{NEW_RUN}"
         )
+    if moved and arguments.process_index == 0:
+        lines = "; ".join(line for change in moved for line in change.lines())
+        logger.info("Changed since the checkpoint's run, with the same rows to train on: %s.", lines)
     for change in found:
         reason = f" ({meant})" if meant and change.trained else ""
         logger.warning("Rows changed since the checkpoint's run%s: %s.", reason, change.text)
@@ -132,14 +137,12 @@ def _first(texts: Sequence[str]) -> str:
     return next((text for text in texts if text), "")
 
 
-def _reads_otherwise(opened: Opened, resumption: Resumption) -> str:
+def _reads_otherwise(resumption: Resumption) -> str:
     """Return what explains other rows: settings that were allowed to change, or another reader of images."""
     allowed = [
         f"--{change.name}"
         for change in resumption.changes
-        if change.kind is Kind.CHANGES_RESULT
-        and change.name in own_fields()
-        and own_fields()[change.name].section in ("data", "batching", "model")
+        if change.kind is Kind.CHANGES_RESULT and reads_rows(change.name)
     ]
     if allowed:
         return f"as {', '.join(allowed)} may have it"

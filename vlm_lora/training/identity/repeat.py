@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from vlm_lora.training.checkpoints.changed_settings import differences, surrounding_changes
+from vlm_lora.training.checkpoints.changed_settings import differences, surrounding_changes, with_places_settled
 from vlm_lora.training.checkpoints.run_settings import default_settings
 from vlm_lora.training.checkpoints.setting_kinds import SPLIT, WORLD_SIZE, Kind
 from vlm_lora.training.identity.opening import Opened
@@ -44,7 +44,14 @@ def say_repeated(opened: Opened, now: RunIdentity) -> None:
 def differing(before: RunIdentity, now: RunIdentity, opened: Opened) -> Iterator[str]:
     """Yield what differs between a run and the one that it repeats, in words."""
     changes = differences(before.settings, now.settings, defaults=default_settings(type(opened.arguments)))
+    changes = with_places_settled(changes, before, now)
+    moved = any(change.waits_for_rows for change in changes)
+    other_rows = []
+    if before.data and now.data:
+        other_rows = compare_rows(before.data, now.data, opened.source, then=THEN, moved=moved)
     for change in changes:
+        if change.waits_for_rows and other_rows:
+            yield from change.lines(THEN)
         if (change.kind is not Kind.FREE or change.name in SPLIT) and change.name != WORLD_SIZE:
             yield from change.lines(THEN)
     if before.ranks != now.ranks:
@@ -52,9 +59,8 @@ def differing(before: RunIdentity, now: RunIdentity, opened: Opened) -> Iterator
     for change in surrounding_changes(before, now):
         yield from change.lines(THEN)
     yield from _code(before.git, now.git)
-    if before.data and now.data:
-        for rows in compare_rows(before.data, now.data, opened.source, then=THEN):
-            yield f"rows: {rows.text}"
+    for rows in other_rows:
+        yield f"rows: {rows.text}"
     for kind, old, new in (
         ("", {name: before.hardware.get(name) for name in _OF_THE_MACHINE}, now.hardware),
         ("environment variable ", before.environment, now.environment),

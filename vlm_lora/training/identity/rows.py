@@ -92,7 +92,12 @@ def _files(part: ConversationDataset, *, read: bool) -> list[dict[str, Any]]:
 
 
 def compare_rows(
-    before: Mapping[str, Any], now: Mapping[str, Any], source: Callable[[str, int], str], *, then: str
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    source: Callable[[str, int], str],
+    *,
+    then: str,
+    moved: bool = False,
 ) -> list[RowsChange]:
     """Return the data sets whose rows differ from those of an earlier run.
 
@@ -101,6 +106,7 @@ def compare_rows(
         now: the same, of this run.
         source: returns file and row of row `index` of data set `name` of this run.
         then: what to call the earlier run: `in the checkpoint`.
+        moved: whether the settings that name the rows differ: then what cannot be compared counts as different.
     """
     found = []
     for name in sorted({*before, *now}):
@@ -108,7 +114,7 @@ def compare_rows(
         if new is None or old is None:
             text = "in this run alone" if old is None else f"{then} alone"
         else:
-            text = _difference(name, old, new, source, then)
+            text = _difference(name, old, new, source, then, moved=moved)
         change = RowsChange(name=name, text=f"{name}: {text}")
         # Rows to measure on come and go with `--do_eval`.
         if text and (change.trained or None not in (old, new)):
@@ -117,11 +123,17 @@ def compare_rows(
 
 
 def _difference(
-    name: str, old: Mapping[str, Any], new: Mapping[str, Any], source: Callable[[str, int], str], then: str
+    name: str,
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    source: Callable[[str, int], str],
+    then: str,
+    *,
+    moved: bool,
 ) -> str:
     """Say what differs; nothing where nothing does, or nothing can be compared."""
     if None in (old.get("hash"), new.get("hash")):
-        return _of_files(old, new, then)
+        return _of_files(old, new, then) or (_not_the_same(old, new) if moved else "")
     counts = int(old["rows"]), int(new["rows"])
     if old["hash"] == new["hash"]:
         return ""
@@ -163,6 +175,21 @@ def _of_files(old: Mapping[str, Any], new: Mapping[str, Any], then: str) -> str:
         if before is not None and any(before[key] != file[key] for key in file.keys() & before.keys() - {"path"}):
             return f"the file {file['path']} has another content"
     return ""
+
+
+def _not_the_same(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Say what stands against two data sets at different places having the same files in the same order."""
+    marks = [
+        [(file.get("sha256"), file.get("sampled_sha256")) for file in each.get("files") or ()] for each in (old, new)
+    ]
+    if any(mark == (None, None) for each in marks for mark in each) or not all(marks):
+        return (
+            "whether these are the same rows is not known, because not both runs read them before training "
+            "(--streaming, --skip_check)"
+        )
+    if max(map(len, marks)) >= FILES:
+        return f"whether these are the same rows is not known: of {FILES} files or more not all are compared"
+    return "" if marks[0] == marks[1] else "the files have another content"
 
 
 def _read(marks: Any) -> list[int]:
