@@ -154,6 +154,21 @@ def test_weights_that_are_not_finite_end_the_run_at_once(
     assert not (tmp_path / "out" / ADAPTER).exists()
 
 
+def test_a_run_that_skips_all_of_its_steps_has_trained_nothing(
+    model_folder: Callable[[str], Path],
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for batch in (1, 2):
+        poison_losses(monkeypatch, batch=batch, row=0, value=math.nan)
+    flags = {"do_train": True, "max_steps": 2, "per_device_train_batch_size": 1, **SKIPS}
+    assert run_script(script_flags(model_folder("gemma3"), data, tmp_path / "out", **flags)) == 1
+    assert "Nothing was trained: all of the 2 steps were skipped" in capsys.readouterr().err
+    assert not (tmp_path / "out" / ADAPTER).exists()
+
+
 @pytest.mark.parametrize("policy", ["stop", "skip_step"])
 def test_a_scale_of_the_loss_skips_steps_by_its_own_rule(
     policy: str,

@@ -7,6 +7,8 @@ signal arrives, and it ends the process where the handlers should have done so a
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.util
 import os
 import select
 import signal
@@ -29,6 +31,10 @@ _GRACE = 1.0
 """Seconds that a process has to end by itself after a second Ctrl-C."""
 
 _active: list[StopSignals] = []
+_forked_in: list[int] = []
+"""Processes, this one among them, that were forked in a run that handles signals."""
+_left_in: list[int] = []
+"""Processes, this one among them, that leave signals to their parent."""
 
 
 def name_of(number: int) -> str:
@@ -158,25 +164,43 @@ def _in_child() -> None:
     """Give a forked process signals of its own: what a terminal sends to the whole group is its parent's affair."""
     if _active:
         _active.clear()
+        _forked_in.append(os.getpid())
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # Not the default yet: this may become a worker, which a signal to the group must not end before it can tell.
+        signal.signal(signal.SIGTERM, _end_unless_worker)
         for number in (signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
 
 
+def _end_unless_worker(number: int, frame: Any) -> None:
+    """Let SIGTERM end a forked process, unless it is one of multiprocessing, which is about to tell whose it is."""
+    if multiprocessing.parent_process() is None:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
+def _as_worker(_: Any) -> None:
+    """In a process of multiprocessing, before anything of its own: leave signals to the run that it belongs to."""
+    if os.getpid() in _forked_in:
+        leave_to_parent()
+
+
 os.register_at_fork(after_in_child=_in_child)
+multiprocessing.util.register_after_fork(_as_worker, _as_worker)
 
 
 def leave_to_parent() -> None:
     """In a loader worker: let no signal to the group or the job end it, but its parent's SIGTERM as before.
 
     Clusters and launchers send SIGTERM to every process, and the trainer needs its workers until it has saved. Who sent
-    a signal is known to who waits for it alone, so a thread does, and the signal is blocked everywhere else.
+    a signal is known to who waits for it alone, so a thread does, and the signal is blocked everywhere else. What
+    multiprocessing starts in a run does so from its first moment; elsewhere a loader worker does with its first rows.
     """
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    if not hasattr(signal, "sigwaitinfo"):
+    if not hasattr(signal, "sigwaitinfo") or os.getpid() in _left_in:
         return
+    _left_in.append(os.getpid())
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
     def wait() -> None:

@@ -105,6 +105,12 @@ def _made(trainer: Any, figures: dict[str, Any], *, before: int) -> dict[str, An
             "one. No weights are saved. Give more rows, or type a smaller --per_device_train_batch_size, or "
             "--dataloader_drop_last false."
         )
+    if state.global_step > before and trainer.finite.skipped.here == state.global_step - before:
+        raise ConfigError(
+            f"Nothing was trained: all of the {state.global_step - before} steps were skipped, as loss or gradient was "
+            "NaN or infinite (--on_nonfinite skip_step). No weights are saved. Look at the rows that the log names, or "
+            "type a smaller --learning_rate."
+        )
     figures = {**figures, **trainer.finite.skipped.figures()}
     return _of_these_steps(figures, state, before) if before else figures
 

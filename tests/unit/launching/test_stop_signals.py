@@ -67,13 +67,17 @@ def test_what_is_done_in_time_is_not_ended() -> None:
     assert (process.returncode, out, errors) == (0, "done\n", "")
 
 
-def test_a_worker_leaves_signals_to_its_parent(tmp_path: Path) -> None:
-    """SIGTERM from its parent ends it, as `Process.terminate` does; from anybody else none of the three does."""
+@pytest.mark.parametrize("first", ["leave_to_parent()", "pass"])
+def test_a_worker_leaves_signals_to_its_parent(first: str, tmp_path: Path) -> None:
+    """SIGTERM from its parent ends it, as `Process.terminate` does; from anybody else none of the three does.
+
+    Also before it has done anything, as where a cluster's signal meets an evaluation that has just begun.
+    """
     script = tmp_path / "parent.py"
     script.write_text(
         "import multiprocessing, os, signal, subprocess, sys, time\n"
         "from vlm_lora.launch.stop_signals import leave_to_parent, stop_signals\n"
-        "def work(ready):\n    leave_to_parent()\n    ready.set()\n    time.sleep(600)\n"
+        f"def work(ready):\n    {first}\n    ready.set()\n    time.sleep(600)\n"
         "with stop_signals():\n"
         "    forking = multiprocessing.get_context('fork')\n    ready = forking.Event()\n"
         "    worker = forking.Process(target=work, args=(ready,), daemon=True)\n    worker.start()\n    ready.wait()\n"

@@ -29,7 +29,7 @@ class SkippedSteps:
         self._begun = 0
         self._logged_at = 0
         self._last = 0
-        self._here = 0
+        self.here = 0
         """Of them in this process's run; the others were before it."""
         self._window = 0
         """Of them since the last log of a loss."""
@@ -44,7 +44,7 @@ class SkippedSteps:
         self.total, self.in_a_row = int(kept.get(SKIPPED, 0)), int(kept.get(_IN_A_ROW, 0))
         self.overflows = int(kept.get(OVERFLOWS, 0))
         self._begun = self._logged_at = state.global_step
-        self._last, self._here, self._window, self._left, self._left_before = 0, 0, 0, (0.0, 0.0), 0.0
+        self._last, self.here, self._window, self._left, self._left_before = 0, 0, 0, (0.0, 0.0), 0.0
         self.now = False
 
     def skip(self, state: Any, *, mean: float, own: float) -> None:
@@ -58,7 +58,7 @@ class SkippedSteps:
         self.now = True
         self.total += 1
         self.in_a_row += 1
-        self._here += 1
+        self.here += 1
         self._window += 1
         self._last = state.global_step + 1
         self._left = (self._left[0] + mean, self._left[1] + own)
@@ -85,10 +85,10 @@ class SkippedSteps:
         """
         if "loss" in logs:
             self._correct_loss(logs, step)
-        elif "train_loss" in logs and self._here:
+        elif "train_loss" in logs and self.here:
             # The sum at the end has what came since the last log from this rank alone.
             steps, left = step - self._begun, self._left_before + self._left[1]
-            made = steps - self._here
+            made = steps - self.here
             mean = logs["train_loss"] - left / (steps if IS_5 else step)
             logs["train_loss"] = mean * steps / made if made else float("nan")
 
