@@ -264,10 +264,10 @@ def _lora(model: Any) -> Any:
     from peft import LoraConfig
 
     from vlm_lora.config.run_config import TuningConfig
+    from vlm_lora.model.adapters.targets import compact_regex, resolve_targets
     from vlm_lora.model.parts import find_parts
-    from vlm_lora.model.targets import compact_regex, resolve_targets
 
-    names = resolve_targets(model, find_parts(model), TuningConfig().lora_targets)
+    names = resolve_targets(model, find_parts(model), TuningConfig().lora_targets).modules
     return LoraConfig(
         r=RANK,
         lora_alpha=2 * RANK,

@@ -41,6 +41,8 @@ class Traits:
     """Attention implementations that read a mask of blocks, one for each of several rows packed into one."""
     liger: bool = False
     """Whether Liger's kernels, which are Triton's, run on it."""
+    lora_on_parameters: bool = False
+    """Whether LoRA on single parameters, such as all experts of a layer in one, is known to train on it."""
     optimizer: str = ""
     """What its arguments class takes without `--optim`, for plans where the class is not; empty: as transformers'."""
 

@@ -166,6 +166,23 @@ def _with_labels(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, d
     return args, kwargs if marks is None else {**kwargs, "labels": marks}
 
 
+def renamed_by_peft(config: Any) -> frozenset[str]:
+    """Return the last names of linear layers that PEFT takes for experts as transformers 4 named them.
+
+    With transformers 5 it rewrites what an adapter's configuration targets, for mixtures whose experts were linear
+    layers once; whatever else has such a name is lost by that. Empty for all other models.
+    """
+    if not IS_5 or config is None:
+        return frozenset()
+    from peft.utils import transformers_weight_conversion as conversion
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    if get_checkpoint_conversion_mapping(config.model_type) is None:
+        return frozenset()
+    pattern = conversion._MODEL_TO_CONVERSION_PATTERN.get(config.model_type)
+    return frozenset(conversion._MOE_TARGET_MODULE_MAPPING.get(pattern, ()))
+
+
 def has_torchvision() -> bool:
     """Say whether image processors by torchvision can be had."""
     from transformers.utils.import_utils import is_torchvision_available

@@ -51,6 +51,7 @@ from vlm_lora.report.run_page.at_end import RunPage
 from vlm_lora.session import (
     Preprocessing,
     Session,
+    open_for_run,
     open_preprocessing,
     open_session,
     resolve_anywhere,
@@ -388,7 +389,7 @@ def _read_rows(
         are to be static, or that collates packs; the rows of each shape; and the packs, where the run packs.
     """
     run, arguments = session.run, session.arguments
-    preprocessing = open_preprocessing(run)
+    preprocessing = open_for_run(session)
     static_shapes = wants_static_shapes(run, session.backend)
     if arguments.do_train:
         check_packing(

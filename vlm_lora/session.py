@@ -25,12 +25,13 @@ from vlm_lora.engines.zero_numbers import check_numbers, with_file_numbers
 from vlm_lora.errors import ConfigError, ModelError, RenderingError
 from vlm_lora.launch.placement import by_accelerate
 from vlm_lora.launch.roll_call import introduce, limit_waiting
+from vlm_lora.model.adapters.requirements import check_before_loading
 from vlm_lora.model.families import Family, family_of
 from vlm_lora.model.folder_faults import template_place
 from vlm_lora.model.loading import load_config, load_processor
 from vlm_lora.model.processor.image_size import describe_size, match_config
 from vlm_lora.model.processor.trained_boxes import with_trained_boxes
-from vlm_lora.model.quantization import check_request, note_stored
+from vlm_lora.model.quantization import check_request, note_stored, partitioning_engine
 from vlm_lora.model.terminators import eos_token_ids
 from vlm_lora.model.vocabulary import check_vocabulary
 from vlm_lora.training.arguments import CHECKPOINTING, FORCED_ARGUMENTS, check_arguments, default_arguments
@@ -239,6 +240,21 @@ def open_preprocessing(run: RunConfig) -> Preprocessing:
         image_size=shown,
         boxes=boxes,
     )
+
+
+def open_for_run(session: Session) -> Preprocessing:
+    """As `open_preprocessing`; where the run trains, what its adapter asks of model and engine is found out as well."""
+    preprocessing = open_preprocessing(session.run)
+    if session.arguments.do_train:
+        check_before_loading(
+            session.run.tuning,
+            preprocessing.config,
+            preprocessing.family,
+            backend=session.backend,
+            partitioned=partitioning_engine(session.arguments),
+            trust_remote_code=session.run.model.trust_remote_code,
+        )
+    return preprocessing
 
 
 def say_boxes(data: Conversations | None, preprocessing: Preprocessing) -> None:

@@ -43,7 +43,10 @@ class TorchBackend:
 
     name: ClassVar[str] = "cpu"
     traits: ClassVar[Traits] = Traits(
-        static_shapes=False, quantization=KINDS, block_diagonal_masks=("sdpa", "eager", "flex_attention")
+        static_shapes=False,
+        quantization=KINDS,
+        block_diagonal_masks=("sdpa", "eager", "flex_attention"),
+        lora_on_parameters=True,
     )
     declaration: ClassVar[Declaration] = Declaration(logger="vlm_lora_torch")
     planner: Planner = TorchPlanner()

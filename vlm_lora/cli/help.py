@@ -20,6 +20,7 @@ from vlm_lora.config.argument_fields import arguments_like
 from vlm_lora.config.fields import SECTIONS, OwnField, own_fields
 from vlm_lora.config.resolution import OWN_HINTS
 from vlm_lora.config.run_config import RunConfig
+from vlm_lora.config.sections import tuning
 from vlm_lora.config.values import expected, spell
 from vlm_lora.training.arguments import DEFAULT_ARGUMENTS, LORA_ARGUMENTS
 
@@ -152,7 +153,7 @@ def help_text(verb: str = "train", *, everything: bool = False, own: Mapping[str
 def field_docs() -> Mapping[tuple[str, str], str]:
     """Return the docstring under each field of our settings by (class name, field name)."""
     found: dict[tuple[str, str], str] = {}
-    sources = [inspect.getsource(module) for module in (run_config, scoring, reporting)]
+    sources = [inspect.getsource(module) for module in (run_config, tuning, scoring, reporting)]
     for node in [node for source in sources for node in ast.parse(source).body]:
         if not isinstance(node, ast.ClassDef):
             continue

@@ -37,6 +37,7 @@ _KERNELS = "attention is chosen by --attn_implementation, and there are no other
 _PARALLEL = "a row is not divided among devices; leave it out, or type --deepspeed zero3 for models that are too large"
 _LOSS = "the loss is the mean negative log-likelihood of the supervised tokens of a global batch; leave it out"
 _AS_LOADED = "the model is trained as its folder has it; leave it out"
+_ROUTERS = "routers stay frozen, and no loss balances the experts' load; leave it out"
 _STOPPING = "type --early_stopping_patience N and --metric_for_best_model, or leave it out"
 _STOPPING_AT_SAVES = "type --early_stopping_patience N, which counts evaluations instead of checkpoints"
 _COLUMNS = "type --messages_column, --prompt_column, --response_column or --image_column"
@@ -68,10 +69,14 @@ _SHARED: tuple[OtherName, ...] = (
     *only(_SEVERAL, "biases stay as they are; leave it out", bias="none", lora_bias="none"),
     *refused(
         _SEVERAL,
-        "LoRA is put on linear layers, by --lora_targets; leave it out",
+        "experts in one tensor get LoRA by --lora_targets language,experts; leave it out",
         "lora_target_parameters target_parameters",
     ),
-    *refused(_SEVERAL, "the learning rate of a mixture's router is not changed; leave it out", "moe_aux_loss_coef"),
+    *only(
+        _SEVERAL,
+        "routers stay frozen, and no loss balances the experts' load; leave it out",
+        moe_aux_loss_coef=(0, 0.0),
+    ),
     *only(_SEVERAL, _LOSS, router_aux_loss_coef=(0, 0.0)),
     *refused(_SEVERAL, _RATES, "loraplus_lr_ratio lorap_lr_ratio"),
     *refused(_SEVERAL, _AS_LOADED, "rope_scaling model_init_kwargs model_kwargs experts_impl experts_implementation"),

@@ -6,28 +6,19 @@ is not repeated here: it travels as `RunConfig.raw` until the backend is known a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from vlm_lora.config.reporting import GuardConfig, ReportConfig
 from vlm_lora.config.scoring import ScoringConfig
+from vlm_lora.config.sections.checks import check_choice, check_positive
+from vlm_lora.config.sections.tuning import TuningConfig as TuningConfig
 from vlm_lora.errors import ConfigError
 
 BOX_FORMATS = ("xywh", "xyxy", "cxcywh", "relative_xywh", "relative_xyxy", "relative_cxcywh")
 BOX_COORDINATES = ("auto", "pixels", "resized_pixels", "per_mille")
 OVERFLOW_POLICIES = ("error", "drop", "shrink_images", "trim_turns")
-
-
-def _check_choice(flag: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"--{flag} {value}: allowed are {', '.join(allowed)}.")
-
-
-def _check_positive(flag: str, value: float | None) -> None:
-    if value is not None and not (value > 0 and math.isfinite(value)):
-        raise ConfigError(f"--{flag} {value}: must be a finite number above 0.")
 
 
 _NEEDED_KEYS = ("role", "content", "from", "value", "type", "text", "parts")
@@ -145,7 +136,7 @@ class DataConfig:
                 f"--validation_fraction {self.validation_fraction}: must be at least 0 and below 1, such as 0.05."
             )
         for weight in self.dataset_weights:
-            _check_positive("dataset_weights", weight)
+            check_positive("dataset_weights", weight)
         for flag in ("default_prompt", "box_prompt"):
             if (getattr(self, flag) or "").count("<image>") > 1:
                 raise ConfigError(
@@ -153,13 +144,13 @@ class DataConfig:
                     "stands there once at most. Type one, or none (images then go first)."
                 )
         _check_ignored(self)
-        _check_choice("choices", self.choices, ("shown", "refuse"))
-        _check_choice("box_format", self.box_format, BOX_FORMATS)
-        _check_choice("box_coordinates", self.box_coordinates, BOX_COORDINATES)
-        _check_choice("answer_style", self.answer_style, ("auto", "bbox", "bbox_2d"))
+        check_choice("choices", self.choices, ("shown", "refuse"))
+        check_choice("box_format", self.box_format, BOX_FORMATS)
+        check_choice("box_coordinates", self.box_coordinates, BOX_COORDINATES)
+        check_choice("answer_style", self.answer_style, ("auto", "bbox", "bbox_2d"))
         for flag in ("max_train_samples", "max_eval_samples", "max_image_pixels", "max_image_bytes", "shuffle_buffer"):
-            _check_positive(flag, getattr(self, flag))
-        _check_choice("on_bad_sample", self.on_bad_sample, ("error", "skip"))
+            check_positive(flag, getattr(self, flag))
+        check_choice("on_bad_sample", self.on_bad_sample, ("error", "skip"))
         if not 0 <= self.max_bad_fraction <= 1:
             raise ConfigError(f"--max_bad_fraction {self.max_bad_fraction}: must be from 0 to 1, such as 0.01.")
         if self.streaming and self.on_bad_sample == "skip":
@@ -220,134 +211,14 @@ class ModelConfig:
     so that ask, eval and serving prompt alike. By default as the template has it."""
 
     def __post_init__(self) -> None:
-        _check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
-        _check_choice("bnb_4bit_quant_type", self.bnb_4bit_quant_type, ("nf4", "fp4"))
-        _check_choice("bnb_4bit_compute_dtype", self.bnb_4bit_compute_dtype, ("auto", "float32", "bfloat16", "float16"))
-        _check_choice("image_backend", self.image_backend, ("auto", "pil", "torchvision"))
+        check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        check_choice("bnb_4bit_quant_type", self.bnb_4bit_quant_type, ("nf4", "fp4"))
+        check_choice("bnb_4bit_compute_dtype", self.bnb_4bit_compute_dtype, ("auto", "float32", "bfloat16", "float16"))
+        check_choice("image_backend", self.image_backend, ("auto", "pil", "torchvision"))
         for flag in ("min_pixels", "max_pixels", "image_size"):
             value = getattr(self, flag)
             if value is not None and value < 1:
                 raise ConfigError(f"--{flag} {value}: must be a whole number from 1.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TuningConfig:
-    """Which weights are trained, and how."""
-
-    peft_method: str = "lora"
-    """lora, or none for full weights."""
-    lora_rank: int = 16
-    """Rank r of the LoRA matrices."""
-    lora_alpha: float = 32.0
-    """LoRA scale: updates are multiplied by alpha / r (alpha / sqrt(r) with --use_rslora)."""
-    lora_dropout: float = 0.0
-    """Dropout on the LoRA input. 0 is faster and takes less memory."""
-    lora_targets: str = field(default="language", metadata={"join": ","})
-    """language, projector, vision, all (combine with commas), a regular expression, or module names."""
-    use_rslora: bool = False
-    """Rank-stabilised scale (Kalajdzievski 2023)."""
-    use_dora: bool = False
-    """Weight-decomposed LoRA (Liu et al. 2024)."""
-    freeze_language: bool = False
-    """With --peft_method none: keep the language model frozen."""
-    freeze_vision: bool = True
-    """With --peft_method none: keep the vision tower frozen."""
-    freeze_projector: bool = False
-    """With --peft_method none: keep the projector frozen."""
-    freeze_embeddings: bool | None = None
-    """With --peft_method none: keep the token embeddings frozen; by default as the language model."""
-    freeze_head: bool | None = None
-    """With --peft_method none: keep the output head frozen; by default as the language model."""
-    language_learning_rate: float | None = None
-    """Learning rate of the language model, LoRA on it included; by default --learning_rate."""
-    vision_learning_rate: float | None = None
-    """Learning rate of the vision tower, LoRA on it included; by default --learning_rate."""
-    projector_learning_rate: float | None = None
-    """Learning rate of the projector, LoRA on it included; by default --learning_rate."""
-    embeddings_learning_rate: float | None = None
-    """Learning rate of the token embeddings (and of a head tied to them); by default --learning_rate."""
-    head_learning_rate: float | None = None
-    """Learning rate of an output head that is not tied to the embeddings; by default --learning_rate."""
-
-    @property
-    def frozen(self) -> Mapping[str, bool]:
-        """By part: whether it stays as it is with full weights."""
-        return {
-            "language": self.freeze_language,
-            "vision": self.freeze_vision,
-            "projector": self.freeze_projector,
-            "embeddings": self.freeze_language if self.freeze_embeddings is None else self.freeze_embeddings,
-            "head": self.freeze_language if self.freeze_head is None else self.freeze_head,
-        }
-
-    @property
-    def learning_rates(self) -> Mapping[str, float]:
-        """By part: the rates that were given."""
-        given = {part: getattr(self, f"{part}_learning_rate") for part in self.frozen}
-        return {part: rate for part, rate in given.items() if rate is not None}
-
-    def __post_init__(self) -> None:
-        _check_choice("peft_method", self.peft_method, ("lora", "none"))
-        if self.lora_rank < 1:
-            raise ConfigError(f"--lora_rank {self.lora_rank}: must be 1 or more, for example 16.")
-        _check_positive("lora_alpha", self.lora_alpha)
-        if not 0 <= self.lora_dropout < 1:
-            raise ConfigError(f"--lora_dropout {self.lora_dropout}: must be at least 0 and below 1.")
-        for part, rate in self.learning_rates.items():
-            if not (rate > 0 and math.isfinite(rate)):
-                cure = f"--freeze_{part}" if self.peft_method == "none" else f"a --lora_targets without {part}"
-                raise ConfigError(
-                    f"--{part}_learning_rate {rate}: must be a finite number above 0. To keep the part as it is, "
-                    f"type {cure}."
-                )
-        if self.peft_method == "none" and all(self.frozen.values()):
-            raise ConfigError(
-                "--freeze_language --freeze_vision --freeze_projector with --peft_method none: nothing is "
-                "left to train. Leave one of them out."
-            )
-
-    def _contradicts_lora(self, part: str) -> bool:
-        """Say whether a part's --freeze_* asks for something else than what becomes of it with these LoRA targets."""
-        frozen = getattr(self, f"freeze_{part}")
-        if frozen == getattr(TuningConfig(), f"freeze_{part}"):
-            return False
-        targets = {target.strip() for target in self.lora_targets.split(",")}
-        every = targets & {"all", "all-linear"}
-        if not targets <= {"language", "vision", "projector", *every}:
-            return True
-        return frozen == (part in targets or (bool(every) and part not in ("embeddings", "head")))
-
-    def refuse_what_has_no_effect(self) -> None:
-        """Before training: refuse a setting of the other method, which would be ignored.
-
-        Raises:
-            ConfigError: names the settings and what to type instead.
-        """
-        if self.peft_method == "lora":
-            if any(self._contradicts_lora(part) for part in self.frozen):
-                raise ConfigError(
-                    "--freeze_* and --train_vision are for --peft_method none. With LoRA type "
-                    "--lora_targets language,vision (or projector, all) to choose the parts."
-                )
-            for part in ("embeddings", "head"):
-                if part in self.learning_rates:
-                    raise ConfigError(
-                        f"--{part}_learning_rate: embeddings and head carry no LoRA. Leave it out, or train full "
-                        "weights by --peft_method none."
-                    )
-        elif self.lora_targets != "language" or self.use_dora or self.use_rslora:
-            raise ConfigError(
-                "--lora_targets, --use_dora and --use_rslora are for --peft_method lora. With full weights choose "
-                "the parts by --freeze_language, --freeze_vision, --freeze_projector, --freeze_embeddings and "
-                "--freeze_head."
-            )
-        else:
-            for part in self.learning_rates:
-                if self.frozen[part]:
-                    raise ConfigError(
-                        f"--{part}_learning_rate: the {part} part is frozen, so its rate would have no effect. Leave "
-                        f"it out, or type --freeze_{part} false."
-                    )
 
 
 CACHE_GB = 20.0
@@ -392,12 +263,12 @@ class BatchingConfig:
 
     def __post_init__(self) -> None:
         for flag in ("max_length", "max_shapes", "pack_length", "image_cache_gb", "vision_cache_gb"):
-            _check_positive(flag, getattr(self, flag))
+            check_positive(flag, getattr(self, flag))
         if self.dataloader_timeout < 0:
             raise ConfigError(
                 f"--dataloader_timeout {self.dataloader_timeout}: must be a number of seconds, or 0 to wait for ever."
             )
-        _check_choice("on_overflow", self.on_overflow, OVERFLOW_POLICIES)
+        check_choice("on_overflow", self.on_overflow, OVERFLOW_POLICIES)
         for flag, size in (("image_cache", "image_cache_gb"), ("cache_vision_features", "vision_cache_gb")):
             if getattr(self, flag) == "off" and getattr(self, size) is not None:
                 raise ConfigError(
@@ -417,7 +288,7 @@ class GenerationConfig:
     """Longest generated answer in tokens."""
 
     def __post_init__(self) -> None:
-        _check_positive("max_new_tokens", self.max_new_tokens)
+        check_positive("max_new_tokens", self.max_new_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -437,8 +308,8 @@ class DryRunConfig:
     """With --dry_run_generate: longest answer in tokens; by default --max_new_tokens."""
 
     def __post_init__(self) -> None:
-        _check_positive("dry_run_samples", self.dry_run_samples)
-        _check_positive("dry_run_max_new_tokens", self.dry_run_max_new_tokens)
+        check_positive("dry_run_samples", self.dry_run_samples)
+        check_positive("dry_run_max_new_tokens", self.dry_run_max_new_tokens)
         for flag in ("no_model", "dry_run_generate"):
             if getattr(self, flag) and not self.dry_run:
                 raise ConfigError(f"--{flag} is for --dry_run: add it, or leave --{flag} out.")
@@ -484,7 +355,7 @@ class RunConfig:
     """Arguments for `accelerate launch`; a run that is already started keeps them only for the record."""
 
     def __post_init__(self) -> None:
-        _check_positive("end_within", self.end_within)
+        check_positive("end_within", self.end_within)
 
     raw: Mapping[str, Any] = field(default_factory=dict)
     given: frozenset[str] = field(default=frozenset(), compare=False)  # names of our settings that were given

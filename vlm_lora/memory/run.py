@@ -19,6 +19,7 @@ from vlm_lora.memory.planner import Choice, Planner
 from vlm_lora.memory.proposals import Proposal, propose
 from vlm_lora.memory.request import PlanReport, PlanRequest, Verdict, read_choice, read_order, simulated_attention
 from vlm_lora.memory.sample import Sample, assume_rows, longest_rows, sample_rows
+from vlm_lora.model.adapters.requirements import check_before_loading
 from vlm_lora.model.attention import check_attention
 from vlm_lora.model.families import Family
 from vlm_lora.model.features.obstacles import obstacle_in_settings
@@ -71,7 +72,7 @@ class Subject:
         if asked == "off" or obstacle_in_settings(self.run, self.family, static_shapes=static_shapes, trains=True):
             return False
         tuning = self.run.tuning
-        on_tower = tuning.peft_method == "lora" and tuning.lora_targets != "language"
+        on_tower = tuning.peft_method == "lora" and not tuning.target_words <= {"language", "experts"}
         return not on_tower and (asked == "on" or (self.values.get("num_train_epochs") or 3) > 1)
 
     def planner(
@@ -137,6 +138,14 @@ def plan_run(
 
     for backend, _ in devices:
         check_training(subject.run, backend, trains=True, partitioned=choice.sharding.shares_weights)
+        check_before_loading(
+            subject.run.tuning,
+            subject.config,
+            subject.family,
+            backend=backend,
+            partitioned=_engine_in_words(choice) if choice.sharding.shares_weights else "",
+            trust_remote_code=subject.run.model.trust_remote_code,
+        )
     planners: dict[str, Planner] = {}
     verdicts = []
     for backend, device in devices:
@@ -150,6 +159,10 @@ def plan_run(
     return PlanReport(
         model=model, choice=choice, note=samples(1.0).note, image_size=subject.image_size, verdicts=verdicts
     )
+
+
+def _engine_in_words(choice: Choice) -> str:
+    return "FSDP" if choice.sharding.engine == "fsdp" else "ZeRO-3"
 
 
 def advise(subject: Subject, arguments: Any, backend: Backend) -> Verdict:

@@ -25,6 +25,8 @@ _INDEXED = frozenset(
     [_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._unsafe_index_put.default]
 )
 
+_GROUPED = getattr(getattr(_aten, "_grouped_mm", None), "default", None)
+
 
 class Simulation(TorchDispatchMode):
     """Within this context tensors are made fake unless they are small and depend on no fake one.
@@ -65,8 +67,7 @@ class Simulation(TorchDispatchMode):
         tensors = [*_tensors(args), *_tensors(kwargs)]
         fakes = sum(isinstance(tensor, FakeTensor) for tensor in tensors)
         if fakes == len(tensors) > 0:  # nearly all, and a step is tens of thousands of them
-            with self._fake:
-                return func(*args, **kwargs)
+            return self._fakely(func, args, kwargs)
         if fakes:
             return self._fakely(func, self._by_position(func, args), kwargs)
         if tensors and _is_real(func):
@@ -78,7 +79,7 @@ class Simulation(TorchDispatchMode):
     def _fakely(self, func: Any, args: Any, kwargs: Any) -> Any:
         args, kwargs = tree_map_only(torch.Tensor, self._to_fake, (args, kwargs))
         with self._fake:
-            return func(*args, **kwargs)
+            return _grouped_product(*args, **kwargs) if func is _GROUPED else func(*args, **kwargs)
 
     def _to_fake(self, tensor: torch.Tensor) -> torch.Tensor:
         if isinstance(tensor, FakeTensor):
@@ -99,6 +100,28 @@ class Simulation(TorchDispatchMode):
             else:
                 places.append(index)
         return (args[0], places, *args[2:])
+
+
+def _grouped_product(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    offsets: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """Return what torch's product over groups of rows makes, which in PyTorch's own simulation takes bfloat16 alone.
+
+    Experts are a group each: rows `(T, K)` and weights `(E, K, N)` make `(T, N)`; the weights' gradient, of `(K, T)`
+    and `(T, N)`, is `(E, K, N)`.
+    """
+    if a.dim() == b.dim() == 2:
+        assert offsets is not None
+        shape: tuple[int, ...] = (offsets.shape[0], a.shape[0], b.shape[1])
+    elif a.dim() == b.dim():
+        shape = (a.shape[0], a.shape[1], b.shape[2])
+    else:
+        shape = (a.shape[-2], b.shape[-1])
+    return torch.empty(shape, dtype=out_dtype or a.dtype)
 
 
 def _tensors(values: Any) -> Iterator[torch.Tensor]:

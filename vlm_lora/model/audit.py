@@ -35,9 +35,10 @@ def describe_trainable(model: nn.Module, parts: Parts, rates: Mapping[str, float
     return "\n".join(lines)
 
 
-def log_trainable(model: nn.Module, parts: Parts, rates: Mapping[str, float] | None = None) -> None:
-    """Log the table of `describe_trainable`."""
-    logger.info("Trainable parameters:\n%s", describe_trainable(model, parts, rates))
+def log_trainable(model: nn.Module, parts: Parts, rates: Mapping[str, float] | None = None, *, below: str = "") -> None:
+    """Log the table of `describe_trainable`, and a line `below` it."""
+    table = describe_trainable(model, parts, rates)
+    logger.info("Trainable parameters:\n%s", f"{table}\n{below}" if below else table)
 
 
 class GradientAudit(TrainerCallback):

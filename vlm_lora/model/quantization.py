@@ -23,6 +23,7 @@ from vlm_lora.config.run_config import ModelConfig, RunConfig
 from vlm_lora.engines.zero import zero_stage
 from vlm_lora.errors import BackendError, ConfigError, ModelError
 from vlm_lora.launch.placement import launcher_asks_for
+from vlm_lora.model.adapters.experts import expert_parameters, share_of_language
 from vlm_lora.model.families import Family, family_of
 from vlm_lora.model.loading import adapter_folder
 from vlm_lora.model.parts import find_parts
@@ -69,7 +70,7 @@ def check_request(run: RunConfig, backend: Backend, arguments: Any) -> None:
     """
     if not run.model.load_in_4bit:
         return
-    partitioned = bool(arguments.fsdp or launcher_asks_for("fsdp", os.environ) or _is_zero3(arguments))
+    partitioned = partitioning_engine(arguments) != ""
     check_training(run, backend, trains=arguments.do_train, partitioned=partitioned)
     for flag in ("bf16_full_eval", "fp16_full_eval"):
         if getattr(arguments, flag):
@@ -163,6 +164,17 @@ def check_quantized(model: nn.Module, layers: Layers) -> None:
         len(layers.quantized),
         len(layers.kept),
     )
+    if not any(parameter.dim() == 3 for parameter in model.parameters()):
+        return
+    parts = find_parts(model)
+    experts = expert_parameters(model, parts)
+    if experts:
+        logger.warning(
+            "Quantization: %d parameters that hold all experts of a layer stay whole, %.1f %% of the language model: "
+            "bitsandbytes quantizes linear layers alone. `vlm-lora plan` counts them so.",
+            len(experts),
+            100 * share_of_language(model, parts, experts),
+        )
 
 
 def note_training_precision(model: ModelConfig) -> None:
@@ -179,6 +191,13 @@ def note_training_precision(model: ModelConfig) -> None:
 
 def _is_quantized(module: nn.Module) -> bool:
     return hasattr(getattr(module, "weight", None), "quant_state")
+
+
+def partitioning_engine(arguments: Any) -> str:
+    """Return the engine that gives each process a part of the weights, by its name; empty without one."""
+    if arguments.fsdp or launcher_asks_for("fsdp", os.environ):
+        return "FSDP"
+    return "ZeRO-3" if _is_zero3(arguments) else ""
 
 
 def _is_zero3(arguments: Any) -> bool:

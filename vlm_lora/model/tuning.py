@@ -11,10 +11,13 @@ from torch import nn
 
 from vlm_lora.config.run_config import TuningConfig
 from vlm_lora.errors import ConfigError, ModelError
+from vlm_lora.model.adapters.experts import expert_parameters, say_what_experts_cost
+from vlm_lora.model.adapters.reach import describe_unreached
+from vlm_lora.model.adapters.requirements import check_experts
+from vlm_lora.model.adapters.targets import Targets, adapted_weights, module_setting, resolve_targets
 from vlm_lora.model.audit import log_trainable
 from vlm_lora.model.families import Family
 from vlm_lora.model.parts import PARTS, Parts, count_parameters, find_parts
-from vlm_lora.model.targets import compact_regex, resolve_targets
 
 logger = logging.getLogger(__name__)
 
@@ -52,25 +55,33 @@ def apply_tuning(
             f"{_base_name(model)}, instead, or continue a run with --resume_from_checkpoint."
         )
     parts = find_parts(model, family)
-    tuned = (
-        _attach_lora(model, parts, tuning, revision) if tuning.peft_method == "lora" else _freeze(model, parts, tuning)
-    )
+    unreached = ""
+    if tuning.peft_method == "lora":
+        targets = resolve_targets(model, parts, tuning.lora_targets)
+        unreached = describe_unreached(model, parts, targets)
+        tuned = _attach_lora(model, parts, tuning, targets, revision)
+    else:
+        tuned = _freeze(model, parts, tuning)
     _check_rates(tuned, parts, tuning)
     rates: dict[str, float] = {} if learning_rate is None else dict.fromkeys(map(str, PARTS), learning_rate)
     rates |= tuning.learning_rates
-    log_trainable(tuned, parts, rates)
+    log_trainable(tuned, parts, rates, below=unreached)
     return tuned
 
 
-def _attach_lora(model: Any, parts: Parts, tuning: TuningConfig, revision: str | None) -> Any:
+def _attach_lora(model: Any, parts: Parts, tuning: TuningConfig, targets: Targets, revision: str | None) -> Any:
     from peft import LoraConfig, get_peft_model
 
-    names = resolve_targets(model, parts, tuning.lora_targets)
+    check_experts(tuning, targets)
+    if targets.parameters:
+        everything = expert_parameters(model, parts)
+        say_what_experts_cost({name: everything[name] for name in targets.parameters}, count=len(targets.modules))
     config = LoraConfig(
         r=tuning.lora_rank,
         lora_alpha=tuning.lora_alpha,
         lora_dropout=tuning.lora_dropout,
-        target_modules=compact_regex(model, names),
+        target_modules=module_setting(model, targets.modules),
+        target_parameters=list(targets.parameters) or None,
         use_rslora=tuning.use_rslora,
         use_dora=tuning.use_dora,
         bias="none",
@@ -78,19 +89,32 @@ def _attach_lora(model: Any, parts: Parts, tuning: TuningConfig, revision: str |
         revision=revision,
     )
     tuned = get_peft_model(model, config)
+    if isinstance(config.target_modules, set):  # in the model's order, in whatever order PEFT has them
+        config.target_modules = list(targets.modules)
+    config.target_parameters = list(targets.parameters) or None
     base = Path(str(config.base_model_name_or_path))
     if base.is_dir():  # a relative path would find its base from one working directory only
         config.base_model_name_or_path = str(base.resolve())
-    adapted = {name.removeprefix("base_model.model.") for name, m in tuned.named_modules() if hasattr(m, "lora_A")}
-    if adapted != set(names):
-        stray = sorted(adapted ^ set(names))
+    _check_attached(tuned, targets)
+    logger.info("LoRA of rank %d on %d modules: %s", tuning.lora_rank, len(targets.modules), config.target_modules)
+    return tuned
+
+
+def _check_attached(tuned: Any, targets: Targets) -> None:
+    """Make sure that LoRA sits where it was asked for, and nowhere else.
+
+    Raises:
+        ModelError: names what differs.
+    """
+    wanted = {*targets.modules, *targets.parameters}
+    adapted = set(adapted_weights(tuned))
+    if adapted != wanted:
+        stray = sorted(adapted ^ wanted)
         raise ModelError(
-            f"PEFT attached LoRA to {len(adapted)} modules instead of the {len(names)} chosen; they differ in "
+            f"PEFT attached LoRA to {len(adapted)} modules instead of the {len(wanted)} chosen; they differ in "
             f"{', '.join(stray[:3])}. Give --lora_targets as a list of full module names, and please report the "
             "model."
         )
-    logger.info("LoRA of rank %d on %d modules: %s", tuning.lora_rank, len(names), config.target_modules)
-    return tuned
 
 
 def _freeze(model: nn.Module, parts: Parts, tuning: TuningConfig) -> nn.Module:

@@ -52,6 +52,7 @@ ADAPTER_SETTINGS = {
     "r": "--lora_rank",
     "lora_alpha": "--lora_alpha",
     "target_modules": "--lora_targets",
+    "target_parameters": "--lora_targets",
     "use_rslora": "--use_rslora",
     "use_dora": "--use_dora",
 }
@@ -210,13 +211,18 @@ def check_adapter_settings(checkpoint: str, model: Any) -> None:
     different = [
         f"{flag} {saved.get(name)} in the checkpoint, {getattr(asked, name)} now"
         for name, flag in ADAPTER_SETTINGS.items()
-        if saved.get(name) != getattr(asked, name)
+        if _in_no_order(saved.get(name)) != _in_no_order(getattr(asked, name))
     ]
     if different:
         raise ConfigError(
             f"--resume_from_checkpoint {checkpoint}: {'; '.join(different)}. Give the checkpoint's settings, "
             "or start afresh in another --output_dir."
         )
+
+
+def _in_no_order(value: Any) -> Any:
+    """Return a setting to be compared: PEFT keeps names in a list, or in a set."""
+    return frozenset(value) if isinstance(value, (list, tuple, set)) else value
 
 
 def _remove_earlier_run(path: Path) -> None:

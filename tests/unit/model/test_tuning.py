@@ -17,9 +17,9 @@ from support.tiny import available
 from support.tiny.batches import build_batch, load_plainly, next_token_loss
 from vlm_lora.config.run_config import TuningConfig
 from vlm_lora.errors import ConfigError, ModelError
+from vlm_lora.model.adapters.targets import CONVOLUTIONS, compact_regex, resolve_targets
 from vlm_lora.model.families import family_of
 from vlm_lora.model.parts import count_parameters, find_parts
-from vlm_lora.model.targets import CONVOLUTIONS, compact_regex, resolve_targets
 from vlm_lora.model.tuning import apply_tuning
 
 NAMES = available()
@@ -65,7 +65,7 @@ def test_each_choice_of_parts_gets_what_it_says(name: str, wanted: str, model_fo
         with pytest.raises(ConfigError, match="has no linear layers"):
             resolve_targets(model, parts, wanted)
         return
-    chosen = resolve_targets(model, parts, wanted)
+    chosen = list(resolve_targets(model, parts, wanted).modules)
     assert set(chosen) == expected
     pattern = compact_regex(model, chosen)
     assert {n for n, _ in model.named_modules() if re.fullmatch(pattern, n)} == expected
@@ -107,17 +107,17 @@ def test_a_bare_name_means_the_language_model(model_folder: Callable[[str], Path
     parts = find_parts(model)
     tower = [n for n, _ in model.named_modules() if n.endswith("q_proj") and parts.part_of(n) == "vision"]
     assert tower
-    chosen = resolve_targets(model, parts, "q_proj, v_proj")
+    chosen = resolve_targets(model, parts, "q_proj, v_proj").modules
     assert len(chosen) == 4
     assert {parts.part_of(n) for n in chosen} == {"language"}
-    assert resolve_targets(model, parts, '["q_proj", "v_proj"]') == chosen
-    assert resolve_targets(model, parts, tower[0]) == [tower[0]]
+    assert resolve_targets(model, parts, '["q_proj", "v_proj"]').modules == chosen
+    assert resolve_targets(model, parts, tower[0]).modules == (tower[0],)
 
 
 def test_a_regex_must_match_whole_names_and_may_reach_the_tower(model_folder: Callable[[str], Path]) -> None:
     _, model = load_plainly(model_folder("llava"))
     parts = find_parts(model)
-    chosen = resolve_targets(model, parts, r".*layers\.0\..*(q|v)_proj")
+    chosen = resolve_targets(model, parts, r".*layers\.0\..*(q|v)_proj").modules
     assert {parts.part_of(n) for n in chosen} == {"language", "vision"}
     assert all(".0." in n for n in chosen)
 
@@ -125,7 +125,7 @@ def test_a_regex_must_match_whole_names_and_may_reach_the_tower(model_folder: Ca
 def test_a_regex_never_reaches_head_or_embeddings(model_folder: Callable[[str], Path]) -> None:
     _, model = load_plainly(model_folder("qwen2_vl"))
     parts = find_parts(model)
-    chosen = resolve_targets(model, parts, ".*")
+    chosen = resolve_targets(model, parts, ".*").modules
     assert {parts.part_of(n) for n in chosen} == {"language", "vision", "projector"}
     # What is named is taken, convolutions too.
     assert any(isinstance(model.get_submodule(n), CONVOLUTIONS) for n in chosen)
@@ -151,7 +151,7 @@ def test_targets_that_select_nothing_say_what_there_is(
 
 def test_a_regex_of_single_layers_keeps_their_numbers(model_folder: Callable[[str], Path]) -> None:
     _, model = load_plainly(model_folder("mllama"))
-    names = [n for n in resolve_targets(model, find_parts(model), "language") if ".layers.1." not in n]
+    names = [n for n in resolve_targets(model, find_parts(model), "language").modules if ".layers.1." not in n]
     pattern = compact_regex(model, names)
     assert {n for n, _ in model.named_modules() if re.fullmatch(pattern, n)} == set(names)
 

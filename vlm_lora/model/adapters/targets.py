@@ -12,11 +12,22 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
+from vlm_lora.compat import renamed_by_peft
 from vlm_lora.errors import ConfigError
-from vlm_lora.model.experts import cannot_be_trained, named_experts, warn_of_frozen_experts
+from vlm_lora.model.adapters.experts import (
+    EXPERTS,
+    ROUTERS_STAY,
+    cannot_be_trained,
+    expert_layers,
+    expert_parameters,
+    named_experts,
+    routers,
+    warn_of_frozen_experts,
+)
 from vlm_lora.model.parts import Parts
 
 logger = logging.getLogger(__name__)
@@ -27,22 +38,35 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "vision": ("vision",),
     "all": ("language", "projector", "vision"),
     "all-linear": ("language", "projector", "vision"),
+    EXPERTS: (EXPERTS,),
 }
-"""Words that name parts; `all-linear` is PEFT's own."""
+"""Words that name parts, and experts of the language model; `all-linear` is PEFT's own."""
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NAME = re.compile(r"[\w.]+")
+_NESTED = re.compile(r"(\.base_layer)+$")
 _NEVER = ("head", "embeddings")
 
 
-def resolve_targets(model: nn.Module, parts: Parts, wanted: str) -> list[str]:
-    """Return the full names of the modules that get LoRA, in the model's order.
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """What gets LoRA, by full names in the model's order."""
+
+    modules: tuple[str, ...]
+    """Linear layers and convolutions."""
+    parameters: tuple[str, ...] = ()
+    """Experts that are one parameter a layer."""
+
+
+def resolve_targets(model: nn.Module, parts: Parts, wanted: str) -> Targets:
+    """Return what gets LoRA.
 
     Args:
         model: without PEFT around it.
         parts: from `find_parts`.
-        wanted: `language`, `projector`, `vision`, `all`, or several joined by commas; or a regular
-            expression that must match a whole module name; or module names joined by commas, each a full
-            name or its end. A bare name such as `q_proj` means the language model where that has it.
+        wanted: `language`, `projector`, `vision`, `all`, `experts`, or several joined by commas; or a regular
+            expression that must match a whole module name (or that of a parameter that holds experts); or module
+            names joined by commas, each a full name or its end. A bare name such as `q_proj` means the language model
+            where that has it.
 
     Raises:
         ConfigError: nothing is selected; the message shows the nearest names there are.
@@ -50,32 +74,87 @@ def resolve_targets(model: nn.Module, parts: Parts, wanted: str) -> list[str]:
     words = [word.strip() for word in wanted.strip("[]() ").split(",") if word.strip(" '\"")]
     words = [word.strip("'\"") for word in words]
     supported = _supported(model, parts)
+    experts = expert_parameters(model, parts)
     if words and all(word in GROUPS for word in words):
         chosen = _by_group(model, parts, supported, words)
-        asks_for_experts = any("language" in GROUPS[word] for word in words)
+        parameters = set(experts) if EXPERTS in words else set()
+        if EXPERTS not in words and any("language" in GROUPS[word] for word in words):
+            warn_of_frozen_experts(model, parts, wanted)
     elif words and all(_NAME.fullmatch(word) for word in words):
-        chosen = _by_name(model, parts, supported, words)
-        asks_for_experts = bool(named_experts(model, parts, names=words))
+        chosen, parameters = _by_name(model, parts, supported, words)
     else:
         chosen = _by_pattern(supported, wanted)
-        experts = named_experts(model, parts, pattern=wanted)
-        asks_for_experts = bool(experts)
-        if experts and not chosen:
-            raise ConfigError(cannot_be_trained(wanted, experts))
-    if asks_for_experts:
-        warn_of_frozen_experts(model, parts, wanted)
+        parameters = set(named_experts(model, parts, pattern=wanted))
+    beyond = sorted(parameters - set(experts))
+    parameters &= set(experts)
+    if beyond and not (chosen or parameters):
+        raise ConfigError(cannot_be_trained(wanted, beyond))
+    return _usable(model, parts, supported, wanted, words, chosen, [name for name in experts if name in parameters])
+
+
+def _usable(
+    model: nn.Module,
+    parts: Parts,
+    supported: Mapping[str, nn.Module],
+    wanted: str,
+    words: Sequence[str],
+    chosen: set[str],
+    parameters: Sequence[str],
+) -> Targets:
+    """Leave out what LoRA would have no effect on, or PEFT cannot wrap.
+
+    Raises:
+        ConfigError: nothing is left.
+    """
     unused = [name for name in supported if name in chosen and not parts.carries_lora(name)]
     if unused:
         logger.info("LoRA leaves out %d modules whose output the model never reads, %s first.", len(unused), unused[0])
-    names = [name for name in supported if name in chosen and parts.carries_lora(name)]
-    if not names:
+    routing = [name for name in routers(model, parts) if name in chosen]
+    if routing:
+        logger.info("LoRA leaves out %d routers, such as %s. %s", len(routing), routing[0], ROUTERS_STAY)
+    renamed = _mistaken_for_experts(model, [name for name in chosen if name not in routing])
+    left_out = {*unused, *routing, *renamed}
+    names = tuple(name for name in supported if name in chosen and name not in left_out)
+    if names or parameters:
+        return Targets(modules=names, parameters=tuple(parameters))
+    if routing:
+        raise ConfigError(
+            f"--lora_targets {wanted}: it selects nothing but routers, such as {routing[0]}. {ROUTERS_STAY} Type "
+            "--lora_targets language."
+        )
+    if unused:
         raise ConfigError(
             f"--lora_targets {wanted}: the only modules it selects are never used by this model, such as "
             f"{unused[0]}. Type --lora_targets language."
-            if unused
-            else _nothing(model, parts, supported, wanted, words)
         )
-    return names
+    raise ConfigError(_nothing(model, parts, supported, wanted, words))
+
+
+def _mistaken_for_experts(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """Return those of the modules that PEFT would not find again in an adapter's configuration.
+
+    For some mixtures it takes names of linear layers for those that experts had in transformers 4, and puts LoRA on
+    the experts instead, shared or dense layers among them.
+    """
+    old = renamed_by_peft(getattr(model, "config", None))
+    found = sorted(name for name in names if name.rpartition(".")[2] in old)
+    if found:
+        logger.warning(
+            "LoRA leaves out %d linear layers, such as %s: for this model the installed PEFT takes their names "
+            "(%s) for experts' of transformers 4, so that no adapter on them would load again. "
+            "--peft_method none trains them.",
+            len(found),
+            found[0],
+            ", ".join(sorted({name.rpartition(".")[2] for name in found})),
+        )
+    return found
+
+
+def module_setting(model: nn.Module, names: Sequence[str]) -> str | list[str]:
+    """Return `target_modules` for PEFT: a compact regular expression, or names where PEFT would rewrite that."""
+    if not names:
+        return []
+    return list(names) if renamed_by_peft(getattr(model, "config", None)) else compact_regex(model, names)
 
 
 def compact_regex(model: nn.Module, names: Sequence[str]) -> str:
@@ -135,6 +214,8 @@ def _supported(model: nn.Module, parts: Parts) -> dict[str, nn.Module]:
 def _by_group(model: nn.Module, parts: Parts, supported: Mapping[str, nn.Module], words: Sequence[str]) -> set[str]:
     wanted = {part for word in words for part in GROUPS[word]}
     inside = {name: module for name, module in supported.items() if parts.part_of(name) in wanted}
+    if EXPERTS in wanted:
+        inside |= {name: supported[name] for name in expert_layers(supported, parts)}
     convolutions = [name for name, module in inside.items() if isinstance(module, CONVOLUTIONS)]
     if convolutions:
         logger.info(
@@ -143,34 +224,49 @@ def _by_group(model: nn.Module, parts: Parts, supported: Mapping[str, nn.Module]
             convolutions[0],
         )
     chosen = set(inside) - set(convolutions)
-    for part in sorted(wanted):
+    for part in sorted(wanted - {EXPERTS}):
         if not any(parts.part_of(name) == part for name in chosen):
             paths = ", ".join(getattr(parts, part)) or "nothing"
             logger.warning("--lora_targets %s: the %s (%s) has no linear layers.", ",".join(words), part, paths)
+    if EXPERTS in wanted and not (expert_layers(chosen, parts) or expert_parameters(model, parts)):
+        others = ",".join(word for word in words if word != EXPERTS) or "language"
+        raise ConfigError(f"--lora_targets {','.join(words)}: this model has no experts. Type --lora_targets {others}.")
     return chosen
 
 
-def _by_name(model: nn.Module, parts: Parts, supported: Mapping[str, nn.Module], words: Sequence[str]) -> set[str]:
+def _by_name(
+    model: nn.Module, parts: Parts, supported: Mapping[str, nn.Module], words: Sequence[str]
+) -> tuple[set[str], set[str]]:
+    """Return the modules and the weights outside linear layers that names select."""
     chosen: set[str] = set()
+    parameters: set[str] = set()
     for word in words:
         hits = {name for name in supported if name == word or name.endswith("." + word)}
         language = {name for name in hits if parts.part_of(name) == "language"}
-        experts = [] if language else named_experts(model, parts, names=[word])
-        if experts:  # and not the tower's layers of that name
-            raise ConfigError(cannot_be_trained(word, experts))
-        if "." not in word and language and language != hits:
-            logger.info(
-                "--lora_targets %s: taken in the language model only; %d modules of that name elsewhere, such as %s, "
-                "are left out. Give a longer name to tune those.",
-                word,
-                len(hits - language),
-                min(hits - language),
-            )
+        # As with PEFT, a name that linear layers have means those alone.
+        named = set() if language or ("." in word and hits) else set(named_experts(model, parts, names=[word]))
+        if named and not named & set(expert_parameters(model, parts)):
+            raise ConfigError(cannot_be_trained(word, sorted(named)))
+        if word == EXPERTS:
+            language |= set(expert_layers(supported, parts))
+        if "." not in word and (language or named) and language != hits:
+            elsewhere = hits - language
+            if elsewhere:
+                logger.info(
+                    "--lora_targets %s: taken in the language model only; %d modules of that name elsewhere, such as "
+                    "%s, are left out. Give a longer name to tune those.",
+                    word,
+                    len(elsewhere),
+                    min(elsewhere),
+                )
             hits = language
-        if not hits:
+        if not hits and not named:
             raise ConfigError(_missing_name(supported, word))
         chosen |= hits
-    return chosen
+        parameters |= named
+    if not parameters and named_experts(model, parts, names=words):
+        warn_of_frozen_experts(model, parts, ",".join(words))
+    return chosen, parameters
 
 
 def _by_pattern(supported: Mapping[str, nn.Module], pattern: str) -> set[str]:
@@ -179,7 +275,7 @@ def _by_pattern(supported: Mapping[str, nn.Module], pattern: str) -> set[str]:
     except re.error as error:
         raise ConfigError(
             f"--lora_targets {pattern}: not a regular expression ({error}). Allowed are language, projector, vision, "
-            "all, a regular expression, or module names joined by commas."
+            "all, experts, a regular expression, or module names joined by commas."
         ) from None
     return {name for name in supported if compiled.fullmatch(name)}
 
@@ -197,7 +293,7 @@ def _missing_name(supported: Mapping[str, nn.Module], word: str) -> str:
     near = difflib.get_close_matches(word, [*ends, *supported], n=4, cutoff=0.5)
     hint = f" Nearest: {', '.join(near)}." if near else ""
     return (
-        f"--lora_targets: no module is called {word!r}.{hint} Allowed are language, projector, vision, all, a "
+        f"--lora_targets: no module is called {word!r}.{hint} Allowed are language, projector, vision, all, experts, a "
         f"regular expression, or names such as {', '.join(ends[:12])}. Embeddings and head carry no LoRA."
     )
 
@@ -217,3 +313,15 @@ def _nothing(
         f"--lora_targets {wanted}: matches no module that can carry LoRA. A regular expression must match the whole "
         f"name, for example .*language_model.*q_proj.{hint} Module names look like {_examples(supported)}."
     )
+
+
+def adapted_weights(tuned: nn.Module) -> list[str]:
+    """Return what carries LoRA in a `PeftModel`: modules by their names, experts in one tensor by the parameter's."""
+    found = []
+    for name, module in tuned.named_modules():
+        if hasattr(module, "lora_A"):
+            bare = name.removeprefix("base_model.model.")
+            # PEFT nests what it puts around several parameters of one module.
+            parameter = getattr(module, "parameter_name", None)
+            found.append(bare if parameter is None else f"{_NESTED.sub('', bare)}.{parameter}")
+    return found

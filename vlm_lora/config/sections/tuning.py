@@ -1,0 +1,136 @@
+"""What is trained, and how: LoRA and its targets, full weights part by part, and a learning rate for each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vlm_lora.config.sections.checks import check_choice, check_positive
+from vlm_lora.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningConfig:
+    """Which weights are trained, and how."""
+
+    peft_method: str = "lora"
+    """lora, or none for full weights."""
+    lora_rank: int = 16
+    """Rank r of the LoRA matrices."""
+    lora_alpha: float = 32.0
+    """LoRA scale: updates are multiplied by alpha / r (alpha / sqrt(r) with --use_rslora)."""
+    lora_dropout: float = 0.0
+    """Dropout on the LoRA input. 0 is faster and takes less memory."""
+    lora_targets: str = field(default="language", metadata={"join": ","})
+    """language, projector, vision, all, experts (those of a mixture that are one tensor a layer too; combine with
+    commas), a regular expression, or module names."""
+    use_rslora: bool = False
+    """Rank-stabilised scale (Kalajdzievski 2023)."""
+    use_dora: bool = False
+    """Weight-decomposed LoRA (Liu et al. 2024)."""
+    freeze_language: bool = False
+    """With --peft_method none: keep the language model frozen."""
+    freeze_vision: bool = True
+    """With --peft_method none: keep the vision tower frozen."""
+    freeze_projector: bool = False
+    """With --peft_method none: keep the projector frozen."""
+    freeze_embeddings: bool | None = None
+    """With --peft_method none: keep the token embeddings frozen; by default as the language model."""
+    freeze_head: bool | None = None
+    """With --peft_method none: keep the output head frozen; by default as the language model."""
+    language_learning_rate: float | None = None
+    """Learning rate of the language model, LoRA on it included; by default --learning_rate."""
+    vision_learning_rate: float | None = None
+    """Learning rate of the vision tower, LoRA on it included; by default --learning_rate."""
+    projector_learning_rate: float | None = None
+    """Learning rate of the projector, LoRA on it included; by default --learning_rate."""
+    embeddings_learning_rate: float | None = None
+    """Learning rate of the token embeddings (and of a head tied to them); by default --learning_rate."""
+    head_learning_rate: float | None = None
+    """Learning rate of an output head that is not tied to the embeddings; by default --learning_rate."""
+
+    @property
+    def frozen(self) -> Mapping[str, bool]:
+        """By part: whether it stays as it is with full weights."""
+        return {
+            "language": self.freeze_language,
+            "vision": self.freeze_vision,
+            "projector": self.freeze_projector,
+            "embeddings": self.freeze_language if self.freeze_embeddings is None else self.freeze_embeddings,
+            "head": self.freeze_language if self.freeze_head is None else self.freeze_head,
+        }
+
+    @property
+    def target_words(self) -> frozenset[str]:
+        """The words or names of `lora_targets`; a regular expression is cut at its commas."""
+        return frozenset(target.strip() for target in self.lora_targets.split(","))
+
+    @property
+    def learning_rates(self) -> Mapping[str, float]:
+        """By part: the rates that were given."""
+        given = {part: getattr(self, f"{part}_learning_rate") for part in self.frozen}
+        return {part: rate for part, rate in given.items() if rate is not None}
+
+    def __post_init__(self) -> None:
+        check_choice("peft_method", self.peft_method, ("lora", "none"))
+        if self.lora_rank < 1:
+            raise ConfigError(f"--lora_rank {self.lora_rank}: must be 1 or more, for example 16.")
+        check_positive("lora_alpha", self.lora_alpha)
+        if not 0 <= self.lora_dropout < 1:
+            raise ConfigError(f"--lora_dropout {self.lora_dropout}: must be at least 0 and below 1.")
+        for part, rate in self.learning_rates.items():
+            if not (rate > 0 and math.isfinite(rate)):
+                cure = f"--freeze_{part}" if self.peft_method == "none" else f"a --lora_targets without {part}"
+                raise ConfigError(
+                    f"--{part}_learning_rate {rate}: must be a finite number above 0. To keep the part as it is, "
+                    f"type {cure}."
+                )
+        if self.peft_method == "none" and all(self.frozen.values()):
+            raise ConfigError(
+                "--freeze_language --freeze_vision --freeze_projector with --peft_method none: nothing is "
+                "left to train. Leave one of them out."
+            )
+
+    def _contradicts_lora(self, part: str) -> bool:
+        """Say whether a part's --freeze_* asks for something else than what becomes of it with these LoRA targets."""
+        frozen = getattr(self, f"freeze_{part}")
+        if frozen == getattr(TuningConfig(), f"freeze_{part}"):
+            return False
+        targets = self.target_words
+        every = targets & {"all", "all-linear"}
+        if not targets <= {"language", "vision", "projector", "experts", *every}:
+            return True
+        return frozen == (part in targets or (bool(every) and part not in ("embeddings", "head")))
+
+    def refuse_what_has_no_effect(self) -> None:
+        """Before training: refuse a setting of the other method, which would be ignored.
+
+        Raises:
+            ConfigError: names the settings and what to type instead.
+        """
+        if self.peft_method == "lora":
+            if any(self._contradicts_lora(part) for part in self.frozen):
+                raise ConfigError(
+                    "--freeze_* and --train_vision are for --peft_method none. With LoRA type "
+                    "--lora_targets language,vision (or projector, all) to choose the parts."
+                )
+            for part in ("embeddings", "head"):
+                if part in self.learning_rates:
+                    raise ConfigError(
+                        f"--{part}_learning_rate: embeddings and head carry no LoRA. Leave it out, or train full "
+                        "weights by --peft_method none."
+                    )
+        elif self.lora_targets != "language" or self.use_dora or self.use_rslora:
+            raise ConfigError(
+                "--lora_targets, --use_dora and --use_rslora are for --peft_method lora. With full weights choose "
+                "the parts by --freeze_language, --freeze_vision, --freeze_projector, --freeze_embeddings and "
+                "--freeze_head."
+            )
+        else:
+            for part in self.learning_rates:
+                if self.frozen[part]:
+                    raise ConfigError(
+                        f"--{part}_learning_rate: the {part} part is frozen, so its rate would have no effect. Leave "
+                        f"it out, or type --freeze_{part} false."
+                    )
