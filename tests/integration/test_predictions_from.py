@@ -99,7 +99,7 @@ def test_no_model_is_loaded(data: Path, capsys: pytest.CaptureFixture[str], monk
         ([], "holds no answers"),
         ({}, "holds no answers"),
         ([{"row": 1}], "none of them is an answer"),
-        ([{"prediction": "a"}], "1 answers that do not say which rows they are of, and 4 rows"),
+        ([{"prediction": "a"}], "1 answer that does not say which row it is of, and 4 rows"),
         ([{"row": 1, "prediction": "a"}, {"row": 1, "prediction": "b"}], "entry 0 and made.json entry 1 are both of"),
         ([{"row": 1, "prediction": "a"}, {"prediction": "b"}], "entry 1: has no 'row'"),
         ([{"row": 1, "prediction": {"x": 1}}], "its answer is no text"),

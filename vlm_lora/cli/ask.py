@@ -16,6 +16,7 @@ from vlm_lora.cli.setup import configure, verb_parser
 from vlm_lora.config.early import MODEL
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.values import MismatchError, convert
+from vlm_lora.data.wording import counted
 from vlm_lora.errors import ConfigError, DataError, nearest
 from vlm_lora.progress import live_line
 
@@ -157,7 +158,7 @@ def _ask_file(run: RunConfig, name: str, output: Path | None, keywords: Mapping[
             stream.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
             stream.flush()
     if output is not None:
-        print(f"{len(rows) - failed} answers written to {output}")
+        print(f"{counted(len(rows) - failed, 'answer')} written to {output}")
     if failed:
         raise DataError(f"{failed} of {len(rows)} rows of {name} could not be answered; the 'error' of each says why.")
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from vlm_lora.cli.setup import configure, verb_parser
 from vlm_lora.config.early import DATA, MODEL
 from vlm_lora.data.cache_folder import CACHES, cache_place, clear, kept_files
+from vlm_lora.data.wording import counted
 from vlm_lora.errors import ConfigError, nearest
 from vlm_lora.launch.placement import refuse_several
 
@@ -44,7 +45,7 @@ def cache(rest: Sequence[str]) -> None:
     from vlm_lora import pipeline
 
     kept = pipeline.cache(run)
-    print(f"{kept.rows} rows with {kept.images} images.")
+    print(f"{counted(kept.rows, 'row')} with {counted(kept.images, 'image')}.")
     if kept.made is not None:
         print(f"Vision features: {kept.made} made, {kept.read} there already.")
     for name, size in kept.after.items():

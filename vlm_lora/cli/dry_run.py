@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vlm_lora.cli.setup import rank
 from vlm_lora.config.run_config import RunConfig
+from vlm_lora.data.wording import counted
 from vlm_lora.errors import ConfigError
 
 
@@ -33,4 +34,4 @@ def dry_run(run: RunConfig) -> None:
     page = folder / "dry_run.html"
     title = f"Dry run: {run.data.dataset_name} as {run.model.model_name_or_path} sees it"
     write_page(page, shown, title=title, images=run.reporting.report_images)
-    print(f"{len(shown)} rows, nothing was trained. Written to {page}")
+    print(f"{counted(len(shown), 'row')}, nothing was trained. Written to {page}")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlm_lora.cli.setup import configure, verb_parser
+from vlm_lora.data.wording import counted
 from vlm_lora.errors import ConfigError, DataError, nearest
 
 logger = logging.getLogger(__name__)
@@ -76,9 +77,10 @@ def run(rest: Sequence[str]) -> None:
             )
         )
     shards = write_shards(divisions, out_dir)
-    print(f"{sum(shard.samples for shard in shards)} samples in {len(shards)} tars in {out_dir}:")
+    samples = counted(sum(shard.samples for shard in shards), "sample")
+    print(f"{samples} in {counted(len(shards), 'tar')} in {out_dir}:")
     for shard in shards:
-        print(f"  {shard.name}  {shard.samples} samples  {shard.bytes} bytes  sha256 {shard.sha256[:16]}")
+        print(f"  {shard.name}  {counted(shard.samples, 'sample')}  {shard.bytes} bytes  sha256 {shard.sha256[:16]}")
 
 
 def _parse(rest: Sequence[str]) -> tuple[Namespace, list[str]]:

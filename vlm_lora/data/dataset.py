@@ -25,7 +25,7 @@ from vlm_lora.data.ocr.task_sampling import Ask
 from vlm_lora.data.sources.named import Source, open_source
 from vlm_lora.data.sources.streams import RowStream, open_stream
 from vlm_lora.data.splits import Part, hold_out, limit, pick_split, pick_train, whole
-from vlm_lora.data.wording import quoted
+from vlm_lora.data.wording import counted, quoted
 from vlm_lora.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -190,7 +190,10 @@ def _load_streamed(config: DataConfig, stream: RowStream, *, need_validation: bo
             "of it says how many there are. Type --validation_name with other data, or --do_eval false."
         )
     rows = stream.head(SAMPLE)
-    notes = [f"train: {stream.name} as a stream, front to back; the first {len(rows)} rows say what it is"]
+    notes = [
+        f"train: {stream.name} as a stream, front to back; the first "
+        f"{counted(len(rows), 'row says', 'rows say')} what it is"
+    ]
     train = _finish(whole("train", rows), config, None, notes)
     if not need_validation:
         return Splits(train=train, validation=None, explanation="\n".join(notes), stream=stream)
@@ -310,7 +313,7 @@ def _take_train(
     if _must_hold_out(config, source, validation, rows, need_validation):
         train, held = hold_out(name, rows, fraction=config.validation_fraction, seed=config.split_seed)
         notes.append(
-            f"train: the split '{name}' of {source.name} without the {len(held.indices)} rows held out\n"
+            f"train: the split '{name}' of {source.name} without the {counted(len(held.indices), 'row')} held out\n"
             f"validation: {len(held.indices)} of its {len(rows)} rows ({config.validation_fraction:g}, "
             f"seed {config.split_seed}), because the data names no validation split"
         )
@@ -375,7 +378,7 @@ def _finish(
     fewer = f" (the first of {len(part.indices)})" if len(kept.indices) < len(part.indices) else ""
     lines = ["columns as above"] if shared else schema.explain().splitlines()
     indented = "\n".join(f"  {line}" for line in lines)
-    notes.append(f"{part.name}: {len(kept.indices)} rows{fewer}\n{indented}")
+    notes.append(f"{part.name}: {counted(len(kept.indices), 'row')}{fewer}\n{indented}")
     return ConversationDataset(kept, schema, config)
 
 

@@ -16,15 +16,16 @@ def joined(names: Iterable[object]) -> str:
     return ", ".join(map(str, names)) or "nothing"
 
 
-def counted(number: int, one: str, several: str | None = None) -> str:
+def counted(number: float, one: str, several: str | None = None, *, form: str = "") -> str:
     """Return a number with its noun: `1 row`, `2 rows`.
 
     Args:
         number: how many.
         one: the noun, with what belongs to it, for one.
         several: the same for any other number; by default with an s.
+        form: how the number is written, as `format` has it.
     """
-    return f"{number} {one if number == 1 else several or f'{one}s'}"
+    return f"{number:{form}} {one if number == 1 else several or f'{one}s'}"
 
 
 def short(value: Any) -> str:

@@ -22,6 +22,7 @@ from vlm_lora.config.whole_files import write_json
 from vlm_lora.data.conversation import Conversation, Place, PlacedText, PlaceList
 from vlm_lora.data.dataset import ConversationDataset, Conversations, load_splits
 from vlm_lora.data.mixture import Mixture
+from vlm_lora.data.wording import counted
 from vlm_lora.errors import ConfigError, DataError
 from vlm_lora.evaluation.answer_files import IDS, NUMBERS, SOURCE, AnswerFile, Foreign, read_answers
 from vlm_lora.evaluation.answering import answered
@@ -115,9 +116,9 @@ def _matched(found: AnswerFile, rows: Conversations, file: Path) -> dict[int, Fo
             matched[number] = answer
     if not matched:
         raise DataError(
-            f"--predictions_from {file}: none of its {len(found.answers)} answers is of one of the {len(rows)} rows "
-            f"that are evaluated ({names.how}; the first names {found.answers[0].name!r}, the first row is "
-            f"{rows.source(0)}). Name their data by --validation_name."
+            f"--predictions_from {file}: none of its {len(found.answers)} answers is of one of the "
+            f"{counted(len(rows), 'row that is', 'rows that are')} evaluated ({names.how}; the first names "
+            f"{found.answers[0].name!r}, the first row is {rows.source(0)}). Name their data by --validation_name."
         )
     if strays:
         logger.warning("Answers without a row, left out: %s.", _few([answer.place for answer in strays]))
@@ -158,8 +159,9 @@ class RowNames:
         if key is None:
             if len(found.answers) != len(rows):
                 raise DataError(
-                    f"--predictions_from, {found.answers[0].place}: {len(found.answers)} answers that do not say which "
-                    f"rows they are of, and {len(rows)} rows. Add a key to each: {SOURCE} (as predictions.jsonl has "
+                    f"--predictions_from, {found.answers[0].place}: "
+                    f"{counted(len(found.answers), 'answer that does', 'answers that do')} not say which row it is of, "
+                    f"and {counted(len(rows), 'row')}. Add a key to each: {SOURCE} (as predictions.jsonl has "
                     f"it), row (its number in the file, from 0) or a name of the data's own ({', '.join(IDS[:3])})."
                 )
             return

@@ -28,7 +28,7 @@ from vlm_lora.data.mixture import split_names
 from vlm_lora.data.sources.named import open_source
 from vlm_lora.data.split_parts import split_parts
 from vlm_lora.data.splits import Part, hold_out, limit, pick_split, pick_train, whole
-from vlm_lora.data.wording import joined
+from vlm_lora.data.wording import counted, joined
 from vlm_lora.errors import ConfigError, DataError
 from vlm_lora.model.processor.trained_boxes import trained_settings
 
@@ -119,11 +119,11 @@ def warn_of_trained_rows(run: RunConfig, splits: Splits, tables: Mapping[str, Ro
     divided = [f"--{name}" for name in DIVIDING if name in run.given]
     held_out = f"leave {joined(divided)} out to evaluate what that training held out, or " if divided else ""
     logger.warning(
-        "%s was trained on %d of the %d rows that are evaluated (%s%s): their figures say little about rows that it "
+        "%s was trained on %d of the %s evaluated (%s%s): their figures say little about rows that it "
         "has not seen. To change that, %sname other data by --validation_name.",
         run.model.model_name_or_path,
         len(found),
-        len(splits.validation),
+        counted(len(splits.validation), "row that is", "rows that are"),
         named,
         " ..." if len(found) > SHOWN else "",
         held_out,

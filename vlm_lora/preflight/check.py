@@ -18,6 +18,7 @@ from vlm_lora.data.cache_folder import cache_place
 from vlm_lora.data.dataset import Splits
 from vlm_lora.data.ocr.task_sampling import ONCE
 from vlm_lora.data.split_parts import places, split_parts, with_parts
+from vlm_lora.data.wording import counted
 from vlm_lora.errors import DataError
 from vlm_lora.preflight.faults import TOO_LONG
 from vlm_lora.preflight.figures import DataReport, build_report
@@ -104,7 +105,7 @@ def read_rows(
             )
         tables[name] = reader.read(rows, encoder, spans[name], canvases)
     if splits.stream is not None and splits.train is not None:
-        logger.info("streaming: the first %d rows were checked", len(splits.train))
+        logger.info("streaming: the first %s checked", counted(len(splits.train), "row was", "rows were"))
     return ReadRows(tables=tables, canvases=canvases)
 
 

@@ -12,6 +12,7 @@ from vlm_lora.batching.loading import name_of
 from vlm_lora.batching.row_table import RowTable, RowTableBuilder
 from vlm_lora.data.dataset import ConversationDataset
 from vlm_lora.data.ocr.task_sampling import Span
+from vlm_lora.data.wording import counted
 from vlm_lora.preflight.inspection import HeaderSizes, Inspection, Stamping
 from vlm_lora.preflight.parallel_map import ParallelMap
 from vlm_lora.preflight.table_store import TableStore
@@ -49,7 +50,7 @@ class RowReader:
         key = None if self.store is None else self.store.key(rows, span, canvases)
         earlier = self._load(key, rows, Inspection(rows, encoder, span))
         if earlier is not None:
-            logger.info("%s: %d rows, checked before, nothing has changed since.", rows.name, len(rows))
+            logger.info("%s: %s, checked before, nothing has changed since.", rows.name, counted(len(rows), "row"))
             return earlier
         if self.store is not None and canvases and self.store.has(self.store.key(rows, span)):
             logger.info(

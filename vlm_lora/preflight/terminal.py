@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from vlm_lora.data.wording import counted
 from vlm_lora.preflight.figures import DataReport, Distribution, NamedRow, SplitReport
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -18,13 +19,14 @@ def print_report(report: DataReport, console: Console) -> None:
     for split, figures in report.splits.items():
         _print_split(split, figures, console)
     if report.leaked:
-        said = f"{report.leaked} validation rows are also trained on: {_places(report.leaks)}"
+        said = counted(report.leaked, "validation row is", "validation rows are")
+        said += f" also trained on: {_places(report.leaks)}"
         console.print(said, style="yellow", markup=False)
     if not report.bad:
-        console.print(f"{report.rows} rows, none bad.", style="green")
+        console.print(f"{counted(report.rows, 'row')}, none bad.", style="green")
         return
     kinds = ", ".join(f"{count} {kind}" for kind, count in report.kinds.items())
-    console.print(f"{len(report.bad)} of {report.rows} rows are bad ({kinds}):", style="bold red")
+    console.print(f"{len(report.bad)} of {counted(report.rows, 'row')} bad ({kinds}):", style="bold red")
     for row in report.bad[:SHOWN]:
         console.print(f"  {row}", markup=False, highlight=False)
         console.print(f"    {row.kind}: {row.cure}", style="dim", markup=False, highlight=False)
@@ -34,7 +36,7 @@ def print_report(report: DataReport, console: Console) -> None:
 
 
 def _print_split(name: str, split: SplitReport, console: Console) -> None:
-    console.rule(f"{name}: {split.rows} rows, {split.bad} bad, layout {split.layout}", style="dim")
+    console.rule(f"{name}: {counted(split.rows, 'row')}, {split.bad} bad, layout {split.layout}", style="dim")
     for line in split.columns:
         console.print(f"  {line}", style="dim", markup=False, highlight=False)
     table = Table(box=None, pad_edge=False, show_edge=False)
@@ -49,12 +51,16 @@ def _print_split(name: str, split: SplitReport, console: Console) -> None:
     if split.unanswered:
         first = _places(split.unanswered_rows[:1])
         console.print(
-            f"  empty answers: {split.unanswered} rows teach the model to say nothing, such as {first}", markup=False
+            f"  empty answers: {counted(split.unanswered, 'row teaches', 'rows teach')} the model to say nothing, such "
+            f"as {first}",
+            markup=False,
         )
     if split.repeated:
         first = _places(split.repeats[0])
         console.print(
-            f"  repeated: {split.repeated} rows say the same as an earlier one, such as {first}", markup=False
+            f"  repeated: {counted(split.repeated, 'row says', 'rows say')} the same as an earlier one, such as "
+            f"{first}",
+            markup=False,
         )
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora.config.run_config import RunConfig
+from vlm_lora.data.wording import counted
 from vlm_lora.errors import EndedEarlyError, SignalledError
 
 logger = logging.getLogger(__name__)
@@ -134,15 +135,19 @@ class RunLog(RunObserver):
         """Say how many rows there are, and what in them should be known."""
         if checked is None:
             return
-        logger.info("Checked %d rows: %d bad. %s says what they are.", checked.rows, checked.bad, checked.path)
+        rows = counted(checked.rows, "row")
+        logger.info("Checked %s: %d bad. %s says what they are.", rows, checked.bad, checked.path)
         for name, split in checked.report["splits"].items():
             if split["unanswered"]:
                 logger.info(
-                    "%s: %d rows have an empty answer, which the model learns to give.", name, split["unanswered"]
+                    "%s: %s an empty answer, which the model learns to give.",
+                    name,
+                    counted(split["unanswered"], "row has", "rows have"),
                 )
         leaked = checked.report["leaked"]
         if leaked:
-            logger.warning("%d validation rows are also trained on; %s names the first.", leaked, checked.path)
+            said = counted(leaked, "validation row is", "validation rows are")
+            logger.warning("%s also trained on; %s names the first.", said, checked.path)
 
 
 class Observers(RunObserver):

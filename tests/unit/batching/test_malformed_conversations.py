@@ -141,8 +141,8 @@ CASES: dict[str, Case] = {
     "more places than images": Case(
         row=chat(user([PICTURE, PICTURE, text("q")]), model()), refused="2 places for images"
     ),
-    "a place and no image": Case(row=chat(user(), model(), image=None), refused="1 places for images"),
-    "more images than places": Case(row=chat(user(), model(), image=["a.png", "a.png"]), refused="1 places for images"),
+    "a place and no image": Case(row=chat(user(), model(), image=None), refused="1 place for images"),
+    "more images than places": Case(row=chat(user(), model(), image=["a.png", "a.png"]), refused="1 place for images"),
     "an image in the system turn": Case(
         row=chat(system([PICTURE, text("s")]), user("q"), model()),
         refused={"gemma3": "placeholder|template"},

@@ -191,7 +191,7 @@ def test_rows_that_were_not_read_are_known_by_their_files() -> None:
     assert difference(unread, moved) == ""
     other = {**unread, "files": [{"path": "/b/x.jsonl", "bytes": 7, "sha256": "2"}]}
     assert difference(unread, other) == "train: the file /b/x.jsonl has another content"
-    assert difference(described("a"), {**unread, "rows": 2}) == "train: 1 rows then, 2 now"
+    assert difference(described("a"), {**unread, "rows": 2}) == "train: 1 row then, 2 now"
 
 
 def test_rows_at_another_place_must_be_known_to_be_the_same() -> None:

@@ -215,7 +215,7 @@ def test_sharegpt_marks_are_places_anywhere_in_user_turns() -> None:
 def test_marks_and_images_must_be_equally_many(text: str, images: Any) -> None:
     chat = sharegpt(("human", text), ("gpt", "a"))
     marks, count = text.count("<image>"), len(images or [])
-    with pytest.raises(DataError, match=rf"^train\.jsonl row 17: {marks} places for images.*and {count} images"):
+    with pytest.raises(DataError, match=rf"^train\.jsonl row 17: {marks} places? for images.*and {count} images? in"):
         build({"messages": chat, "images": images}, SHARE)
 
 
@@ -260,7 +260,7 @@ def test_chats_as_json_text_and_with_null_filled_turns() -> None:
         (openai(("user", [{"type": "text", "text": None}]), ("assistant", "a")), "A text part has no text"),
         (openai(("user", [7]), ("assistant", "a")), "given as a value of type int"),
         (openai(("user", "q"), ("assistant", [{"type": "image", "image": ONE}])), "answer with text only"),
-        (openai(("assistant", "a")), "1 images and no user turn"),
+        (openai(("assistant", "a")), "1 image and no user turn"),
         ([], "is empty"),
         (None, "is empty"),
         ("hello", "no list of turns"),

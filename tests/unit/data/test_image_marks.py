@@ -88,7 +88,7 @@ def test_parts_that_give_each_image_its_place_leave_marks_as_text(tmp_path: Path
             ("0.png", "1.png"),
             r"1 <image> in the user's text, and 2 images.*not clear.*\"type\": \"image\"",
         ),
-        ("<image> or <image>?", ("0.png",), r"2 <image> in the user's text, and 1 images.*not clear"),
+        ("<image> or <image>?", ("0.png",), r"2 <image> in the user's text, and 1 image in .*not clear"),
         ("<image>What?", (), r"1 <image>.*the row has no image.*--image_column COLUMN.*--image_column no_pictures"),
     ],
 )
@@ -153,4 +153,4 @@ def test_marks_of_sharegpt_turns_are_always_places(tmp_path: Path) -> None:
     rows = [share("<image>q", "0.png"), share("<image>q"), share("q", "0.png")]
     fine, bad, without = read_back(rows, tmp_path).told
     assert fine == [["<0.png>", "q"], ["a"]] == without
-    assert "1 places for images in the turns" in bad
+    assert "1 place for images in the turns" in bad

@@ -58,11 +58,11 @@ def test_marks_of_both_kinds_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "images", "said"),
     [
-        ("[IMG] and [IMG]?", ["0.png"], r"2 marks for images in the user's text \(\[IMG\]\), and 1 images without"),
-        ("<image_1>?", TWO, r"1 marks .*\(<image_1>\), and 2 images without a place"),
+        ("[IMG] and [IMG]?", ["0.png"], r"2 marks for images in the user's text \(\[IMG\]\), and 1 image without"),
+        ("<image_1>?", TWO, r"1 mark .*\(<image_1>\), and 2 images without a place"),
         ("<image_1> <image_1>", TWO, "2 marks .*and 2 images"),
-        ("<image_2>", ["0.png"], "1 marks .*and 1 images"),
-        ("<|image_pad|>", [], "1 marks .*and 0 images"),
+        ("<image_2>", ["0.png"], "1 mark .*and 1 image without"),
+        ("<|image_pad|>", [], "1 mark .*and 0 images"),
     ],
 )
 def test_any_other_number_is_a_bad_row(text: str, images: list[str], said: str, tmp_path: Path) -> None:

@@ -325,7 +325,7 @@ def test_a_tar_that_index_json_lists_and_is_missing_is_an_error(tmp_path: Path) 
     (tmp_path / "index.json").write_text(json.dumps(listed))
     with pytest.raises(DataError, match=r"2 tars are missing .*train-2\.tar, eval-0\.tar"):
         open_source(str(tmp_path))
-    with pytest.raises(DataError, match=r"1 tars are missing .*train-2\.tar"):
+    with pytest.raises(DataError, match=r"1 tar is missing .*train-2\.tar"):
         open_source(f"{tmp_path}/train-*.tar")
     assert len(rows_of(tmp_path / "train-0.tar")) == 1
     (tmp_path / "index.json").write_text(json.dumps({"shards": listed["shards"][:2]}))

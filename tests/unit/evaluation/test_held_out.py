@@ -136,7 +136,7 @@ def test_a_training_with_data_of_its_own_to_measure_on(data: Path, tmp_path: Pat
 def test_a_stream_was_trained_on_whole(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = data / "rows.jsonl"
     sources(evaluation(trained(tmp_path / "out", dataset_name=file, streaming=True), file))
-    assert "was trained on 1 of the 1 rows that are evaluated" in caplog.text
+    assert "was trained on 1 of the 1 row that is evaluated" in caplog.text
 
 
 def test_data_that_grew_are_divided_otherwise(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -233,12 +233,14 @@ def test_empty_answers_are_counted_and_the_first_are_named(
     html = tmp_path / "page.html"
     flags = ["--model_name_or_path", str(model), "--dataset_name", str(folder), "--use_cpu"]
     assert main(["check", *flags, "--html", str(html)]) == 0
-    assert capsys.readouterr().out.count(f"empty answers: 1 rows teach the model to say nothing, such as {folder}") == 1
-    assert html.read_text(encoding="utf-8").count("1 rows have an empty answer") == 1
+    assert (
+        capsys.readouterr().out.count(f"empty answers: 1 row teaches the model to say nothing, such as {folder}") == 1
+    )
+    assert html.read_text(encoding="utf-8").count("1 row has an empty answer") == 1
     run = ["--output_dir", str(tmp_path / "out"), "--max_steps", "1", "--do_eval", "--disable_tqdm"]
     assert main(["train", *flags, *run]) == 0
-    noted = [line for line in capsys.readouterr().err.splitlines() if "have an empty answer" in line]
-    assert noted == ["Masks: 12.2% of 147 tokens are supervised (the answers); 1 rows have an empty answer"]
+    noted = [line for line in capsys.readouterr().err.splitlines() if "an empty answer" in line]
+    assert noted == ["Masks: 12.2% of 147 tokens are supervised (the answers); 1 row has an empty answer"]
 
 
 def test_terminal_says_the_same_as_json(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

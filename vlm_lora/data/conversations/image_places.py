@@ -20,6 +20,7 @@ from vlm_lora.data.columns.search import NO_PICTURES
 from vlm_lora.data.conversation import ImageRef, OwnSize, Part, Role, Text, ToolCall, Turn
 from vlm_lora.data.conversations.texts import IMAGE_TAG, OTHER_MARKS
 from vlm_lora.data.images.values import ImagePlace, read_image_value, with_size
+from vlm_lora.data.wording import counted
 from vlm_lora.errors import DataError
 
 
@@ -133,13 +134,13 @@ def place_images(drafts: Sequence[Draft], images: Sequence[ImageRef], *, typed: 
     if images and not places and not _has_own(drafts):
         first = next((parts for role, parts in turns if role == "user"), None)
         if first is None:
-            raise DataError(f"{len(images)} images and no user turn to put them in.")
+            raise DataError(f"{counted(len(images), 'image')} and no user turn to put them in.")
         first[:0] = images
         return _finish(turns, {}, drafts)
     if len(places) != len(images):
         raise DataError(
-            f"{len(places)} places for images in the turns ({PLACEHOLDER} or image parts without a image of their "
-            f"own), and {len(images)} images in the image column. They must be equally many."
+            f"{counted(len(places), 'place')} for images in the turns ({PLACEHOLDER} or image parts without an "
+            f"image of their own), and {counted(len(images), 'image')} in the image column. They must be equally many."
         )
     order = [number if place.index is None else place.index for number, place in enumerate(places)]
     if sorted(order) != list(range(len(images))):
@@ -165,8 +166,9 @@ def _with_other_marks(drafts: Sequence[Draft], images: Sequence[ImageRef]) -> Se
     if len(found) + places != len(images) or (any(numbers) and not numbered):
         said = ", ".join(dict.fromkeys(mark[0] for mark in found))
         raise DataError(
-            f"{len(found)} marks for images in the user's text ({said}), and {len(images) - places} images without a "
-            f"place. Write one for each image, or none (images then go first). Where it is a word of the text, give "
+            f"{counted(len(found), 'mark')} for images in the user's text ({said}), and "
+            f"{counted(len(images) - places, 'image')} without a place. Write one for each image, or none (images "
+            "then go first). Where it is a word of the text, give "
             f'the images parts: [{{"type": "image"}}, {{"type": "text", "text": ...}}], or type --image_column '
             f"{NO_PICTURES} if all rows are text."
         )
@@ -218,7 +220,8 @@ def _explain_unequal(marks: int, places: int, images: int) -> str:
             "or write the word otherwise."
         )
     return (
-        f"{given}, and {images} images in the image column: which {PLACEHOLDER} is an image's place is not clear. "
+        f"{given}, and {counted(images, 'image')} in the image column: which {PLACEHOLDER} is an image's place is not "
+        "clear. "
         f"Write one for each image, or none (images then go first). Where {PLACEHOLDER} is a word of the text, "
         'give the images parts: [{"type": "image"}, {"type": "text", "text": ...}].'
     )

@@ -16,6 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from vlm_lora.config.version import __version__
+from vlm_lora.data.wording import counted
 from vlm_lora.report.pages.histograms import bars
 from vlm_lora.report.preview import visible
 
@@ -45,7 +46,14 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
-    made.filters |= {"number": number, "words": in_words, "address": address, "named": heading, "bars": bars}
+    made.filters |= {
+        "number": number,
+        "words": in_words,
+        "address": address,
+        "named": heading,
+        "bars": bars,
+        "counted": counted,
+    }
     return made
 
 

@@ -15,6 +15,7 @@ from vlm_lora.batching.row_table import RowTable
 from vlm_lora.data.dataset import ConversationDataset, Splits
 from vlm_lora.data.formats.arrow_files import HeldOpen
 from vlm_lora.data.split_parts import split_parts
+from vlm_lora.data.wording import counted
 from vlm_lora.training.identity.contents import fingerprint
 
 MARKS = 4096
@@ -139,7 +140,7 @@ def _difference(
         return ""
     first, second = _read(old.get("marks")), _read(new.get("marks"))
     if counts[0] != counts[1]:
-        said = f"{counts[0]} rows {then}, {counts[1]} now"
+        said = f"{counted(counts[0], 'row')} {then}, {counts[1]} now"
         if max(counts) > MARKS:
             return said
         place = next((place for place, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), None)
@@ -151,10 +152,10 @@ def _difference(
         return f"the same {counts[0]} rows in another order"
     places = [place for place, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]]
     if not places:
-        return f"{counts[0]} rows with another content"
+        return f"{counted(counts[0], 'row')} with another content"
     if counts[0] <= MARKS:
         count = len(places) - 1
-        others = f" and {count} other row{'s' * (count > 1)}" if count else ""
+        others = f" and {counted(count, 'other row')}" if count else ""
         return f"{source(name, places[0])}{others} of {counts[0]} {'say' if others else 'says'} something else"
     stretches = np.array_split(np.arange(counts[0]), MARKS)
     last = stretches[places[0]][-1]
@@ -168,7 +169,7 @@ def _of_files(old: Mapping[str, Any], new: Mapping[str, Any], then: str) -> str:
     """Compare data sets of which one at least was not read, by their files."""
     counts = old.get("rows"), new.get("rows")
     if None not in counts and counts[0] != counts[1]:
-        return f"{counts[0]} rows {then}, {counts[1]} now"
+        return f"{counted(int(counts[0] or 0), 'row')} {then}, {counts[1]} now"
     known = {Path(str(file["path"])).name: file for file in old.get("files") or ()}
     for file in new.get("files") or ():
         before = known.get(Path(str(file["path"])).name)

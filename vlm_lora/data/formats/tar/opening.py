@@ -12,6 +12,7 @@ from vlm_lora.data.formats.rows import Rows, join_files
 from vlm_lora.data.formats.tar.index_files import FOLDER_INDEX, read_index
 from vlm_lora.data.formats.tar.packed import unpack
 from vlm_lora.data.formats.tar.table import TarTable
+from vlm_lora.data.wording import counted
 from vlm_lora.errors import DataError
 from vlm_lora.progress import Progress
 
@@ -49,7 +50,7 @@ def open_tars(paths: Sequence[Path]) -> Rows:
         (str(path), path.parent, TarTable.of(plain, kept, name=str(path), plural=plural)) for path, plain, kept in found
     ]
     rows = join_files(tables)
-    logger.info("%d samples in %d tars.", len(rows), len(tables))
+    logger.info("%s in %s.", counted(len(rows), "sample"), counted(len(tables), "tar"))
     return rows
 
 
@@ -67,8 +68,8 @@ def check_all_there(paths: Sequence[Path], pattern: str) -> None:
         missing = [name for name in _listed_in(folder) if fnmatch(name, pattern) and not (folder / name).is_file()]
         if missing:
             raise DataError(
-                f"{folder}: {len(missing)} tars are missing that {FOLDER_INDEX} lists: {', '.join(missing[:5])}. Copy "
-                f"them, or delete {FOLDER_INDEX} if they are not meant to be there."
+                f"{folder}: {counted(len(missing), 'tar is', 'tars are')} missing that {FOLDER_INDEX} lists: "
+                f"{', '.join(missing[:5])}. Copy them, or delete {FOLDER_INDEX} if they are not meant to be there."
             )
 
 
