@@ -94,7 +94,7 @@ def _adapt(session: Session, preprocessing: Preprocessing, base: Any) -> Any:
 
 
 def identify_run(session: Session, prepared: Prepared, feeding: Feeding, resumption: Resumption) -> RunIdentity | None:
-    """Return the record of a run that trains, written by rank 0; None for one that does not.
+    """Return the record of a run that trains; None for one that does not. Rank 0 writes either one's.
 
     Raises:
         ConfigError: the rows are not those of the run that it goes on from.
@@ -102,8 +102,6 @@ def identify_run(session: Session, prepared: Prepared, feeding: Feeding, resumpt
     from vlm_lora.training.identity.opening import Opened, identify
     from vlm_lora.training.identity.repeat import say_repeated
 
-    if not session.arguments.do_train:
-        return None
     opened = Opened(
         run=session.run,
         values=session.values,
@@ -116,7 +114,7 @@ def identify_run(session: Session, prepared: Prepared, feeding: Feeding, resumpt
     identity = identify(opened, resumption)
     if session.run.from_run is not None and session.arguments.process_index == 0:
         say_repeated(opened, identity)
-    return identity
+    return identity if session.arguments.do_train else None
 
 
 def build_run_trainer(

@@ -464,6 +464,7 @@ def _fit(
     session: Session, trainer: Any, resumption: Resumption, observers: Observers, stops: StopSignals
 ) -> dict[str, Any]:
     """Train, save the weights and the trainer's state, and return the figures."""
+    from vlm_lora.evaluation.measuring import figures_at_start
     from vlm_lora.training.feeding.pace import padding_of
     from vlm_lora.training.finished import fit
     from vlm_lora.training.guards.watchdog import watching
@@ -478,7 +479,7 @@ def _fit(
     memory = {f"train_{name}": value for name, value in session.backend.memory().items()}
     waited = {"train_data_wait_seconds": round(trainer.waiting.seconds, 3), **padding_of(trainer.fed)}
     samples = len(trainer.train_dataset)
-    return {**_start_metrics(trainer), **memory, **waited, **metrics, "train_samples": samples}
+    return {**figures_at_start(trainer.state.log_history), **memory, **waited, **metrics, "train_samples": samples}
 
 
 def _recorded(folder: Path, split: str, figures: dict[str, Any], trainer: Any) -> dict[str, Any]:
@@ -486,12 +487,3 @@ def _recorded(folder: Path, split: str, figures: dict[str, Any], trainer: Any) -
     if trainer.is_world_process_zero():
         write_results(folder, split, figures)
     return figures
-
-
-def _start_metrics(trainer: Any) -> dict[str, Any]:
-    """Return the evaluation before the first step (`--eval_on_start`) as `eval_start_*` figures."""
-    for entry in trainer.state.log_history:
-        if entry.get("step") == 0 and "eval_perplexity" in entry:
-            wanted = ("eval_loss", "eval_perplexity", "eval_supervised_tokens")
-            return {name.replace("eval_", "eval_start_", 1): entry[name] for name in wanted}
-    return {}

@@ -13,7 +13,10 @@ import yaml
 from support.rows import write_uneven_rows
 from support.runs import run, script_flags
 from vlm_lora.cli.main import main, run_script
+from vlm_lora.config.repeated import find_record
 from vlm_lora.config.run_config import RunConfig
+from vlm_lora.errors import ConfigError
+from vlm_lora.report.run_page.folder import read_run
 from vlm_lora.training.inference_only import without_engine
 
 LEFT_OUT = "--{} is left out, because nothing trains: each process holds the whole model"
@@ -99,3 +102,22 @@ def test_stage_3_alone_is_kept(
     assert (asked <= set(os.environ)) is (kept or not asked)
     assert without_engine(given).raw == {"seed": 1}
     assert not asked & set(os.environ)
+
+
+def test_rows_to_evaluate_need_no_rows_to_train_on(trained: Path, tmp_path: Path) -> None:
+    """What the evaluation was is on record, next to the training's record where it goes into that one's folder."""
+    record = (trained / "out" / "run.json").read_bytes()
+    (rows,) = (trained / "data").glob("validation.jsonl")
+    results = []
+    for folder in (tmp_path / "e", trained / "out"):
+        words = ["--model_name_or_path", str(trained / "out"), "--use_cpu", "--output_dir", str(folder)]
+        more = ["--overwrite_output_dir"] if folder.parent == trained else []
+        assert main(["eval", *words, "--validation_name", str(rows), *more]) == 0
+        results.append(json.loads((folder / "eval_results.json").read_text(encoding="utf-8"))["eval_perplexity"])
+        known = read_run(folder)
+        assert known.effective["per_device_eval_batch_size"] == 8, "a default, of which eval_config.yaml says nothing"
+    assert results[0] == results[1]
+    assert list(read_run(tmp_path / "e").identity["data"]) == ["validation"]
+    assert (trained / "out" / "run.json").read_bytes() == record
+    with pytest.raises(ConfigError, match=r"holds no run\.json, which training writes"):
+        find_record(str(tmp_path / "e"))

@@ -54,6 +54,18 @@ def test_the_worst_answers_stand_first_each_with_its_image(tmp_path: Path) -> No
     assert "data.jsonl:2" in text
 
 
+def test_zeros_alone_lie_on_an_axis_that_means_something() -> None:
+    (zeros,) = charts_of([{"step": step, "data_wait": 0.0} for step in (1, 2, 3)])
+    assert ticks(zeros) == [0, 0.25, 0.5, 0.75, 1]
+    (small,) = charts_of([{"step": 1, "eval_anls": 0.0}, {"step": 2, "eval_anls": 0.01}])
+    assert max(ticks(small)) == 0.01, "the control"
+
+
+def ticks(chart: Any) -> list[float]:
+    """Return the numbers at a chart's axis of values, which have a point."""
+    return [float(text) for text in re.findall(r">(\d+\.\d+)</text>", draw(chart))]
+
+
 def test_boxes_are_drawn_on_their_own_image_and_at_most_fifty_answers_shown(tmp_path: Path) -> None:
     first, second = made_images(tmp_path / "images", 2)
     box = {"bbox": [4, 5, 24, 35], "label": "cat", "image_id": 1}

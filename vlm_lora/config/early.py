@@ -16,6 +16,7 @@ from vlm_lora.config.argument_fields import arguments_like
 from vlm_lora.config.declaration import declarations
 from vlm_lora.config.resolution import resolve
 from vlm_lora.config.run_config import RunConfig
+from vlm_lora.config.scoring import unknown_metric
 from vlm_lora.config.together import check_together
 from vlm_lora.errors import ConfigError, DataError, ModelError, Refusals
 
@@ -85,6 +86,9 @@ def check_early(
                 judge(resolved.raw)
         if trains:
             check_together(resolved, steps=verb == "train" and not run.dry_run_options.dry_run, refused=gathered)
+    for asked in run.scoring.asked:
+        if (fault := unknown_metric(asked)) is not None:
+            gathered.note(ConfigError(fault))
     with gathered.noting():
         _check_model(run.model.model_name_or_path)
     for flag, name in ((DATA, run.data.dataset_name), ("validation_name", run.data.validation_name)):
@@ -138,11 +142,13 @@ def _without_engines(run: RunConfig) -> RunConfig:
 
 def _check_needed(run: RunConfig, verb: str, needed: Sequence[str], *, known: Collection[str]) -> None:
     """Refuse a run without what its verb needs; what was given and refused is known, so it is not missing."""
-    given = {MODEL: run.model.model_name_or_path, DATA: run.data.dataset_name, OUTPUT: run.raw.get(OUTPUT)}
+    data = run.data.dataset_name or (run.data.validation_name if verb == "eval" else None)
+    given = {MODEL: run.model.model_name_or_path, DATA: data, OUTPUT: run.raw.get(OUTPUT)}
     missing = [name for name in needed if not given[name] and name not in known]
     if not missing:
         return
-    words = " ".join(f"--{name} {given[name] or MEANINGS[name][1]}" for name in needed)
+    flags = {DATA: DATA if run.data.dataset_name or not data else "validation_name"}
+    words = " ".join(f"--{flags.get(name, name)} {given[name] or MEANINGS[name][1]}" for name in needed)
     example = f"For example: vlm-lora {verb} {words}"
     if len(missing) == 1:
         raise ConfigError(f"--{missing[0]} is missing: {MEANINGS[missing[0]][0]}. {example}")

@@ -6,25 +6,18 @@ import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vlm_lora.config.scoring import names_file
+from vlm_lora.config.scoring import AUTO, is_taken, metric_word, names_file, unknown_metric
 from vlm_lora.errors import ConfigError, nearest
 from vlm_lora.metrics.facts import DataFacts, SetFacts
 from vlm_lora.metrics.measures import TableMeasure
 from vlm_lora.metrics.own import OwnFunction, OwnModule, own_metric
-from vlm_lora.metrics.scored import bare_name
 from vlm_lora.metrics.scorer import EXACT, Scorer
 from vlm_lora.metrics.table import BY_FIGURE, METRICS, Metric
 
-AUTO = "auto"
 EXTRA = 'pip install "vlm-lora[metrics]"'
 ANNOTATORS = 8
 """So many accepted answers are those of annotators: VQA data have ten, of which some lose one or two."""
 _CHARTQA = ("query", "label")
-OTHERS = (
-    *("loss", "perplexity", "answers", "samples", "runtime", "samples_per_second", "steps_per_second"),
-    *("supervised_tokens", "by_task", "by_source", "exact_match_interval", "exact_match_low_95", "exact_match_high_95"),
-)
-"""What results say besides scores, as `eval_NAME`: a score of that name would be taken for it."""
 
 _DOCVQA = ("question", "answers")
 _DOCVQA_NUMBERS = frozenset({"questionid", "docid", "ucsf_document_id"})
@@ -58,7 +51,7 @@ def choose(asked: Sequence[str], facts: DataFacts) -> Scorer:
             except ConfigError as error:
                 wrong.append(str(error))
         elif (metric := _metric_called(word)) is None:
-            wrong.append(_unknown(word))
+            wrong.append(unknown_metric(word) or f"--metrics {word}: {_of_pages(word)}")
         elif (problem := _missing(metric) or _unfit(metric, facts)) is not None:
             wrong.append(f"--metrics {word}: {problem}")
         else:
@@ -77,16 +70,14 @@ def _why_own(path: str, metric: OwnFunction | OwnModule) -> str:
 
 
 def _metric_called(word: str) -> Metric | None:
-    name = bare_name(word).replace("-", "_")
+    name = metric_word(word)
     return METRICS.get(BY_FIGURE.get(name, name))
 
 
-def _unknown(word: str) -> str:
-    hint = nearest(word, (*METRICS, *BY_FIGURE, AUTO))
-    return (
-        f"--metrics {word}: there is no such metric.{hint} There are {', '.join(METRICS)}, {AUTO}, and a Python file "
-        "of yours such as ./my_metric.py."
-    )
+def _of_pages(word: str) -> str:
+    """Say that OCR pages have no such figure."""
+    figures = METRICS["ocr_page"].figures
+    return f"OCR pages have no such figure.{nearest(metric_word(word), figures)} They have {', '.join(figures)}."
 
 
 def _missing(metric: Metric) -> str | None:
@@ -114,9 +105,9 @@ def _doubled(metrics: Sequence[Metric], own: dict[str, OwnFunction | OwnModule])
     taken = {figure: metric.name for metric in metrics for figure in metric.figures}
     for path, measure in own.items():
         for figure in measure.figures:
-            if figure in OTHERS:
+            if is_taken(figure):
                 yield (
-                    f"--metrics {path}: its figure '{figure}' is called as one that every evaluation has "
+                    f"--metrics {path}: its figure '{figure}' has the name of something else in results "
                     f"(eval_{figure}). Name it otherwise: a figure is called as the file, or as score's dictionary "
                     "says."
                 )

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vlm_lora.config.scoring import metric_file, unknown_metric
 from vlm_lora.errors import ConfigError
 from vlm_lora.metrics.loading import load_module
 from vlm_lora.metrics.measures import Found
@@ -44,14 +45,9 @@ def own_metric(asked: str) -> OwnFunction | OwnModule:
         ConfigError: there is no such file, it has neither form, or it fails; names the line.
     """
     flag = f"--metrics {asked}"
-    path = Path(asked).expanduser().absolute()
-    if path.is_dir():  # as evaluate has its modules: NAME/NAME.py
-        path = path / f"{path.name}.py"
-    if not path.is_file() or path.suffix != ".py":
-        raise ConfigError(
-            f"{flag}: a metric of yours is a Python file, and {path} is none. Nothing is fetched from the Hub: to use "
-            "a metric of there, name its downloaded file."
-        )
+    path = metric_file(asked)
+    if (problem := unknown_metric(asked)) is not None:
+        raise ConfigError(problem)
     module = _run(path, flag)
     if callable(getattr(module, "score", None)):
         return OwnFunction(path, flag, module.score, getattr(module, _DIRECTION, None))

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from vlm_lora.config.scoring import is_score
 from vlm_lora.errors import ConfigError
 from vlm_lora.model.manifest import State, examine
 from vlm_lora.training.checkpoints.contents import STATE_FILE, missing_parts, step_of
@@ -18,17 +19,13 @@ SETTINGS = ("run.json", "run_settings.json")
 """Records of a run in its checkpoints, newest way first; the modules that write them import torch."""
 
 _NAME = re.compile(r"checkpoint-(\d+)")
-_NO_SCORE = re.compile(
-    r"eval_(loss|answers|samples|supervised_tokens|runtime|model_preparation_time|\w+_per_second|\w+_95)"
-)
-"""What an evaluation logs besides scores; its loss has a column of its own."""
 
 
 def describe_checkpoints(folder: Path) -> str:
     """Return a table of the `checkpoint-N` folders in the order of N, and a line that says which is best.
 
-    Its columns are name, step, epoch, date, `loss` (the last one logged until then), `eval_loss` and every score that
-    was measured at that step, and `complete`, or what is missing.
+    Its columns are name, step, epoch, date, `loss` (the last one logged since the checkpoint before), `eval_loss` and
+    every score that was measured at that step, and `complete`, or what is missing.
 
     Raises:
         ConfigError: there is no such folder.
@@ -39,7 +36,8 @@ def describe_checkpoints(folder: Path) -> str:
     if not found:
         return f"{folder} holds no checkpoint-N folder."
     states, measured = _histories(folder, found)
-    scores = list(dict.fromkeys(name for figures in measured.values() for name in figures if is_score(name)))
+    names = dict.fromkeys(name for figures in measured.values() for name in figures)
+    scores = [name for name in names if name == "eval_perplexity" or is_score(name)]
     best, reason = _best(found, states, measured)
     columns = [name for name in ("loss", "eval_loss") if any(name in figures for figures in measured.values())]
     head = ["checkpoint", "step", "epoch", "saved", *columns, *scores, "parts"]
@@ -84,13 +82,16 @@ def _histories(
     states = [_read(path / STATE_FILE) for path in (*(child for _, child in found), folder)]
     logs = [log for state in states if isinstance(log := state.get("log_history"), list)]
     logged = [entry for log in logs for entry in log if isinstance(entry, dict) and _is_number(entry.get("step"))]
-    return states, {number: _measured(logged, number) for number, _ in found}
+    numbers = [number for number, _ in found]
+    return states, {
+        number: _measured(logged, number, before) for before, number in zip([-1, *numbers], numbers, strict=False)
+    }
 
 
-def _measured(logged: Iterable[Mapping[str, Any]], step: int) -> dict[str, float]:
-    """Return what was logged at a step, and the last training loss before it."""
+def _measured(logged: Iterable[Mapping[str, Any]], step: int, before: int) -> dict[str, float]:
+    """Return what was logged at a step, and the last training loss behind the checkpoint before it."""
     found: dict[str, float] = {}
-    last = -1
+    last = before + 1
     for entry in logged:
         at = entry["step"]
         if "loss" in entry and last <= at <= step:
@@ -99,11 +100,6 @@ def _measured(logged: Iterable[Mapping[str, Any]], step: int) -> dict[str, float
             numbers = {name: value for name, value in entry.items() if isinstance(value, int | float)}
             found |= {name: value for name, value in numbers.items() if name == "epoch" or name.startswith("eval_")}
     return found
-
-
-def is_score(name: str) -> bool:
-    """Say whether a figure of an evaluation is a score; its loss and what it took are none."""
-    return name.startswith("eval_") and not _NO_SCORE.fullmatch(name)
 
 
 def _best(

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlm_lora.config.scoring import is_score
 from vlm_lora.errors import ConfigError
-from vlm_lora.report.checkpoints import aligned, best_of, is_score
+from vlm_lora.report.checkpoints import aligned, best_of
 from vlm_lora.training.run_state import RUN_STATE, RunState
 
 
@@ -55,7 +56,7 @@ def _described(path: Path, folder: Path) -> dict[str, Any]:
         content = {}
     run = RunState.of(content if isinstance(content, dict) else {})
     measured = run.content.get("evaluation") or {}
-    scores = [name for name in measured if is_score(name) and name != "eval_perplexity"]
+    scores = [name for name in measured if is_score(name)]
     metric = next((name for name in (*scores, "eval_loss") if name in measured), None)
     return {
         "run": str(path.parent.relative_to(folder)),

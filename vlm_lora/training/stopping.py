@@ -8,6 +8,7 @@ from typing import Any
 from transformers import EarlyStoppingCallback
 
 from vlm_lora.config.scoring import ScoringConfig
+from vlm_lora.data.wording import counted
 from vlm_lora.training.observers import EndReason, Observers
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,8 @@ class StopWithoutProgress(EarlyStoppingCallback):
         super().on_evaluate(args, state, control, metrics or {}, **kwargs)
         if self.is_over and state.global_step < state.max_steps:
             said = self.reason(args, state)
-            logger.warning("%s", said)
+            if not self._observers.shows_progress:  # who shows the run says it at its end
+                logger.warning("%s", said)
             self._observers.note_reason(EndReason.STOPPED_EARLY, said)
 
     def reason(self, args: Any, state: Any) -> str:
@@ -61,11 +63,12 @@ class StopWithoutProgress(EarlyStoppingCallback):
         name = "eval_" + str(args.metric_for_best_model).removeprefix("eval_")
         best = "" if state.best_metric is None else f" than {state.best_metric:.6g}"
         best += f" at step {state.best_global_step}" if state.best_global_step else ""
-        enough = self.early_stopping_threshold or 0
-        margin = f" by more than {enough:g}" if enough else ""
+        threshold = self.early_stopping_threshold or 0
+        margin = f" by more than {threshold:g}" if threshold else ""
+        enough = counted(self.early_stopping_patience_counter, "evaluation")
         return (
-            f"Stopped early at step {state.global_step}: in {self.early_stopping_patience_counter} evaluations "
-            f"{name} was not better{best}{margin} (--early_stopping_patience {self.early_stopping_patience})."
+            f"Stopped early at step {state.global_step}: in {enough} {name} was not better{best}{margin} "
+            f"(--early_stopping_patience {self.early_stopping_patience})."
         )
 
 

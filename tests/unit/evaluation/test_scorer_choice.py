@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from transformers import TrainingArguments
 
 from support.rows import write_uneven_rows
-from vlm_lora.config.scoring import FIGURES, OF_PAGES, less_is_better
+from vlm_lora.config.scoring import FIGURES, LOGGING_STEPS, OF_PAGES, SAVE_STEPS, less_is_better
+from vlm_lora.config.scoring import METRICS as NAMES
 from vlm_lora.config.sources import from_settings
 from vlm_lora.data.dataset import load_splits
 from vlm_lora.errors import ConfigError
 from vlm_lora.evaluation.scorer import scorer_for
 from vlm_lora.metrics.table import METRICS
+from vlm_lora.training.arguments import DEFAULT_ARGUMENTS
 
 TABLE = {figure: greater for metric in METRICS.values() for figure, greater in metric.figures.items()}
 
 
 def test_the_configuration_knows_every_figure_and_its_direction() -> None:
     assert set(FIGURES) == {figure for figure in TABLE if not figure.startswith(OF_PAGES)}
+    assert set(NAMES) == set(METRICS)
     assert {figure: not less_is_better(figure) for figure in TABLE} == TABLE
+
+
+def test_the_configuration_knows_the_steps_that_nobody_gave() -> None:
+    arguments = {field.name: field.default for field in fields(TrainingArguments)}
+    assert arguments["save_steps"] == SAVE_STEPS
+    assert arguments["eval_steps"] is None, "then it is --logging_steps"
+    assert DEFAULT_ARGUMENTS["logging_steps"] == LOGGING_STEPS
 
 
 @pytest.fixture(scope="module")

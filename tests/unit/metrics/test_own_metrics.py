@@ -24,7 +24,7 @@ class Longer(evaluate.Metric):
         return evaluate.MetricInfo(description="d", citation="c", inputs_description="i", features=features)
 
     def _compute(self, predictions, references):
-        return {"longer": sum(len(p) for p in predictions) / len(predictions), "rows": len(references)}
+        return {"longer": sum(len(p) for p in predictions) / len(predictions), "count": len(references)}
 """
 
 
@@ -70,11 +70,11 @@ def test_a_function_may_give_several_figures_and_their_directions(tmp_path: Path
 @pytest.mark.parametrize("references", ["text", "datasets.Sequence(text)"])
 def test_a_class_of_evaluate_scores_all_rows(references: str, tmp_path: Path) -> None:
     name = f"longer{len(references)}.py"
-    text = CLASS.replace("REFERENCES", references).replace('"rows"', '"each": [1], "rows"')
+    text = CLASS.replace("REFERENCES", references).replace('"count"', '"each": [1], "count"')
     scorer = choose([file(tmp_path, text, name)], DataFacts())
-    assert scorer.reasons[-1].endswith("(longer, rows; left out, as no numbers: each)")
+    assert scorer.reasons[-1].endswith("(longer, count; left out, as no numbers: each)")
     scores = scorer.score([answered("ab"), answered("abcd")])
-    assert scores.figures == {"exact_match": 0, "longer": 3, "rows": 2}
+    assert scores.figures == {"exact_match": 0, "longer": 3, "count": 2}
     assert "longer" not in scores.intervals
     assert scores.groups["task"]["t"]["longer"] == 3
 
@@ -145,7 +145,16 @@ def test_two_files_may_not_give_the_same_figure(tmp_path: Path) -> None:
     ("text", "name", "says"),
     [
         ("def score(generated, accepted):\n    return 10**400\n", "huge.py", "must be a finite number"),
-        ("def score(generated, accepted):\n    return 1\n", "loss.py", "one that every evaluation has (eval_loss)"),
+        (
+            "def score(generated, accepted):\n    return 1\n",
+            "loss.py",
+            "name of something else in results (eval_loss)",
+        ),
+        (
+            "def score(generated, accepted):\n    return 1\n",
+            "rows.py",
+            "name of something else in results (eval_rows)",
+        ),
     ],
 )
 def test_what_would_be_no_figure_or_another_one_is_refused(tmp_path: Path, text: str, name: str, says: str) -> None:

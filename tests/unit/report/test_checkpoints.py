@@ -62,6 +62,16 @@ def test_losses_scores_and_the_best_one(tmp_path: Path) -> None:
     listed = describe_checkpoints(tmp_path)
     assert "checkpoint-10 *" in listed
     assert listed.endswith("\n* best by eval_anls: 0.75")
+    (second / "run.json").rename(second / "run_settings.json")  # as checkpoints of earlier versions have it
+    assert describe_checkpoints(tmp_path).endswith("\n* best by eval_anls: 0.75")
+
+
+def test_a_loss_that_stands_at_the_checkpoint_before_is_not_repeated(tmp_path: Path) -> None:
+    logged: list[dict[str, object]] = [{"step": 2, "loss": 3.0}, {"step": 6, "loss": 1.0}]
+    for step in (2, 4, 6):
+        entries(checkpoint(tmp_path, step), *(entry for entry in logged if int(str(entry["step"])) <= step))
+    head, *lines = [line.split() for line in describe_checkpoints(tmp_path).splitlines()]
+    assert [line[head.index("loss") + 1] for line in lines] == ["3", "-", "1"], "`saved` is two words"
 
 
 def test_a_name_that_its_state_contradicts(tmp_path: Path) -> None:

@@ -34,3 +34,11 @@ def test_skipped_steps_are_said(count: int, said: list[str], tmp_path: Path) -> 
     lines = closing_lines(run, arguments, {"train_skipped_steps": count}, Seen())
     found = [line.partition(" skipped: ")[0] for line in lines if " skipped: NaN or infinite loss or gradient" in line]
     assert found == said
+
+
+@pytest.mark.parametrize(("rows", "words"), [(1, "1 validation row"), (1204, "1,204 validation rows")])
+def test_one_row_is_no_rows(rows: int, words: str, tmp_path: Path) -> None:
+    arguments = SimpleNamespace(output_dir=str(tmp_path), do_train=False)
+    run = parse(["--model_name_or_path", "base", "--dataset_name", "my.csv"], environ={})
+    lines = closing_lines(run, arguments, {"eval_loss": 0.5, "eval_samples": rows}, Seen())
+    assert f"On {words}: loss 0.5." in lines

@@ -14,6 +14,7 @@ from vlm_lora.progress import Line, Progress, can_be_live, spell_rate, spell_sec
 from vlm_lora.report.terminal.evaluations import EvaluationTable, plain_evaluation
 from vlm_lora.report.terminal.pace import Pace, Rates
 from vlm_lora.report.terminal.steps import live_words, plain_words
+from vlm_lora.report.terminal.view import TerminalView
 from vlm_lora.report.terminal.words import rounded, spell_figure
 from vlm_lora.training.observers import Advance
 
@@ -151,8 +152,12 @@ def test_plain_lines_have_numbers_and_steps() -> None:
     )
     assert plain_words(1, 3000, FIGURES, Rates()) == "step 1 of 3000: loss 1.581, learning rate 0.0028"
     figures = {"eval_loss": 0.5, "eval_perplexity": 1.64872, "eval_runtime": 3.2, "eval_exact_match": 0.75, "epoch": 1}
-    figures |= {"eval_model_preparation_time": 0.1, "eval_answers": 40, "eval_start_loss": 2}
+    figures |= {"eval_model_preparation_time": 0.1, "eval_answers": 40, "eval_start_loss": 2, "eval_anls_low_95": 0.1}
     assert plain_evaluation("step 10", figures) == "evaluated at step 10: loss 0.5, perplexity 1.649, exact match 0.75"
+    own = {"eval_samples_right": 0.5, "eval_answers_short": 2, "eval_runtime_words": 3, "eval_memory": 4}
+    assert plain_evaluation("step 10", own) == (
+        "evaluated at step 10: samples right 0.5, answers short 2, runtime words 3, memory 4"
+    )
 
 
 def test_the_table_grows_by_a_row_and_has_a_new_heading_for_other_figures() -> None:
@@ -167,6 +172,27 @@ def test_the_table_grows_by_a_row_and_has_a_new_heading_for_other_figures() -> N
     assert len(more) == 2
     assert more[0].endswith("anls")
     assert table.lines("40", 0.9, {**figures, "eval_anls": 0.5}, 40)[0] == "  step  train loss       loss"
+
+
+def test_a_loss_that_was_shown_is_not_shown_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where `--logging_steps` is more than `--eval_steps`."""
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
+    view = TerminalView(line=Line(Terminal(), environ=TERMINAL))
+    view._trains = True
+    view.evaluated(0, {"eval_loss": 3.0})
+    view.step(2, {"loss": 1.5})
+    view.evaluated(2, {"eval_loss": 2.0})
+    view.evaluated(3, {"eval_loss": 1.75})
+    view.step(4, {"loss": 1.25})
+    view.evaluated(4, {"eval_loss": 1.5})
+    _, *rows = written.getvalue().splitlines()
+    assert [row.split() for row in rows] == [
+        ["0", "-", "3"],
+        ["2", "1.5", "2"],
+        ["3", "-", "1.75"],
+        ["4", "1.25", "1.5"],
+    ]
 
 
 def test_the_pace_leaves_out_the_first_step_and_evaluations() -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora.config.fields import own_fields
-from vlm_lora.config.scoring import less_is_better
+from vlm_lora.config.scoring import is_score, less_is_better
 from vlm_lora.errors import ConfigError
 from vlm_lora.report.comparison.paired import Paired, compare
 from vlm_lora.report.pages.rendering import as_text
 from vlm_lora.report.run_page.curves import Chart, Line, charts_of
-from vlm_lora.report.run_page.folder import Prediction, RunFolder, is_figure, is_score, read_run
+from vlm_lora.report.run_page.folder import Prediction, RunFolder, is_figure, read_run
 
 PLACES = ("output_dir", "logging_dir", "run_name", "overwrite_output_dir", "resume_from_checkpoint")
 """Settings that differ between any two runs and say nothing of what they do."""

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vlm_lora.config.scoring import is_score
 from vlm_lora.report.pages.rendering import heading
-from vlm_lora.report.run_page.folder import is_figure, is_score
+from vlm_lora.report.run_page.folder import is_figure
 
 MOST_POINTS = 1500
 """Points of one line; of more, each stretch is drawn by its least and its largest."""

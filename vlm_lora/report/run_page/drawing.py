@@ -93,6 +93,8 @@ def draw(chart: Chart, *, colours: Sequence[int] | None = None) -> Markup:
         axes.grid(axis="y")
         axes.set_axisbelow(True)
         axes.margins(x=0.02, y=0.08)
+        if not any(value for line in chart.lines for value in line.values):
+            axes.set_ylim(-0.04, 1)  # zeros alone, which would be drawn between values as small as they are meaningless
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5, min_n_ticks=3))

@@ -11,21 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora.config.files import read_mapping
-from vlm_lora.config.scoring import less_is_better
+from vlm_lora.config.scoring import is_score, less_is_better
 from vlm_lora.errors import ConfigError
 from vlm_lora.training.checkpoints.run_record import numbered_checkpoints
 
 STATE = "trainer_state.json"
 PREDICTIONS = "predictions.jsonl"
 SETTINGS = ("run_config.yaml", "eval_config.yaml")
-RUN_FILES = (STATE, *SETTINGS, "all_results.json", "eval_results.json", PREDICTIONS, "run.json", "data_report.json")
+RECORDS = ("run.json", "eval_run.json")
+"""Of a training, and of a run that measured alone."""
+RUN_FILES = (STATE, *SETTINGS, "all_results.json", "eval_results.json", PREDICTIONS, *RECORDS, "data_report.json")
 """A folder with any of these is a run's."""
 
 _ROW = re.compile(r"(?P<file>.*?) row (?P<row>\d+)(?: \((?:key (?P<key>.*?))?(?:, )?(?:line (?P<line>\d+))?\))?")
-_NO_SCORES = re.compile(
-    r"eval_(loss|perplexity|answers|samples|rows|runtime|.*_per_second|.*_tokens|.*_seconds|.*_bytes|.*_low_95|.*_high_95"
-    r"|.*_interval|.*_time|start_.*)"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +86,7 @@ class RunFolder:
     results: Mapping[str, Any] = field(default_factory=dict)
     data_report: Mapping[str, Any] = field(default_factory=dict)
     identity: Mapping[str, Any] = field(default_factory=dict)
-    """`run.json`."""
+    """`run.json`; of an evaluation `eval_run.json`."""
     predictions: Sequence[Prediction] = ()
     faults: Sequence[str] = ()
     """What could not be read."""
@@ -120,11 +118,6 @@ class RunFolder:
     def scores(self) -> dict[str, float]:
         """The scores of the run's results by name, without what is no score."""
         return {name: float(value) for name, value in self.results.items() if is_score(name) and is_figure(value)}
-
-
-def is_score(name: str) -> bool:
-    """Say whether a figure of an evaluation scores answers, by its name."""
-    return name.startswith("eval_") and not _NO_SCORES.fullmatch(name)
 
 
 def is_figure(value: Any) -> bool:
@@ -161,7 +154,7 @@ def read_run(path: Path, more: Sequence[Mapping[str, Any]] = ()) -> RunFolder:
         log=[*log, *(entry for entry in more if _steps({"global_step": entry.get("step")}) > _last_step(log))],
         results={**_object(path / "all_results.json", faults), **_object(path / "eval_results.json", faults)},
         data_report=_object(path / "data_report.json", faults),
-        identity=_object(path / "run.json", faults),
+        identity=next((found for name in RECORDS if (found := _object(path / name, faults))), {}),
         predictions=_predictions(path / PREDICTIONS, faults),
         faults=tuple(faults),
     )

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm_lora.config.scoring import less_is_better
+from vlm_lora.config.scoring import is_score, less_is_better
 from vlm_lora.config.whole_files import write_whole
 from vlm_lora.errors import ConfigError
 from vlm_lora.report.pages.rendering import as_text, render
 from vlm_lora.report.run_page.answers import MOST, Album, described, worst_first
 from vlm_lora.report.run_page.curves import charts_of
 from vlm_lora.report.run_page.drawing import draw
-from vlm_lora.report.run_page.folder import RunFolder, is_figure, is_score, read_run
+from vlm_lora.report.run_page.folder import RunFolder, is_figure, read_run
 from vlm_lora.report.run_page.settings import changed_settings, machine
 from vlm_lora.report.run_page.stored_images import StoredImages
 

@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vlm_lora.config.scoring import LOSSES, is_score
 from vlm_lora.report.terminal.words import spell_figure, spell_name
-
-LEFT_OUT = (
-    *("runtime", "samples_per_second", "steps_per_second", "supervised_tokens", "samples", "answers", "memory"),
-    "model_preparation_time",
-)
-"""Figures that say how an evaluation went, not what it found; also beginnings of their names."""
 
 FIRST = ("loss", "perplexity")
 LEAST_WIDTH = 9
@@ -22,11 +17,7 @@ def scores_of(figures: Mapping[str, Any]) -> dict[str, float]:
     found = {
         name.removeprefix("eval_"): float(value)
         for name, value in figures.items()
-        if name.startswith("eval_")
-        and not name.startswith("eval_start_")
-        and isinstance(value, int | float)
-        and not name.removeprefix("eval_").startswith(LEFT_OUT)
-        and not name.endswith("_95")
+        if isinstance(value, int | float) and (name in LOSSES or is_score(name)) and name.startswith("eval_")
     }
     return {name: found[name] for name in (*FIRST, *(name for name in found if name not in FIRST)) if name in found}
 
@@ -42,13 +33,13 @@ class EvaluationTable:
 
         Args:
             step: after which step.
-            train_loss: the training loss last logged, if any.
+            train_loss: the training loss, where one was logged since the last evaluation.
             figures: by the names that the log has.
             columns: of the terminal; figures that have no room are left out, the last ones first.
         """
         scores = scores_of(figures)
-        given = {} if train_loss is None else {"train loss": train_loss}
-        cells = {"step": step, **{spell_name(name): spell_figure(value) for name, value in (given | scores).items()}}
+        train = "-" if train_loss is None else spell_figure(train_loss)
+        cells = {"step": step, "train loss": train, **{spell_name(name): spell_figure(scores[name]) for name in scores}}
         widths = {name: max(len(name), LEAST_WIDTH if name != "step" else 6) for name in cells}
         while len(cells) > 2 and sum(widths[name] + 2 for name in cells) > columns:
             cells.popitem()

@@ -11,6 +11,7 @@ from typing import Any
 
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.whole_files import read_json
+from vlm_lora.data.wording import counted
 from vlm_lora.progress import spell_rate, spell_seconds
 from vlm_lora.report.run_page.drawing import NEEDS, can_draw
 from vlm_lora.report.run_page.page import PAGE
@@ -63,7 +64,7 @@ def _trained(run: RunConfig, folder: Path, results: Mapping[str, Any], seen: See
     what = "adapter" if run.tuning.peft_method == "lora" else "model"
     seconds, rate = results.get("train_runtime"), results.get("train_samples_per_second")
     steps = read_json(folder / STATE_FILE).get("global_step")
-    took = f"Trained {steps:,} steps" if isinstance(steps, int) else "Trained"
+    took = f"Trained {counted(steps, 'step', form=',')}" if isinstance(steps, int) else "Trained"
     if seconds is not None:
         took += f" in {spell_seconds(seconds)}"
     if rate:
@@ -120,7 +121,8 @@ def _scored(results: Mapping[str, Any]) -> list[str]:
         between = "" if interval is None else f" ({spell_figure(interval[0])} to {spell_figure(interval[1])})"
         words.append(f"{spell_name(name)} {spell_figure(value)}{between}")
     rows = results.get("eval_samples")
-    return [f"On {'the' if rows is None else f'{rows:,}'} validation rows: {', '.join(words)}."]
+    where = "the validation rows" if rows is None else counted(rows, "validation row", form=",")
+    return [f"On {where}: {', '.join(words)}."]
 
 
 def _on_a_page(run: RunConfig, folder: Path) -> list[str]:
@@ -135,14 +137,14 @@ def _on_a_page(run: RunConfig, folder: Path) -> list[str]:
 def _next(run: RunConfig, arguments: Any, folder: Path) -> list[str]:
     weights = str(folder if arguments.do_train else run.model.model_name_or_path)
     commands = [["ask", "--model_name_or_path", weights, "--image", "FILE", "--prompt", "QUESTION"]]
+    name = "validation_name" if run.data.validation_name else "dataset_name"
+    evaluation = ["eval", "--model_name_or_path", weights, f"--{name}", str(getattr(run.data, name))]
+    if not run.generation.predict_with_generate:
+        evaluation.append("--predict_with_generate")
     if arguments.do_train:
-        data = run.data.validation_name or run.data.dataset_name
-        commands.append(["eval", "--model_name_or_path", weights, "--dataset_name", str(data)])
-        if not run.generation.predict_with_generate:
-            commands[-1].append("--predict_with_generate")
+        commands.append(evaluation)
     elif not run.generation.predict_with_generate:
-        data = str(run.data.dataset_name)
-        commands.insert(0, ["eval", "--model_name_or_path", weights, "--dataset_name", data, "--predict_with_generate"])
+        commands.insert(0, evaluation)
     return [
         shlex.join(["vlm-lora", *command]).replace("--prompt QUESTION", '--prompt "QUESTION"') for command in commands
     ]

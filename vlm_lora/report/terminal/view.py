@@ -44,6 +44,8 @@ class TerminalView(RunObserver):
         self._arguments: Any = None
         self._advance: Advance | None = None
         self._figures: Mapping[str, float] = {}
+        self._fresh_loss: float | None = None
+        """The training loss, where one was logged since the last evaluation."""
         self._doing = ""
         self._trains = False
 
@@ -80,7 +82,7 @@ class TerminalView(RunObserver):
 
     def step(self, step: int, figures: Mapping[str, float]) -> None:
         """Show the figures of a step."""
-        self._figures = figures
+        self._figures, self._fresh_loss = figures, figures.get("loss")
         if self._line is None and self._advance is not None:
             self._say([plain_words(step, self._advance.steps, figures, self._pace.rates())])
         self._refresh()
@@ -103,7 +105,8 @@ class TerminalView(RunObserver):
         if self._line is None:
             self._say([plain_evaluation(f"step {step}", figures)])
         else:
-            self._say(self._table.lines(f"{step:,}", self._figures.get("loss"), figures, self._columns()))
+            self._say(self._table.lines(f"{step:,}", self._fresh_loss, figures, self._columns()))
+        self._fresh_loss = None
 
     def saved(self, step: int, folder: Path) -> None:
         """Remember a checkpoint."""

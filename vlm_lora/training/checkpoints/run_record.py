@@ -33,6 +33,7 @@ EVALUATION_FILES = (
     "predictions.jsonl",
     "report.html",
     "eval_config.yaml",
+    "eval_run.json",
     "data_report.json",
     "quarantine.jsonl",
     "overlong_rows.json",

@@ -21,7 +21,7 @@ from vlm_lora.training.checkpoints.changed_settings import AGAIN, NEW_RUN, Chang
 from vlm_lora.training.checkpoints.resumption import Resumption
 from vlm_lora.training.checkpoints.setting_kinds import OTHER_ROWS, TRAINED_ROWS, Kind, kind_of
 from vlm_lora.training.identity.base_model import describe_base
-from vlm_lora.training.identity.record import RunIdentity, write_identity
+from vlm_lora.training.identity.record import ALONE, FILE, RunIdentity, write_identity
 from vlm_lora.training.identity.rows import RowsChange, compare_rows, describe_rows
 from vlm_lora.training.identity.secrets import masked_values
 from vlm_lora.training.identity.surroundings import command, environment, git_state, hardware
@@ -61,7 +61,7 @@ class Opened:
 
 
 def identify(opened: Opened, resumption: Resumption) -> RunIdentity:
-    """Return the record of a run that trains, which rank 0 writes into the output folder. Every process calls it.
+    """Return the record of a run, which rank 0 writes into the output folder. Every process calls it.
 
     Args:
         opened: the run.
@@ -96,7 +96,7 @@ def identify(opened: Opened, resumption: Resumption) -> RunIdentity:
         continues=_continued(resumption, changes),
     )
     if arguments.process_index == 0:
-        write_identity(Path(arguments.output_dir), identity)
+        write_identity(Path(arguments.output_dir), identity, name=FILE if arguments.do_train else ALONE)
     return identity
 
 

@@ -15,6 +15,8 @@ from vlm_lora.config.whole_files import write_json
 from vlm_lora.errors import ConfigError
 
 FILE = "run.json"
+ALONE = "eval_run.json"
+"""The same of a run that measures alone, which may write into the folder of a training."""
 FORMAT = 1
 """Of the file; another one is refused."""
 EARLIER = "run_settings.json"
@@ -59,9 +61,9 @@ class RunIdentity:
         return self.base_model is not None
 
 
-def write_identity(folder: Path, identity: RunIdentity) -> None:
+def write_identity(folder: Path, identity: RunIdentity, *, name: str = FILE) -> None:
     """Write a record into an output folder or checkpoint, whole or not at all."""
-    write_json(folder / FILE, {"format": FORMAT, **asdict(identity)})
+    write_json(folder / name, {"format": FORMAT, **asdict(identity)})
 
 
 def read_identity(folder: Path) -> RunIdentity | None:
