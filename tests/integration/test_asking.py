@@ -59,14 +59,19 @@ def test_a_file_of_questions(words: list[str], place: Path, tmp_path: Path, caps
         {"image": "1.png", "prompt": "Größe?"},
     ]
     file = write_jsonl(place / "questions.jsonl", rows)
+    first, *others = file.read_text(encoding="utf-8").splitlines()
+    file.write_text("\n".join([first, "7", '{"image": "0.png", "pro', *others, "[]"]) + "\n", encoding="utf-8")
     output = tmp_path / "new" / "answers.jsonl"
     assert main([*words, "--file", str(file), "--output", str(output)]) == 1
     said = capsys.readouterr()
     assert f"2 answers written to {output}" in said.out
-    assert "1 of 3 rows" in said.err
+    assert "4 of 6 rows" in said.err
     assert "%|" not in said.err, "no bar of a library where there is no terminal"
     lines = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     assert "gone.png" in lines[0]["error"]
+    assert [line["source"] for line in lines] == [f"{file} row {row} (line {row + 1})" for row in range(6)]
+    for line, text in ((lines.pop(5), "a list"), (lines.pop(2), "not JSON"), (lines.pop(1), "a number")):
+        assert text in line["error"]
     assert [line["prompt"] for line in lines[1:]] == ["What is it?", "Größe?"]
     assert lines[1]["images"] == [str(place / "0.png")]
     alone = asked(words, capsys, "--image", place / "0.png", "--prompt", "What is it?")

@@ -147,20 +147,51 @@ def _show(reply: Reply, answerer: Answerer) -> None:
 def _ask_file(run: RunConfig, name: str, output: Path | None, keywords: Mapping[str, Any]) -> None:
     from vlm_lora.data.questions import open_questions
 
-    rows = open_questions(name, run.data)
+    questions = open_questions(name, run.data)
+    rows, broken = questions.rows, dict(questions.broken)
     answerer = _opened(run, (), keywords)  # a row that cannot be used, even the first, stops no other
     size = run.scoring.generation_batch_size or _BATCH
-    failed = 0
+    failed = len(broken)
     with _lines(output) as stream:
         for start in range(0, len(rows), size):
-            records = _answered(rows, range(start, min(start + size, len(rows))), answerer)
+            numbers = range(start, min(start + size, len(rows)))
+            records = _answered(rows, numbers, answerer)
             failed += sum("error" in record for record in records)
+            if broken:
+                records = _with_broken(records, [_number(rows, number) for number in range(start, len(rows))], broken)
             stream.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
             stream.flush()
+    asked = len(rows) + len(questions.broken)
     if output is not None:
-        print(f"{counted(len(rows) - failed, 'answer')} written to {output}")
+        print(f"{counted(asked - failed, 'answer')} written to {output}")
     if failed:
-        raise DataError(f"{failed} of {len(rows)} rows of {name} could not be answered; the 'error' of each says why.")
+        raise DataError(
+            f"{failed} of {counted(asked, 'row')} of {name} could not be answered; the 'error' of each says why."
+        )
+
+
+def _number(rows: ConversationDataset, index: int) -> int:
+    number = rows.source(index).row
+    assert number is not None  # the files that may have broken rows count them
+    return number
+
+
+def _with_broken(
+    records: Sequence[dict[str, Any]], numbers: Sequence[int], broken: dict[int, tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """Put rows that are none between the records of the others, by their numbers in the file.
+
+    Args:
+        records: of some rows.
+        numbers: in the file, of these rows and of those behind them.
+        broken: by number, place and what is wrong; those that are put in are taken out.
+    """
+    found = dict(zip(numbers, records, strict=False))
+    behind = numbers[len(records)] if len(numbers) > len(records) else None
+    for number in [one for one in broken if behind is None or one < behind]:
+        place, text = broken.pop(number)
+        found[number] = {"source": place, "error": text}
+    return [found[number] for number in sorted(found)]
 
 
 def _answered(rows: ConversationDataset, numbers: Sequence[int], answerer: Answerer) -> list[dict[str, Any]]:

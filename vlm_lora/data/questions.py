@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from vlm_lora.config.run_config import DataConfig
 from vlm_lora.data.columns.schema import detect_schema
+from vlm_lora.data.conversation import RowSource
 from vlm_lora.data.dataset import ConversationDataset
-from vlm_lora.data.formats.rows import Rows, Table
+from vlm_lora.data.formats.json_files import Faults, JsonFile, read_json, read_json_lines
+from vlm_lora.data.formats.rows import Rows, Table, join_files
 from vlm_lora.data.sources.named import open_source
 from vlm_lora.data.splits import whole
 from vlm_lora.data.wording import quoted
@@ -19,11 +22,21 @@ ANSWER, UNKNOWN = "answer", "?"
 """The column, and the text in it, that stand for the answers that rows of questions have not got."""
 
 _ASKS = ("user", "human")
+_TOLERANT = {".json": read_json, ".jsonl": read_json_lines, ".ndjson": read_json_lines}
 _TRIED = 32
 """Rows that are looked at before all are taken to be unusable, each for a reason of its own."""
 
 
-def open_questions(name: str, config: DataConfig) -> ConversationDataset:
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """The rows of a file of questions."""
+
+    rows: ConversationDataset
+    broken: Mapping[int, tuple[str, str]] = field(default_factory=dict)
+    """Rows that are none, as a line that is no JSON: by their number in the file, their place and what is wrong."""
+
+
+def open_questions(name: str, config: DataConfig) -> Questions:
     """Open a file of questions.
 
     Args:
@@ -34,12 +47,35 @@ def open_questions(name: str, config: DataConfig) -> ConversationDataset:
         DataError: nothing readable there, several splits, or columns that cannot be told apart. A row that cannot be
             used raises where it is read.
     """
-    source = open_source(name, config_name=config.dataset_config_name, flag="file")
-    if len(source.splits) > 1:
-        raise DataError(f"--file {name} has the splits {quoted(source.splits)}. Name the file of one of them.")
-    ((split, rows),) = source.splits.items()
+    broken: Faults = {}
+    try:
+        source = open_source(name, config_name=config.dataset_config_name, flag="file")
+        if len(source.splits) > 1:
+            raise DataError(f"--file {name} has the splits {quoted(source.splits)}. Name the file of one of them.")
+        ((split, rows),) = source.splits.items()
+    except DataError:
+        usable = _usable_rows(Path(name).expanduser(), broken)
+        if usable is None:
+            raise
+        split, rows = "file", usable
     if not len(rows):
         raise DataError(f"--file {name} has no rows.")
+    places = {number: str(RowSource(file=name, row=number, line=line)) for number, (line, _) in broken.items()}
+    said = {number: (places[number], text) for number, (_, text) in broken.items()}
+    return Questions(rows=_with_columns(name, split, rows, config), broken=said)
+
+
+def _usable_rows(path: Path, broken: Faults) -> Rows | None:
+    """Return a file's rows without those that are none, which are noted; None where that does not help."""
+    reader = _TOLERANT.get(path.suffix.lower())
+    if reader is None or not path.is_file():
+        return None
+    table = reader(path, broken)
+    return join_files([(str(path), path.parent, _Usable(table, broken))]) if broken and len(table) else None
+
+
+def _with_columns(name: str, split: str, rows: Rows, config: DataConfig) -> ConversationDataset:
+    """Say which columns of the rows mean what, whether or not they have answers."""
     config = replace(config, dataset_name=None, validation_name=name)
     completed = Rows([_Answered(table) for table in rows.tables], rows.origins, rows.declared)
     found, problems = [], []
@@ -66,6 +102,27 @@ def _any_reads(data: ConversationDataset) -> bool:
             continue
         return True
     return False
+
+
+class _Usable:
+    """A JSON file of which some rows are none: the others keep their numbers."""
+
+    def __init__(self, table: JsonFile, broken: Faults) -> None:
+        self._table = table
+        self._numbers = [number for number in range(len(table) + len(broken)) if number not in broken]
+        self.columns = table.columns
+
+    def number(self, place: int) -> int:
+        return self._numbers[place]
+
+    def line(self, place: int) -> int:
+        return self._table.line(place)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        return self._table[index]
 
 
 class _Answered:

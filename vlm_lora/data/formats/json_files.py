@@ -12,9 +12,10 @@ import os
 import re
 from array import array
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from vlm_lora.data.formats.json_documents import refuse_document, refuse_others, rows_key
 from vlm_lora.errors import DataError
@@ -69,19 +70,38 @@ class JsonFile:
             return json.loads(stream.read(self.lengths[index]).decode("utf-8"))
 
 
-class _RowIndex:
-    """Collects byte ranges and keys while a file is scanned."""
+Faults: TypeAlias = dict[int, tuple[int, str]]
+"""What is wrong with rows that are left out: by their number in the file, from 0, the line and a message."""
 
-    def __init__(self, path: Path, stamp: tuple[int, int]) -> None:
+
+class _RowIndex:
+    """Collects byte ranges and keys while a file is scanned; rows that are none raise, or are noted as faults."""
+
+    def __init__(self, path: Path, stamp: tuple[int, int], faults: Faults | None = None) -> None:
         self.path = path
         self.stamp = stamp
+        self.faults = faults
         self.starts = array("Q")
         self.lengths = array("Q")
         self.lines = array("Q")
         self.columns: dict[str, None] = {}
 
     def add(self, row: object, start: int, length: int, line: int) -> None:
-        self.columns.update(dict.fromkeys(_as_object(row, self.path, line)))
+        with self.noting(line):
+            self._add(_as_object(row, self.path, line), start, length, line)
+
+    @contextmanager
+    def noting(self, line: int) -> Iterator[None]:
+        """Note what is wrong with a row in this line, where that is asked for."""
+        try:
+            yield
+        except DataError as error:
+            if self.faults is None:
+                raise
+            self.faults[len(self.starts) + len(self.faults)] = line, str(error)
+
+    def _add(self, row: Mapping[str, Any], start: int, length: int, line: int) -> None:
+        self.columns.update(dict.fromkeys(row))
         self.starts.append(start)
         self.lengths.append(length)
         self.lines.append(line)
@@ -106,22 +126,28 @@ def _as_object(row: object, path: Path, line: int) -> dict[str, Any]:
     return row
 
 
-def read_json_lines(path: Path) -> JsonFile:
+def read_json_lines(path: Path, faults: Faults | None = None) -> JsonFile:
     """Read a file of one JSON object a line; blank lines are passed over. A file that is one document is read as such.
+
+    Args:
+        path: the file.
+        faults: takes what is wrong with lines that are no rows, which are left out; without it the first one raises.
 
     Raises:
         DataError: A line that is not a JSON object, with file and line (lines count from 1).
     """
     if holds_document(path):
-        return read_json(path)
+        return read_json(path, faults)
     with path.open("rb") as stream:
-        index = _RowIndex(path, _stamp(stream.fileno()))
+        index = _RowIndex(path, _stamp(stream.fileno()), faults)
         start = 0
         for number, line in enumerate(stream, start=1):
             skipped = len(_BYTE_ORDER_MARK) if number == 1 and line.startswith(_BYTE_ORDER_MARK) else 0
             content = line[skipped:]
             if content.strip():
-                index.add(_parse_line(path, number, content), start + skipped, len(content), number)
+                with index.noting(number):
+                    row = _parse_line(path, number, content)
+                    index.add(row, start + skipped, len(content), number)
             start += len(line)
     return index.finish()
 
@@ -165,8 +191,12 @@ def stream_json_lines(path: Path) -> Iterator[Mapping[str, Any]]:
                 yield _as_object(_parse_line(path, number, content), path, number)
 
 
-def read_json(path: Path) -> JsonFile:
+def read_json(path: Path, faults: Faults | None = None) -> JsonFile:
     """Read a list of objects, an object with a `data` list, or (as many tools write) one object a line.
+
+    Args:
+        path: the file.
+        faults: takes what is wrong with members of the list that are no rows, as `read_json_lines` has it.
 
     Raises:
         DataError: Malformed JSON, with file and line, or another shape.
@@ -182,28 +212,32 @@ def read_json(path: Path) -> JsonFile:
         raise DataError(f"{path} line {line}: not UTF-8 text ({error.reason}). Save it as UTF-8.") from error
     del raw
     try:
-        return _read_document(path, text, skipped, stamp)
+        return _read_document(path, text, skipped, stamp, faults)
     except json.JSONDecodeError as error:
         raise DataError(f"{path} line {error.lineno}: not JSON: {error.msg}.") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not usable as JSON: {error}.") from error
 
 
-def _read_document(path: Path, text: str, skipped: int, stamp: tuple[int, int]) -> JsonFile:
+def _read_document(
+    path: Path, text: str, skipped: int, stamp: tuple[int, int], faults: Faults | None = None
+) -> JsonFile:
     first = _skip_blank(text, 0)
     opening = text[first : first + 1]
     if opening == "[":
-        return _read_list(path, text, first, skipped, stamp)
+        return _read_list(path, text, first, skipped, stamp, faults)
     if opening == "{":
         document, end = _DECODER.raw_decode(text, first)
         if _skip_blank(text, end) < len(text):
             one_a_line = "\n" not in text[first:end]
-            return read_json_lines(path) if one_a_line else _read_list(path, text, first, skipped, stamp, bare=True)
+            if one_a_line:
+                return read_json_lines(path, faults)
+            return _read_list(path, text, first, skipped, stamp, faults, bare=True)
         key = rows_key(document)
         if key is None:
             raise refuse_document(path, document)
         refuse_others(path, document, key)
-        return _read_list(path, text, _find_list(text, first, key), skipped, stamp, inner=True)
+        return _read_list(path, text, _find_list(text, first, key), skipped, stamp, faults, inner=True)
     if not opening:
         return _RowIndex(path, stamp).finish()
     raise DataError(f"{path} line 1: rows are read from a list of objects or an object with a `data` list.")
@@ -215,6 +249,7 @@ def _read_list(
     opening: int,
     skipped: int,
     stamp: tuple[int, int],
+    faults: Faults | None = None,
     inner: bool = False,
     bare: bool = False,
 ) -> JsonFile:
@@ -226,10 +261,11 @@ def _read_list(
         opening: where the list begins.
         skipped: bytes before the text.
         stamp: of the file.
+        faults: as for `read_json`.
         inner: whether it stands inside an object.
         bare: whether it is no list, but objects one behind the other over several lines, as `jq` writes them.
     """
-    index = _RowIndex(path, stamp)
+    index = _RowIndex(path, stamp, faults)
     ascii_only = text.isascii()
     known_char, known_byte, known_line, line_char = 0, skipped, 1, 0
     position = opening if bare else _skip_blank(text, opening + 1)
