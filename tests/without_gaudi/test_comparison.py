@@ -145,7 +145,7 @@ def test_rows_that_expect_other_answers_are_said(runs: tuple[Path, Path]) -> Non
     assert "the data are not the same" not in render_comparison(compare_runs(runs))
     lines[3]["accepted"] = ["another"]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    assert "1 of these rows expect different answers" in render_comparison(compare_runs(runs))
+    assert "1 of these rows expects different answers" in render_comparison(compare_runs(runs))
 
 
 def test_an_older_run_without_questions_is_paired_by_its_rows(runs: tuple[Path, Path]) -> None:
