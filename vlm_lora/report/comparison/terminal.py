@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vlm_lora.data.wording import counted
 from vlm_lora.report.comparison.compared import Against, Comparison, verdict
 from vlm_lora.report.pages.rendering import heading, in_words, number
 from vlm_lora.report.preview import visible
@@ -35,7 +36,9 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 
 
 def _print_against(one: Against, first: str, console: Console) -> None:
-    console.print(_plain(f"{one.name} against {first}, on the {one.pairs} rows that both answered:"), style="bold")
+    console.print(
+        _plain(f"{one.name} against {first}, on the {counted(one.pairs, 'row')} that both answered:"), style="bold"
+    )
     if not one.scores:
         console.print(f"  {one.nothing_paired}", markup=False)
         return
@@ -55,13 +58,12 @@ def _print_against(one: Against, first: str, console: Console) -> None:
     tests = dict.fromkeys(f"{heading(name)} by the {paired.test}" for name, paired in one.scores.items())
     console.print(f"p: {', '.join(tests)}; each score by itself.", style="dim")
     if one.expected_differs:
-        said = (
-            f"{one.expected_differs} of these rows expect different answers in the two runs: the data are not the same."
-        )
+        said = counted(one.expected_differs, "of these rows expects", "of these rows expect")
+        said += " different answers in the two runs: the data are not the same."
         console.print(said, style="yellow")
     better = sum(row.better for row in one.changed)
-    said = f"{better} rows better, {len(one.changed) - better} worse, {one.reworded} answered otherwise but neither."
-    console.print(said)
+    worse = len(one.changed) - better
+    console.print(f"{counted(better, 'row')} better, {worse} worse, {one.reworded} answered otherwise but neither.")
     for row in one.changed[:SHOWN]:
         console.print(_plain(f"  {'better' if row.better else 'worse'}: {row.before.source}"))
         expected = " | ".join(row.before.accepted)
