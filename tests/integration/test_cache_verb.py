@@ -153,7 +153,7 @@ def test_a_launch_is_refused_before_anything_is_started(
         started.append(launch)
         return 0
 
-    monkeypatch.setattr("vlm_lora.cli.main.run_launch", start)
+    monkeypatch.setattr("vlm_lora.cli.launch.run_launch", start)
     words = ["--dataset_name", "my data", "--model_name_or_path", "google/gemma-3-4b-it"]
     assert main(["launch", "--world_size", "2", "cache", *words]) == 1
     line = "vlm-lora cache --dataset_name 'my data' --model_name_or_path google/gemma-3-4b-it"

@@ -145,7 +145,7 @@ def _show(reply: Reply, answerer: Answerer) -> None:
 
 
 def _ask_file(run: RunConfig, name: str, output: Path | None, keywords: Mapping[str, Any]) -> None:
-    from vlm_lora.data.questions import open_questions
+    from vlm_lora.data.questions import open_questions, put_broken
 
     questions = open_questions(name, run.data)
     rows, broken = questions.rows, dict(questions.broken)
@@ -158,7 +158,7 @@ def _ask_file(run: RunConfig, name: str, output: Path | None, keywords: Mapping[
             records = _answered(rows, numbers, answerer)
             failed += sum("error" in record for record in records)
             if broken:
-                records = _with_broken(records, [_number(rows, number) for number in range(start, len(rows))], broken)
+                records = put_broken(records, [_number(rows, number) for number in range(start, len(rows))], broken)
             stream.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
             stream.flush()
     asked = len(rows) + len(questions.broken)
@@ -174,24 +174,6 @@ def _number(rows: ConversationDataset, index: int) -> int:
     number = rows.source(index).row
     assert number is not None  # the files that may have broken rows count them
     return number
-
-
-def _with_broken(
-    records: Sequence[dict[str, Any]], numbers: Sequence[int], broken: dict[int, tuple[str, str]]
-) -> list[dict[str, Any]]:
-    """Put rows that are none between the records of the others, by their numbers in the file.
-
-    Args:
-        records: of some rows.
-        numbers: in the file, of these rows and of those behind them.
-        broken: by number, place and what is wrong; those that are put in are taken out.
-    """
-    found = dict(zip(numbers, records, strict=False))
-    behind = numbers[len(records)] if len(numbers) > len(records) else None
-    for number in [one for one in broken if behind is None or one < behind]:
-        place, text = broken.pop(number)
-        found[number] = {"source": place, "error": text}
-    return [found[number] for number in sorted(found)]
 
 
 def _answered(rows: ConversationDataset, numbers: Sequence[int], answerer: Answerer) -> list[dict[str, Any]]:

@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
-import logging
 import os
-import shlex
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -22,12 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlm_lora.backend import installed, named, select
-from vlm_lora.cli.setup import configure, described, rank, set_up_logging, verb_parser, wants_debug, wants_reasons
+from vlm_lora.cli.setup import configure, described, rank, set_up_logging, verb_parser, wants_debug
 from vlm_lora.config.early import DATA, MODEL, OUTPUT
-from vlm_lora.config.sources import parse
 from vlm_lora.config.surrogate_text import drop_stdout, flush_stdout, let_stdout_escape
-from vlm_lora.config.values import is_true
 from vlm_lora.config.version import __version__
 from vlm_lora.errors import (
     ConfigError,
@@ -39,14 +33,10 @@ from vlm_lora.errors import (
     plain_message,
     refused_file,
 )
-from vlm_lora.launch.launching import LaunchRequest, bound, parse_launch, run_launch
-from vlm_lora.launch.placement import refuse_launch
 from vlm_lora.launch.process_group import lost_partner, port_taken
 from vlm_lora.launch.roll_call import silent_rank
 from vlm_lora.launch.stop_signals import stop_signals
 from vlm_lora.progress import ERASE, can_take_lines_away, live_terminal
-
-logger = logging.getLogger(__name__)
 
 EXIT_DONE, EXIT_USER, EXIT_USAGE, EXIT_EARLY, EXIT_INTERRUPTED, EXIT_INTERNAL = 0, 1, 2, os.EX_TEMPFAIL, 130, 203
 
@@ -73,24 +63,6 @@ vlm-lora VERB --help lists what the verb uses; --help_all explains all of it. --
 """
 
 
-LAUNCH_USAGE = """\
-{program} [flags] SCRIPT [its flags]
-
-  --backend NAME     auto, {backends}
-  --world_size N     processes on this machine, one per device (where torch counts them, all; else 1)
-  --nnodes N         machines; start this command on each (from Slurm, SageMaker or Kubeflow where they run it)
-  --node_rank K      this machine's number, 0 to N-1 (from the same)
-  --master_addr HOST machine 0 (from the same)
-  --master_port N    port of the first process (a free one; on several machines 29500 or made from the Slurm job)
-  --use_deepspeed    start by DeepSpeed's launcher (needed for --hostfile)
-  --use_accelerate   start by accelerate's launcher, as accelerate_launch_args in the run's --config FILE do
-  --config_file FILE accelerate's configuration file, such as launchers/accelerate/fsdp2.yaml
-  --use_mpi          start by mpirun, where the backend does{mpi}
-  --hostfile FILE    machines of a multi-node run, one `ADDRESS slots=N` a line; with --use_deepspeed
-  --map_by UNIT      mpirun's mapping: socket, or slot on virtual machines (socket)
-"""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -109,7 +81,9 @@ def _run_verb(arguments: Sequence[str]) -> int | None:
         print(f"vlm-lora: no verb '{verb}'; there are {', '.join(VERBS)}.{nearest(verb, VERBS)}", file=sys.stderr)
         return EXIT_USAGE
     if verb == "launch" and rest[:1] in (["-h"], ["--help"]):
-        print(_launch_usage("vlm-lora launch"))
+        from vlm_lora.cli.launch import usage
+
+        print(usage("vlm-lora launch"))
         return EXIT_DONE
     if {"-h", "--help", "--help_all", "--help-all"} & set(rest):
         verb = next((word for word in rest if word in VERBS), verb)  # `launch train --help`
@@ -131,7 +105,9 @@ def run_launcher(program: str, *, backend: str = "auto", argv: Sequence[str] | N
     """Run a launcher such as `launchers/gaudi_spawn.py`: start a script on several devices, pass its exit code on."""
     rest = list(sys.argv[1:] if argv is None else argv)
     if not rest or {"-h", "--help"} & set(rest[:1]):
-        print(_launch_usage(program))
+        from vlm_lora.cli.launch import usage
+
+        print(usage(program))
         return EXIT_DONE if rest else EXIT_USAGE
     return guard(lambda: _start(program, backend, rest), debug=False)
 
@@ -300,54 +276,10 @@ def _compare(rest: Sequence[str]) -> None:
     compare(rest)
 
 
-def _plan_flags() -> argparse.ArgumentParser:
-    parser = verb_parser("plan")
-    parser.add_argument(
-        "--device", nargs="+", default=["here"], metavar="NAME", help="here, all, or names such as H100-80 (here)"
-    )
-    for flag, default, meaning in (
-        ("world_size", 1, "processes, one per device"),
-        ("rows", 64, "rows of the data to measure"),
-        ("images", 1, "without data: images of a row"),
-        ("answer_tokens", 64, "without data: supervised tokens of a row"),
-    ):
-        parser.add_argument(f"--{flag}", type=int, default=default, metavar="N", help=f"{meaning} ({default})")
-    parser.add_argument(
-        "--assumed_size", default="1024x1024", metavar="WxH", help="without data: images in pixels (1024x1024)"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON; sizes are bytes")
-    return parser
-
-
 def _plan(rest: Sequence[str]) -> None:
-    own, others = _plan_flags().parse_known_args(rest)
-    for flag, value in zip(others, [*others[1:], ""], strict=True):
-        if flag.replace("-", "_") == "__image_size" and "x" in value:
-            raise ConfigError(
-                f"--image_size {value}: it says how large the model is shown images, by one number. For the size of "
-                f"images that a plan without data assumes, type --assumed_size {value}."
-            )
-    run = configure(others, {}, log_level="error", verb="plan", needed=(MODEL,))
-    from rich.console import Console
+    from vlm_lora.cli.plan import plan
 
-    from vlm_lora import pipeline
-    from vlm_lora.memory.request import PlanRequest
-    from vlm_lora.report.memory import as_json, print_plan, progress
-
-    request = PlanRequest(
-        devices=",".join(own.device),
-        world_size=own.world_size,
-        rows=own.rows,
-        images=own.images,
-        assumed_size=own.assumed_size,
-        answer_tokens=own.answer_tokens,
-    )
-    with progress(disabled=is_true(run.raw.get("disable_tqdm"))) as announce:
-        report = pipeline.plan(run, request, announce)
-    if own.json:
-        print(json.dumps(as_json(report), indent=2))
-        return
-    print_plan(report, Console(highlight=False, soft_wrap=True))
+    plan(rest)
 
 
 def _shard(rest: Sequence[str]) -> None:
@@ -380,48 +312,9 @@ def _doctor(rest: Sequence[str]) -> None:
 
 
 def _start(program: str, backend: str, words: Sequence[str]) -> int:
-    request, command = parse_launch(program, words, backend=backend)
-    refuse_launch(command)
-    request = _with_accelerate(request, command)
-    if command[0] in VERBS:
-        # The installed command is a Python script itself, which every launcher can start.
-        command = [str(Path(sys.executable).with_name("vlm-lora")), *command]
-    if not Path(command[0]).is_file():
-        verbs = ", ".join(VERBS)
-        raise ConfigError(
-            f"{program}: {command[0]} is no script here and no verb ({verbs}).{nearest(command[0], VERBS)}"
-        )
-    set_up_logging("debug" if wants_reasons(command[1:]) else "info")
-    # A named backend need not be usable here: a login node starts what runs on other machines.
-    chosen = select(request.backend)[0] if request.backend == "auto" else named(request.backend)
-    launch = chosen.launcher.launch(request, bound(command))
-    if request.nnodes > 1:
-        logger.info("Machine %d of %d, meeting at %s.", request.node_rank, request.nnodes, request.master_addr)
-    logger.info("Starting on %s (%s).", chosen.name, chosen.probe().device or "none here")
-    logger.debug("%s", shlex.join(launch.argv))
-    return run_launch(launch)
+    from vlm_lora.cli.launch import start
 
-
-def _launch_usage(program: str) -> str:
-    mpi = [name for name, backend in installed().items() if "use_mpi" in backend.declaration.launchers]
-    return LAUNCH_USAGE.format(
-        program=program, backends=", ".join(sorted(installed())), mpi=f" ({', '.join(mpi)})" if mpi else ""
-    )
-
-
-def _with_accelerate(request: LaunchRequest, command: Sequence[str]) -> LaunchRequest:
-    """Take `accelerate_launch_args` from the configuration of the run that is to be started."""
-    if command[0] not in ("train", "eval") and Path(command[0]).name != "run_lora_vlm.py":
-        return request
-    given = parse(command[1:], environ=os.environ).accelerate_launch_args
-    if not given:
-        return request
-    if request.use_mpi or request.use_deepspeed:
-        raise ConfigError(
-            "The configuration has accelerate_launch_args, which are for accelerate's launcher, and "
-            f"--{'use_mpi' if request.use_mpi else 'use_deepspeed'} is another. Leave one of them out."
-        )
-    return replace(request, use_accelerate=True, accelerate_launch_args=given)
+    return start(program, backend, words, verbs=tuple(VERBS))
 
 
 VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
@@ -449,7 +342,7 @@ OWN_FLAGS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "check": partial(_flags_of, "check"),
     "preview": partial(_flags_of, "preview"),
     "cache": partial(_flags_of, "cache"),
-    "plan": _plan_flags,
+    "plan": partial(_flags_of, "plan"),
     "report": partial(_flags_of, "report"),
     "runs": partial(_flags_of, "list_runs"),
     "compare": partial(_flags_of, "compare"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,24 @@ def open_questions(name: str, config: DataConfig) -> Questions:
     places = {number: str(RowSource(file=name, row=number, line=line)) for number, (line, _) in broken.items()}
     said = {number: (places[number], text) for number, (_, text) in broken.items()}
     return Questions(rows=_with_columns(name, split, rows, config), broken=said)
+
+
+def put_broken(
+    records: Sequence[dict[str, Any]], numbers: Sequence[int], broken: dict[int, tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """Put rows that are none between the records of the others, by their numbers in the file.
+
+    Args:
+        records: of some rows.
+        numbers: in the file, of these rows and of those behind them.
+        broken: by number, place and what is wrong; those that are put in are taken out.
+    """
+    found = dict(zip(numbers, records, strict=False))
+    behind = numbers[len(records)] if len(numbers) > len(records) else None
+    for number in [one for one in broken if behind is None or one < behind]:
+        place, text = broken.pop(number)
+        found[number] = {"source": place, "error": text}
+    return [found[number] for number in sorted(found)]
 
 
 def _usable_rows(path: Path, broken: Faults) -> Rows | None:

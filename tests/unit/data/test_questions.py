@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vlm_lora.cli.ask import _with_broken
 from vlm_lora.config.run_config import DataConfig
-from vlm_lora.data.questions import open_questions
+from vlm_lora.data.questions import open_questions, put_broken
 from vlm_lora.errors import DataError
 
 FIRST, LAST = '{"prompt": "What is it?"}', '{"prompt": "And now?"}'
@@ -56,8 +55,8 @@ def test_a_file_without_a_row_that_can_be_used_is_refused_as_before(text: str, t
 def test_broken_rows_stand_where_they_stood() -> None:
     broken = {0: ("a", "x"), 2: ("c", "y"), 5: ("f", "z")}
     numbers = [1, 3, 4]
-    first = _with_broken([{"source": "b"}], numbers, broken)
+    first = put_broken([{"source": "b"}], numbers, broken)
     assert [record["source"] for record in first] == ["a", "b", "c"]
     assert list(broken) == [5]
-    rest = _with_broken([{"source": "d"}, {"source": "e"}], numbers[1:], broken)
+    rest = put_broken([{"source": "d"}, {"source": "e"}], numbers[1:], broken)
     assert [record["source"] for record in rest] == ["d", "e", "f"]
