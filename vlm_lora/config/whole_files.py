@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -36,18 +36,23 @@ def replacing_path(path: Path) -> Iterator[Path]:
     Raises:
         OSError: As there.
     """
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    name, descriptor = _new_file(path)
     try:
         with os.fdopen(descriptor, "rb") as stream:
-            yield Path(name)
+            yield name
             os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)
-        Path(name).replace(path)
+        name.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        name.unlink(missing_ok=True)
         raise
+
+
+def _new_file(path: Path) -> tuple[Path, int]:
+    """Make a file next to `path` that nobody else has, and return it opened; who may read it is as for any new file."""
+    while True:
+        name = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        with contextlib.suppress(FileExistsError):
+            return name, os.open(name, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
 
 def write_whole(path: Path, text: str) -> None:
