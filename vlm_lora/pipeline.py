@@ -473,7 +473,8 @@ def _fit(
     checkpoint = resumption.checkpoint
     if checkpoint is not None:
         check_adapter_settings(checkpoint, trainer.model)
-    with ending_on_signal(trainer, stops), agreeing_schedule(), watching(trainer, session.run.guards.stall_timeout):
+    watched = watching(trainer, session.run.guards.stall_timeout, observers.broken_off)
+    with ending_on_signal(trainer, stops), agreeing_schedule(), watched:
         metrics = fit(trainer, checkpoint, observers)
     save_final(trainer)
     memory = {f"train_{name}": value for name, value in session.backend.memory().items()}

@@ -127,6 +127,9 @@ class RunObserver:
     def ended(self, reason: EndReason, said: str) -> None:
         """Take note of the end; `said` is one sentence, empty where the run just finished."""
 
+    def broken_off(self, said: str) -> None:
+        """Take note, in another thread than all else, that the process is about to be ended by force, and why."""
+
 
 class RunLog(RunObserver):
     """Writes the run's log lines."""
@@ -211,6 +214,11 @@ class Observers(RunObserver):
         """Tell all."""
         for each in self._observers:
             each.ended(reason, said)
+
+    def broken_off(self, said: str) -> None:
+        """Tell all."""
+        for each in self._observers:
+            each.broken_off(said)
 
     @contextmanager
     def until_end(self) -> Iterator[None]:

@@ -36,19 +36,24 @@ class RunStateFile(RunObserver):
     """Writes `RUN_STATE.json` on the first process of a training: whole each time, by a temporary file and a rename.
 
     It stands there as `running` from when the folder is the run's own. A run that is killed leaves it so, with the
-    number of a process that is gone.
+    number of a process that is gone. Another process writes there only that the run failed, because the first one may
+    wait for it until a launcher ends it; whichever says so first gives the reason.
     """
 
     def __init__(self) -> None:
         self._path: Path | None = None
+        self._is_first = False
         self._content: dict[str, Any] = {}
         self._written_at = 0.0
 
     def started(self, run: RunConfig, arguments: Any) -> None:
         """Write that the run is under way; where it goes on, what it had come to before stands until there is news."""
-        if not arguments.do_train or arguments.process_index != 0:
+        if not arguments.do_train:
             return
         self._path = Path(arguments.output_dir) / RUN_STATE
+        self._is_first = arguments.process_index == 0
+        if not self._is_first:
+            return
         earlier = read_json(self._path)
         self._note(
             **{name: earlier.get(name) for name in ("step", "steps", "checkpoint", "loss", "evaluation")},
@@ -86,11 +91,28 @@ class RunStateFile(RunObserver):
 
     def ended(self, reason: EndReason, said: str) -> None:
         """Write how the run ended."""
-        self._note(state=_STATES[reason], reason=said)
-
-    def _note(self, **changed: Any) -> None:
         if self._path is None:
             return
+        try:
+            there = read_json(self._path)
+        except OSError:  # of what a disk does not give back nothing is known
+            there = {}
+        state = there.get("state")
+        if state == "failed" or (not self._is_first and (state != "running" or reason is not EndReason.ERROR)):
+            return  # another process has said why, or how this one ends is nothing new
+        self._content = self._content if self._is_first else there
+        self._write(state=_STATES[reason], reason=said)
+
+    def broken_off(self, said: str) -> None:
+        """Write that the run failed."""
+        self.ended(EndReason.ERROR, said)
+
+    def _note(self, **changed: Any) -> None:
+        if self._is_first:
+            self._write(**changed)
+
+    def _write(self, **changed: Any) -> None:
+        assert self._path is not None  # it started
         self._content |= changed
         self._written_at = time.monotonic()
         try:

@@ -73,3 +73,17 @@ def test_a_process_in_a_debugger_is_known(module: str, debugged: bool, monkeypat
 def test_a_process_that_is_traced_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "read_text", lambda self, **kwargs: "Name:\tpython\nTracerPid:\t4711\n")
     assert watchdog._is_debugged()
+
+
+def test_a_run_that_stands_still_is_told_of_before_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    arguments = SimpleNamespace(process_index=0, world_size=1, torch_compile=False)
+    trainer: Any = SimpleNamespace(args=arguments, fixed_shapes=False)
+    monkeypatch.setattr(watchdog, "_leave", lambda: done.append("left"))
+    for number in (0, 1):
+        dog = Watchdog(trainer, 60, done.append)
+        dog._standing.excuse = "" if number else "an evaluation or a save"
+        dog._speak()
+    told, left = done
+    assert told.startswith("The training stood still for 60 seconds (--stall_timeout): process pid ")
+    assert left == "left"

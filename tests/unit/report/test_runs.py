@@ -15,7 +15,7 @@ import pytest
 
 from vlm_lora.cli.main import main
 from vlm_lora.config.run_config import RunConfig
-from vlm_lora.training.observers import EndReason
+from vlm_lora.training.observers import Advance, EndReason
 from vlm_lora.training.run_state import RUN_STATE, RunState, RunStateFile, started_at
 
 
@@ -66,3 +66,45 @@ def test_every_end_has_a_state(reason: EndReason, tmp_path: Path) -> None:
     written = json.loads((tmp_path / RUN_STATE).read_text(encoding="utf-8"))
     assert written["reason"] == "as it was"
     assert written["state"] == {EndReason.SIGNAL: "preempted", EndReason.ERROR: "failed"}.get(reason, "done")
+
+
+def of_rank(folder: Path, rank: int) -> RunStateFile:
+    state = RunStateFile()
+    state.started(RunConfig(), SimpleNamespace(do_train=True, process_index=rank, output_dir=str(folder)))
+    return state
+
+
+def said(folder: Path) -> tuple[str, str]:
+    written = json.loads((folder / RUN_STATE).read_text(encoding="utf-8"))
+    return written["state"], written["reason"]
+
+
+def test_a_process_that_is_ended_by_force_says_so_before(tmp_path: Path) -> None:
+    of_rank(tmp_path, 0).broken_off("stood still")
+    assert said(tmp_path) == ("failed", "stood still")
+    of_rank(tmp_path, 0)
+    assert said(tmp_path) == ("running", ""), "the next start"
+
+
+def test_whichever_rank_fails_first_says_why(tmp_path: Path) -> None:
+    """The first rank, which writes all else, may wait for the failed one until a launcher ends it."""
+    first, other, third = (of_rank(tmp_path, rank) for rank in range(3))
+    other.advanced(Advance(step=3, steps=9, rows=1, tokens=1))
+    for reason in set(EndReason) - {EndReason.ERROR}:
+        other.ended(reason, "as it was")
+    assert said(tmp_path) == ("running", ""), "of all else the first rank speaks"
+    pid = json.loads((tmp_path / RUN_STATE).read_text())["pid"]
+    other.ended(EndReason.ERROR, "row 6 is bad")
+    for state, reason in ((third, EndReason.ERROR), (first, EndReason.ERROR), (first, EndReason.SIGNAL)):
+        state.ended(reason, "another rank has gone")
+    assert said(tmp_path) == ("failed", "row 6 is bad")
+    assert json.loads((tmp_path / RUN_STATE).read_text())["pid"] == pid
+    first, other = of_rank(tmp_path, 0), of_rank(tmp_path, 1)
+    first.ended(EndReason.SIGNAL, "SIGTERM")
+    other.ended(EndReason.ERROR, "another rank has gone")
+    assert said(tmp_path) == ("preempted", "SIGTERM")
+
+
+def test_a_folder_of_another_machine_gets_no_state(tmp_path: Path) -> None:
+    of_rank(tmp_path, 8).ended(EndReason.ERROR, "row 6 is bad")
+    assert list(tmp_path.iterdir()) == []

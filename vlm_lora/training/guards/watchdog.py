@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -42,17 +42,20 @@ _TICK = 2.0
 
 
 @contextmanager
-def watching(trainer: Any, timeout: float | None) -> Iterator[None]:
+def watching(
+    trainer: Any, timeout: float | None, broken_off: Callable[[str], None] = lambda said: None
+) -> Iterator[None]:
     """Watch over the training inside.
 
     Args:
         trainer: all ranks call this.
         timeout: `--stall_timeout`; 0 watches over nothing.
+        broken_off: called before the process is ended, with the reason; it may be stuck, too.
     """
     if timeout == 0:
         yield
         return
-    watchdog = Watchdog(trainer, timeout)
+    watchdog = Watchdog(trainer, timeout, broken_off)
     trainer.add_callback(watchdog)
     trainer.watchdog = watchdog
     try:
@@ -66,7 +69,10 @@ def watching(trainer: Any, timeout: float | None) -> Iterator[None]:
 class Watchdog(TrainerCallback):
     """Notes how far the training comes, and looks at it in a thread."""
 
-    def __init__(self, trainer: Any, timeout: float | None) -> None:
+    def __init__(
+        self, trainer: Any, timeout: float | None, broken_off: Callable[[str], None] = lambda said: None
+    ) -> None:
+        self._broken_off = broken_off
         self._standing = Standing(timeout)
         arguments = trainer.args
         self._rank, self._ranks = arguments.process_index, arguments.world_size
@@ -167,6 +173,8 @@ class Watchdog(TrainerCallback):
             standing.wait_on()
             return
         self._show()
+        with suppress(RuntimeError, OSError):  # a disk that takes nothing may be what the training waits for
+            within(PATIENCE, partial(self._broken_off, message))
         if roll is not None:
             with suppress(RuntimeError, OSError):
                 within(PATIENCE, roll.note_shown)
