@@ -1,8 +1,9 @@
-"""--push_to_hub is tried before anything else: what the Hub refuses is one message, and nothing is read or written."""
+"""--push_to_hub: what the Hub refuses is one message, before anything is read or written; which files it is given."""
 
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,11 +14,15 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.utils._paths import filter_repo_objects
 
 from support.datasets import write_chartqa_folder
+from support.rows import write_uneven_rows
+from support.runs import run
+from vlm_lora.backend import installed
 from vlm_lora.cli.main import main
 from vlm_lora.errors import ConfigError
-from vlm_lora.training.hub import check_push
+from vlm_lora.training.hub import KEPT_HERE, check_push
 
 
 @contextmanager
@@ -129,3 +134,61 @@ def test_a_run_ends_before_its_data_is_read(
     assert "Traceback" not in said
     assert "rows" not in said.replace("error: ", ""), "nothing was read"
     assert not (tmp_path / "out").exists()
+
+
+HERE = ("RUN_STATE.json", "_run.lock", "training_args.bin", "runs/events.out.tfevents.1.host.7.0")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "uploads"),
+    [
+        ("end", ["."]),
+        ("every_save", [".", "."]),
+        ("checkpoint", [".", "last-checkpoint", "."]),
+        ("all_checkpoints", [".", "checkpoint-1", "."]),
+    ],
+)
+def test_what_names_this_machine_is_never_uploaded(
+    strategy: str,
+    uploads: list[str],
+    model_folder: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By each way in which a run uploads, on the trainers of both stacks; the control is what transformers leaves."""
+    data = write_uneven_rows(tmp_path / "data", rows=2, validation=0)
+    out = tmp_path / "out"
+    given: list[tuple[str, set[str], set[str]]] = []
+
+    def taken(**keywords: Any) -> Any:
+        folder = Path(keywords["folder_path"])
+        for name in HERE if folder == out else ():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).touch()
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        ours = keywords["ignore_patterns"]
+        theirs = [pattern for pattern in ours if pattern not in KEPT_HERE]
+        left, unchosen = (set(filter_repo_objects(names, ignore_patterns=one)) for one in (ours, theirs))
+        given.append((keywords.get("path_in_repo") or ".", left, unchosen))
+        return SimpleNamespace(done=lambda: True, is_done=lambda: True, result=lambda: None)
+
+    for kind in installed()["cpu"].trainer_class().__mro__:
+        module = sys.modules[kind.__module__]
+        if hasattr(module, "upload_folder"):
+            monkeypatch.setattr(module, "upload_folder", taken)
+        if hasattr(module, "hf_api"):
+            monkeypatch.setattr(module, "hf_api", lambda: SimpleNamespace(upload_folder=taken))
+
+    def no_repository(trainer: Any, **_: Any) -> None:
+        trainer.hub_model_id, trainer.push_in_progress = "me/x", None
+
+    monkeypatch.setattr("transformers.Trainer.init_hf_repo", no_repository)
+    monkeypatch.setattr("vlm_lora.pipeline.check_push", lambda arguments: None)
+    flags = {"do_train": True, "max_steps": 1, "save_strategy": "steps", "save_steps": 1, "push_to_hub": True}
+    run(model_folder("gemma3"), data, out, **flags, hub_model_id="me/x", hub_strategy=strategy)
+    assert [place for place, _, _ in given] == uploads
+    for place, names, unchosen in given:
+        assert "adapter_model.safetensors" in names
+        assert not [name for name in names if any(word in name for word in HERE)], place
+        assert "training_args.bin" in unchosen
+        assert ("RUN_STATE.json" in unchosen) == (place == "."), "the control: transformers alone would upload it"

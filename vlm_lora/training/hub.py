@@ -1,7 +1,11 @@
-"""Whether the Hub takes the model that `--push_to_hub` is to upload: asked before anything is read or trained."""
+"""`--push_to_hub`: whether the Hub takes the model, asked before anything is read, and which files it gets."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,54 @@ _CURE = (
     "Type --hub_token with a token that may write there (or `hf auth login`), or another --hub_model_id, or leave "
     "--push_to_hub out and upload the folder afterwards."
 )
+
+KEPT_HERE = (
+    "*RUN_STATE.json",
+    "*_run.lock*",
+    "*training_args.bin",
+    "runs/*",
+    "*events.out.tfevents.*",
+    "*.partial",
+)
+"""Patterns of files that are not uploaded, also from the folders below: what names this machine and its processes, in
+its content or, as TensorBoard's files, by its own name; and what holds `--hub_token` in plain text."""
+
+
+@contextmanager
+def uploading(trainer: Any) -> Iterator[None]:
+    """Have the trainer upload without `KEPT_HERE` inside; transformers' trainers have no setting for it."""
+    own: list[tuple[Any, str, Any]] = []
+    for module in dict.fromkeys(sys.modules[kind.__module__] for kind in type(trainer).__mro__):
+        if hasattr(module, "upload_folder"):  # 4.55, and optimum-habana on it
+            own.append((module, "upload_folder", partial(_upload, module.upload_folder)))
+        if hasattr(module, "hf_api"):  # 5.x
+            own.append((module, "hf_api", partial(_SelectiveApi, module.hf_api)))
+    before = [(module, name, getattr(module, name)) for module, name, _ in own]
+    try:
+        for each in own:
+            setattr(*each)
+        yield
+    finally:
+        for each in before:
+            setattr(*each)
+
+
+class _SelectiveApi:
+    """The Hub's client, which leaves these files out of the folders that it uploads."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._api = make()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._api, name)
+
+    def upload_folder(self, **keywords: Any) -> Any:
+        return _upload(self._api.upload_folder, **keywords)
+
+
+def _upload(upload: Callable[..., Any], **keywords: Any) -> Any:
+    ignored = keywords.pop("ignore_patterns", None) or []
+    return upload(ignore_patterns=[*([ignored] if isinstance(ignored, str) else ignored), *KEPT_HERE], **keywords)
 
 
 def check_push(arguments: Any) -> None:

@@ -39,6 +39,7 @@ from vlm_lora.training.guards.room import RoomAhead, saving_in_room
 from vlm_lora.training.guards.watchdog import Watchdog
 from vlm_lora.training.rates import PartRates, drop_empty_groups, resumed_rates
 
+from vlm_lora.training.hub import uploading
 logger = logging.getLogger(__name__)
 
 
@@ -178,7 +179,8 @@ class VlmTrainerMixin:
             if self.carried is not None and output_dir is not None and _internal_call:
                 self.carried.write(Path(folder))  # a checkpoint; the trainer's state comes last
         if arguments.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save")  # type: ignore[attr-defined]
+            with uploading(self):
+                self.push_to_hub(commit_message="Model save")  # type: ignore[attr-defined]
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Save a checkpoint under a name that is on the folder's list; which older ones go is decided there, too."""
@@ -190,7 +192,8 @@ class VlmTrainerMixin:
         if self._unpushed is not None:
             # What it copies into the output folder is no end of a run, so a manifest there would not fit it.
             unseal_final(Path(self.args.output_dir))
-            super()._push_from_checkpoint(self._unpushed)
+            with uploading(self):
+                super()._push_from_checkpoint(self._unpushed)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Have a checkpoint pushed once its manifest is in place."""
