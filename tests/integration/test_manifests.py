@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,9 +19,10 @@ from vlm_lora.config.run_config import ModelConfig
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.loading import load_config
 from vlm_lora.model.manifest import MODEL_FILES, NAME, State, Verdict, examine, read_manifest, refuse_changed
-from vlm_lora.training.checkpoints import choosing
+from vlm_lora.training.checkpoints import background, choosing, rotation, sealing
 from vlm_lora.training.checkpoints.choosing import find_checkpoint
 from vlm_lora.training.checkpoints.run_record import read_record
+from vlm_lora.training.trainer import VlmTrainerMixin
 
 ADAPTER = "adapter_model.safetensors"
 FLAGS: dict[str, object] = {
@@ -103,7 +107,7 @@ def test_each_file_of_an_adapter_and_of_full_weights(
     root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     seen = 0
-    for kind, least in (("out", 6), ("full", 6)):
+    for kind, least in (("out", 8), ("full", 8)):
         # Copied elsewhere, as people do, without its checkpoints.
         folder = shutil.copytree(root / kind, tmp_path / kind, ignore=shutil.ignore_patterns("checkpoint-*"))
         manifest = read_manifest(Path(folder) / NAME)
@@ -112,7 +116,8 @@ def test_each_file_of_an_adapter_and_of_full_weights(
         assert {"chat_template.jinja", "tokenizer.json", "tokenizer_config.json"} < covered
         assert ({"config.json", "generation_config.json", "model.safetensors"} < covered) == (kind == "full")
         assert ({"adapter_config.json", ADAPTER} < covered) == (kind == "out")
-        assert not covered & {"README.md", "all_results.json", "trainer_state.json", "run_config.yaml"}
+        assert {"run.json", "run_config.yaml"} < covered, "by which a model is measured"
+        assert not covered & {"README.md", "all_results.json", "trainer_state.json"}
         assert len(covered) >= least
         for file, how in damages(Path(folder)):
             verdict = examine(Path(folder), only=MODEL_FILES, again=False)
@@ -125,7 +130,7 @@ def test_each_file_of_an_adapter_and_of_full_weights(
                 seen += 1
             else:
                 assert verdict.state is State.WHOLE, (file, "reports and results are not covered")
-    assert seen >= 60
+    assert seen >= 76
     assert caplog.messages == []
 
 
@@ -177,6 +182,97 @@ def test_a_flipped_bit_is_passed_over_and_the_run_ends_as_it_would_have(
         assert (out / "checkpoint-3.damaged").is_dir() == (check == "on")
     assert ends["on"] == expected, "from the beginning, with one constant command"
     assert ends["off"] != expected
+
+
+def test_a_large_checkpoint_gets_its_manifest_while_the_training_goes_on(
+    root: Path, tmp_path: Path, model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second step is under way before the first checkpoint counts; files and rotation are those of small ones."""
+    out, steps, second = tmp_path / "out", [0], threading.Event()
+    monkeypatch.setattr(background, "LARGE", 0)
+    step, prepare = VlmTrainerMixin.compute_loss, sealing.prepare_seal
+    seen: list[tuple[str, bool]] = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        steps[0] += 1
+        if steps[0] == 2:
+            seen.append(("while the second step is made", choosing.is_whole(out / "checkpoint-1")))
+            second.set()
+        return step(*args, **kwargs)
+
+    def held(*args: Any) -> Callable[[], None]:
+        seal = prepare(*args)
+
+        def later() -> None:
+            assert second.wait(60)
+            seal()
+
+        return later
+
+    monkeypatch.setattr(VlmTrainerMixin, "compute_loss", counted)
+    monkeypatch.setattr(rotation, "prepare_seal", held)
+    run(model_folder("gemma3"), root / "data", out, **FLAGS)
+    assert seen == [("while the second step is made", False)]
+    assert (out / ADAPTER).read_bytes() == (root / "out" / ADAPTER).read_bytes()
+    assert {path.name for path in out.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-3"}
+    assert all(examine(out / name).state is State.WHOLE for name in ("checkpoint-2", "checkpoint-3"))
+    assert json.loads((out / "RUN_STATE.json").read_text())["checkpoint"] == "checkpoint-3"
+
+
+def test_records_that_a_longer_training_writes_do_not_spoil_the_weights_that_are_there(
+    root: Path, tmp_path: Path, model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training that goes on for more steps and is killed: the folder's weights are still those of its manifest."""
+    out = Path(shutil.copytree(root / "out", tmp_path / "out"))
+    more = {**FLAGS, "max_steps": 4, "resume_from_checkpoint": "auto"}
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VlmTrainerMixin, "compute_loss", killed)
+        assert run_script(script_flags(model_folder("gemma3"), root / "data", out, **more)) == 130
+    assert '"max_steps": 4' in (out / "run.json").read_text(encoding="utf-8")
+    assert examine(out).state is State.WHOLE
+    run(model_folder("gemma3"), root / "data", out, **more)
+    manifest = read_manifest(out / NAME)
+    assert not isinstance(manifest, str)
+    assert {"run.json", "run_config.yaml"} < set(manifest.files)
+
+
+def test_a_damaged_best_checkpoint_is_not_loaded(
+    root: Path,
+    tmp_path: Path,
+    model_folder: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    best = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "learning_rate": 10.0}
+    flags = {**FLAGS, **best, "save_total_limit": 5}
+    ends: dict[str, tuple[int, str, bool]] = {}
+
+    def after_a_fault(how: str, checkpoint: Path, *args: Any, **kwargs: Any) -> None:
+        if how == "gone":
+            shutil.rmtree(checkpoint)
+        else:
+            damage(checkpoint / ADAPTER, "one bit")
+        if how != "not looked at":
+            choosing.check_best(checkpoint, *args, **kwargs)
+
+    for how in ("one bit", "gone", "not looked at"):
+        out = tmp_path / how.replace(" ", "-")
+        with monkeypatch.context() as patch:
+            patch.setattr("vlm_lora.training.trainer.check_best", partial(after_a_fault, how))
+            code = run_script(script_flags(model_folder("gemma3"), root / "data", out, **flags))
+        ends[how] = code, capsys.readouterr().err, (out / ADAPTER).is_file()
+    assert [(code, there) for code, _, there in ends.values()] == [(1, False), (1, False), (0, True)]
+    for how, why in (("one bit", f"is not as it was saved: {ADAPTER}: changed"), ("gone", "is no longer there")):
+        assert f"the best checkpoint, {why}" in ends[how][1]
+    # What the message says.
+    out = tmp_path / "one-bit"
+    more = {**flags, "load_best_model_at_end": False, "allow_changed": "load_best_model_at_end"}
+    run(model_folder("gemma3"), root / "data", out, **more, resume_from_checkpoint=True)
+    assert (out / ADAPTER).read_bytes() == (out / "checkpoint-3" / ADAPTER).read_bytes()
 
 
 def test_a_folder_that_a_run_did_not_finish(

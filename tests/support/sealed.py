@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 from vlm_lora.training.checkpoints.sealing import seal_checkpoint
 
-ONE = SimpleNamespace(process_index=0, world_size=1, save_on_each_node=False, should_save=True)
+ONE = SimpleNamespace(process_index=0, world_size=1, save_on_each_node=False, should_save=True, ddp_timeout=20)
 """The training arguments of a single process, as far as saving reads them."""
 
 

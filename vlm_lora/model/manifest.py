@@ -14,7 +14,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -41,8 +41,11 @@ WEIGHTS = (
     "model*.safetensors.index.json",
     "pytorch_model*.bin",
 )
+RECORDS = ("run.json", "run_config.yaml")
+"""What a model was trained with: read for which rows to measure it on, how it counts boxes, its precision."""
 MODEL_FILES = (
     *WEIGHTS,
+    *RECORDS,
     "adapter_config.json",
     *SETTINGS,
     "chat_template.jinja",
@@ -55,7 +58,7 @@ MODEL_FILES = (
     "*.spm",
     "tekken.json",
 )
-"""What a model or adapter is loaded from. Its README.md, reports and results are nobody's business here."""
+"""What a model or adapter is loaded from, and measured by. README.md, reports and results are not covered."""
 
 _LEFT_OUT = ("README.md", ".*.partial", "MANIFEST*.json")
 """In a checkpoint: what people write into, and what is none of its files."""
@@ -148,6 +151,20 @@ def write_manifest(folder: Path, manifest: Manifest, name: str = NAME) -> None:
     content["machines"] = list(manifest.machines)
     write_json(folder / name, {**content, "sha256": _own_hash(content)})
     put_on_disk(folder)
+
+
+def uncover(folder: Path, names: Iterable[str]) -> None:
+    """Take files out of a folder's manifest, before they are written anew; all else stays covered.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    manifest = read_manifest(folder / NAME) if (folder / NAME).is_file() else Manifest()
+    if isinstance(manifest, str):
+        return  # a damaged one is found by whoever reads it
+    left = {name: entry for name, entry in manifest.files.items() if name not in set(names)}
+    if len(left) < len(manifest.files):
+        write_manifest(folder, replace(manifest, files=left))
 
 
 def read_manifest(path: Path) -> Manifest | str:

@@ -138,7 +138,7 @@ def _parts(number: int, path: Path) -> str:
     if verdict.state is State.DAMAGED:
         return f"damaged: {verdict}{says}"
     if verdict.state is State.UNFINISHED:
-        return f"incomplete: saving was interrupted{says}"
+        return f"incomplete: saving was interrupted, or is under way{says}"
     faults = missing_parts(path)
     return ("complete" if not faults else f"incomplete: {', '.join(faults)}") + says
 

@@ -15,6 +15,16 @@ _PATIENCE = timedelta(seconds=10)
 """How long a rank waits for the first one to have written its message: what else is there to do for it."""
 
 
+def own_connection() -> Any:
+    """Return another connection to the store that the ranks met at; None where torch is too old to make one.
+
+    One request at a time goes over a connection, and a wait is a request: a thread that waited for other ranks would
+    hold up the main thread.
+    """
+    store = _get_default_store()
+    return store.clone() if hasattr(store, "clone") else None
+
+
 class Meeting:
     """Brings what each rank knows to the first one, and its words to all.
 
@@ -22,12 +32,15 @@ class Meeting:
         rank: this one's number.
         ranks: how many there are; all make their meetings in the same order.
         timeout: how long to wait for the slowest, as for any collective.
+        connection: `own_connection`, where another thread than the main one meets; None for that of the main thread.
     """
 
-    def __init__(self, rank: int, ranks: int, timeout: timedelta) -> None:
+    def __init__(self, rank: int, ranks: int, timeout: timedelta, connection: Any = None) -> None:
         self._rank, self._ranks, self._timeout = rank, ranks, timeout
         number = next(_meetings)
-        self._store: Any = PrefixStore(f"vlm_lora/meeting/{number}", _get_default_store()) if ranks > 1 else None
+        self._store: Any = None
+        if ranks > 1:
+            self._store = PrefixStore(f"vlm_lora/meeting/{number}", connection or _get_default_store())
 
     def message(self, own: str, compose: Callable[[Sequence[str]], str]) -> str:
         """Return what `compose` makes, on rank 0, of all ranks' texts; all ranks call it once."""

@@ -12,6 +12,7 @@ from vlm_lora.batching.canvases import BY_PIXELS
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.whole_files import read_json, write_json
 from vlm_lora.errors import ConfigError
+from vlm_lora.model.manifest import RECORDS, uncover
 from vlm_lora.training.checkpoints.choosing import asks_for_newest, is_whole
 from vlm_lora.training.checkpoints.contents import STATE_FILE
 from vlm_lora.training.checkpoints.run_record import (
@@ -136,6 +137,8 @@ def _start(path: Path, names: Sequence[str], *, trains: bool, resumed: str | Non
         path.mkdir(parents=True, exist_ok=True)
         _set_broken_results_aside(path)
         note_start(path, names, trains=trains, resumed=resumed)
+        if trains:
+            uncover(path, RECORDS)  # an earlier training's weights stay until this one's are there
     except OSError as error:
         raise ConfigError(f"--output_dir {path} cannot be created or written: {error.strerror}.") from error
 

@@ -187,6 +187,7 @@ class EndOnSignal(TrainerCallback):
     def _ask(self, args: Any, state: Any, control: Any) -> None:
         logger.warning("%s: saving checkpoint-%d and ending", self.by, state.global_step)
         control.should_save = True
+        self._trainer.sealer.at_once = True
         if args.save_only_model:
             # This one is to be gone on from.
             logger.warning("--save_only_model true: this checkpoint has the optimizer and the schedule, too")

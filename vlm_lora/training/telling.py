@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,9 @@ class Telling(TrainerCallback):
         self._observers.evaluated(state.global_step, kwargs.get("metrics") or {})
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Tell of a checkpoint."""
-        self._observers.saved(state.global_step, Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        """Tell of a checkpoint once it is whole, which a large one is some steps later."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self._trainer.sealer.once_whole(partial(self._observers.saved, state.global_step, folder))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tell that no further step is made."""

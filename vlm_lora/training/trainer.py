@@ -24,9 +24,11 @@ from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.features.cache import FeatureCache
 from vlm_lora.model.objective import ScoredModel, SupervisedHead, gather_targets
 from vlm_lora.model.untouched import same_randomness
+from vlm_lora.training.checkpoints.background import Sealer
 from vlm_lora.training.checkpoints.carried_over import CarriedOver
+from vlm_lora.training.checkpoints.choosing import Views, check_best
 from vlm_lora.training.checkpoints.full_weights import load_full_weights
-from vlm_lora.training.checkpoints.rotation import NothingInTheWay, saving
+from vlm_lora.training.checkpoints.rotation import NothingInTheWay, begin_saving, end_saving
 from vlm_lora.training.checkpoints.saving import check_saved, gathered_state, is_sharded_by_tensor
 from vlm_lora.training.checkpoints.sealing import unseal_final
 from vlm_lora.training.checkpoints.valid_state import ValidState
@@ -35,11 +37,11 @@ from vlm_lora.training.feeding.pace import Pace
 from vlm_lora.training.feeding.strategy import Feeding, evaluation_order
 from vlm_lora.training.feeding.waiting import DataWait
 from vlm_lora.training.finite.guard import FiniteGuard
-from vlm_lora.training.guards.room import RoomAhead, saving_in_room
+from vlm_lora.training.guards.room import RoomAhead, check_room, checkpoint_size, in_place, taken_whole
 from vlm_lora.training.guards.watchdog import Watchdog
+from vlm_lora.training.hub import uploading
 from vlm_lora.training.rates import PartRates, drop_empty_groups, resumed_rates
 
-from vlm_lora.training.hub import uploading
 logger = logging.getLogger(__name__)
 
 
@@ -60,6 +62,8 @@ class VlmTrainerMixin:
     """Whether hardware compiles each new shape, so that none may depend on a batch's number of supervised tokens."""
     capture: Callable[[torch.nn.Module], torch.nn.Module]
     """The backend's: returns a module whose graph is captured and replayed, or the module as it is."""
+    sealer: Sealer
+    """Gives checkpoints their manifests; large ones while the training goes on."""
     finite: FiniteGuard
     """Ends the run where a loss, gradient or weight is not finite, or leaves such a step out."""
     watchdog: Watchdog | None = None
@@ -91,7 +95,7 @@ class VlmTrainerMixin:
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; a loader worker that delivers nothing or was killed ends it with one message."""
-        with self._explained():
+        with self._explained(), self.sealer.finished_at_end():
             return super().train(*args, **kwargs)  # type: ignore[misc]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -183,13 +187,25 @@ class VlmTrainerMixin:
                 self.push_to_hub(commit_message="Model save")  # type: ignore[attr-defined]
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Save a checkpoint under a name that is on the folder's list; which older ones go is decided there, too."""
+        """Save a checkpoint under a name that is on the folder's list, and have it sealed; older ones may go then."""
+        self.sealer.finish()  # what goes for the one before makes room
         self.finite.before_save()
         self.before_saving()
         self._unpushed: str | None = None
-        with saving_in_room(self), saving(self, self.total_limit):
+        size, saves = checkpoint_size(self), self.args.should_save  # type: ignore[attr-defined]
+        check_room(self, size)
+        path = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"  # type: ignore[attr-defined]
+        with taken_whole(path, size, saves=saves):
+            begin_saving(self, path)
             super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
+
+        def prepare(connection: Any) -> Callable[[], None]:
+            end = end_saving(self, path, self.total_limit, connection)
+            return partial(in_place, end, path, size, saves=saves)
+
+        self.sealer.seal(prepare, size=size, ranks=self.args.world_size)  # type: ignore[attr-defined]
         if self._unpushed is not None:
+            self.sealer.finish()
             # What it copies into the output folder is no end of a run, so a manifest there would not fit it.
             unseal_final(Path(self.args.output_dir))
             with uploading(self):
@@ -239,17 +255,23 @@ class VlmTrainerMixin:
             super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
 
     def _load_best_model(self) -> None:
-        """As `_load_from_checkpoint`, for `--load_best_model_at_end`."""
+        """As `_load_from_checkpoint`, for `--load_best_model_at_end`; only if it is as it was saved."""
+        self.sealer.finish()
+        best = Path(self.state.best_model_checkpoint)  # type: ignore[attr-defined]
+        check_best(best, Views.of(self.args), engine=self._is_sharded)  # type: ignore[attr-defined]
         if self._has_plain_weights:
-            load_full_weights(self.model, self.state.best_model_checkpoint)  # type: ignore[attr-defined]
+            load_full_weights(self.model, str(best))  # type: ignore[attr-defined]
         else:
             super()._load_best_model()  # type: ignore[misc]
 
     @property
     def _has_plain_weights(self) -> bool:
         """Whether full weights are tuned and lie whole in this process."""
-        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled  # type: ignore[attr-defined]
-        return not (sharded or hasattr(self.model, "peft_config"))  # type: ignore[attr-defined]
+        return not (self._is_sharded or hasattr(self.model, "peft_config"))  # type: ignore[attr-defined]
+
+    @property
+    def _is_sharded(self) -> bool:
+        return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled)  # type: ignore[attr-defined]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Go on from a checkpoint's optimizer, if it has the same rates per part, with the settings of this run."""
@@ -427,6 +449,8 @@ def build_trainer(
     trainer.fixed_shapes = backend.traits.static_shapes
     trainer.capture = backend.capture
     trainer.total_limit, trainer.args.save_total_limit = trainer.args.save_total_limit, None
+    trainer.sealer = Sealer()
+    trainer.add_callback(trainer.sealer)
     trainer.add_callback(NothingInTheWay())
     trainer.add_callback(RoomAhead(trainer))
     trainer.finite = FiniteGuard(

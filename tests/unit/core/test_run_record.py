@@ -16,7 +16,7 @@ from vlm_lora.config.whole_files import read_json
 from vlm_lora.errors import ConfigError
 from vlm_lora.report.checkpoints import describe_checkpoints
 from vlm_lora.training.checkpoints.choosing import find_checkpoint, is_whole
-from vlm_lora.training.checkpoints.rotation import NothingInTheWay, rotate, saving, surplus
+from vlm_lora.training.checkpoints.rotation import NothingInTheWay, begin_saving, end_saving, rotate, surplus
 from vlm_lora.training.checkpoints.run_record import RunRecord, note_checkpoint, note_end, read_record, write_record
 from vlm_lora.training.checkpoints.sealing import begin_checkpoint, seal_checkpoint
 from vlm_lora.training.outputs import claim_output_dir, prepare_for_results, write_results
@@ -151,28 +151,43 @@ def test_the_name_is_on_the_list_before_the_folder_is_written(tmp_path: Path) ->
     folder = tmp_path / "out"
 
     def save_and_die() -> None:
-        with saving(trainer_at(folder, 3), 1):
-            assert json.loads((folder / "run_files.json").read_text())["checkpoints"] == ["checkpoint-3"]
-            (folder / "checkpoint-3" / "rng_state_7.pth").touch()
-            raise KeyboardInterrupt
+        begin_saving(trainer_at(folder, 3), folder / "checkpoint-3")
+        assert json.loads((folder / "run_files.json").read_text())["checkpoints"] == ["checkpoint-3"]
+        (folder / "checkpoint-3" / "rng_state_7.pth").touch()
+        raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         save_and_die()
-    with saving(trainer_at(folder, 3), 1):
-        assert [path.name for path in (folder / "checkpoint-3").iterdir()] == ["MANIFEST.json"]
-        assert not is_whole(folder / "checkpoint-3"), "its manifest says that it is unfinished"
+    begin_saving(trainer_at(folder, 3), folder / "checkpoint-3")
+    assert [path.name for path in (folder / "checkpoint-3").iterdir()] == ["MANIFEST.json"]
+    assert not is_whole(folder / "checkpoint-3"), "its manifest says that it is unfinished"
+
+
+def test_older_ones_go_once_the_new_one_is_whole(tmp_path: Path) -> None:
+    for step in (1, 2):
+        checkpoint(tmp_path, step)
+    new, trainer = tmp_path / "checkpoint-3", trainer_at(tmp_path, 3)
+    begin_saving(trainer, new)
+    (new / WEIGHTS).write_bytes(b"weights")
+    (new / "trainer_state.json").write_text('{"global_step": 3}')
+    end = end_saving(trainer, new, 1)
+    assert names(tmp_path) == {"checkpoint-1", "checkpoint-2", "checkpoint-3"}
+    assert not is_whole(new)
+    end()
+    assert names(tmp_path) == {"checkpoint-3"}
+    assert is_whole(new)
 
 
 def test_a_checkpoint_that_appears_meanwhile_is_not_written_over(tmp_path: Path) -> None:
     theirs = checkpoint(tmp_path, 3, listed=False)
-    with pytest.raises(ConfigError, match=r"checkpoint-3: no run on record"), saving(trainer_at(tmp_path, 3), 1):
-        raise AssertionError("nothing may be saved")
+    with pytest.raises(ConfigError, match=r"checkpoint-3: no run on record"):
+        begin_saving(trainer_at(tmp_path, 3), theirs)
     assert (theirs / WEIGHTS).exists()
     # transformers' --enable_jit_checkpoint makes the folder itself.
     (tmp_path / "checkpoint-4").mkdir()
     (tmp_path / "checkpoint-4" / "checkpoint-is-incomplete.txt").touch()
-    with saving(trainer_at(tmp_path, 4), 1):
-        assert read_record(tmp_path).checkpoints == ("checkpoint-4",)
+    begin_saving(trainer_at(tmp_path, 4), tmp_path / "checkpoint-4")
+    assert read_record(tmp_path).checkpoints == ("checkpoint-4",)
 
 
 @pytest.mark.parametrize(("step", "refused"), [(2, True), (3, True), (4, True), (5, False), (1, False)])

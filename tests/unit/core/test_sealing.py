@@ -30,7 +30,7 @@ class Table:
         self._texts: list[str] = [""] * ranks
         self._message = ""
 
-    def __call__(self, rank: int, ranks: int, timeout: object) -> Any:
+    def __call__(self, rank: int, ranks: int, timeout: object, connection: object = None) -> Any:
         def message(own: str, compose: Callable[[Sequence[str]], str]) -> str:
             self._texts[rank] = own
             self._here.wait()
@@ -206,7 +206,7 @@ def test_all_ranks_say_what_the_first_finds(tmp_path: Path, monkeypatch: pytest.
     """Only the first one looks, so that gigabytes are read once."""
     looked: list[Path] = []
 
-    def look(path: Path) -> choosing.Look:
+    def look(path: Path, **_: Any) -> choosing.Look:
         looked.append(path)
         return choosing.Look(fate=choosing.Fate.INTERRUPTED)
 

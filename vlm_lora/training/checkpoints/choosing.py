@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lora.config.whole_files import free_name
-from vlm_lora.errors import ConfigError
-from vlm_lora.model.manifest import NAME, State, examine
+from vlm_lora.errors import ConfigError, ModelError
+from vlm_lora.model.manifest import MODEL_FILES, NAME, State, examine
 from vlm_lora.training.checkpoints.contents import STATE_FILE, missing_parts
 from vlm_lora.training.checkpoints.run_record import RECORD, numbered_checkpoints, read_record
 from vlm_lora.training.checkpoints.sealing import machines_of
@@ -128,17 +128,18 @@ def is_whole(checkpoint: Path) -> bool:
         return False
 
 
-def look_at(checkpoint: Path, *, contents: bool = True) -> Look:
+def look_at(checkpoint: Path, *, contents: bool = True, only: Sequence[str] = ("*",)) -> Look:
     """Compare a checkpoint with its manifest; without one look for what is missing, as for earlier versions'.
 
     Args:
         checkpoint: its folder.
         contents: read all its files; else their sizes alone are compared.
+        only: patterns of the names to look at.
 
     Raises:
         OSError: a file cannot be read.
     """
-    verdict = examine(checkpoint, contents=contents)
+    verdict = examine(checkpoint, contents=contents, only=only)
     if verdict.state is State.DAMAGED:
         return Look(fate=Fate.DAMAGED, why=str(verdict))
     if verdict.state is State.UNFINISHED:
@@ -275,12 +276,39 @@ def _named(resume: str, views: Views, *, quiet: bool) -> str:
     return resume
 
 
-def _seen(checkpoint: Path, views: Views) -> Look:
+def check_best(checkpoint: Path, views: Views, *, engine: bool) -> None:
+    """Refuse to load the best checkpoint at a training's end where it is not as it was saved; all ranks call this.
+
+    Args:
+        checkpoint: its folder.
+        views: those of the run.
+        engine: whether DeepSpeed or FSDP reads it, also from files of its own; else the weights count alone.
+
+    Raises:
+        ModelError: it is gone or damaged; what can be done instead is said.
+    """
+    if not views.first(checkpoint.is_dir):
+        why = "is no longer there"
+    else:
+        look = _seen(checkpoint, views, only=("*",) if engine else MODEL_FILES)
+        if look.fate not in (Fate.DAMAGED, Fate.INTERRUPTED):
+            _warn_unsealed(checkpoint, look, views.speaks)
+            return
+        why = f"is not as it was saved: {look.why}"
+    raise ModelError(
+        f"--load_best_model_at_end: {checkpoint}, the best checkpoint, {why}. No weights were written as the run's "
+        "result. The last checkpoint is kept: for its weights, the same command with --resume_from_checkpoint true "
+        "--load_best_model_at_end false --allow_changed load_best_model_at_end. vlm-lora train --list_checkpoints "
+        f"{checkpoint.parent} shows what else there is."
+    )
+
+
+def _seen(checkpoint: Path, views: Views, *, only: Sequence[str] = ("*",)) -> Look:
     """Return what the machines together see of a checkpoint: the worst of it."""
 
     def ask() -> Look:
         try:
-            return look_at(checkpoint)
+            return look_at(checkpoint, only=only)
         except OSError as error:
             return Look(fate=Fate.DAMAGED, why=f"{error.filename}: cannot be read ({error.strerror})")
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from vlm_lora.training.checkpoints.run_record import (
     remove_checkpoint,
     write_record,
 )
-from vlm_lora.training.checkpoints.sealing import begin_checkpoint, seal_checkpoint
+from vlm_lora.training.checkpoints.sealing import begin_checkpoint, prepare_seal
 
 logger = logging.getLogger(__name__)
 
@@ -28,30 +27,42 @@ _SENTINEL = "checkpoint-is-incomplete.txt"
 """transformers' `--enable_jit_checkpoint` makes the folder with this file in it before the checkpoint is saved."""
 
 
-@contextmanager
-def saving(trainer: Any, limit: int | None) -> Iterator[None]:
-    """Save a checkpoint inside: its name is on the list before, and older ones may go once it has its manifest.
+def begin_saving(trainer: Any, path: Path) -> None:
+    """Put the checkpoint that is about to be saved on the list, and make its folder.
 
     Args:
         trainer: every rank calls this; those that save write the list.
-        limit: `--save_total_limit`.
+        path: of the checkpoint, in the output folder.
 
     Raises:
         ConfigError: the place is taken by a folder that is on no list.
     """
-    folder, saves = Path(trainer.args.output_dir), trainer.args.should_save
-    path = folder / f"checkpoint-{trainer.state.global_step}"
-    if saves:
-        _make_room(folder, path.name)
+    if trainer.args.should_save:
+        _make_room(path.parent, path.name)
         begin_checkpoint(path, trainer.args)
     # What lay there must be gone before another rank writes its part.
     trainer.accelerator.wait_for_everyone()
-    yield
-    # A rank that still writes its part may be killed: until all are done the older checkpoints are needed.
-    seal_checkpoint(path, trainer.args)
-    if saves:
-        best = trainer.state.best_model_checkpoint
-        rotate(folder, limit, best=None if best is None else Path(best).name)
+
+
+def end_saving(trainer: Any, path: Path, limit: int | None, connection: Any = None) -> Callable[[], None]:
+    """Return what gives a checkpoint its manifest, and then removes older ones; any thread may call it.
+
+    Args:
+        trainer: every rank calls this once it has written its part.
+        path: as for `begin_saving`.
+        limit: `--save_total_limit`.
+        connection: as for `Meeting`.
+    """
+    arguments, best = trainer.args, trainer.state.best_model_checkpoint
+    seal = prepare_seal(path, arguments, connection)
+
+    def end() -> None:
+        # A rank that still writes its part may be killed: until all are done the older checkpoints are needed.
+        seal()
+        if arguments.should_save:
+            rotate(path.parent, limit, best=None if best is None else Path(best).name)
+
+    return end
 
 
 def rotate(folder: Path, limit: int | None, *, best: str | None) -> None:

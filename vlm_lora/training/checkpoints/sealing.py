@@ -1,17 +1,19 @@
 """The manifest of what a run saved: every rank puts its files on the disk and hashes them, then rank 0 seals the whole.
 
-The ranks meet at the store that they know, so no device is asked. A checkpoint counts from the moment on when its
-manifest is in place, whatever its folder is called and whatever else lies in it.
+The ranks meet at the store that they know, so no device is asked, and a thread can do it while the training goes on.
+A checkpoint counts from the moment on when its manifest is in place, whatever its folder is called and whatever else
+lies in it.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +63,26 @@ def seal_checkpoint(folder: Path, arguments: Any) -> None:
     Raises:
         OSError: a file cannot be read, or the disk does not take it.
     """
-    rank, ranks = arguments.process_index, arguments.world_size
+    prepare_seal(folder, arguments)()
+
+
+def prepare_seal(folder: Path, arguments: Any, connection: Any = None) -> Callable[[], None]:
+    """Return what does as `seal_checkpoint` says. All ranks prepare in the same order; when each calls it is its own.
+
+    Args:
+        folder: of the checkpoint.
+        arguments: the training arguments.
+        connection: as for `Meeting`.
+    """
+    rank, ranks, timeout = arguments.process_index, arguments.world_size, timedelta(seconds=arguments.ddp_timeout)
     if ranks == 1:
-        _write(folder, {}, rank=0, machines=(0,))
-        return
+        return partial(_write, folder, {}, rank=0, machines=(0,))
+    meetings = [Meeting(rank, ranks, timeout, connection) for _ in range(2 if machines_of(arguments) else 1)]
+    return partial(_seal_together, folder, arguments, meetings)
+
+
+def _seal_together(folder: Path, arguments: Any, meetings: Sequence[Meeting]) -> None:
+    rank = arguments.process_index
     own = [path for path in files_of(folder) if owner_of(path) == rank]
     said = json.dumps(
         {
@@ -72,7 +90,6 @@ def seal_checkpoint(folder: Path, arguments: Any) -> None:
             "files": {name: asdict(entry) for name, entry in entries_of(folder, own, rank=rank).items()},
         }
     )
-    timeout = timedelta(seconds=arguments.ddp_timeout)
     several = machines_of(arguments)
 
     def compose(texts: Sequence[str]) -> str:
@@ -85,14 +102,13 @@ def seal_checkpoint(folder: Path, arguments: Any) -> None:
         return json.dumps({"machines": machines, "files": files if several else {}})
 
     # In a thread: the store waits for ever where the rank that keeps it is stopped.
-    meeting, patience = Meeting(rank, ranks, timeout), timeout.total_seconds() + _MARGIN
-    heard = json.loads(within(patience, lambda: meeting.message(said, compose)))
+    patience = arguments.ddp_timeout + _MARGIN
+    heard = json.loads(within(patience, lambda: meetings[0].message(said, compose)))
     if not several:
         return
     if arguments.should_save:
         _write(folder, _entries(heard["files"]), rank=rank, machines=heard["machines"])
-    written = Meeting(rank, ranks, timeout)
-    within(patience, lambda: written.message("", lambda texts: ""))
+    within(patience, lambda: meetings[1].message("", lambda texts: ""))
 
 
 def begin_final(folder: Path) -> None:

@@ -181,27 +181,46 @@ def planned(trainer: Any) -> int:
     return min(saves, limit + 1) if limit and limit > 0 else saves
 
 
-@contextlib.contextmanager
-def saving_in_room(trainer: Any) -> Iterator[None]:
-    """Save a checkpoint inside if there is room; what a disk left of one that it did not take whole is removed.
+def check_room(trainer: Any, needed: int) -> None:
+    """Make sure that there is room for a checkpoint of so many bytes.
 
     Raises:
-        DiskError: there is too little room, or the disk took nothing more.
+        DiskError: there is not.
     """
-    arguments = trainer.args
-    folder = Path(arguments.output_dir)
-    path, needed = folder / f"checkpoint-{trainer.state.global_step}", checkpoint_size(trainer)
-    if arguments.should_save and _free(folder) < needed:
+    folder = Path(trainer.args.output_dir)
+    path = folder / f"checkpoint-{trainer.state.global_step}"
+    if trainer.args.should_save and _free(folder) < needed:
         raise DiskError(
             f"{path} is not saved: it needs about {needed:,} bytes, and {_free(folder):,} are free there."
             f"{_kept(folder)} Make room there, or keep fewer by --save_total_limit; then the same command with "
             "--resume_from_checkpoint auto."
         )
+
+
+def in_place(act: Callable[[], None], path: Path, needed: int, *, saves: bool) -> None:
+    """Call `act` as `taken_whole` has it."""
+    with taken_whole(path, needed, saves=saves):
+        act()
+
+
+@contextlib.contextmanager
+def taken_whole(path: Path, needed: int, *, saves: bool) -> Iterator[None]:
+    """Write a checkpoint inside; what a disk left of one that it did not take whole is removed.
+
+    Args:
+        path: of the checkpoint.
+        needed: its size in bytes.
+        saves: whether this process is one that removes it.
+
+    Raises:
+        DiskError: the disk took nothing more.
+    """
+    folder = path.parent
     try:
         with explained(lambda: folder, lambda: needed):
             yield
     except DiskError:
-        if arguments.should_save and not is_whole(path):
+        if saves and not is_whole(path):
             with contextlib.suppress(OSError):  # a disk for reading only
                 remove_checkpoint(path)
                 write_record(folder, read_record(folder))
