@@ -39,6 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", choices=ENGINES, default="ddp", help="where there are several ranks")
     parser.add_argument("--hpu", action="store_true", help="on the simulated device of the environment")
     parser.add_argument("--workers", type=int, default=0, help="of the data loader")
+    parser.add_argument(
+        "--background",
+        action="store_true",
+        help="save often, and give each checkpoint its manifest as a large one gets it, while the training goes on",
+    )
 
 
 @dataclass(kw_only=True)
@@ -83,6 +88,10 @@ class Kind:
 
         def before(rank: int) -> None:
             os.environ["VLM_LORA_CACHE"] = str(cache)
+            if self.chosen.background:
+                from vlm_lora.training.checkpoints import background
+
+                background.LARGE = 0
             if self.chosen.engine == "fsdp" and self.chosen.ranks > 1:
                 from support import fsdp_on_cpu
 
@@ -166,11 +175,12 @@ def prepare(chosen: argparse.Namespace, *, rows: int, **settings: object) -> Kin
         "dataloader_num_workers": chosen.workers,
     }
     engine = ENGINES[chosen.engine] if chosen.ranks > 1 else {}
+    often = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2} if chosen.background else {}
     return Kind(
         chosen=chosen,
         model=model,
         data=data,
-        settings={**common, **METHODS[chosen.method], **engine, **settings},
+        settings={**common, **METHODS[chosen.method], **engine, **settings, **often},
         chance=random.Random(chosen.seed),
         whole=chosen.folder / "whole",
     )
