@@ -12,7 +12,7 @@ HPU := .venv/hpu
 HPU_STAMP := $(HPU)/.installed
 SIMULATOR := $(shell find tests/support/hpu_simulator -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test tools test-main test-gaudi check canary docs bench bench-gpu fix clean
+.PHONY: demo test tools test-main test-gaudi check canary lock audit docs bench bench-gpu fix clean
 
 demo: $(STAMP)
 	$(BIN)/vlm-lora demo --output_dir runs/demo
@@ -44,6 +44,22 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/architecture
+
+# The versions of constraints-*.txt with the hashes of their files; after a change of either.
+lock: $(STAMP) $(GAUDI_STAMP)
+	$(BIN)/python tests/lock.py constraints-main.txt requirements-lock-main.txt
+	$(GAUDI)/bin/python tests/lock.py constraints-gaudi.txt requirements-lock-gaudi.txt
+
+# Known holes in what is locked, asked of the package registry: for people with internet, not for CI. Both stacks are
+# audited, whatever the first one shows; a package that cannot be audited fails it, too.
+AUDIT := .venv/audit
+LOCKS := requirements-lock-main.txt requirements-lock-gaudi.txt
+audit:
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/pip install $(PIP_FLAGS) pip-audit
+	failed=; for lock in $(LOCKS); do \
+	  $(AUDIT)/bin/pip-audit --strict --disable-pip --require-hashes -r $$lock || failed="$$failed $$lock"; done; \
+	  test -z "$$failed" || { echo "not clean, or not audited:$$failed" >&2; exit 1; }
 
 # The pages that tests make and check; one process, because they write the same files.
 docs: $(STAMP)

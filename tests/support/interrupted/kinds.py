@@ -16,10 +16,15 @@ from support.interrupted.forks import Start, import_all, in_fork
 from support.rows import write_uneven_rows
 from support.runs import script_flags
 
+LORA: dict[str, object] = {"learning_rate": 1e-2, "lora_dropout": 0.1}
 METHODS: dict[str, dict[str, object]] = {
-    "lora": {"learning_rate": 1e-2, "lora_dropout": 0.1},
+    "lora": LORA,
     "full": {"learning_rate": 1e-3, "peft_method": "none", "freeze_vision": False},
-    "streaming": {"learning_rate": 1e-2, "lora_dropout": 0.1, "streaming": True, "shuffle_buffer": 4},
+    "streaming": {**LORA, "streaming": True, "shuffle_buffer": 4},
+    "tars": LORA,
+    "mixture": {**LORA, "dataset_weights": "[1, 0.5]"},
+    "grouping": {**LORA, "train_sampling_strategy": "group_by_length"},
+    "packing": {**LORA, "packing": True, "pack_length": 200, "per_device_train_batch_size": 1},
 }
 ENGINES: dict[str, dict[str, object]] = {
     "ddp": {"ddp_backend": "gloo"},
@@ -166,7 +171,7 @@ def prepare(chosen: argparse.Namespace, *, rows: int, **settings: object) -> Kin
         build_model_folder("gemma3", model)
 
     in_fork(build)
-    data = write_uneven_rows(chosen.folder / "data", rows=rows, validation=2)
+    data = write_data(chosen.method, chosen.folder, rows=rows)
     common = {
         "do_train": True,
         "do_eval": True,
@@ -179,11 +184,30 @@ def prepare(chosen: argparse.Namespace, *, rows: int, **settings: object) -> Kin
     return Kind(
         chosen=chosen,
         model=model,
-        data=data,
-        settings={**common, **METHODS[chosen.method], **engine, **settings, **often},
+        data=chosen.folder / "data",
+        settings={**common, **METHODS[chosen.method], **engine, **settings, **data, **often},
         chance=random.Random(chosen.seed),
         whole=chosen.folder / "whole",
     )
+
+
+def write_data(method: str, folder: Path, *, rows: int) -> dict[str, object]:
+    """Write what is trained on; return the flags that name it where it is not the folder `data` alone."""
+    from support.tars import write_chart_tar
+
+    if method == "tars":
+        for name, numbers in (
+            ("train-0", range(rows // 2)),
+            ("train-1", range(9, 9 + rows - rows // 2)),
+            ("eval", [7, 8]),
+        ):
+            write_chart_tar(folder / "data" / f"{name}.tar", numbers)
+        return {}
+    write_uneven_rows(folder / "data", rows=rows, validation=2)
+    if method != "mixture":
+        return {}
+    write_uneven_rows(folder / "more", rows=rows, validation=2)
+    return {"dataset_name": f"{folder / 'data'} + {folder / 'more'}"}
 
 
 def finish(report: dict[str, Any], write: Callable[[str], object]) -> int:
