@@ -12,7 +12,7 @@ import pytest
 from support.rows import write_varied_rows
 from support.stacks import NEW_ROAD, OLD_ROAD, ROOT, SPAWN, Road, on_hpu, recorded
 
-STEPS = 5
+STEPS = 4
 FLAGS: dict[str, object] = {
     "do_train": True,
     "do_eval": True,
@@ -82,6 +82,7 @@ def test_two_cards_answer_as_one(
 
 def test_prompts_of_their_own_lengths_are_seen(data: Path, model_folder: Callable[[str], Path], tmp_path: Path) -> None:
     """The control: other rows at each evaluation, without planned shapes."""
-    counts = cut("gemma3", OLD_ROAD, data, tmp_path, model_folder, static_shapes=False, eval_generate_samples=7)
-    planned = cut("gemma3", OLD_ROAD, data, tmp_path / "planned", model_folder, eval_generate_samples=7)
+    first = {"max_steps": 2, "do_eval": False, "eval_generate_samples": 7}  # all rows, at the evaluation behind step 1
+    counts = cut("gemma3", OLD_ROAD, data, tmp_path, model_folder, static_shapes=False, **first)
+    planned = cut("gemma3", OLD_ROAD, data, tmp_path / "planned", model_folder, **first)
     assert counts[1] - counts[0] > planned[1] - planned[0]

@@ -11,7 +11,7 @@ import pytest
 
 from support.datasets import write_chartqa_folder, write_image, write_jsonl
 from support.rows import write_uneven_rows
-from support.runs import capture_trainer
+from support.runs import capture_trainer, results_of
 from vlm_lora.cli.main import main
 from vlm_lora.model.parts import find_parts
 
@@ -21,11 +21,6 @@ ON_CPU = ["--use_cpu", "--dataloader_num_workers", "0", "--disable_tqdm", "--log
 def trained_parts(model: Any) -> set[str]:
     parts = find_parts(model)
     return {parts.part_of(name) for name, p in model.named_parameters() if p.requires_grad}
-
-
-def results(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
-    return found
 
 
 def test_full_weights_by_the_ocr_tools_flags(
@@ -44,7 +39,7 @@ def test_full_weights_by_the_ocr_tools_flags(
     arguments = trainers[0].args
     assert (arguments.train_batch_size, arguments.gradient_accumulation_steps, arguments.warmup_steps) == (2, 2, 1)
     assert arguments.bf16
-    assert "eval_loss" not in results(tmp_path / "out")
+    assert "eval_loss" not in results_of(tmp_path / "out")
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
@@ -133,7 +128,7 @@ def test_lora_by_the_config_driven_tools_file(
     assert trained_parts(model) == {"language"}
     assert model.is_gradient_checkpointing
     assert {str(p.dtype) for p in model.parameters()} == {"torch.bfloat16", "torch.float32"}
-    assert results(tmp_path / "out")["eval_samples"] == 4
+    assert results_of(tmp_path / "out")["eval_samples"] == 4
 
 
 def test_full_weights_by_the_same_file(
@@ -242,4 +237,4 @@ def test_chartqa_as_the_hub_has_it(model_folder: Callable[[str], Path], tmp_path
     data = write_chartqa_folder(tmp_path / "ChartQA", train=4, val=2, test=1, seed=0)
     command = f"train --model_name_or_path {model_folder('gemma3')} --dataset_name {data} --output_dir {tmp_path}/out"
     assert main([*command.split(), "--max_steps", "1", *ON_CPU]) == 0
-    assert results(tmp_path / "out")["eval_samples"] == 2
+    assert results_of(tmp_path / "out")["eval_samples"] == 2

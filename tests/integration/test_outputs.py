@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from support.rows import write_uneven_rows
-from support.runs import capture_trainer, logged, run, script_flags
+from support.runs import capture_trainer, logged, results_of, run, script_flags
 from support.sealed import seal_again
 from vlm_lora.cli.main import main, run_script
 from vlm_lora.config.whole_files import write_json
@@ -47,11 +47,6 @@ def whole(model_folder: Callable[[str], Path], data: Path, tmp_path_factory: pyt
 
 def copied(whole: Path, place: Path) -> Path:
     return Path(shutil.copytree(whole, place))
-
-
-def read_results(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
-    return found
 
 
 def test_checkpoints_hold_adapter_and_processor(whole: Path) -> None:
@@ -89,7 +84,7 @@ def test_the_saved_configuration_repeats_the_run(
 
 def test_adapter_folder_evaluates_like_the_model_in_memory(whole: Path, data: Path, tmp_path: Path) -> None:
     reloaded = run(whole, data, tmp_path / "eval", do_eval=True)
-    assert reloaded["eval_perplexity"] == pytest.approx(read_results(whole)["eval_perplexity"], rel=1e-5)
+    assert reloaded["eval_perplexity"] == pytest.approx(results_of(whole)["eval_perplexity"], rel=1e-5)
 
 
 def test_full_weights_are_saved_and_reload(model_folder: Callable[[str], Path], data: Path, tmp_path: Path) -> None:
@@ -191,7 +186,7 @@ def test_tensorboard_when_asked(
 
 
 def test_memory_is_reported(whole: Path) -> None:
-    assert read_results(whole)["train_memory_peak_bytes"] > 10 * 2**20
+    assert results_of(whole)["train_memory_peak_bytes"] > 10 * 2**20
 
 
 def test_checkpointing_changes_nothing_but_memory(

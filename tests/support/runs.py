@@ -68,6 +68,12 @@ def run_processes(command: Sequence[str], *, cwd: Path = EXAMPLES, cold: bool = 
     return done.stderr
 
 
+def results_of(output: Path) -> dict[str, Any]:
+    """Return the figures that a run left."""
+    found: dict[str, Any] = json.loads((output / "all_results.json").read_text(encoding="utf-8"))
+    return found
+
+
 def logged(output: Path, key: str) -> list[float]:
     """Return what the trainer logged under `key`, step by step."""
     state = json.loads((output / "trainer_state.json").read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from support.runs import logged, run, run_processes, script_flags
+from support.runs import logged, results_of, run, run_processes, script_flags
 from support.tars import write_chart_tar
 from vlm_lora.cli.main import main
 
@@ -26,11 +26,6 @@ FLAGS = [
     "--logging_steps",
     "1",
 ]
-
-
-def results(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
-    return found
 
 
 def write_shards(folder: Path) -> Path:
@@ -53,7 +48,7 @@ def test_train_from_tars(typed: str, model_folder: Callable[[str], Path], tmp_pa
     ]
     words += ["--output_dir", str(tmp_path / "out"), "--num_train_epochs", "1", "--per_device_train_batch_size", "2"]
     assert main([*words, *FLAGS]) == 0
-    found = results(tmp_path / "out")
+    found = results_of(tmp_path / "out")
     state = json.loads((tmp_path / "out" / "trainer_state.json").read_text(encoding="utf-8"))
     assert state["global_step"] == 4, "seven rows in batches of two"
     assert found["eval_supervised_tokens"] > 0
