@@ -19,6 +19,9 @@ class UserError(Exception):
     The command line prints the message alone and exits with code 1; `--debug` adds the traceback.
     """
 
+    told: Callable[[], object] | None = None
+    """Set where all ranks raise the same: the first one alone writes it, and each calls this then."""
+
 
 class ConfigError(UserError):
     """A flag, key or value that cannot be used."""
@@ -70,7 +73,7 @@ class NotFiniteError(UserError):
 
     Args:
         message: the same on all ranks.
-        told: called once the message is out on rank 0, and instead of writing it on the others.
+        told: as `UserError.told`.
     """
 
     def __init__(self, message: str, told: Callable[[], object]) -> None:

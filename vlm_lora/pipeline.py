@@ -67,6 +67,7 @@ from vlm_lora.training.feeding.whole_steps import check_first_step
 from vlm_lora.training.guards.folder_lock import FolderLock
 from vlm_lora.training.hub import check_push
 from vlm_lora.training.inference_only import say_left_out, without_engine
+from vlm_lora.training.meeting import agreeing
 from vlm_lora.training.observers import EndReason, Observers, RunLog, RunObserver
 from vlm_lora.training.outputs import (
     check_adapter_settings,
@@ -114,17 +115,17 @@ def _train(run: RunConfig, observers: Observers, lock: FolderLock, stops: StopSi
     run, arguments, folder = session.run, session.arguments, Path(session.arguments.output_dir)
     if arguments.process_index == 0:
         lock.take(folder)
-    resumption = look_for_checkpoint(run, arguments, lambda: session.settings)
+    resumption = agreeing(arguments, lambda: look_for_checkpoint(run, arguments, lambda: session.settings))
     _check_purpose(run, arguments)
-    check_push(arguments)
-    claim_folder(run, arguments, resumption.checkpoint)
-    observers.started(run, arguments)  # not before the folder is this run's, where they may write
+    claim_folder(run, arguments, resumption.checkpoint, writes=False)
     splits = load_splits(
         run.data, need_train=arguments.do_train, need_validation=arguments.do_eval or arguments.eval_on_start
     )
     if splits.stream is not None and wants_static_shapes(session.run, session.backend):
         refuse_shapes_of_stream()
     scorer = scorer_for(run, arguments, splits.validation)
+    claim_folder(run, arguments, resumption.checkpoint)
+    observers.started(run, arguments)  # not before the folder is this run's, where they may write
     prepared, preprocessing, groups, feeding = _read_and_order(session, splits, resumption, observers)
     if not arguments.do_train:
         warn_of_trained_rows(run, prepared.splits, prepared.tables)
@@ -180,6 +181,7 @@ def _check_purpose(run: RunConfig, arguments: Any) -> None:
     else:
         refuse_other_results(Path(arguments.output_dir), run)
         say_left_out(run)
+    check_push(arguments)
 
 
 def _open_run(run: RunConfig) -> Session:
@@ -191,7 +193,8 @@ def _open_run(run: RunConfig) -> Session:
     session = open_session(run)
     if not (session.arguments.do_train or session.arguments.do_eval):
         raise ConfigError("Nothing to do: type --do_train, --do_eval, or both.")
-    return replace(session, run=with_kept_backend(session.run, session.arguments))
+    kept = agreeing(session.arguments, lambda: with_kept_backend(session.run, session.arguments))
+    return replace(session, run=kept)
 
 
 def ask(run: RunConfig, *, images: Sequence[ImageSource], prompt: str) -> str:

@@ -26,7 +26,6 @@ from vlm_lora.config.version import __version__
 from vlm_lora.errors import (
     ConfigError,
     EndedEarlyError,
-    NotFiniteError,
     SignalledError,
     UserError,
     nearest,
@@ -127,9 +126,9 @@ def _guarded(action: Callable[[], int | None], *, debug: bool) -> int:
     except UserError as error:
         if debug:
             traceback.print_exc()
-        if rank() == 0 or not isinstance(error, NotFiniteError):
+        if rank() == 0 or error.told is None:
             _tell(f"error: {plain_message(error)}")
-        if isinstance(error, NotFiniteError):
+        if error.told is not None:
             error.told()
         return EXIT_USER
     except EndedEarlyError as ended:

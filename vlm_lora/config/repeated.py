@@ -12,6 +12,8 @@ from vlm_lora.errors import ConfigError
 
 FILE = "run.json"
 """The record of a run."""
+FORMAT = 1
+"""Of the file; another one is refused."""
 MASK = "***"
 """What stands in it where a secret stood."""
 
@@ -64,11 +66,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file cannot be read.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        given, settled, start = dict(content["config"]), dict(content["settings"]), content.get("directory")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"--from_run {path}: cannot be read as the record of a run ({error}).") from error
+    content = _record(path)
+    given, settled, start = content["config"], content["settings"], content.get("directory")
     settings = {name: value for name, value in given.items() if name not in NOT_REPEATED}
     settings |= {name: settled[name] for name in _SETTLED if name in settings and settled.get(name) is not None}
     if isinstance(start, str) and Path(start) != Path.cwd():
@@ -76,6 +75,30 @@ def read_settings(path: Path) -> dict[str, Any]:
     folder = path.resolve().parent
     folder = folder.parent if folder.name.startswith("checkpoint-") else folder
     return {**settings, "output_dir": f"{folder}-repeat"}
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """Return a record's content: of this format, with the mappings `config` and `settings`."""
+    other = "Name the folder of a run, one of its checkpoints, or their run.json as it was written."
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--from_run {path}: cannot be read as the record of a run ({error}). {other}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"--from_run {path}: is no record of a run, which is one JSON object. {other}")
+    if content.get("format") != FORMAT:
+        made_by = content.get("versions")
+        known = made_by.get("vlm_lora") if isinstance(made_by, dict) else None
+        raise ConfigError(
+            f"--from_run {path}: has the format {json.dumps(content.get('format'))}, and this version reads {FORMAT}. "
+            f"Repeat the run with the version of vlm-lora that wrote it{f' ({known})' if known else ''}, or name "
+            "another record."
+        )
+    for key in ("config", "settings"):
+        if not isinstance(content.get(key), dict):
+            what = "no mapping of settings" if key in content else "missing"
+            raise ConfigError(f"--from_run {path}: its `{key}` is {what}, so there is nothing to repeat. {other}")
+    return content
 
 
 def refuse_masked(settings: Mapping[str, Any], path: Path) -> None:

@@ -20,9 +20,12 @@ from transformers import TrainerCallback
 from vlm_lora.compat import IS_5
 from vlm_lora.config.whole_files import read_json
 from vlm_lora.errors import ConfigError
+from vlm_lora.training.checkpoints.so_far import averages
 from vlm_lora.training.left_evaluation import make_up_for_evaluation
 from vlm_lora.training.observers import EndReason, Observers
 from vlm_lora.training.stopping import StopWithoutProgress
+
+_AVERAGES = ("train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second")
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +53,16 @@ class StopWhereDone(TrainerCallback):
             logger.info(
                 "Resuming from %s, step %d of %d, epoch %.3g",
                 *(Path(self._checkpoint).name, state.global_step, state.max_steps, state.epoch or 0.0),
+            )
+        so_far = self._trainer.so_far
+        so_far.go_on(state)
+        if so_far.before is not None:
+            self._trainer.waiting.go_on(so_far.before["waited"])
+        elif args.process_index == 0:
+            logger.warning(
+                "%s keeps no sums of its run, as those of earlier versions: train_loss, train_runtime and rates are "
+                "those of the steps since.",
+                self._checkpoint,
             )
         make_up_for_evaluation(self._trainer, self._checkpoint)
         if state.global_step >= state.max_steps or self._stopped():
@@ -91,7 +104,10 @@ def fit(trainer: Any, checkpoint: str | None, observers: Observers) -> dict[str,
         trainer.callback_handler.on_train_end(arguments, state, trainer.control)
         if arguments.load_best_model_at_end and state.best_model_checkpoint is not None:
             trainer._load_best_model()
-        return {"epoch": state.epoch, "total_flos": state.total_flos, **_figures_of(state, Path(arguments.output_dir))}
+        earlier = _figures_of(state, Path(arguments.output_dir))
+        if not earlier and trainer.so_far.before is not None:
+            earlier = averages(trainer.so_far.before, None)  # killed between its last checkpoint and its results
+        return {"epoch": state.epoch, "total_flos": state.total_flos, **earlier}
     finally:
         trainer.remove_callback(stop)
 
@@ -112,22 +128,40 @@ def _made(trainer: Any, figures: dict[str, Any], *, before: int) -> dict[str, An
             "type a smaller --learning_rate."
         )
     figures = {**figures, **trainer.finite.skipped.figures()}
-    return _of_these_steps(figures, state, before) if before else figures
+    return _of_the_whole_run(figures, trainer, before) if before else figures
 
 
-def _of_these_steps(figures: dict[str, Any], state: Any, before: int) -> dict[str, Any]:
-    """Return the averages of a run that went on as those of the steps since, and say so.
+def _of_the_whole_run(figures: dict[str, Any], trainer: Any, before: int) -> dict[str, Any]:
+    """Return the averages of a run that went on: over all its steps, and under names of their own over those since.
 
-    The steps before were made by another process, of which the checkpoint keeps no sums. transformers 4.55 divides what
-    these steps lost by all of the run's steps, and counts all of the run's rows in their time.
+    transformers 4.55 divides what these steps lost by all of the run's steps, and counts all of the run's rows in their
+    time.
+
+    Args:
+        figures: of the base class.
+        trainer: at the end. Where its checkpoint kept no sums, those of the steps since stand.
+        before: steps that the checkpoint had made.
     """
+    state, sums, skipped = trainer.state, trainer.so_far.before, trainer.finite.skipped
     made = state.global_step - before
-    corrected = {**figures, "train_resumed_at_step": before}
+    since = {name: figures[name] for name in _AVERAGES if name in figures}
     if not IS_5:
-        corrected["train_loss"] *= state.global_step / made
-        for name in corrected.keys() & {"train_samples_per_second", "train_steps_per_second"}:
-            corrected[name] = round(corrected[name] * made / state.max_steps, 3)
-    return corrected
+        since["train_loss"] *= state.global_step / made
+        for name in since.keys() & {"train_samples_per_second", "train_steps_per_second"}:
+            since[name] = round(since[name] * made / state.max_steps, 3)
+    named = {name.replace("train_", "train_since_resume_", 1): value for name, value in since.items()}
+    whole = since
+    if sums is not None:
+        seconds = since["train_runtime"]
+        rate = since.get("train_samples_per_second")
+        together = {
+            "steps": state.global_step,
+            "skipped": skipped.total,
+            "loss": sums["loss"] + since["train_loss"] * (made - skipped.here),
+            "seconds": sums["seconds"] + seconds,
+        }
+        whole = averages(together, None if rate is None else rate * seconds / made)
+    return {**figures, **whole, **named, "train_resumed_at_step": before}
 
 
 def _figures_of(state: Any, folder: Path) -> dict[str, Any]:

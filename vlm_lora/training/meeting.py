@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
+from vlm_lora.errors import ConfigError, UserError
+
 _meetings = itertools.count()
+_Found = TypeVar("_Found")
 
 _PATIENCE = timedelta(seconds=10)
 """How long a rank waits for the first one to have written its message: what else is there to do for it."""
@@ -72,3 +75,33 @@ class Meeting:
         except RuntimeError:
             # Rank 0, which may keep the store, has ended: it has written by now, and nothing is left to wait for.
             return
+
+
+def agreeing(arguments: Any, action: Callable[[], _Found]) -> _Found:
+    """Return what `action` returns; where it is refused on any rank, all ranks raise the first refusal, told once.
+
+    Args:
+        arguments: the training arguments, of which all ranks call this.
+        action: looks at what all ranks look at alike.
+
+    Raises:
+        UserError: what it raised on the first rank that refused.
+    """
+    meeting = Meeting(arguments.process_index, arguments.world_size, timedelta(seconds=arguments.ddp_timeout))
+    refused: UserError | None = None
+    try:
+        found = action()
+    except UserError as error:
+        refused = error
+    said = meeting.message("" if refused is None else str(refused), first_text)
+    if not said:
+        return found
+    if refused is None or str(refused) != said:
+        refused = ConfigError(said)
+    refused.told = meeting.told if arguments.world_size > 1 else None
+    raise refused
+
+
+def first_text(texts: Sequence[str]) -> str:
+    """Return the first text that is not empty; an empty one where there is none."""
+    return next((text for text in texts if text), "")

@@ -60,8 +60,14 @@ ADAPTER_SETTINGS = {
 """What a checkpoint's adapter_config.json must agree on, and the flag for it."""
 
 
-def claim_folder(run: RunConfig, arguments: Any, checkpoint: str | None) -> None:
+def claim_folder(run: RunConfig, arguments: Any, checkpoint: str | None, *, writes: bool = True) -> None:
     """Make sure that a run of `train` may write into its output folder, and put on record what it will write there.
+
+    Args:
+        run: resolved.
+        arguments: the training arguments.
+        checkpoint: what the run goes on from.
+        writes: False only looks, and leaves the folder as it is.
 
     Raises:
         ConfigError: the folder is the model's own, or as `claim_output_dir`, `prepare_for_results` and
@@ -71,7 +77,7 @@ def claim_folder(run: RunConfig, arguments: Any, checkpoint: str | None) -> None
     if arguments.do_train and folder.resolve() == Path(str(run.model.model_name_or_path)).resolve():
         raise ConfigError(f"--output_dir {folder} is the model's own folder; name another one.")
     with arguments.main_process_first():
-        first = arguments.local_process_index == 0
+        first = writes and arguments.local_process_index == 0
         if arguments.do_train:
             claim_output_dir(
                 folder,
@@ -82,7 +88,7 @@ def claim_folder(run: RunConfig, arguments: Any, checkpoint: str | None) -> None
             )
         else:
             prepare_for_results(folder, writes=first)
-    if arguments.do_train:
+    if writes and arguments.do_train:
         check_machines(folder, arguments)
 
 

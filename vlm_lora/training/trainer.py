@@ -31,6 +31,7 @@ from vlm_lora.training.checkpoints.full_weights import load_full_weights
 from vlm_lora.training.checkpoints.rotation import NothingInTheWay, begin_saving, end_saving
 from vlm_lora.training.checkpoints.saving import check_saved, gathered_state, is_sharded_by_tensor
 from vlm_lora.training.checkpoints.sealing import unseal_final
+from vlm_lora.training.checkpoints.so_far import SoFar
 from vlm_lora.training.checkpoints.valid_state import ValidState
 from vlm_lora.training.engine import generating, let_go_of_weights, zero_stage
 from vlm_lora.training.feeding.pace import Pace
@@ -70,6 +71,8 @@ class VlmTrainerMixin:
     """Ends a training that stands still; None outside one."""
     before_saving: Callable[[], None] = staticmethod(lambda: None)
     """Raises an error where nothing may be written into the output folder any more."""
+    so_far: SoFar
+    """Sums over the whole run, which its checkpoints keep."""
     waiting: DataWait
     """Seconds that training waits for its data."""
     pace: Pace
@@ -108,6 +111,7 @@ class VlmTrainerMixin:
         arguments = self.args  # type: ignore[attr-defined]
         if not arguments.auto_find_batch_size:
             batch_size = self._train_batch_size = arguments.train_batch_size
+        self.so_far.begins()
         return super()._inner_training_loop(batch_size, *args, **kwargs)  # type: ignore[misc]
 
     def _training_goes_on(self) -> AbstractContextManager[None]:
@@ -186,11 +190,17 @@ class VlmTrainerMixin:
             with uploading(self):
                 self.push_to_hub(commit_message="Model save")  # type: ignore[attr-defined]
 
+    def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        """Log, evaluate and save where it is due; a checkpoint keeps the sum of the losses so far."""
+        self.so_far.note_loss(tr_loss)
+        super()._maybe_log_save_evaluate(tr_loss, *args, **kwargs)  # type: ignore[misc]
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Save a checkpoint under a name that is on the folder's list, and have it sealed; older ones may go then."""
         self.sealer.finish()  # what goes for the one before makes room
         self.finite.before_save()
         self.before_saving()
+        self.so_far.keep(self)
         self._unpushed: str | None = None
         size, saves = checkpoint_size(self), self.args.should_save  # type: ignore[attr-defined]
         check_room(self, size)
@@ -444,7 +454,7 @@ def build_trainer(
     except (ValueError, ImportError, RuntimeError) as error:
         raise ConfigError(f"The trainer refuses these settings: {error}") from error
     trainer.head = head
-    trainer.waiting, trainer.pace = DataWait(), Pace(backend.memory)
+    trainer.waiting, trainer.pace, trainer.so_far = DataWait(), Pace(backend.memory), SoFar()
     trainer.row_groups = row_groups
     trainer.fixed_shapes = backend.traits.static_shapes
     trainer.capture = backend.capture

@@ -19,7 +19,7 @@ CONFIG = {"lora_rank": 8, "seed": 7, "dataset_name": "data/a.jsonl + org/set", "
 def record(folder: Path, **config: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"cache_vision_features": "off"}
-    content = {"config": {**CONFIG, **config}, "settings": settings, "directory": str(folder.parent)}
+    content = {"format": 1, "config": {**CONFIG, **config}, "settings": settings, "directory": str(folder.parent)}
     (folder / "run.json").write_text(json.dumps(content), encoding="utf-8")
     return folder
 
@@ -81,3 +81,22 @@ def test_what_is_refused(tmp_path: Path) -> None:
     (folder / "run.json").write_text("[", encoding="utf-8")
     with pytest.raises(ConfigError, match="cannot be read as the record"):
         repeated(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (
+            {"format": 99, "config": {}, "settings": {}, "versions": {"vlm_lora": "9.1"}},
+            r"the format 99.*wrote it \(9\.1",
+        ),
+        ({"config": {}, "settings": {}}, "the format null, and this version reads 1"),
+        ({"format": 1, "settings": {}}, "its `config` is missing, so there is nothing to repeat"),
+        ({"format": 1, "config": {}, "settings": [1]}, "its `settings` is no mapping of settings"),
+        ([1], "is no record of a run, which is one JSON object"),
+    ],
+)
+def test_a_record_of_another_kind_is_named(content: Any, words: str, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ConfigError, match=words):
+        repeated(str(tmp_path))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from transformers import TrainingArguments
 
+from vlm_lora.config.repeated import FILE
 from vlm_lora.config.run_config import ModelConfig, RunConfig, TuningConfig
 from vlm_lora.errors import ConfigError
 from vlm_lora.training.checkpoints.changed_settings import Change, compare, differences
@@ -21,7 +22,7 @@ from vlm_lora.training.checkpoints.run_settings import (
     plain,
 )
 from vlm_lora.training.checkpoints.setting_kinds import Kind
-from vlm_lora.training.identity.record import FILE, RunIdentity, write_identity
+from vlm_lora.training.identity.record import RunIdentity, write_identity
 from vlm_lora.training.identity.versions import versions
 
 SETTLED = {"backend": "cpu", "dtype": "float32", "attn_implementation": "sdpa", "max_length": 128}

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vlm_lora.config.repeated import FILE as RUN_FILE
 from vlm_lora.launch.roll_call import within
 from vlm_lora.model.hashing import put_on_disk
 from vlm_lora.model.manifest import (
@@ -32,7 +33,6 @@ from vlm_lora.model.manifest import (
 )
 from vlm_lora.training.checkpoints.contents import step_of
 from vlm_lora.training.checkpoints.run_record import files_named, read_record
-from vlm_lora.training.identity.record import FILE as RUN_FILE
 from vlm_lora.training.meeting import Meeting
 
 _MARKS = re.compile(r"(?:^rng_state_|(?:^|_)rank_?|^__)(\d+)(?=[_.])")

@@ -24,6 +24,11 @@ class DataWait:
         self.seconds = 0.0
         """Of the whole training so far."""
 
+    def go_on(self, seconds: float) -> None:
+        """Count also what was waited before the checkpoint that a run goes on from."""
+        self.seconds += seconds
+        self._told_seconds += seconds
+
     def over(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Yield the batches, counting how long each takes to come."""
         while True:

@@ -92,6 +92,11 @@ class SkippedSteps:
             mean = logs["train_loss"] - left / (steps if IS_5 else step)
             logs["train_loss"] = mean * steps / made if made else float("nan")
 
+    @property
+    def left(self) -> float:
+        """What skipped steps added to the sum of the losses, as the mean of the ranks, since the training began here."""
+        return self._left_before + self._left[0]
+
     def figures(self) -> dict[str, int]:
         """Return the counts for the results: of skipped steps where they may be, of overflows where there were any."""
         found = {f"train_{SKIPPED}": self.total} if self.limit is not None or self.total else {}

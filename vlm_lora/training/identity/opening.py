@@ -12,6 +12,7 @@ from typing import Any
 
 from vlm_lora.backend import Backend
 from vlm_lora.batching.row_table import RowTable
+from vlm_lora.config.repeated import FILE
 from vlm_lora.config.resolution import to_mapping
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.data.dataset import Splits
@@ -21,12 +22,12 @@ from vlm_lora.training.checkpoints.changed_settings import AGAIN, NEW_RUN, Chang
 from vlm_lora.training.checkpoints.resumption import Resumption
 from vlm_lora.training.checkpoints.setting_kinds import OTHER_ROWS, TRAINED_ROWS, Kind, kind_of
 from vlm_lora.training.identity.base_model import describe_base
-from vlm_lora.training.identity.record import ALONE, FILE, RunIdentity, write_identity
+from vlm_lora.training.identity.record import ALONE, RunIdentity, write_identity
 from vlm_lora.training.identity.rows import RowsChange, compare_rows, describe_rows
 from vlm_lora.training.identity.secrets import masked_values
 from vlm_lora.training.identity.surroundings import command, environment, git_state, hardware
 from vlm_lora.training.identity.versions import versions
-from vlm_lora.training.meeting import Meeting
+from vlm_lora.training.meeting import Meeting, first_text
 
 logger = logging.getLogger(__name__)
 
@@ -118,12 +119,14 @@ def judge_rows(opened: Opened, resumption: Resumption, data: Mapping[str, Any] |
         refused = [*(line for change in moved for line in change.lines()), *refused]
     arguments = opened.arguments
     meeting = Meeting(arguments.process_index, arguments.world_size, timedelta(seconds=arguments.ddp_timeout))
-    told = meeting.message("\n".join(f"  {text}" for text in refused), _first)
+    told = meeting.message("\n".join(f"  {text}" for text in refused), first_text)
     if told:
-        raise ConfigError(
+        error = ConfigError(
             f"--resume_from_checkpoint {resumption.checkpoint}: the rows differ from those of its run:\n{told}\n"
             f"{AGAIN}\n{NEW_RUN}"
         )
+        error.told = meeting.told if arguments.world_size > 1 else None
+        raise error
     if moved and arguments.process_index == 0:
         lines = "; ".join(line for change in moved for line in change.lines())
         logger.info("Changed since the checkpoint's run, with the same rows to train on: %s.", lines)
@@ -131,10 +134,6 @@ def judge_rows(opened: Opened, resumption: Resumption, data: Mapping[str, Any] |
         reason = f" ({meant})" if meant and change.trained else ""
         logger.warning("Rows changed since the checkpoint's run%s: %s.", reason, change.text)
     return [_as_change(change) for change in found]
-
-
-def _first(texts: Sequence[str]) -> str:
-    return next((text for text in texts if text), "")
 
 
 def _reads_otherwise(resumption: Resumption) -> str:

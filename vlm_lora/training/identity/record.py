@@ -11,14 +11,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from vlm_lora.config.repeated import FILE, FORMAT
 from vlm_lora.config.whole_files import write_json
 from vlm_lora.errors import ConfigError
 
-FILE = "run.json"
 ALONE = "eval_run.json"
 """The same of a run that measures alone, which may write into the folder of a training."""
-FORMAT = 1
-"""Of the file; another one is refused."""
 EARLIER = "run_settings.json"
 """What checkpoints of earlier versions keep: settings and versions alone."""
 

@@ -1,0 +1,89 @@
+"""What a training has come to over all the processes that made it, so that its averages are those of the whole run.
+
+The trainer's state in each checkpoint keeps the sums, and whoever goes on adds to them. Steps that a killed process had
+made behind its last checkpoint are made once more and count once, as if nobody had ended the run.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+KEY = "vlm_lora_so_far"
+"""Among the states of callbacks: the one place of the trainer's state for what transformers does not know."""
+_NOTHING = {"steps": 0, "skipped": 0, "loss": 0.0, "seconds": 0.0, "waited": 0.0}
+
+
+class SoFar:
+    """Sums over the steps of a training.
+
+    Args:
+        clock: returns seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._began = clock()
+        self._pending: torch.Tensor | None = None
+        self.before: Mapping[str, float] | None = _NOTHING
+        """The sums of the checkpoint that the run goes on from: `steps`, `skipped` of them, `loss` (the sum over the
+        others), `seconds`, and those `waited` for data; None where it keeps none, as those of earlier versions."""
+
+    def begins(self) -> None:
+        """Take note that the training begins, before its checkpoint is loaded."""
+        self._began = self._clock()
+
+    def note_loss(self, pending: torch.Tensor) -> None:
+        """Remember the trainer's sum of losses since its last log; it is read where a checkpoint is written."""
+        self._pending = pending
+
+    def go_on(self, state: Any) -> None:
+        """Take the sums from the state of the checkpoint that the run goes on from."""
+        self.before = kept_in(state)
+
+    def keep(self, trainer: Any) -> None:
+        """Put the sums into the trainer's state, before it is written with a checkpoint; all ranks call it."""
+        skipped = trainer.finite.skipped
+        since = float(trainer._total_loss_scalar) - skipped.left
+        if self._pending is not None:
+            since += float(trainer.accelerator.gather(self._pending.detach().reshape(1)).mean().item())
+        if self.before is None:
+            return
+        sums = {
+            "steps": trainer.state.global_step,
+            "skipped": skipped.total,
+            "loss": self.before["loss"] + since,
+            "seconds": round(self.before["seconds"] + self._clock() - self._began, 4),
+            "waited": round(trainer.waiting.seconds, 4),
+        }
+        trainer.state.stateful_callbacks[KEY] = {"args": {}, "attributes": sums}
+
+
+def kept_in(state: Any) -> Mapping[str, float] | None:
+    """Return the sums in a trainer's state; None where it has none, or those of another step."""
+    held = (state.stateful_callbacks or {}).get(KEY)
+    sums = held.get("attributes") if isinstance(held, Mapping) else None
+    if not isinstance(sums, Mapping) or sums.get("steps") != state.global_step:
+        return None
+    numbers = [sums.get(name) for name in _NOTHING]
+    return sums if all(isinstance(one, int | float) and math.isfinite(one) for one in numbers) else None
+
+
+def averages(sums: Mapping[str, float], samples_a_step: float | None) -> dict[str, float]:
+    """Return the averages that sums stand for, by the names of a training's results.
+
+    Args:
+        sums: as `SoFar.before` has them.
+        samples_a_step: rows of one step; None where it is not known.
+    """
+    steps, seconds = sums["steps"], sums["seconds"]
+    found = {"train_runtime": round(seconds, 4), "train_loss": sums["loss"] / max(steps - sums["skipped"], 1)}
+    if seconds > 0:
+        found["train_steps_per_second"] = round(steps / seconds, 3)
+        if samples_a_step is not None:
+            found["train_samples_per_second"] = round(samples_a_step * steps / seconds, 3)
+    return found
