@@ -205,6 +205,21 @@ def test_free_changes_are_noted(settings: dict[str, Any], tmp_path: Path, caplog
     assert caplog.text == ""
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.05])
+def test_another_split_with_dropout_is_said_to_differ(
+    dropout: float, settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = {**settings, "lora_dropout": dropout}
+    write_settings(tmp_path, before)
+    assert resume(tmp_path, {**before, "world_size": 2, "per_device_train_batch_size": 4}) == [
+        *("per_device_train_batch_size", "world_size")
+    ]
+    assert ("losses will differ from those of the run" in caplog.text) is bool(dropout)
+    caplog.clear()
+    resume(tmp_path, {**before, "save_steps": 1})
+    assert "losses will differ" not in caplog.text
+
+
 def test_what_was_not_given_is_said_so() -> None:
     change = Change(name="pack_length", saved=512, now=None, kind=Kind.CHANGES_RESULT)
     assert change.lines() == ["--pack_length 512 in the checkpoint, not given now"]

@@ -214,26 +214,6 @@ def test_rows_at_another_place_must_be_known_to_be_the_same() -> None:
     assert "not all are compared" in difference(many, many, moved=True)
 
 
-def test_rows_at_another_place_must_be_known_to_be_the_same() -> None:
-    """What cannot be compared is no difference in one place, and one where the place differs."""
-    unread = {"rows": None, "hash": None, "marks": None, "files": [{"path": "/a/x.jsonl", "bytes": 7, "sha256": "1"}]}
-    renamed = {**unread, "files": [{"path": "/b/y.jsonl", "bytes": 7, "sha256": "1"}]}
-    other = {**unread, "files": [{"path": "/b/y.jsonl", "bytes": 7, "sha256": "2"}]}
-    read = {**described("a"), "files": [{"path": "/b/y.jsonl", "bytes": 7}]}
-    many = {**unread, "files": [{"path": "/a/x.jsonl", "bytes": 7, "sha256": "1"}] * rows.FILES}
-
-    def difference(old: Any, new: Any, *, moved: bool) -> str:
-        found = compare_rows({"train": old}, {"train": new}, lambda name, row: "", then="then", moved=moved)
-        return "".join(change.text for change in found)
-
-    assert difference(read, read, moved=True) == difference(unread, renamed, moved=True) == ""
-    assert difference(unread, other, moved=False) == ""
-    assert difference(unread, other, moved=True) == "train: the files have another content"
-    assert difference(unread, read, moved=False) == ""
-    assert "is not known, because not both runs read them" in difference(unread, read, moved=True)
-    assert "not all are compared" in difference(many, many, moved=True)
-
-
 def identity(**changes: Any) -> RunIdentity:
     base = {"name": "base", "files": {"model.safetensors": {"bytes": 8, "sha256": "1" * 64}}}
     return RunIdentity(**{"settings": {}, "versions": {"torch": "2.9.0"}, "base_model": base, **changes})

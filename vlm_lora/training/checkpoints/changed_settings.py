@@ -173,6 +173,13 @@ def compare(
     free = [change for change in changes if change.kind is Kind.FREE and not change.waits_for_rows]
     _say("Changed as --allow_changed says", [c for c in changes if c.kind is Kind.CHANGES_RESULT], logging.WARNING)
     _say("Changed since the checkpoint's run", free, logging.INFO)
+    dropout = now.settings.get("lora_dropout")
+    if dropout and any(change.name in SPLIT for change in free):
+        logger.warning(
+            "The rows of a step are split otherwise, and what --lora_dropout %s drops is drawn for each part of it: rows "
+            "and their order stay, losses will differ from those of the run as it was.",
+            dropout,
+        )
     return changes, record
 
 

@@ -94,7 +94,7 @@ class SkippedSteps:
 
     @property
     def left(self) -> float:
-        """What skipped steps added to the sum of the losses, as the mean of the ranks, since the training began here."""
+        """What skipped steps have added to the sum of the losses since this training began: the mean of the ranks."""
         return self._left_before + self._left[0]
 
     def figures(self) -> dict[str, int]:
