@@ -13,6 +13,7 @@ import pytest
 from support.rows import write_uneven_rows
 from support.runs import TORCHRUN, logged, run, run_processes, script_flags
 from support.sealed import seal_again
+from vlm_lora.compat import IS_5
 from vlm_lora.training.checkpoints.so_far import KEY
 
 FLAGS: dict[str, Any] = {
@@ -109,7 +110,7 @@ def test_ranks_come_and_go_at_one_global_batch(
     # Which order `auto` chooses depends on the rows of a batch; a run that goes on keeps it.
     steps = {**FLAGS, "logging_steps": 1, "train_sampling_strategy": "random"}
     plain, mixed, other = tmp_path / "plain", tmp_path / "mixed", tmp_path / "other"
-    run(model_folder("gemma3"), whole / "data", plain, **{**steps, "save_strategy": "no"})
+    alone = run(model_folder("gemma3"), whole / "data", plain, **{**steps, "save_strategy": "no"})
 
     def two(out: Path, **flags: Any) -> str:
         words = {**steps, "per_device_train_batch_size": 1, "ddp_backend": "gloo", "log_level": "info", **flags}
@@ -129,9 +130,11 @@ def test_ranks_come_and_go_at_one_global_batch(
     assert "processes 1 in the checkpoint, 2 now" in said
     assert "Rows changed" not in said
     assert len(logged(plain, "loss")) == 6
-    assert logged(mixed, "loss") == pytest.approx(logged(plain, "loss"), rel=0, abs=1e-6)
+    assert logged(mixed, "loss") == pytest.approx(
+        logged(plain, "loss"), rel=0, abs=1e-6 if IS_5 else 1e-4
+    )  # 4.55 rounds
     found = json.loads((mixed / "all_results.json").read_text(encoding="utf-8"))
-    assert found["train_loss"] == pytest.approx(sum(logged(plain, "loss")) / 6, abs=1e-6)
+    assert found["train_loss"] == pytest.approx(alone["train_loss"], rel=0, abs=1e-6)
     # The control: two rows on each rank are another global batch.
     shutil.copytree(mixed / "checkpoint-2", other / "checkpoint-2")
     refused = script_flags(

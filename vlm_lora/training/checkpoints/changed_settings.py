@@ -176,8 +176,8 @@ def compare(
     dropout = now.settings.get("lora_dropout")
     if dropout and any(change.name in SPLIT for change in free):
         logger.warning(
-            "The rows of a step are split otherwise, and what --lora_dropout %s drops is drawn for each part of it: rows "
-            "and their order stay, losses will differ from those of the run as it was.",
+            "The rows of a step are split otherwise, and what --lora_dropout %s drops is drawn for each part of it: "
+            "rows and their order stay, losses will differ from those of the run as it was.",
             dropout,
         )
     return changes, record
