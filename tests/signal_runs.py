@@ -29,18 +29,30 @@ FAULTS = 5
 """After so many it is given up."""
 
 
-def tell(started: Start | Launched, number: int, kind: Kind) -> int:
-    """Send a signal at a random moment; return the step under way, 0 before the first."""
+def tell(started: Start | Launched, number: int, kind: Kind, saved: int) -> int:
+    """Send a signal at a random moment; return the step under way, 0 before the first.
+
+    Args:
+        started: what is told.
+        number: the signal.
+        kind: what it runs.
+        saved: the step that it goes on from.
+    """
     chance = kind.chance
     if chance.random() > EARLY:
-        started.wait_for_step(1)
-        time.sleep(chance.uniform(0, 0.8 * kind.seconds))
+        started.wait_for_step(chance.randint(min(saved + 1, STEPS), STEPS))
+        time.sleep(chance.uniform(0, 0.2))
     else:
-        time.sleep(chance.uniform(0, 2 * kind.seconds))
+        time.sleep(chance.uniform(0, 1.5 * kind.seconds))
     begun = started.step()
     alone = [chance.randrange(kind.chosen.ranks)] if chance.random() < 0.3 else []
     started.tell(number, alone, pause=lambda: chance.uniform(0, 0.02))
     return begun
+
+
+def saved_step(output: Path) -> int:
+    """Return the step that a run was ended after by a signal; 0 for none."""
+    return int(str(state_of(output).get("checkpoint")).rpartition("-")[2].removesuffix("None") or 0)
 
 
 def fault_of(output: Path, codes: list[int], number: int, begun: int, *, exact: bool) -> str:
@@ -55,7 +67,7 @@ def fault_of(output: Path, codes: list[int], number: int, begun: int, *, exact: 
     """
     state = state_of(output)
     if 75 in codes:
-        saved = int(str(state.get("checkpoint")).rpartition("-")[2])
+        saved = saved_step(output)
         if state.get("state") != "preempted" or set(codes) != {75}:
             return f"{codes}, {state}"
         # One step begins between the look and the signal; ranks agree on the one after it.
@@ -83,7 +95,7 @@ def signal_runs(kind: Kind, signals: int, launcher: str | None, *, cold: bool) -
         place = chosen.folder / f"start-{report['starts']}"
         started = Launched(kind.words(output), launcher, place, cold=cold) if launcher else kind.start(output)
         told = left[-1] if left else None
-        begun = tell(started, told, kind) if told else 0
+        begun = tell(started, told, kind, saved_step(output)) if told else 0
         codes = started.wait()
         report["codes"][str(codes)] += 1
         report["faults"] += started.orphans()

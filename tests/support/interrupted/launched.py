@@ -20,6 +20,9 @@ SPAWN = EXAMPLES.parent / "launchers" / "gaudi_spawn.py"
 FIRST_STEP = "Gradient audit"
 """What a run of several ranks says once it has made its first step."""
 
+A_STEP = 0.1
+"""Seconds, about; a launched run does not say which step it has begun."""
+
 _CPU: list[str | Path] = [VLM_LORA, "launch", "--backend", "cpu", "--world_size", "2"]
 _HPU: list[str | Path] = [sys.executable, SPAWN, "--world_size", "2"]
 _SCRIPT = EXAMPLES / "run_lora_vlm.py"
@@ -65,10 +68,11 @@ class Launched:
         return int(FIRST_STEP in self.said())
 
     def wait_for_step(self, step: int, seconds: float = HANGS) -> None:
-        """Wait until the first step was made, or the launcher has ended."""
+        """Wait until the first step was made, and a little for each further one, or until the launcher has ended."""
         deadline = time.monotonic() + seconds
         while self.step() < min(step, 1) and self._process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
+        time.sleep(A_STEP * max(0, step - 1))
 
     def tell(self, number: int, ranks: Sequence[int] = (), *, pause: Callable[[], float] = lambda: 0.0) -> None:
         """Send a signal to the launcher."""
