@@ -172,13 +172,15 @@ def prepare(chosen: argparse.Namespace, *, rows: int, **settings: object) -> Kin
 
     in_fork(build)
     data = write_data(chosen.method, chosen.folder, rows=rows)
-    common = {
+    common: dict[str, object] = {
         "do_train": True,
         "do_eval": True,
         "per_device_train_batch_size": 2,
         "resume_from_checkpoint": "auto",
         "dataloader_num_workers": chosen.workers,
     }
+    if chosen.method == "streaming":
+        common["validation_name"] = data / "validation.jsonl"
     engine = ENGINES[chosen.engine] if chosen.ranks > 1 else {}
     often = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2} if chosen.background else {}
     return Kind(
