@@ -20,7 +20,7 @@ SPAWN = EXAMPLES.parent / "launchers" / "gaudi_spawn.py"
 FIRST_STEP = "Gradient audit"
 """What a run of several ranks says once it has made its first step."""
 
-A_STEP = 0.1
+A_STEP = 0.02
 """Seconds, about; a launched run does not say which step it has begun."""
 
 _CPU: list[str | Path] = [VLM_LORA, "launch", "--backend", "cpu", "--world_size", "2"]
