@@ -43,7 +43,7 @@ def tell(started: Start | Launched, number: int, kind: Kind, saved: int) -> int:
         started.wait_for_step(chance.randint(min(saved + 1, STEPS), STEPS))
         time.sleep(chance.uniform(0, 0.2))
     else:
-        time.sleep(chance.uniform(0, 1.5 * kind.seconds))
+        time.sleep(chance.uniform(0, 1.5 * kind.begins))
     begun = started.step()
     alone = [chance.randrange(kind.chosen.ranks)] if chance.random() < 0.3 else []
     started.tell(number, alone, pause=lambda: chance.uniform(0, 0.02))

@@ -37,7 +37,7 @@ KEPT = 3
 SAVED = 4
 """A checkpoint every so many steps."""
 
-STEPS_A_MINUTE = 20
+STEPS_A_MINUTE = 8
 
 
 @dataclass(kw_only=True)
@@ -58,7 +58,7 @@ class Soak:
         if event:
             # Also at its very start, before it says what it has.
             started.wait_for_step(done + after if after else 0)
-            time.sleep(chance.uniform(0, 0.3 if after else self.kind.seconds))
+            time.sleep(chance.uniform(0, 0.3 if after else self.kind.begins))
             number = SIGNALS[chance.randrange(len(SIGNALS))] if event == "signal" else signal.SIGKILL
             if event == "full disk":
                 budget = int(chance.choice((0, chance.uniform(0, 1), chance.uniform(0, 2))) * self.largest())
@@ -161,7 +161,7 @@ def soak(kind: Kind, minutes: float, steps: int) -> dict[str, Any]:
         events = events or chance.sample(EVENTS, len(EVENTS))
         event = events.pop() if left > 0 else ""
         # What is left of the steps, spread over the starts that there is time for.
-        starts = max(1.0, left * max(1, report["starts"]) / max(spent, kind.seconds))
+        starts = max(1.0, left * max(1, report["starts"]) / max(spent, kind.begins))
         mean = max(0, steps - newest(soaking.output)) / starts
         if soaking.once(event, round(chance.uniform(0, 2 * mean))):
             break

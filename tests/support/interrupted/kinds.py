@@ -62,6 +62,7 @@ class Kind:
         chance: where every random choice comes from.
         whole: the output folder of a start that nobody interrupted.
         seconds: how long such a start takes.
+        begins: how long it takes until its first step.
     """
 
     chosen: argparse.Namespace
@@ -71,6 +72,7 @@ class Kind:
     chance: random.Random
     whole: Path
     seconds: float = 0.0
+    begins: float = 0.0
 
     def words(self, output: Path) -> list[str]:
         """Return the command line's words: the same for every start into this folder."""
@@ -125,6 +127,8 @@ class Kind:
         for output in (self.whole, self.whole.with_name("whole-again")):
             begun, cache = time.monotonic(), output.with_suffix(".cache")
             started = self.start(output, cache=cache, watch=watch(output, cache), tells=True)
+            started.wait_for_step(1)
+            self.begins = time.monotonic() - begun
             codes = started.wait()
             self.seconds = time.monotonic() - begun
             faults = [*started.orphans(), *([] if any(codes) else self.differences(output))]
