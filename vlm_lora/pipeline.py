@@ -96,7 +96,7 @@ def train(run: RunConfig, observers: Sequence[RunObserver] = ()) -> dict[str, An
     told = Observers([RunLog(), noted, RunPage(), *observers])
     from vlm_lora.training.guards.room import explained
 
-    with stop_signals() as stops, FolderLock() as lock, told.until_end(), explained(lambda: lock.folder):
+    with stop_signals() as stops, FolderLock() as lock, told.until_end(), stops.heard(), explained(lambda: lock.folder):
         stops.end_within = run.end_within
         stops.before_hard_end = partial(noted.ended, EndReason.SIGNAL)
         return _train(run, told, lock, stops)

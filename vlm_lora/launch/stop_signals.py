@@ -57,6 +57,7 @@ class StopSignals:
         self.before_hard_end: Callable[[str], object] = lambda said: None
         """Called in another thread before the process is ended by force, with the reason."""
         self._deferred = 0
+        self._raised = 0
         self._over = False
         self._at = 0.0
         self._pipe = -1
@@ -76,7 +77,24 @@ class StopSignals:
             if self._deferred and number == signal.SIGINT and os.environ.get("LOCAL_RANK", "0") == "0":
                 os.write(2, b"\nCtrl-C: finishing the step and saving. Ctrl-C once more ends at once, without.\n")
         if not self._deferred or (again and number == signal.SIGINT and time.monotonic() - self._at >= AGAIN):
+            self._raised = number
             raise SignalledError(number)
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Let what a signal raised end the code inside, also where a library has made an error of its own of it.
+
+        Extensions in C and Rust ask Python's objects for this and that; some say then that the object is a wrong one.
+
+        Raises:
+            SignalledError: a signal raised it inside, and another error came out.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self._raised and not self._over:
+                raise SignalledError(self._raised) from error
+            raise
 
     @contextmanager
     def deferring(self) -> Iterator[None]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from vlm_lora.errors import SignalledError
+from vlm_lora.launch.stop_signals import StopSignals
 
 IN_C = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'a', b'b', 2_000_000_000)"
 """Minutes of computing during which no handler of Python runs."""
@@ -65,6 +69,27 @@ def test_what_is_done_in_time_is_not_ended() -> None:
     process.send_signal(signal.SIGUSR1)
     out, errors = process.communicate(timeout=60)
     assert (process.returncode, out, errors) == (0, "done\n", "")
+
+
+@pytest.mark.parametrize("state", ["at once", "deferred", "over"])
+def test_a_signal_ends_a_run_also_where_a_library_makes_another_error_of_it(state: str) -> None:
+    """As safetensors does that asks torch for the size of a storage; an error of a later moment stays what it is."""
+    stops = StopSignals()
+
+    def load() -> None:
+        with stops.deferring() if state == "deferred" else contextlib.nullcontext():
+            with contextlib.suppress(SignalledError):
+                stops(signal.SIGTERM, None)
+            if state == "over":
+                stops.over()
+            raise ValueError("a wrong object")
+
+    expected: type[BaseException] = SignalledError if state == "at once" else ValueError
+    with pytest.raises(expected) as raised, stops.heard():
+        load()
+    if isinstance(raised.value, SignalledError):
+        assert raised.value.number == signal.SIGTERM
+        assert isinstance(raised.value.__cause__, ValueError)
 
 
 @pytest.mark.parametrize("first", ["leave_to_parent()", "pass"])
