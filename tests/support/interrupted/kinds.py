@@ -184,7 +184,7 @@ def prepare(chosen: argparse.Namespace, *, rows: int, **settings: object) -> Kin
         "dataloader_num_workers": chosen.workers,
     }
     if chosen.method == "streaming":
-        common["validation_name"] = data / "validation.jsonl"
+        common["validation_name"] = chosen.folder / "data" / "validation.jsonl"
     # The simulated device has its own way between ranks.
     engine = ENGINES[chosen.engine] if chosen.ranks > 1 and (chosen.engine != "ddp" or not chosen.hpu) else {}
     often = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2} if chosen.background else {}
