@@ -22,6 +22,7 @@ from vlm_lora.config.version import __version__ as __version__
 if TYPE_CHECKING:
     from vlm_lora.config.run_config import RunConfig
     from vlm_lora.data.conversation import ImageSource
+    from vlm_lora.deploy.merge_report import MergeReport
     from vlm_lora.errors import UserError
     from vlm_lora.memory.request import PlanReport, PlanRequest
     from vlm_lora.preflight.figures import DataReport
@@ -29,7 +30,19 @@ if TYPE_CHECKING:
     from vlm_lora.training.feeding.ahead import KeptAhead
 
 
-__all__ = ["RunConfig", "UserError", "ask", "cache", "check", "configure", "evaluate", "plan", "preview", "train"]
+__all__ = [
+    "RunConfig",
+    "UserError",
+    "ask",
+    "cache",
+    "check",
+    "configure",
+    "evaluate",
+    "merge",
+    "plan",
+    "preview",
+    "train",
+]
 
 
 def configure(**settings: Any) -> RunConfig:
@@ -159,6 +172,32 @@ def cache(run: RunConfig) -> KeptAhead:
         from vlm_lora import pipeline
 
         return pipeline.cache(_with_defaults(run, do_train=True, do_eval=True))
+
+
+def merge(run: RunConfig, *, rows: int = 4, max_shard_size: str = "5GB") -> MergeReport:
+    """Merge an adapter into its base and write the whole model to `output_dir`, proven to say the same.
+
+    Args:
+        run: needs `model_name_or_path` (the adapter's folder) and `output_dir` (a new one). `dataset_name` for other
+            rows than those of the adapter's training.
+        rows: how many rows adapter and merged model both answer; 0 for none.
+        max_shard_size: of one file of weights.
+
+    Returns:
+        What was merged, and how far logits and answers lie apart.
+
+    Raises:
+        UserError: there is nothing to merge, or the merged model is not the adapter's.
+    """
+    from vlm_lora.backend import called
+    from vlm_lora.config.early import check_early
+
+    check_early(run, "merge", trains=False, needed=("model_name_or_path", "output_dir"))
+    with called(run):
+        from vlm_lora.deploy.merge import merge as merged
+        from vlm_lora.deploy.merge_report import MergeRequest
+
+        return merged(run, MergeRequest(rows=rows, max_shard_size=max_shard_size))
 
 
 def preview(run: RunConfig, *, rows: int = 3) -> list[ShownRow]:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 FILES = ("__init__.py", "__main__.py", "py.typed", "errors.py", "compat.py", "backend.py", "progress.py")
 VERBS = ("session.py", "assembly.py", "pipeline.py")
 ROOMS = ("cli", "config", "launch", "engines", "data", "batching", "preflight", "model", "metrics", "training")
-ABOVE = ("evaluation", "memory", "report", "demo")
+ABOVE = ("evaluation", "memory", "report", "deploy", "demo")
 MOST = 20
 """Python files in one folder."""
 

@@ -45,6 +45,7 @@ vlm-lora {__version__}: fine-tune vision-language models, LoRA first
   vlm-lora train    --model_name_or_path MODEL --dataset_name DATA --output_dir DIR
   vlm-lora eval     --model_name_or_path MODEL_OR_ADAPTER --dataset_name DATA
   vlm-lora ask      --model_name_or_path MODEL_OR_ADAPTER --image FILE --prompt "QUESTION"
+  vlm-lora merge    ADAPTER --output_dir DIR [--rows N] [--max_shard_size SIZE] [--json]
   vlm-lora check    --model_name_or_path MODEL --dataset_name DATA [--json] [--html FILE] [--workers N]
   vlm-lora preview  --model_name_or_path MODEL --dataset_name DATA [--rows N] [--json] [--html FILE]
   vlm-lora cache    --model_name_or_path MODEL --dataset_name DATA [the flags of train] | --list | --clear NAME
@@ -275,6 +276,12 @@ def _compare(rest: Sequence[str]) -> None:
     compare(rest)
 
 
+def _merge(rest: Sequence[str]) -> None:
+    from vlm_lora.cli.merge import merge
+
+    merge(rest)
+
+
 def _plan(rest: Sequence[str]) -> None:
     from vlm_lora.cli.plan import plan
 
@@ -320,6 +327,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "train": _train,
     "eval": _eval,
     "ask": _ask,
+    "merge": _merge,
     "check": _check,
     "preview": _preview,
     "cache": _cache,
@@ -338,6 +346,7 @@ OWN_FLAGS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "train": partial(_result_flags, "train"),
     "eval": _eval_flags,
     "ask": partial(_flags_of, "ask"),
+    "merge": partial(_flags_of, "merge"),
     "check": partial(_flags_of, "check"),
     "preview": partial(_flags_of, "preview"),
     "cache": partial(_flags_of, "cache"),

@@ -78,7 +78,9 @@ def configure(
     """
     refused = Refusals()
     run = parse(rest, environ=os.environ, refused=refused)
-    trains = is_true({**defaults, **run.raw}.get("do_train")) if verb == "train" else verb not in ("eval", "ask")
+    trains = (
+        is_true({**defaults, **run.raw}.get("do_train")) if verb == "train" else verb not in ("eval", "ask", "merge")
+    )
     check_early(
         run,
         verb,

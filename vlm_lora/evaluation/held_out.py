@@ -55,10 +55,14 @@ SHOWN = 3
 """Rows that a warning names."""
 
 
-def with_trained_split(run: RunConfig) -> RunConfig:
+def with_trained_split(run: RunConfig, *, announce: bool = True) -> RunConfig:
     """Return an evaluation with the data settings of the training that made its model, if that read the same data.
 
     Settings that were given stay. One of those that divide the rows replaces all three.
+
+    Args:
+        run: the evaluation.
+        announce: say which rows are evaluated.
 
     Raises:
         ConfigError: the training was measured on data of a name that is not here.
@@ -79,7 +83,7 @@ def with_trained_split(run: RunConfig) -> RunConfig:
     others = {name: value for name, value in taken.items() if name not in DIVIDING}
     # What this command did not say is said by it, so that nobody takes the figures for those of other rows.
     logger.log(
-        logging.WARNING if taken else logging.INFO,
+        logging.WARNING if taken and announce else logging.INFO if announce else logging.DEBUG,
         "%s was trained on this data. Which rows are evaluated: %s.%s",
         run.model.model_name_or_path,
         split,

@@ -252,7 +252,8 @@ def examine(folder: Path, *, only: Iterable[str] = ("*",), contents: bool = True
     )
 
 
-_accepted: set[Path] = set()
+_accepted: set[str] = set()
+"""What was said of changed files that are taken as they are: a folder is read several times."""
 
 
 def refuse_changed(folder: Path, *, accept: bool, weights: bool) -> None:
@@ -281,10 +282,9 @@ def refuse_changed(folder: Path, *, accept: bool, weights: bool) -> None:
         cure = f"{AGAIN} For files that were changed on purpose: --accept_changed_files"
     if not accept:
         raise ModelError(f"{what}. {cure}.")
-    if folder not in _accepted:
+    if what not in _accepted:
         logger.warning("--accept_changed_files: %s. They are taken as they are.", what)
-    if weights:
-        _accepted.add(folder)
+    _accepted.add(what)
 
 
 def _faults(

@@ -74,6 +74,7 @@ OWN = {
         *("image", "prompt", "file", "output", "inputs"),
         *("do_sample", "temperature", "top_p", "top_k", "num_beams"),
     },
+    "merge": ("rows", "max_shard_size", "json"),
     "preview": {"rows", "json", "html"},
     "check": {"json", "html", "workers"},
     "cache": ("list", "clear"),

@@ -1,0 +1,139 @@
+"""An adapter folded into the weights that it changes, with each changed weight computed a second time.
+
+PEFT folds. What each layer's weight must then be is computed here by the adapter's definition (W + scale * B A, Hu et
+al. 2021; with DoRA each of its rows scaled to the length that was learned, Liu et al. 2024), in float64 and layer by
+layer, so that never more than one layer is held twice.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlm_lora.errors import ModelError
+
+ROUNDINGS = 4
+"""Rounding errors of a weight's dtype that lie between the two computations at most: of the adapter's product, its
+cast, and the sum, each relative to the layer's largest number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folded:
+    """What became of an adapter's layers."""
+
+    layers: tuple[str, ...]
+    """Names of the layers whose weights were changed."""
+    recomputed: int
+    """Of how many of them the new weight was computed a second time."""
+    whole: tuple[str, ...]
+    """Names of the modules that the adapter brings in whole (PEFT's `modules_to_save`)."""
+    largest_change: float
+    """The largest absolute change of one weight."""
+
+
+def fold(model: Any) -> tuple[Any, Folded]:
+    """Fold a model's adapter into its weights, in place.
+
+    Args:
+        model: a `PeftModel` with one adapter.
+
+    Returns:
+        The base model with the changed weights and no trace of PEFT, and what was done.
+
+    Raises:
+        ModelError: a weight is not finite, or not what the adapter's definition makes of it.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    whole = tuple(name for name, module in model.named_modules() if type(module).__name__ == "ModulesToSaveWrapper")
+    recomputed, largest = 0, 0.0
+    with torch.no_grad(), _once_merged():
+        for name, layer in layers.items():
+            if not _is_known(layer):
+                continue
+            before = layer.get_base_layer().weight.detach().clone()
+            expected = _expected(layer)
+            _merge(name, layer)
+            after = layer.get_base_layer().weight
+            _compare(name, after, expected)
+            largest = max(largest, (after.double() - before.double()).abs().max().item())
+            recomputed += 1
+        try:
+            plain = model.merge_and_unload(safe_merge=True)
+        except ValueError as error:
+            raise ModelError(f"The adapter cannot be folded in: {error}.") from error
+    left = [name for name, module in plain.named_modules() if isinstance(module, BaseTunerLayer)]
+    if left:
+        raise ModelError(f"{left[0]} and {len(left) - 1} more layers still carry the adapter after folding it in.")
+    folded = Folded(
+        layers=tuple(map(_base_name, layers)),
+        recomputed=recomputed,
+        whole=tuple(map(_base_name, whole)),
+        largest_change=largest,
+    )
+    return plain, folded
+
+
+def _merge(name: str, layer: Any) -> None:
+    try:
+        layer.merge(safe_merge=True)
+    except ValueError as error:
+        raise ModelError(f"{_base_name(name)}: {error}. The adapter's weights are damaged, or too large.") from error
+
+
+def _is_known(layer: Any) -> bool:
+    """Say whether a layer is linear, with one adapter of the kinds whose definition is written here."""
+    base = layer.get_base_layer()
+    names = list(getattr(layer, "active_adapters", ()))
+    return (
+        isinstance(base, nn.Linear)
+        and type(base.weight) is nn.Parameter
+        and len(names) == 1
+        and names[0] in getattr(layer, "lora_A", {})
+        and (names[0] not in layer.lora_variant or names[0] in layer.lora_magnitude_vector)
+        and not getattr(layer, "fan_in_fan_out", False)
+    )
+
+
+def _expected(layer: Any) -> torch.Tensor:
+    """Return what a known layer's weight must become, `(out, in)` in float64."""
+    (name,) = layer.active_adapters
+    a, b = layer.lora_A[name].weight.double(), layer.lora_B[name].weight.double()
+    weight: torch.Tensor = layer.get_base_layer().weight.double() + layer.scaling[name] * (b @ a)
+    if name not in layer.lora_variant:
+        return weight
+    length = layer.lora_magnitude_vector[name].weight.double()
+    return weight * (length / torch.linalg.vector_norm(weight, dim=1)).unsqueeze(1)
+
+
+def _compare(name: str, weight: torch.Tensor, expected: torch.Tensor) -> None:
+    """Refuse a weight that lies further from what it must be than rounding explains."""
+    bound = ROUNDINGS * torch.finfo(weight.dtype).eps * expected.abs().max().item()
+    off = (weight.double() - expected).abs().max().item()
+    if not off <= bound:
+        raise ModelError(
+            f"{_base_name(name)}: its merged weight is off by {off:.3g} from what the adapter makes of it, and "
+            f"rounding explains {bound:.3g}. Nothing was written. Please report it with the versions that `vlm-lora "
+            "doctor` shows."
+        )
+
+
+def _base_name(name: str) -> str:
+    """Return a module's name in the base model."""
+    return name.removeprefix("base_model.model.")
+
+
+@contextmanager
+def _once_merged() -> Iterator[None]:
+    """Let PEFT pass over layers that are merged already without a warning about each."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="All adapters are already merged")
+        warnings.filterwarnings("ignore", message="Already following adapters were merged")
+        yield

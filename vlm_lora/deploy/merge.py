@@ -1,0 +1,255 @@
+"""`vlm-lora merge`: an adapter and its base as one whole model, proven before its folder gets its name.
+
+1. The adapter answers some rows of the data that it was trained on.
+2. It is folded into the base, layer by layer, each weight computed twice (`folding`).
+3. The folder is written under another name, loaded afresh, and compared tensor by tensor with what was folded.
+4. The loaded model answers the same rows, and what both said is compared.
+
+Whatever does not agree ends it, with nothing left behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlm_lora.assembly import answerer_of
+from vlm_lora.config.run_config import RunConfig
+from vlm_lora.config.whole_files import write_json
+from vlm_lora.data.conversation import Conversation
+from vlm_lora.data.dataset import load_splits
+from vlm_lora.deploy.card import write_card
+from vlm_lora.deploy.folding import fold
+from vlm_lora.deploy.merge_report import MergeReport, MergeRequest, as_json
+from vlm_lora.deploy.readings import Deviation, Reading, deviation, read
+from vlm_lora.deploy.stored_dtype import stored_dtype
+from vlm_lora.errors import ConfigError, ModelError
+from vlm_lora.evaluation.held_out import with_trained_split
+from vlm_lora.model.loading import adapter_folder, base_config, load_config, load_model
+from vlm_lora.model.manifest import MODEL_FILES, Manifest, entries_of, write_manifest
+from vlm_lora.model.processor.trained_boxes import RECORDS, trained_settings
+from vlm_lora.session import Preprocessing, Session, open_preprocessing, open_session
+from vlm_lora.training.inference_only import without_engine
+from vlm_lora.training.outputs import save_processor
+
+logger = logging.getLogger(__name__)
+
+REPORT = "merge_report.json"
+BOUNDS: Mapping[torch.dtype, float] = {torch.float32: 1e-4, torch.float16: 1.0, torch.bfloat16: 1.0}
+"""How far logits may lie from the adapter's, in units of the largest logit. In 16 bits a model may be so sensitive to
+rounding that they prove little; what is wrong there is found by folding, which computes each weight twice."""
+
+
+def merge(run: RunConfig, request: MergeRequest) -> MergeReport:
+    """Merge an adapter into its base and write the whole model to `output_dir`.
+
+    Args:
+        run: names the adapter's folder and the output folder; `dataset_name` for other rows than those of its training.
+        request: how many rows prove it, and how large files are.
+
+    Raises:
+        ConfigError: there is nothing to merge, no rows to prove it with, or the folder is taken.
+        ModelError: adapter and base do not fit, or the merged model is not the adapter's.
+    """
+    adapter = adapter_folder(run.model)
+    if adapter is None:
+        raise ConfigError(
+            f"{run.model.model_name_or_path}: not an adapter's folder, so there is nothing to merge: a whole model is "
+            "loaded as it is. Give the --output_dir of a LoRA run, or one of its checkpoints."
+        )
+    output = Path(str(run.raw["output_dir"])).expanduser()
+    refuse_taken(output)
+    quantized = (trained_settings(run.model) or {}).get("load_in_4bit") is True
+    session, preprocessing = _open(run, request)
+    rows = _rows(session.run, request.rows)
+    part = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(part, ignore_errors=True)
+    model = _load(session, session.run.model)
+    before = _read(model, session, preprocessing, rows)
+    plain, folded = fold(model)
+    try:
+        hashes = _write(plain, preprocessing, part, request, adapter)
+        del model, plain
+        again = _load(session, replace(session.run.model, model_name_or_path=str(part)))
+        _compare_tensors(hashes, _hashes(again))
+        found = _prove(before, _read(again, session, preprocessing, rows), again.dtype) if rows else None
+        weights = list(part.glob("model*.safetensors"))
+        report = MergeReport(
+            adapter=str(adapter),
+            base=str(base_config(run.model).model_name_or_path),
+            folder=str(output),
+            dtype=str(again.dtype).removeprefix("torch."),
+            folded=folded,
+            tensors=len(hashes),
+            files=len(weights),
+            size=sum(path.stat().st_size for path in weights),
+            deviation=found,
+            quantized=quantized,
+        )
+        _finish(part, output, report, preprocessing)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return report
+
+
+def refuse_taken(output: Path) -> None:
+    """Refuse a folder that holds anything.
+
+    Raises:
+        ConfigError: it does, or it is a file.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"--output_dir {output} is there already and would be written over. Name a new folder.")
+
+
+def _open(run: RunConfig, request: MergeRequest) -> tuple[Session, Preprocessing]:
+    """Open session and preprocessing, with the base's weights whole and in the dtype that they are stored in."""
+    if run.model.load_in_4bit:
+        raise ConfigError("--load_in_4bit: an adapter is merged onto the whole base. Leave it out.")
+    config = load_config(run.model)
+    if getattr(config, "quantization_config", None) is not None:
+        raise ConfigError(
+            f"{base_config(run.model).model_name_or_path}: the base is stored quantized, and an adapter's changes "
+            "would be rounded away in it. Name the whole base as base_model_name_or_path in "
+            f"{run.model.model_name_or_path}/adapter_config.json, and merge onto that."
+        )
+    dtype = stored_dtype(config, Path(str(base_config(run.model).model_name_or_path)).expanduser())
+    if run.model.dtype == "auto":
+        run = replace(run, model=replace(run.model, dtype=dtype))
+    if request.rows:
+        run = with_trained_split(_with_trained_data(run), announce=False)
+    session = open_session(without_engine(run))
+    return session, open_preprocessing(session.run)
+
+
+def _with_trained_data(run: RunConfig) -> RunConfig:
+    """Return the run with the data of the adapter's training, where it names none.
+
+    Raises:
+        ConfigError: nothing says which data that was.
+    """
+    if run.data.dataset_name is not None:
+        return run
+    named = (trained_settings(run.model) or {}).get("dataset_name")
+    if not named:
+        raise ConfigError(
+            f"{run.model.model_name_or_path}: nothing there says on which data the adapter was trained. Name some rows "
+            "to prove the merge with, --dataset_name DATA, or merge without that proof: --rows 0."
+        )
+    name = named if isinstance(named, str) else " + ".join(map(str, named))
+    return replace(run, data=replace(run.data, dataset_name=name))
+
+
+def _rows(run: RunConfig, count: int) -> list[Conversation]:
+    """Return the first training rows that have an answer."""
+    if not count:
+        return []
+    splits = load_splits(run.data, need_train=True, need_validation=False)
+    source = splits.train
+    assert source is not None  # need_train
+    found: list[Conversation] = []
+    for number in range(len(source)):
+        row = source[number]
+        if row.answer.text:
+            found.append(row)
+        if len(found) == count:
+            break
+    if not found:
+        raise ConfigError(f"--dataset_name {run.data.dataset_name}: no row there has an answer. Name other data.")
+    return found
+
+
+def _load(session: Session, model: Any) -> Any:
+    """Load a model in the session's dtype, onto the session's device, ready to answer."""
+    keywords = session.model_keywords
+    return load_model(model, model_kwargs=keywords).eval().to(session.backend.device())
+
+
+def _read(model: Any, session: Session, preprocessing: Preprocessing, rows: Sequence[Conversation]) -> Reading:
+    return read(model, answerer_of(session, preprocessing, model), preprocessing, rows)
+
+
+def _hashes(model: Any) -> dict[str, str]:
+    """Return the SHA-256 of each tensor's bytes, with its dtype and shape, by its name in the model."""
+    return {name: _hash(tensor) for name, tensor in model.state_dict().items()}
+
+
+def _hash(tensor: torch.Tensor) -> str:
+    flat = tensor.detach().cpu().contiguous().flatten()
+    said = f"{tensor.dtype} {tuple(tensor.shape)} ".encode()
+    return hashlib.sha256(said + flat.view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def _compare_tensors(written: Mapping[str, str], loaded: Mapping[str, str]) -> None:
+    """Refuse a folder that does not give back every tensor, and no other.
+
+    Raises:
+        ModelError: names the first of them.
+    """
+    wrong = sorted(name for name in {*written, *loaded} if written.get(name) != loaded.get(name))
+    if wrong:
+        raise ModelError(
+            f"{len(wrong)} of {len(written)} tensors do not come back from the written folder as they were merged, "
+            f"{wrong[0]} first. Nothing was kept. Please report it with the versions that `vlm-lora doctor` shows."
+        )
+
+
+def _prove(before: Reading, after: Reading, dtype: torch.dtype) -> Deviation:
+    """Return how far the merged model lies from the adapter's.
+
+    Raises:
+        ModelError: further than rounding explains, or it answers differently in float32.
+    """
+    found = deviation(before, after)
+    bound = BOUNDS.get(dtype, BOUNDS[torch.bfloat16])
+    different = found.rows - found.equal_answers
+    if not found.relative <= bound or (different and dtype == torch.float32):
+        raise ModelError(
+            f"The merged model is not the adapter's: on {found.rows} rows its logits lie up to {found.largest:.3g} "
+            f"apart (the largest is {found.size:.3g}; rounding of {str(dtype).removeprefix('torch.')} explains "
+            f"{bound * found.size:.3g}), and {different} answers differ. Nothing was kept. Please report it with the "
+            "versions that `vlm-lora doctor` shows."
+        )
+    if different:
+        logger.warning(
+            "%d of %d greedy answers differ from the adapter's: %s rounds its weights once more when merged.",
+            different,
+            found.rows,
+            str(dtype).removeprefix("torch."),
+        )
+    return found
+
+
+def _write(
+    model: Any, preprocessing: Preprocessing, part: Path, request: MergeRequest, adapter: Path
+) -> dict[str, str]:
+    """Write a merged model's folder; return the hashes of its tensors."""
+    hashes = _hashes(model)
+    try:
+        model.save_pretrained(part, max_shard_size=request.max_shard_size)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"--max_shard_size {request.max_shard_size}: {error}. For example 5GB.") from error
+    save_processor(preprocessing.processor, part)
+    record = next((adapter / name for name in RECORDS if (adapter / name).is_file()), None)
+    if record is not None:
+        shutil.copyfile(record, part / record.name)  # how it counts boxes, and which rows it was trained on
+    return hashes
+
+
+def _finish(part: Path, output: Path, report: MergeReport, preprocessing: Preprocessing) -> None:
+    """Write what is said of a folder, seal it, and give it its name."""
+    write_card(part, report, preprocessing.family)
+    write_json(part / REPORT, as_json(report))
+    covered = [path for path in part.iterdir() if path.is_file() and any(path.match(name) for name in MODEL_FILES)]
+    write_manifest(part, Manifest(files=entries_of(part, covered)))
+    if output.is_dir():
+        output.rmdir()  # an empty one: `refuse_taken` has looked
+    part.rename(output)
