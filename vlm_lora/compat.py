@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -146,6 +147,26 @@ def keep_checkpoint_names(model: Any) -> None:
     renamings = getattr(model, "_weight_conversions", None)
     if renamings is not None:
         model._weight_conversions = [renaming for renaming in renamings if renaming.was_used()]
+
+
+def keep_tower_arguments(model: Any, arguments: Mapping[str, Any]) -> None:
+    """Give the parts of a model's configuration the arguments of their towers back.
+
+    timm writes functions into the arguments that it builds a tower from, and no configuration with functions can be
+    saved.
+
+    Args:
+        model: as loaded.
+        arguments: from `tower_arguments`, taken before.
+    """
+    for name, kept in arguments.items():
+        getattr(model.config, name).model_args = kept
+
+
+def tower_arguments(config: Any) -> dict[str, Any]:
+    """Return a copy of the arguments that a configuration's parts have for timm's towers, by the part's name."""
+    parts = {name: getattr(part, "model_args", None) for name, part in vars(config).items()}
+    return {name: copy.deepcopy(found) for name, found in parts.items() if found is not None}
 
 
 def keep_answers_causal(model: Any) -> None:

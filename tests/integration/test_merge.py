@@ -58,6 +58,7 @@ def report_of(folder: Path) -> dict[str, Any]:
         ("qwen2_5_vl", {}, 1e-4),  # its random tower makes hundreds of a rounding error
         ("gemma3", {"use_dora": True}, 1e-5),
         ("llava", {"use_rslora": True, "lora_targets": "language"}, 1e-5),
+        ("gemma3n", {"lora_targets": "language"}, 1e-5),  # its tower is timm's, and puts functions into settings
     ],
 )
 def test_a_merged_model_says_what_its_adapter_says(
@@ -76,7 +77,8 @@ def test_a_merged_model_says_what_its_adapter_says(
     base, merged = (load_file(path / "model.safetensors") for path in (model_folder(name), tmp_path / "merged"))
     assert base.keys() == merged.keys()
     changed = [key for key in base if not torch.equal(base[key], merged[key])]
-    assert len(changed) == len(report["layers"])
+    adapter = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    assert len(changed) == sum(bool(tensor.any()) for name, tensor in adapter.items() if ".lora_B" in name) > 0
 
 
 def test_what_was_merged_is_not_merged_again(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -235,7 +235,7 @@ def _write(
     hashes = _hashes(model)
     try:
         model.save_pretrained(part, max_shard_size=request.max_shard_size)
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise ConfigError(f"--max_shard_size {request.max_shard_size}: {error}. For example 5GB.") from error
     save_processor(preprocessing.processor, part)
     record = next((adapter / name for name in RECORDS if (adapter / name).is_file()), None)

@@ -18,7 +18,9 @@ from vlm_lora.compat import (
     keep_answers_causal,
     keep_checkpoint_names,
     keep_size,
+    keep_tower_arguments,
     load_image_processor,
+    tower_arguments,
 )
 from vlm_lora.config.early import is_path_of_model
 from vlm_lora.config.run_config import ModelConfig, RunConfig
@@ -200,6 +202,7 @@ def load_model(
     family = family_of(loaded)
     keywords = {**_access(base), **_supported_attention(family, model_kwargs)}
     automatic = getattr(transformers, family.auto_class)
+    arguments = tower_arguments(loaded)
     with translated(config, base, "weights", loaded=loaded):
         model, report = automatic.from_pretrained(
             base.model_name_or_path, config=loaded, output_loading_info=True, **keywords
@@ -207,6 +210,7 @@ def load_model(
     check_weights(str(base.model_name_or_path), model, report)
     check_loaded(str(base.model_name_or_path), model)
     keep_checkpoint_names(model)
+    keep_tower_arguments(model, arguments)
     keep_answers_causal(model)
     if adapt is not None:
         model = adapt(model)
