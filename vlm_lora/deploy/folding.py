@@ -132,8 +132,12 @@ def _base_name(name: str) -> str:
 
 @contextmanager
 def _once_merged() -> Iterator[None]:
-    """Let PEFT pass over layers that are merged already without a warning about each."""
+    """Let PEFT pass over layers that are merged already, and put right what 4.55's settings say of tied embeddings.
+
+    There the settings on top say that they are tied by default, also of a model whose text settings say otherwise.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="All adapters are already merged")
         warnings.filterwarnings("ignore", message="Already following adapters were merged")
+        warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
         yield
