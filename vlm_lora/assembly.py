@@ -50,6 +50,7 @@ def load_for_training(session: Session, preprocessing: Preprocessing) -> Any:
         session.run.tuning,
         revision=session.run.model.model_revision,
         learning_rate=session.arguments.learning_rate,
+        new_tokens=preprocessing.new_tokens,
     )
     if session.run.raw.get("gradient_checkpointing"):
         refuse_lost_weights(session.arguments, model, preprocessing.family, session.backend)
@@ -81,10 +82,14 @@ def _load_base(session: Session, preprocessing: Preprocessing) -> Any:
 
 def _adapt(session: Session, preprocessing: Preprocessing, base: Any) -> Any:
     """Check what was loaded, before an adapter is put on it, and let the backend adapt it."""
+    from vlm_lora.model.adapters.new_tokens import grow
+    from vlm_lora.model.parts import find_parts
     from vlm_lora.model.processor.image_size import match_model
     from vlm_lora.model.quantization import check_quantized, find_layers
 
     match_model(base, preprocessing.processor)
+    if preprocessing.rows is not None:
+        grow(base, find_parts(base, preprocessing.family), preprocessing.rows)
     model = session.run.model
     if model.load_in_4bit:
         check_quantized(

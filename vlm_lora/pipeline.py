@@ -168,7 +168,7 @@ def _end(
     run, arguments = session.run, session.arguments
     preprocessing.encoder.say_damage()
     if arguments.do_train and trainer.is_world_process_zero():
-        write_model_card(folder, run, arguments, results, family=preprocessing.family, steps=trainer.state.global_step)
+        write_model_card(folder, run, arguments, results, preprocessing, steps=trainer.state.global_step)
     if arguments.should_save:
         note_end(folder)
 

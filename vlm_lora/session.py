@@ -25,6 +25,7 @@ from vlm_lora.engines.zero_numbers import check_numbers, with_file_numbers
 from vlm_lora.errors import ConfigError, ModelError, RenderingError
 from vlm_lora.launch.placement import by_accelerate
 from vlm_lora.launch.roll_call import introduce, limit_waiting
+from vlm_lora.model.adapters.new_tokens import NewTokens, add_tokens, rows_of_adapter
 from vlm_lora.model.adapters.requirements import check_before_loading
 from vlm_lora.model.families import Family, family_of
 from vlm_lora.model.folder_faults import template_place
@@ -102,6 +103,10 @@ class Preprocessing:
     """How large images are shown, in words."""
     boxes: BoxConvention
     """How the model counts and writes boxes."""
+    new_tokens: NewTokens | None = None
+    """What `--new_tokens` has added to the tokenizer."""
+    rows: int | None = None
+    """How many rows the embeddings get for tokens that are learnt, or that the adapter has learnt; None: as now."""
 
 
 def open_session(run: RunConfig) -> Session:
@@ -203,7 +208,9 @@ def open_preprocessing(run: RunConfig) -> Preprocessing:
     shown = describe_size(processor)
     logger.info("Images are shown %s.", shown)
     tokenizer = processor.tokenizer
-    check_vocabulary(config, family, tokenizer, trust_remote_code=run.model.trust_remote_code)
+    learnt = rows_of_adapter(run.model)
+    check_vocabulary(config, family, tokenizer, trust_remote_code=run.model.trust_remote_code, learnt=frozenset(learnt))
+    new_tokens = None if run.tuning.new_tokens is None else add_tokens(tokenizer, run.tuning.new_tokens)
     longest = run.batching.max_length or getattr(config.get_text_config(), "max_position_embeddings", None)
     ends = eos_token_ids(run.model, config, tokenizer)
     boxes = convention_for(config.model_type, run.data.box_coordinates)
@@ -239,6 +246,8 @@ def open_preprocessing(run: RunConfig) -> Preprocessing:
         eos_token_ids=ends,
         image_size=shown,
         boxes=boxes,
+        new_tokens=new_tokens,
+        rows=len(tokenizer) if learnt or new_tokens else None,
     )
 
 

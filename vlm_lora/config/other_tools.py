@@ -25,8 +25,8 @@ _TEMPLATE = (
     "rows are rendered by the chat template in the model's folder, as it will be served; leave it out, or put another "
     "chat_template.jinja there"
 )
-_TOKENS = "tokens are not added in training; add them to the model's folder before, or leave it out"
-_MODULES = "parts without LoRA stay frozen; leave it out, or train full weights by --peft_method none"
+_TOKENS = "tokens are added by --new_tokens FILE, one a line; leave it out"
+_MODULES = "parts without LoRA stay frozen; type --train_fully projector, vision or embeddings, or leave it out"
 _ADAPTER = "training starts from a base model; go on with a run by --resume_from_checkpoint, or merge its adapter first"
 _ANSWERS = "answers alone are trained on, never questions; leave it out"
 _PARTS = "type --freeze_language, --freeze_vision or --freeze_projector with --peft_method none, or --lora_targets"

@@ -72,6 +72,7 @@ class Subject:
         if asked == "off" or obstacle_in_settings(self.run, self.family, static_shapes=static_shapes, trains=True):
             return False
         tuning = self.run.tuning
+        # --train_fully of either is an obstacle in the settings.
         on_tower = tuning.peft_method == "lora" and not tuning.target_words <= {"language", "experts"}
         return not on_tower and (asked == "on" or (self.values.get("num_train_epochs") or 3) > 1)
 
@@ -145,6 +146,10 @@ def plan_run(
             backend=backend,
             partitioned=_engine_in_words(choice) if choice.sharding.shares_weights else "",
             trust_remote_code=subject.run.model.trust_remote_code,
+        )
+    if subject.run.tuning.new_tokens is not None:
+        logger.warning(
+            "--new_tokens is not in this plan: each forward pass makes a copy of the embeddings, and of an untied head."
         )
     planners: dict[str, Planner] = {}
     verdicts = []

@@ -38,6 +38,7 @@ from vlm_lora.model.folder_faults import (
 )
 from vlm_lora.model.loading_errors import few, first_line, translated, weights_name
 from vlm_lora.model.manifest import refuse_changed
+from vlm_lora.model.parts import say_what_is_tied
 from vlm_lora.model.processor.image_backend import settle_backend
 from vlm_lora.model.processor.image_size import set_image_size, trained_here
 from vlm_lora.model.processor.thinking import set_thinking
@@ -232,6 +233,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
             f"{folder / ADAPTER_FILE}: megatron_config makes older PEFT import a module that the file names. "
             "Models here need no Megatron: remove it if you trust the adapter."
         )
+    say_what_is_tied(model)
     try:
         with warnings.catch_warnings():
             # PEFT only warns about tensors that it does not find; below that is an error.
@@ -256,7 +258,9 @@ def load_adapter(model: Any, folder: Path) -> Any:
     weights = load_peft_weights(str(folder), device="cpu")
     refuse(str(folder), nonfinite(weights.items()))
     saved = set(weights)
-    expected = set(get_peft_model_state_dict(tuned))
+    # Rows of new tokens are saved alone, though the base has more rows than its folder says.
+    alone = {"save_embedding_layers": False} if adapter_settings(folder).get("trainable_token_indices") else {}
+    expected = set(get_peft_model_state_dict(tuned, **alone))
     if saved != expected:
         missing, strange = sorted(expected - saved), sorted(saved - expected)
         raise ModelError(

@@ -116,7 +116,9 @@ class SupervisedHead:
         return (positions < 0).flatten().int().argsort(stable=True)[: max(count, 1)]
 
     def _columns(self) -> int:
-        return int(self._head.out_features)  # type: ignore[arg-type]
+        # PEFT puts a module of its own around a head of which it trains rows.
+        head: Any = getattr(self._head, "original_module", self._head)
+        return int(head.out_features)
 
     @contextmanager
     def on(self, positions: torch.Tensor, targets: torch.Tensor, count: int | None = None) -> Iterator[None]:

@@ -17,6 +17,8 @@ from vlm_lora.model.families import Family, family_of, infer_family
 Part: TypeAlias = Literal["language", "vision", "projector", "head", "embeddings", "other"]
 PARTS: tuple[Part, ...] = ("language", "vision", "projector", "head", "embeddings", "other")
 
+REPLACED = ".original_module."
+"""In the name of a weight that PEFT keeps beside the copy that is trained in its place."""
 _PEFT_PREFIX = "base_model.model."
 # What follows a tower's last layer; unused where hidden states of inner layers are read.
 _AFTER_LAYERS = re.compile(r"(^|\.)(post_layernorm|head)(\.|$)")
@@ -113,10 +115,27 @@ def find_parts(model: nn.Module, family: Family | None = None) -> Parts:
     )
 
 
+def is_tied(model: Any) -> bool:
+    """Whether head and input embeddings are one tensor."""
+    head = model.get_output_embeddings()
+    return head is not None and head.weight is model.get_input_embeddings().weight
+
+
+def say_what_is_tied(model: Any) -> None:
+    """Let a model's configuration say whether head and embeddings are one tensor, as PEFT reads it.
+
+    transformers ties by the text model's configuration; that of the whole says what it likes (4.55: true).
+    """
+    if getattr(model.config, "tie_word_embeddings", None) is not None and model.get_output_embeddings() is not None:
+        model.config.tie_word_embeddings = is_tied(model)
+
+
 def count_parameters(model: nn.Module, parts: Parts) -> Mapping[Part, tuple[int, int]]:
-    """Return `(trainable, total)` parameters of each part; a tied tensor counts once."""
+    """Return `(trainable, total)` parameters of each part; a tied tensor counts once, one that a copy replaces not."""
     counts: dict[Part, tuple[int, int]] = dict.fromkeys(PARTS, (0, 0))
     for name, parameter in model.named_parameters():
+        if REPLACED in name:
+            continue
         part = parts.part_of(name)
         trainable, total = counts[part]
         size = size_of(parameter)

@@ -12,12 +12,21 @@ from torch import nn
 from vlm_lora.config.run_config import TuningConfig
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.adapters.experts import expert_parameters, say_what_experts_cost
+from vlm_lora.model.adapters.fully import keep_in_float32, modules_of, refuse_twice
+from vlm_lora.model.adapters.new_tokens import (
+    NewTokens,
+    begin_rows,
+    indices,
+    keep_rows_in_float32,
+    refuse_other_tables,
+    save_rows_alone,
+)
 from vlm_lora.model.adapters.reach import describe_unreached
 from vlm_lora.model.adapters.requirements import check_experts
 from vlm_lora.model.adapters.targets import Targets, adapted_weights, module_setting, resolve_targets
 from vlm_lora.model.audit import log_trainable
 from vlm_lora.model.families import Family
-from vlm_lora.model.parts import PARTS, Parts, count_parameters, find_parts
+from vlm_lora.model.parts import PARTS, Parts, count_parameters, find_parts, is_tied, say_what_is_tied
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +38,7 @@ def apply_tuning(
     *,
     revision: str | None = None,
     learning_rate: float | None = None,
+    new_tokens: NewTokens | None = None,
 ) -> Any:
     """Attach LoRA, or freeze the parts that stay as they are, and log what is trained.
 
@@ -40,6 +50,7 @@ def apply_tuning(
         tuning: what the user asked for.
         revision: of the base model; the adapter remembers it, so that it is loaded on the same weights.
         learning_rate: of parts without a rate of their own, for the logged table; None leaves rates out of it.
+        new_tokens: that the tokenizer got, for which the embeddings have rows.
 
     Returns:
         A `PeftModel` for `lora`, the model itself for `none`.
@@ -59,7 +70,7 @@ def apply_tuning(
     if tuning.peft_method == "lora":
         targets = resolve_targets(model, parts, tuning.lora_targets)
         unreached = describe_unreached(model, parts, targets)
-        tuned = _attach_lora(model, parts, tuning, targets, revision)
+        tuned = _attach_lora(model, parts, tuning, targets, revision, new_tokens)
     else:
         tuned = _freeze(model, parts, tuning)
     _check_rates(tuned, parts, tuning)
@@ -69,10 +80,19 @@ def apply_tuning(
     return tuned
 
 
-def _attach_lora(model: Any, parts: Parts, tuning: TuningConfig, targets: Targets, revision: str | None) -> Any:
+def _attach_lora(
+    model: Any,
+    parts: Parts,
+    tuning: TuningConfig,
+    targets: Targets,
+    revision: str | None,
+    new_tokens: NewTokens | None,
+) -> Any:
     from peft import LoraConfig, get_peft_model
 
     check_experts(tuning, targets)
+    fully = modules_of(model, parts, [part for part in PARTS if part in tuning.train_fully])
+    refuse_twice(fully, targets.modules, tuning.lora_targets)
     if targets.parameters:
         everything = expert_parameters(model, parts)
         say_what_experts_cost({name: everything[name] for name in targets.parameters}, count=len(targets.modules))
@@ -84,10 +104,17 @@ def _attach_lora(model: Any, parts: Parts, tuning: TuningConfig, targets: Target
         target_parameters=list(targets.parameters) or None,
         use_rslora=tuning.use_rslora,
         use_dora=tuning.use_dora,
+        modules_to_save=fully or None,
+        trainable_token_indices=indices(model, parts, new_tokens),
+        ensure_weight_tying="embeddings" in tuning.train_fully and is_tied(model),
         bias="none",
         task_type="CAUSAL_LM",
         revision=revision,
     )
+    if new_tokens is not None:
+        refuse_other_tables(model)
+        begin_rows(model, new_tokens)
+    say_what_is_tied(model)
     tuned = get_peft_model(model, config)
     if isinstance(config.target_modules, set):  # in the model's order, in whatever order PEFT has them
         config.target_modules = list(targets.modules)
@@ -95,6 +122,10 @@ def _attach_lora(model: Any, parts: Parts, tuning: TuningConfig, targets: Target
     base = Path(str(config.base_model_name_or_path))
     if base.is_dir():  # a relative path would find its base from one working directory only
         config.base_model_name_or_path = str(base.resolve())
+    keep_in_float32(tuned)
+    if new_tokens is not None:
+        keep_rows_in_float32(tuned)
+        save_rows_alone(tuned)
     _check_attached(tuned, targets)
     logger.info("LoRA of rank %d on %d modules: %s", tuning.lora_rank, len(targets.modules), config.target_modules)
     return tuned
@@ -136,14 +167,9 @@ def _freeze(model: nn.Module, parts: Parts, tuning: TuningConfig) -> nn.Module:
     return model
 
 
-def _is_tied(model: Any) -> bool:
-    head = model.get_output_embeddings()
-    return head is not None and head.weight is model.get_input_embeddings().weight
-
-
 def _refuse_half_of_a_pair(model: Any, tuning: TuningConfig) -> None:
     """Tied embeddings and head are one tensor: it trains, or it does not."""
-    if _is_tied(model) and tuning.frozen["embeddings"] != tuning.frozen["head"]:
+    if is_tied(model) and tuning.frozen["embeddings"] != tuning.frozen["head"]:
         states = {
             part: f"--freeze_{part} {str(tuning.frozen[part]).lower()}"
             + (" (as the language model)" if getattr(tuning, f"freeze_{part}") is None else "")
@@ -162,7 +188,7 @@ def _check_rates(model: nn.Module, parts: Parts, tuning: TuningConfig) -> None:
     for part in PARTS:
         if part not in tuning.learning_rates or counts[part][0]:
             continue
-        if part == "head" and tuning.peft_method == "none" and _is_tied(model):
+        if part == "head" and tuning.peft_method == "none" and is_tied(model):
             raise ConfigError(
                 "--head_learning_rate: the head of this model is the embeddings' tensor (tie_word_embeddings). Type "
                 "--embeddings_learning_rate for both."

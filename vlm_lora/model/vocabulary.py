@@ -20,7 +20,14 @@ from vlm_lora.model.families import Family
 _MEDIA_KEY = re.compile(r"(image|video|audio|media)_token_(id|index)")
 
 
-def check_vocabulary(config: Any, family: Family, tokenizer: Any, *, trust_remote_code: bool = False) -> None:
+def check_vocabulary(
+    config: Any,
+    family: Family,
+    tokenizer: Any,
+    *,
+    trust_remote_code: bool = False,
+    learnt: frozenset[int] = frozenset(),
+) -> None:
     """Refuse a tokenizer that can write ids for which the model's embeddings have no row.
 
     Args:
@@ -28,6 +35,7 @@ def check_vocabulary(config: Any, family: Family, tokenizer: Any, *, trust_remot
         family: its family, which knows whether placeholders of media reach the embeddings.
         tokenizer: the processor's.
         trust_remote_code: whether the model's own code may be run.
+        learnt: ids of which an adapter brings the rows along.
 
     Raises:
         ModelError: names the tokenizer's folder and both numbers.
@@ -40,14 +48,15 @@ def check_vocabulary(config: Any, family: Family, tokenizer: Any, *, trust_remot
     rows = embedding_rows(config, family, trust_remote_code=trust_remote_code)
     # A family outside the table is taken at its word: its placeholders may well be replaced before they are looked up.
     spared = media_ids(config) if family.skips_media_ids or family.is_inferred else frozenset[int]()
-    beyond = sorted(token_id for token_id in tokens if token_id >= rows and token_id not in spared)
+    beyond = sorted(token_id for token_id in tokens if token_id >= rows and token_id not in spared | learnt)
     if beyond:
         last = beyond[-1]
         raise ModelError(
             f"{tokenizer.name_or_path}: its tokenizer (tokenizer.json, tokenizer_config.json) writes ids up to {last} "
-            f"({tokens[last]}), and the model's embeddings have {rows} rows, for ids up to {rows - 1}. Resize them "
-            f"(model.resize_token_embeddings({last + 1})) and save the whole model folder again, or use the tokenizer "
-            "that belongs to the model."
+            f"({tokens[last]}), and the model's embeddings have {rows} rows, for ids up to {rows - 1}. Use the "
+            "tokenizer that belongs to the model, and to learn new tokens name them in a file, one a line: "
+            f"--new_tokens FILE. Or resize the embeddings (model.resize_token_embeddings({last + 1})) and save the "
+            "whole model folder again."
         )
 
 

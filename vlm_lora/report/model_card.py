@@ -11,7 +11,7 @@ from jinja2 import Environment
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.version import __version__
 from vlm_lora.config.whole_files import write_whole
-from vlm_lora.model.families import Family
+from vlm_lora.session import Preprocessing
 
 TEMPLATE = """\
 ---
@@ -33,12 +33,20 @@ from transformers import {{ auto_class }}, AutoProcessor
 from peft import PeftModel
 
 base = {{ auto_class }}.from_pretrained("{{ run.model.model_name_or_path }}"{{ options }})
+processor = AutoProcessor.from_pretrained("{{ name }}"{{ code }})
+{%- if rows %}
+# The adapter holds the rows of new tokens: the base gets as many rows as the tokenizer has tokens first.
+base.resize_token_embeddings({{ rows }})
+{%- if tied is not none %}
+base.config.tie_word_embeddings = {{ tied }}  # as its text_config has it, which PEFT does not read
+{%- endif %}
+{%- endif %}
 model = PeftModel.from_pretrained(base, "{{ name }}")
 {%- else %}
 
 model = {{ auto_class }}.from_pretrained("{{ name }}"{{ code }})
-{%- endif %}
 processor = AutoProcessor.from_pretrained("{{ name }}"{{ code }})
+{%- endif %}
 ```
 
 or `vlm-lora ask --model_name_or_path {{ name }} --image PICTURE --prompt "QUESTION"`.
@@ -58,7 +66,9 @@ Perplexity counts supervised tokens only: the assistant's text and the token tha
 {% if lora -%}
 LoRA rank {{ run.tuning.lora_rank }}, alpha {{ run.tuning.lora_alpha }},
 dropout {{ run.tuning.lora_dropout }}, targets `{{ run.tuning.lora_targets }}`
-{{- ", rank-stabilised" if run.tuning.use_rslora }}{{ ", DoRA" if run.tuning.use_dora }}.
+{{- ", rank-stabilised" if run.tuning.use_rslora }}{{ ", DoRA" if run.tuning.use_dora }}
+{{- "; all weights of " ~ run.tuning.train_fully | join(", ") if run.tuning.train_fully }}
+{{- "; the rows of new tokens" if run.tuning.new_tokens }}.
 {%- else -%}
 Full weights.
 {%- endif %}
@@ -68,7 +78,13 @@ Learning rate {{ arguments.learning_rate }}, {{ steps }} steps of {{ batch_size 
 
 
 def write_model_card(
-    folder: Path, run: RunConfig, arguments: Any, metrics: Mapping[str, Any], *, family: Family, steps: int
+    folder: Path,
+    run: RunConfig,
+    arguments: Any,
+    metrics: Mapping[str, Any],
+    preprocessing: Preprocessing,
+    *,
+    steps: int,
 ) -> None:
     """Write `README.md`. Figures are those of this run; nothing is filled in by hand."""
     batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
@@ -86,8 +102,16 @@ def write_model_card(
         version=__version__,
         batch_size=batch,
         steps=steps,
-        auto_class=family.auto_class,
+        rows=preprocessing.rows,
+        tied=_tied_otherwise(preprocessing.config),
+        auto_class=preprocessing.family.auto_class,
         code=code,
         options=code + (f', revision="{revision}"' if revision != "main" else ""),
     )
     write_whole(folder / "README.md", text + "\n")
+
+
+def _tied_otherwise(config: Any) -> bool | None:
+    """Return whether head and embeddings are one, where the configuration itself says otherwise than its text's."""
+    text = config.get_text_config().tie_word_embeddings
+    return None if text == config.tie_word_embeddings else bool(text)

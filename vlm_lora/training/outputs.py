@@ -56,6 +56,8 @@ ADAPTER_SETTINGS = {
     "target_parameters": "--lora_targets",
     "use_rslora": "--use_rslora",
     "use_dora": "--use_dora",
+    "modules_to_save": "--train_fully",
+    "trainable_token_indices": "--new_tokens",
 }
 """What a checkpoint's adapter_config.json must agree on, and the flag for it."""
 

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from vlm_lora.config.sections.checks import check_choice, check_positive
 from vlm_lora.errors import ConfigError
 
+FULLY = ("projector", "vision", "embeddings")
+"""Parts that can be trained with all their weights beside LoRA on others."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TuningConfig:
@@ -29,6 +32,12 @@ class TuningConfig:
     """Rank-stabilised scale (Kalajdzievski 2023)."""
     use_dora: bool = False
     """Weight-decomposed LoRA (Liu et al. 2024)."""
+    train_fully: tuple[str, ...] = ()
+    """Beside LoRA: parts of which all weights are trained and saved with the adapter: projector, vision, embeddings (a
+    head tied to them too)."""
+    new_tokens: str | None = None
+    """With LoRA: text file of tokens to add, one a line. Of the embeddings (and an untied head) their rows alone are
+    trained; embeddings without room for them grow."""
     freeze_language: bool = False
     """With --peft_method none: keep the language model frozen."""
     freeze_vision: bool = True
@@ -74,6 +83,12 @@ class TuningConfig:
 
     def __post_init__(self) -> None:
         check_choice("peft_method", self.peft_method, ("lora", "none"))
+        for part in self.train_fully:
+            check_choice("train_fully", part, FULLY)
+        if self.new_tokens is not None and "embeddings" in self.train_fully:
+            raise ConfigError(
+                "--train_fully embeddings trains all rows, and --new_tokens those of new tokens alone. Leave one out."
+            )
         if self.lora_rank < 1:
             raise ConfigError(f"--lora_rank {self.lora_rank}: must be 1 or more, for example 16.")
         check_positive("lora_alpha", self.lora_alpha)
@@ -103,6 +118,20 @@ class TuningConfig:
             return True
         return frozen == (part in targets or (bool(every) and part not in ("embeddings", "head")))
 
+    @property
+    def _beside_lora(self) -> bool:
+        return bool(self.train_fully) or self.new_tokens is not None
+
+    def _refuse_rates_of_frozen_parts(self) -> None:
+        """With LoRA: refuse a rate of embeddings and head where they do not train."""
+        for part in ("embeddings", "head"):
+            trains = self.new_tokens is not None or (part == "embeddings" and part in self.train_fully)
+            if part not in self.learning_rates or trains:
+                continue
+            instead = {"embeddings": "type --train_fully embeddings or --new_tokens FILE"}
+            cure = instead.get(part, "train full weights by --peft_method none")
+            raise ConfigError(f"--{part}_learning_rate: embeddings and head carry no LoRA. Leave it out, or {cure}.")
+
     def refuse_what_has_no_effect(self) -> None:
         """Before training: refuse a setting of the other method, which would be ignored.
 
@@ -115,17 +144,12 @@ class TuningConfig:
                     "--freeze_* and --train_vision are for --peft_method none. With LoRA type "
                     "--lora_targets language,vision (or projector, all) to choose the parts."
                 )
-            for part in ("embeddings", "head"):
-                if part in self.learning_rates:
-                    raise ConfigError(
-                        f"--{part}_learning_rate: embeddings and head carry no LoRA. Leave it out, or train full "
-                        "weights by --peft_method none."
-                    )
-        elif self.lora_targets != "language" or self.use_dora or self.use_rslora:
+            self._refuse_rates_of_frozen_parts()
+        elif self.lora_targets != "language" or self.use_dora or self.use_rslora or self._beside_lora:
             raise ConfigError(
-                "--lora_targets, --use_dora and --use_rslora are for --peft_method lora. With full weights choose "
-                "the parts by --freeze_language, --freeze_vision, --freeze_projector, --freeze_embeddings and "
-                "--freeze_head."
+                "--lora_targets, --use_dora, --use_rslora, --train_fully and --new_tokens are for --peft_method lora. "
+                "With full weights choose the parts by --freeze_language, --freeze_vision, --freeze_projector, "
+                "--freeze_embeddings and --freeze_head."
             )
         else:
             for part in self.learning_rates:

@@ -67,7 +67,20 @@ def check_before_loading(
         BackendError: LoRA on experts in one tensor is not proven on this hardware.
         ConfigError: it does not go together with other settings.
     """
-    if tuning.peft_method != "lora" or not may_reach_experts(tuning.lora_targets):
+    if tuning.peft_method != "lora":
+        return
+    if tuning.train_fully and partitioned:
+        raise ConfigError(
+            f"--train_fully {' '.join(tuning.train_fully)} with {partitioned}: PEFT copies what it trains so, and of "
+            "weights that are shared out there is no whole to copy. Type --deepspeed zero2, use plain data "
+            "parallelism, or leave --train_fully out."
+        )
+    if tuning.new_tokens is not None and partitioned:
+        raise ConfigError(
+            f"--new_tokens {tuning.new_tokens} with {partitioned}: embeddings that are shared out do not grow here. "
+            "Type --deepspeed zero2, use plain data parallelism, or leave --new_tokens out."
+        )
+    if not may_reach_experts(tuning.lora_targets):
         return
     import transformers
 

@@ -54,6 +54,10 @@ def obstacle_in_settings(run: RunConfig, family: Family, *, trains: bool, static
         part = "vision tower" if not tuning.freeze_vision else "projector"
         flag = "--freeze_vision" if not tuning.freeze_vision else "--freeze_projector"
         return f"the {part} trains, so its features change with every step ({flag} true keeps it as it is)"
+    fully = [part for part in tuning.train_fully if part in ("vision", "projector")]
+    if trains and tuning.peft_method == "lora" and fully:
+        part = "vision tower" if "vision" in fully else "projector"
+        return f"the {part} trains, so its features change with every step (--train_fully {fully[0]})"
     if _asks_to_shard(raw):
         return SHARDED
     if static_shapes:
