@@ -12,7 +12,7 @@ HPU := .venv/hpu
 HPU_STAMP := $(HPU)/.installed
 SIMULATOR := $(shell find tests/support/hpu_simulator -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test tools test-main test-gaudi check canary lock audit docs bench bench-gpu fix clean
+.PHONY: demo test tools test-main test-gaudi check canary lock audit families docs bench bench-gpu fix clean
 
 demo: $(STAMP)
 	$(BIN)/vlm-lora demo --output_dir runs/demo
@@ -64,6 +64,11 @@ audit:
 # The pages that tests make and check; one process, because they write the same files.
 docs: $(STAMP)
 	UPDATE_DOCS=1 $(BIN)/python -m pytest -q tests/golden tests/integration/test_families.py
+
+# Every type that transformers maps from image and text to text, each tried once; FAMILIES="TYPE ... --again" tries some
+# anew, and --deep tries more of them. Results go to docs/families.json as they come; `make docs` writes the page.
+families: $(STAMP)
+	HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python -m support.families $(FAMILIES)
 
 # Beside TRL and a plain script on this CPU: about a quarter of an hour. BENCH="--stages peaks" runs a part.
 bench: $(STAMP)

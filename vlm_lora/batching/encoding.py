@@ -336,13 +336,13 @@ class RowEncoder:
     def _call(self, rendering: Rendering, pictures: list[Any], *, prompt: bool) -> tuple[Mapping[str, Any], Tokenized]:
         """Call the processor, once."""
         text = rendering.aided
-        extra: dict[str, Any] = {}
+        extra: dict[str, Any] = dict(self._style.asked_for)
         if self._style.kind == "prefix_suffix" and not prompt:
             text, extra["suffix"] = text[:-1], [text[-1]]
         if self._style.kind == "prefix_suffix" or (self._bos[0] and text.startswith(self._bos[0])):
             extra["add_special_tokens"] = False  # the rendering has its own bos
         if pictures:
-            extra["images"] = [pictures]
+            extra["images"] = pictures if self._style.images == "flat" else [pictures]
         self._tokenizer.expect(rendering.sentinels, rendering.texts, rendering.marks)
         try:
             if self._style.kind == "prefix_suffix":
@@ -416,9 +416,8 @@ class RowEncoder:
         if token_id is None or token_id in self._eos_token_ids:
             return
         if len(ids) > 1 and int(ids[0]) == int(ids[1]) == token_id:
-            raise RenderingError(
-                f"the row starts with {name!r} twice: the chat template and the tokenizer both write it."
-            )
+            twice = f"the row starts with {name!r} twice"
+            raise RenderingError(f"{twice}: the chat template and the tokenizer both write it.")
 
     def _sorted(
         self, outputs: Mapping[str, Any], length: int
@@ -437,7 +436,8 @@ class RowEncoder:
             if per_token or name in self._style.token_tensors:
                 token_tensors[name] = value[0]
             else:
-                media[name] = value
+                # Llama 4's processor returns bfloat16, which a model in float32 cannot read.
+                media[name] = value.float() if value.is_floating_point() else value
         return token_tensors, media if self._kept is None else self._kept.media(media)
 
     def _keeping(self, row: EncodedRow) -> EncodedRow:

@@ -33,6 +33,10 @@ def _empty() -> Mapping[str, MediaBatching]:
     return MappingProxyType({})
 
 
+def _nothing() -> Mapping[str, bool]:
+    return MappingProxyType({})
+
+
 @dataclass(frozen=True, kw_only=True)
 class RenderingStyle:
     """One family's conventions for text, masks and media."""
@@ -47,6 +51,10 @@ class RenderingStyle:
     None: the processor's own image token."""
     media_tokens: tuple[str, ...] = ()
     """Names of placeholder tokens that are never supervised, beyond those the processor itself names."""
+    images: Literal["by_row", "flat"] = "by_row"
+    """How the processor takes the images of a row: a list for each text, or one list for all texts."""
+    asked_for: Mapping[str, bool] = field(default_factory=_nothing)
+    """Keywords by which the processor is asked for what its model needs and it does not return by itself."""
     append_eos: bool = True
     """Append an eos where the template ends the last answer without one. False: such rows are refused."""
     token_tensors: tuple[str, ...] = ("token_type_ids", "mm_token_type_ids", "cross_attention_mask")
@@ -61,15 +69,17 @@ class RenderingStyle:
         return self.media.get(name, _JOINED)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle the read-only mapping as a plain one (loader workers are spawned on some systems)."""
+        """Pickle the read-only mappings as plain ones (loader workers are spawned on some systems)."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return (_rebuilt, (values | {"media": dict(self.media)},))
+        return (_rebuilt, (values | {"media": dict(self.media), "asked_for": dict(self.asked_for)},))
 
 
 def _rebuilt(values: dict[str, object]) -> RenderingStyle:
-    media = values.pop("media")
-    assert isinstance(media, dict)
-    return RenderingStyle(media=MappingProxyType(media), **values)  # type: ignore[arg-type]
+    for name in ("media", "asked_for"):
+        mapping = values[name]
+        assert isinstance(mapping, dict)
+        values[name] = MappingProxyType(mapping)
+    return RenderingStyle(**values)  # type: ignore[arg-type]
 
 
 _JOINED = MediaBatching()
@@ -107,6 +117,15 @@ STYLES: Mapping[str, RenderingStyle] = MappingProxyType(
         "qwen3_vl_moe": _QWEN,
         "qwen3_5": _QWEN,
         "qwen3_5_moe": _QWEN,
+        # Its processor ends every text with a separator, which a template has written already where it belongs.
+        "chameleon": RenderingStyle(
+            media_tokens=("<image>",), asked_for=MappingProxyType({"return_for_text_completion": True})
+        ),
+        "cosmos3_edge": RenderingStyle(
+            media_tokens=_QWEN.media_tokens, asked_for=MappingProxyType({"return_mm_token_type_ids": True})
+        ),
+        "got_ocr2": RenderingStyle(images="flat"),
+        "qianfan_ocr": RenderingStyle(image_placeholder="<image>"),
         "idefics3": _IDEFICS3,
         "smolvlm": _IDEFICS3,
         "lfm2_vl": RenderingStyle(

@@ -45,6 +45,8 @@ class Family:
 
     model_type: str
     """`config.model_type`."""
+    refused: str = ""
+    """Why no model of this type is trained here, as the end of a sentence that begins with "it"; empty where one is."""
     published: tuple[str, ...] = ()
     """Models of this family, as examples for messages and documentation."""
     auto_class: str = IMAGE_TEXT
@@ -131,6 +133,28 @@ BOTH_DIRECTIONS = frozenset(
 )
 """Families outside the table that are `both_directions`, or mask by functions that flash attention never reads."""
 _GEMMA: Mapping[str, Any] = {"projector": ("model.embed_vision",), "kv_shared": "num_kv_shared_layers"}
+ENCODER_DECODER = "is an encoder with a decoder, which does not continue a chat from left to right"
+"""Why such a model is refused, whether it is in the table or not."""
+_QUERIES = "puts the queries of an image in front of one text and has no chat"
+_REFUSED: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("florence2", "pix2struct", "pp_formulanet", "t5gemma2", "udop", "vision-encoder-decoder"), ENCODER_DECODER
+    ),
+    **dict.fromkeys(("blip", "git"), "writes captions and has no chat"),
+    "blip-2": _QUERIES,
+    "instructblip": f"{_QUERIES}; its Q-Former would read that text whole, the answer included",
+    "instructblipvideo": "takes videos alone, and its Q-Former would read the answer with the question",
+    **dict.fromkeys(
+        ("kosmos-2", "kosmos-2.5"), "continues a text whose places for the image the caller counts, and has no chat"
+    ),
+    "diffusion_gemma": "writes an answer block by block by removing noise, not from left to right",
+    "mistral4": "is a language model and takes no images",
+    "pixtral": "is a vision tower without a language model; models with it are of type llava or mistral3",
+    "evolla": "answers about proteins and takes no images",
+    "pi0": "moves robots: it puts out actions, not text",
+    "shieldgemma2": "says how likely one of its policies is broken, and puts out no text",
+}
+"""Types that no chat with images is continued by from left to right, with the reason."""
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     dict(
@@ -226,10 +250,11 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 # Its code reads the state before the last layer's, and no setting says so.
                 feature_layer=-2,
             ),
+            *(_family(model_type, refused=reason) for model_type, reason in _REFUSED.items()),
         ]
     )
 )
-"""The families this project knows, by `model_type`."""
+"""The families this project knows, by `model_type`; those that it refuses (`Family.refused`) are among them."""
 
 
 def family_of(config: Any) -> Family:
@@ -256,7 +281,7 @@ def _auto_class(config: Any) -> str:
     return CAUSAL if CAUSAL in own and IMAGE_TEXT not in own else IMAGE_TEXT
 
 
-_VISION = re.compile(r"vision|visual|siglip|clip|vit|image_encoder|img_processor", re.IGNORECASE)
+_VISION = re.compile(r"vision|visual|siglip|clip|vit|image_encoder|img_processor|vqmodel|vqvae", re.IGNORECASE)
 _PROJECTOR = re.compile(
     r"projector|connector|merger|resampler|adapter|aligner|mlp1|img_projection|multimodalembedder",
     re.IGNORECASE,

@@ -238,8 +238,10 @@ def _check_header(file: Path) -> list[str]:
 def _check_keys(file: Path, settings: Mapping[str, Any], config: Any) -> None:
     refuse_misspelt(file, settings, _declared(config))
     for name, value in settings.items():
+        if not isinstance(value, dict):  # nor can every other setting be read: some layers may have it for themselves
+            continue
         part = getattr(config, name, None)
-        if isinstance(value, dict) and hasattr(part, "to_dict"):
+        if hasattr(part, "to_dict"):
             _check_keys(file, value, part)
 
 

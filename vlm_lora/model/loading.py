@@ -25,7 +25,7 @@ from vlm_lora.compat import (
 from vlm_lora.config.early import is_path_of_model
 from vlm_lora.config.run_config import ModelConfig, RunConfig
 from vlm_lora.errors import ConfigError, ModelError
-from vlm_lora.model.families import FAMILIES, Family, family_of
+from vlm_lora.model.families import ENCODER_DECODER, FAMILIES, Family, family_of
 from vlm_lora.model.finite_weights import check_loaded, nonfinite, refuse
 from vlm_lora.model.folder_faults import (
     ADAPTER_FILE,
@@ -99,7 +99,7 @@ def load_config(config: ModelConfig) -> Any:
         loaded = AutoConfig.from_pretrained(base.model_name_or_path, **_access(base))
     if Path(str(base.model_name_or_path)).is_dir():
         check_config_keys(Path(str(base.model_name_or_path)) / "config.json", loaded)
-    _refuse_text_only(base, loaded)
+    _refuse_kind(base, loaded)
     return loaded
 
 
@@ -323,11 +323,19 @@ def _access(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _refuse_text_only(base: ModelConfig, loaded: Any) -> None:
-    if loaded.model_type in FAMILIES:
-        return
+def _refuse_kind(base: ModelConfig, loaded: Any) -> None:
+    """Refuse what does not continue a chat about images from left to right, by its type or its settings."""
+    known = FAMILIES.get(loaded.model_type)
+    parts = (loaded, getattr(loaded, "text_config", None))
+    encodes = any(getattr(part, "is_encoder_decoder", False) is True for part in parts)
+    reason = known.refused if known is not None and known.refused else ENCODER_DECODER if encodes else ""
+    if reason:
+        raise ModelError(
+            f"{base.model_name_or_path}: a model of type {loaded.model_type!r} cannot be trained here: it {reason}. "
+            f"Use a model that answers in a chat, for example {_EXAMPLE}."
+        )
     keys = loaded.to_dict()
-    if not any(word in key.lower() for key in keys for word in _VISION_KEYS):
+    if known is None and not any(word in key.lower() for key in keys for word in _VISION_KEYS):
         raise ModelError(
             f"{base.model_name_or_path}: model_type {loaded.model_type!r} is a text-only model, its configuration "
             f"says nothing about images. Use a vision-language model, for example {_EXAMPLE}."

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vlm_lora.config.run_config import TuningConfig
 from vlm_lora.errors import ConfigError, ModelError
@@ -73,6 +74,7 @@ def apply_tuning(
         tuned = _attach_lora(model, parts, tuning, targets, revision, new_tokens)
     else:
         tuned = _freeze(model, parts, tuning)
+    keep_statistics(tuned)
     _check_rates(tuned, parts, tuning)
     rates: dict[str, float] = {} if learning_rate is None else dict.fromkeys(map(str, PARTS), learning_rate)
     rates |= tuning.learning_rates
@@ -180,6 +182,32 @@ def _refuse_half_of_a_pair(model: Any, tuning: TuningConfig) -> None:
             "(tie_word_embeddings). Type --freeze_embeddings --freeze_head to keep it as it is, or "
             "--freeze_embeddings false --freeze_head false to train it."
         )
+
+
+def keep_statistics(model: nn.Module) -> int:
+    """Make batch normalisation without trained weights normalise by the statistics it was loaded with.
+
+    In training mode it would normalise by each batch's own and move its running ones, which no adapter saves: a
+    vision tower of convolutions would be another one at the end. Whatever mode the model is put in, these layers are
+    in evaluation mode when they run.
+
+    Returns:
+        How many layers there are.
+    """
+    frozen = [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and not any(weight.requires_grad for weight in module.parameters())
+    ]
+    for module in frozen:
+        module.register_forward_pre_hook(_as_loaded)
+    if frozen:
+        logger.info("Batch normalisation: %d frozen layers keep the statistics they were loaded with.", len(frozen))
+    return len(frozen)
+
+
+def _as_loaded(module: nn.Module, _: Any) -> None:
+    module.eval()
 
 
 def _check_rates(model: nn.Module, parts: Parts, tuning: TuningConfig) -> None:

@@ -16,14 +16,15 @@ from safetensors.torch import load_file, save_file
 
 from support.tiny import available
 from support.tiny.batches import build_batch, load_plainly
-from vlm_lora.compat import image_backend
+from vlm_lora.compat import image_backend, known_model_types
 from vlm_lora.config.run_config import ModelConfig, TuningConfig
 from vlm_lora.errors import ConfigError, ModelError
-from vlm_lora.model.families import family_of
+from vlm_lora.model.families import FAMILIES, family_of
 from vlm_lora.model.loading import adapter_folder, base_config, load_adapter, load_config, load_model, load_processor
 from vlm_lora.model.tuning import apply_tuning
 
 NAMES = available()
+REFUSED = {name: family.refused for name, family in FAMILIES.items() if family.refused and name in known_model_types()}
 PLAIN = {"torch_dtype": torch.float32, "attn_implementation": "sdpa"}
 
 
@@ -248,3 +249,23 @@ def test_an_adapter_with_tensors_that_have_no_place(model_folder: Callable[[str]
     model = load_model(_config(model_folder("qwen2_vl")), model_kwargs=PLAIN)
     with pytest.raises(ModelError, match="1 adapter tensors of this model are not in the file"):
         load_adapter(model, tmp_path)
+
+
+@pytest.mark.parametrize("model_type", sorted(REFUSED))
+def test_a_type_that_continues_no_chat_is_refused_by_name(model_type: str, tmp_path: Path) -> None:
+    """Before anything but config.json is read: the folder holds nothing else."""
+    parts = {"encoder": {"model_type": "vit"}, "decoder": {"model_type": "gpt2"}} if "decoder" in model_type else {}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, **parts}), encoding="utf-8")
+    refusal = (
+        f"a model of type {model_type!r} cannot be trained here: it {REFUSED[model_type]}. Use a model that answers"
+    )
+    with pytest.raises(ModelError) as raised:
+        load_config(_config(tmp_path))
+    assert refusal in str(raised.value)
+
+
+def test_an_encoder_with_a_decoder_is_refused_whatever_its_type(tmp_path: Path) -> None:
+    """BLIP-2 over T5 is one, over OPT it is none; so may be a type that nobody knows yet."""
+    transformers.T5Config(vocab_size=64, d_model=8).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="type 't5' cannot be trained here: it is an encoder with a decoder"):
+        load_config(_config(tmp_path))

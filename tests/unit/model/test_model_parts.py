@@ -22,7 +22,7 @@ NAMES = available()
 
 def test_every_family_that_the_installed_transformers_has_is_under_test() -> None:
     tiny = {name.partition("-")[0] for name in NAMES}
-    installed = {name for name in FAMILIES if name in known_model_types()}
+    installed = {name for name, family in FAMILIES.items() if name in known_model_types() and not family.refused}
     assert tiny == installed | {"phi3_v"}
 
 
