@@ -1,4 +1,4 @@
-"""Writes vlm_lora/deploy/servers.json from the source of vLLM and SGLang. By hand, when another version is pinned:
+"""Writes vlm_lora/serving/servers.json from the source of vLLM and SGLang. By hand, when another version is pinned:
 
     python tests/server_tables.py --vllm SOURCE --vllm_version 0.33.0 --sglang SOURCE --sglang_version 0.5.23
 
@@ -13,7 +13,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-TABLE = Path(__file__).parents[1] / "vlm_lora" / "deploy" / "servers.json"
+TABLE = Path(__file__).parents[1] / "vlm_lora" / "serving" / "servers.json"
 
 
 @dataclass(kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from vlm_lora.training.checkpoints.resumption import Resumption
     from vlm_lora.training.identity.record import RunIdentity
 
+logger = logging.getLogger(__name__)
+
 
 def load_for_training(session: Session, preprocessing: Preprocessing) -> Any:
     """Load the base, let the backend adapt it, and attach LoRA or freeze parts."""
@@ -38,6 +41,7 @@ def load_for_training(session: Session, preprocessing: Preprocessing) -> Any:
 
     from vlm_lora.model.checkpointing import enable_checkpointing
     from vlm_lora.model.tuning import apply_tuning
+    from vlm_lora.serving.servable import facts_of, in_one_line
     from vlm_lora.training.engine import refuse_lost_weights
 
     base = _load_base(session, preprocessing)
@@ -52,6 +56,8 @@ def load_for_training(session: Session, preprocessing: Preprocessing) -> Any:
         learning_rate=session.arguments.learning_rate,
         new_tokens=preprocessing.new_tokens,
     )
+    if session.run.tuning.peft_method == "lora":
+        logger.info("Serving: %s.", in_one_line(facts_of(model, Path(session.arguments.output_dir))))
     if session.run.raw.get("gradient_checkpointing"):
         refuse_lost_weights(session.arguments, model, preprocessing.family, session.backend)
         enable_checkpointing(model, preprocessing.family)

@@ -11,7 +11,19 @@ from import_drawing import circles, edges, heights, room_of
 ROOT = Path(__file__).parents[2]
 FILES = ("__init__.py", "__main__.py", "py.typed", "errors.py", "compat.py", "backend.py", "progress.py")
 VERBS = ("session.py", "assembly.py", "pipeline.py")
-ROOMS = ("cli", "config", "launch", "engines", "data", "batching", "preflight", "model", "metrics", "training")
+ROOMS = (
+    "cli",
+    "config",
+    "launch",
+    "engines",
+    "data",
+    "batching",
+    "preflight",
+    "model",
+    "metrics",
+    "serving",
+    "training",
+)
 ABOVE = ("evaluation", "memory", "report", "deploy", "demo")
 MOST = 20
 """Python files in one folder."""

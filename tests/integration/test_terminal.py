@@ -97,12 +97,15 @@ def test_a_run_on_a_terminal(words: list[str], tmp_path: Path, monkeypatch: pyte
     assert "Trained 4 steps" in end
     assert "The adapter is in" in end
     assert "The best checkpoint that is kept is" in end
+    assert "Serving: vLLM" in end
     assert "vlm-lora ask --model_name_or_path" in end
     assert "{" not in end, "no JSON"
     # The control: with all that the program has to say, the start is no short one.
     chatty = ["info" if word == "passive" else word for word in words]
     again = on_terminal([*chatty, "--overwrite_output_dir"], 80, monkeypatch)
-    assert len(rows_before_the_first_step(again, 80)) > MOST
+    before = rows_before_the_first_step(again, 80)
+    assert len(before) > MOST
+    assert any(row.startswith("Serving: vLLM") for row in before)
 
 
 def test_in_a_file_there_are_plain_lines(words: list[str], capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from vlm_lora.cli.setup import set_up_logging, verb_parser
 
 if TYPE_CHECKING:
-    from vlm_lora.deploy.servable import Verdict
+    from vlm_lora.serving.servable import Verdict
 
 
 def flags() -> argparse.ArgumentParser:
@@ -26,7 +26,7 @@ def servable(rest: Sequence[str]) -> None:
     """Print a verdict for each server."""
     own = flags().parse_args(rest)
     set_up_logging("warning")
-    from vlm_lora.deploy.servable import judge
+    from vlm_lora.serving.servable import judge
 
     verdicts = judge(own.folder.expanduser())
     if own.json:

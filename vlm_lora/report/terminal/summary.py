@@ -12,11 +12,13 @@ from typing import Any
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.whole_files import read_json
 from vlm_lora.data.wording import counted
+from vlm_lora.model.folder_faults import ADAPTER_FILE
 from vlm_lora.progress import spell_rate, spell_seconds
 from vlm_lora.report.run_page.drawing import NEEDS, can_draw
 from vlm_lora.report.run_page.page import PAGE
 from vlm_lora.report.terminal.evaluations import scores_of
 from vlm_lora.report.terminal.words import spell_figure, spell_name, spell_path
+from vlm_lora.serving.servable import in_one_line, read_facts
 from vlm_lora.training.checkpoints.contents import STATE_FILE
 
 
@@ -53,6 +55,8 @@ def closing_lines(
         said += _skipped(results)
         said += _best(arguments, folder, seen)
     said += [*_scored(results), *_on_a_page(run, folder)]
+    if arguments.do_train and run.tuning.peft_method == "lora":
+        said += _served(folder)
     lines = [line for text in said for line in (textwrap.wrap(text, columns, **_WRAP) if columns else [text])]
     return [*lines, "Next:", *(f"  {command}" for command in _next(run, arguments, folder))]
 
@@ -132,6 +136,13 @@ def _on_a_page(run: RunConfig, folder: Path) -> list[str]:
     if run.reporting.report_page and not can_draw():
         return [f"To see it on a page: {NEEDS}, then vlm-lora report {spell_path(folder)}"]
     return []
+
+
+def _served(folder: Path) -> list[str]:
+    """Say which servers load the adapter as it is."""
+    if not (folder / ADAPTER_FILE).is_file():
+        return []
+    return [f"Serving: {in_one_line(read_facts(folder))} (vlm-lora servable {spell_path(folder)} says why)."]
 
 
 def _next(run: RunConfig, arguments: Any, folder: Path) -> list[str]:

@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from vlm_lora.cli.main import main
-from vlm_lora.deploy.servable import Answer, Verdict, judge, servers
 from vlm_lora.errors import ModelError
+from vlm_lora.serving.servable import Answer, Verdict, judge, servers
 
 BASES = {
     "qwen": ("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration"),

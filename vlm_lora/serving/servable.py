@@ -274,12 +274,38 @@ def _transformers_serve(facts: Facts) -> str:
 @cache
 def servers() -> tuple[Server, ...]:
     """Return the servers whose rules are known."""
-    table = json.loads((files("vlm_lora.deploy") / "servers.json").read_text(encoding="utf-8"))
+    table = json.loads((files("vlm_lora.serving") / "servers.json").read_text(encoding="utf-8"))
     return (
         Server(name="vLLM", refuses=_vllm_refuses, serve=_vllm_serve, **table["vllm"]),
         Server(name="SGLang", refuses=_sglang_refuses, serve=_sglang_serve, **table["sglang"]),
         Server(name="transformers serve", version="5", refuses=_transformers_refuses, serve=_transformers_serve),
     )
+
+
+def facts_of(model: Any, folder: Path) -> Facts:
+    """Return what the folder's files will say of an adapter that is about to be trained.
+
+    Args:
+        model: a `PeftModel` with one adapter.
+        folder: where it will be saved.
+    """
+    settings = model.peft_config["default"].to_dict()
+    config = model.get_base_model().config
+    targets = settings.get("target_modules")
+    return Facts(
+        folder=folder,
+        settings={**settings, "target_modules": targets if isinstance(targets, str) else list(targets or ())},
+        tensors=tuple(name.replace(".default", "") for name, _ in model.named_parameters() if ".lora_" in name),
+        model_type=config.model_type,
+        architecture=type(model.get_base_model()).__name__,
+        base=str(settings.get("base_model_name_or_path")),
+    )
+
+
+def in_one_line(facts: Facts) -> str:
+    """Return the verdicts of all servers in one sentence."""
+    verdicts = [server.judge(facts) for server in servers()]
+    return "; ".join(f"{one.server} {one.version}: {one.answer.value}" for one in verdicts)
 
 
 def judge(folder: Path) -> list[Verdict]:
