@@ -191,7 +191,7 @@ def test_a_repeat_has_the_same_bytes_and_says_so(
     # Hardware's libraries set some when they are imported, which this process has behind it.
     for name, value in record_of(whole / "out")["environment"].items():
         monkeypatch.setenv(name, value)
-    assert repeat(whole / "out", "--output_dir", str(again), "--log_level", "info") == 0
+    assert repeat(whole / "out", "--output_dir", str(again)) == 0
     said = capsys.readouterr().err
     same = "settings, versions, code, rows, base model and machine are the same."
     assert f"Repeats {whole / 'out'}: {same}" in said, said
@@ -233,6 +233,33 @@ def test_a_repeat_names_what_cannot_be_the_same(stopped: Path, capsys: pytest.Ca
         f"git commit {'0' * 40} then, ",
     ):
         assert any(line.startswith(beginning) for line in lines), (beginning, lines)
+
+
+def test_a_repeat_from_other_places_is_the_same(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole / "base", tmp_path / "base")
+    shutil.copytree(whole / "data", tmp_path / "data")
+    places = ["--model_name_or_path", str(tmp_path / "base"), "--dataset_name", str(tmp_path / "data")]
+    short = ["--max_steps", "1", "--save_strategy", "no"]
+    assert repeat(whole / "out", "--output_dir", str(tmp_path / "out"), *places, *short) == 0
+    said = capsys.readouterr().err
+    assert "--model_name_or_path" not in said
+    assert "--dataset_name" not in said
+    change_row(tmp_path / "data" / "train.jsonl", 5)
+    assert repeat(whole / "out", "--output_dir", str(tmp_path / "other"), *places, *short) == 0
+    said = capsys.readouterr().err
+    assert f"Differs from {whole / 'out'}: --dataset_name {whole / 'data'} then, {tmp_path / 'data'} now." in said
+    assert "row 5 (line 6) of 8 says something else" in said
+
+
+def test_metrics_that_the_data_refuses_leave_no_folder(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = {**FLAGS, "metrics": "boxes"}
+    assert run_script(script_flags(whole / "base", whole / "data", tmp_path / "out", **flags)) == 1
+    assert "error: --metrics boxes: no answer of the data has boxes" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_runs_that_cannot_be_repeated(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

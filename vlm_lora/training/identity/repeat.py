@@ -37,8 +37,10 @@ def say_repeated(opened: Opened, now: RunIdentity) -> None:
     lines = list(differing(before, now, opened))
     for line in lines:
         logger.warning("Differs from %s: %s.", record.parent, line)
-    if not lines:
-        logger.info("Repeats %s: settings, versions, code, rows, base model and machine are the same.", record.parent)
+    if not lines:  # said at the same level, so that silence is not taken for it
+        logger.warning(
+            "Repeats %s: settings, versions, code, rows, base model and machine are the same.", record.parent
+        )
 
 
 def differing(before: RunIdentity, now: RunIdentity, opened: Opened) -> Iterator[str]:
