@@ -152,7 +152,7 @@ def soak(kind: Kind, minutes: float, steps: int) -> dict[str, Any]:
     chosen, chance = kind.chosen, kind.chance
     report: dict[str, Any] = {"seed": chosen.seed, "steps": steps, "minutes": 0.0, "happened": Counter()}
     report |= {"flipped": [], "found": 0, "starts": 0, "faults": []}
-    kind.run_whole()
+    kind.run_whole(again=False)
     soaking = Soak(kind=kind, output=chosen.folder / "run", cache=chosen.folder / "run-cache", report=report)
     begun, events = time.monotonic(), list[str]()
     while len(report["faults"]) <= FAULTS:

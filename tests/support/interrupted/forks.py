@@ -93,11 +93,11 @@ class Start:
                 os.kill(self.pids[rank], number)
                 time.sleep(pause())
 
-    def wait(self) -> list[int]:
-        """Return the ranks' exit codes, -9 where one was killed; one that hangs is killed, and has `HUNG`."""
+    def wait(self, seconds: float = HANGS) -> list[int]:
+        """Return the ranks' exit codes, -9 where one was killed; one that lasts longer is killed, and has `HUNG`."""
         codes = []
         for pid, handle in zip(self.pids, self.handles, strict=True):
-            hangs = not select.select([handle], [], [], HANGS)[0]
+            hangs = not select.select([handle], [], [], seconds)[0]
             if hangs:
                 os.kill(pid, signal.SIGKILL)
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -32,6 +32,9 @@ ENGINES: dict[str, dict[str, object]] = {
     "zero2": {"deepspeed": "zero2"},
     "zero3": {"deepspeed": "zero3"},
 }
+WHOLE = 3600.0
+"""Seconds that a start may take that nobody interrupts."""
+
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors")
 
 
@@ -114,22 +117,23 @@ class Kind:
             after=(lambda: getattr(watch, "counts", None)) if tells else None,
         )
 
-    def run_whole(self, watch: Callable[[Path, Path], Any] = lambda output, cache: None) -> Any:
-        """Run it whole twice, the second time in a fork of a process that has imported all; return what was told.
+    def run_whole(self, watch: Callable[[Path, Path], Any] = lambda output, cache: None, *, again: bool = True) -> Any:
+        """Run it whole, and once more, the second time in a fork of a process that has imported all; return what was told.
 
         Args:
             watch: returns, for an output folder and one of caches, what `start` takes as its `watch`.
+            again: run it a second time, too: what is measured is then without imports.
 
         Raises:
             RuntimeError: it failed, or two runs that nobody interrupts differ already.
         """
         told = None
-        for output in (self.whole, self.whole.with_name("whole-again")):
+        for output in (self.whole, *([self.whole.with_name("whole-again")] if again else [])):
             begun, cache = time.monotonic(), output.with_suffix(".cache")
             started = self.start(output, cache=cache, watch=watch(output, cache), tells=True)
             started.wait_for_step(1)
             self.begins = time.monotonic() - begun
-            codes = started.wait()
+            codes = started.wait(WHOLE)
             self.seconds = time.monotonic() - begun
             faults = [*started.orphans(), *([] if any(codes) else self.differences(output))]
             if any(codes) or faults:
