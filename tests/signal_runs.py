@@ -96,6 +96,8 @@ def signal_runs(kind: Kind, signals: int, launcher: str | None, *, cold: bool) -
         started = Launched(kind.words(output), launcher, place, cold=cold) if launcher else kind.start(output)
         told = left[-1] if left else None
         begun = tell(started, told, kind, saved_step(output)) if told else 0
+        if isinstance(started, Start) and started.first_end() not in (0, 75):
+            started.tell(signal.SIGTERM)  # as a launcher does: the others may wait for it
         codes = started.wait()
         report["codes"][str(codes)] += 1
         report["faults"] += started.orphans()

@@ -118,7 +118,7 @@ class Kind:
         )
 
     def run_whole(self, watch: Callable[[Path, Path], Any] = lambda output, cache: None, *, again: bool = True) -> Any:
-        """Run it whole, and once more, the second time in a fork of a process that has imported all; return what was told.
+        """Run it whole, and again in a fork of a process that has imported all; return what was told.
 
         Args:
             watch: returns, for an output folder and one of caches, what `start` takes as its `watch`.
