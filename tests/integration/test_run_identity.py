@@ -244,8 +244,8 @@ def test_a_repeat_from_other_places_is_the_same(
     short = ["--max_steps", "1", "--save_strategy", "no"]
     assert repeat(whole / "out", "--output_dir", str(tmp_path / "out"), *places, *short) == 0
     said = capsys.readouterr().err
-    assert "--model_name_or_path" not in said
-    assert "--dataset_name" not in said
+    differs = [line for line in said.splitlines() if line.startswith("Differs from")]
+    assert not [line for line in differs if "_name" in line or "rows" in line or "base model" in line]
     change_row(tmp_path / "data" / "train.jsonl", 5)
     assert repeat(whole / "out", "--output_dir", str(tmp_path / "other"), *places, *short) == 0
     said = capsys.readouterr().err
