@@ -132,6 +132,11 @@ BOTH_DIRECTIONS = frozenset(
     ]
 )
 """Families outside the table that are `both_directions`, or mask by functions that flash attention never reads."""
+NEVER_USED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    # What an indexer says chooses the tokens to attend to, and a choice has no gradient.
+    {"glm5_next": (r"\.indexer\.",)}
+)
+"""`Family.never_used` of families outside the table."""
 _GEMMA: Mapping[str, Any] = {"projector": ("model.embed_vision",), "kv_shared": "num_kv_shared_layers"}
 ENCODER_DECODER = "is an encoder with a decoder, which does not continue a chat from left to right"
 """Why such a model is refused, whether it is in the table or not."""
@@ -270,6 +275,7 @@ def family_of(config: Any) -> Family:
         language=(),
         vision=(),
         projector=(),
+        never_used=NEVER_USED.get(config.model_type, ()),
         feature_layer="vision_feature_layer" if hasattr(config, "vision_feature_layer") else None,
         rendering=style_for(config.model_type),
     )

@@ -113,5 +113,7 @@ def write_model_card(
 
 def _tied_otherwise(config: Any) -> bool | None:
     """Return whether head and embeddings are one, where the configuration itself says otherwise than its text's."""
-    text = config.get_text_config().tie_word_embeddings
-    return None if text == config.tie_word_embeddings else bool(text)
+    whole, text = (
+        getattr(part, "tie_word_embeddings", None) for part in (config, config.get_text_config())
+    )  # GLM-4V's text has no such setting, and its whole one counts
+    return None if text is None or text == whole else bool(text)

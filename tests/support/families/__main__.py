@@ -17,12 +17,16 @@ from typing import Any
 from support.families import trial
 from support.families.page import RESULTS, works
 from support.families.shapes import shape_of
-from support.warm.server import MODULES
 from vlm_lora.model.families import FAMILIES
 
+MODULES = (
+    *("accelerate", "bitsandbytes", "datasets", "deepspeed", "peft", "transformers.trainer", "vlm_lora.pipeline"),
+    *("vlm_lora_torch.backend", "vlm_lora_cuda.backend", "vlm_lora_habana.backend", "vlm_lora_gaudi.backend"),
+)
+"""What every trial imports, as far as it is installed: once, in the process that all trials are forks of."""
 UNTRIED = {"untried": "yes"}
 LIMIT = 300
-"""Seconds that one type may take."""
+"""Seconds of a processor that one type may take, and minutes in all where it waits."""
 
 
 def main() -> None:
@@ -38,7 +42,7 @@ def main() -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as MAPPED
 
     for module in MODULES:
-        with contextlib.suppress(ModuleNotFoundError):
+        with contextlib.suppress(ModuleNotFoundError):  # another vendor's
             importlib.import_module(module)
     rows: dict[str, Any] = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
     rows = dict.fromkeys(MAPPED, UNTRIED) | rows
@@ -66,7 +70,8 @@ def try_in_a_fork(name: str, folder: Path) -> dict[str, Any]:
         log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        signal.alarm(LIMIT)
+        signal.setitimer(signal.ITIMER_PROF, LIMIT)
+        signal.alarm(LIMIT * 60)
         row = trial.try_type(name, folder)
         (folder / "row.json").write_text(json.dumps(row), encoding="utf-8")
         os._exit(0)

@@ -28,7 +28,7 @@ def result_of(row: Mapping[str, Any]) -> str:
         return "not tried yet"
     if "failed" in row:
         return f"does not work: {row.get('reason') or row['failed']}"
-    return "trained, reloaded"
+    return "trained, reloaded" + (" (by the tests)" if "tested" in row else "")
 
 
 def works(row: Mapping[str, Any]) -> bool:
