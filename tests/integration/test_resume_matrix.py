@@ -274,7 +274,7 @@ def check_said(case: Case, text: str) -> None:
 def ends_early(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of a case end where all of it is compared: before the folder is taken, or the model loaded."""
 
-    def end(*arguments: Any) -> None:
+    def end(*arguments: Any, **others: Any) -> None:
         raise UserError(PASSED)
 
     case = request.node.callspec.params.get("case")
