@@ -30,6 +30,10 @@ AGAIN = 1.0
 _GRACE = 1.0
 """Seconds that a process has to end by itself after a second Ctrl-C."""
 
+UNHEARD = 10.0
+"""Seconds within which the main thread is to take note of a signal where nothing defers it; computing or waiting in C,
+for the other ranks to come for instance, it cannot."""
+
 _active: list[StopSignals] = []
 _forked_in: list[int] = []
 """Processes, this one among them, that were forked in a run that handles signals."""
@@ -143,13 +147,14 @@ class StopSignals:
         """End the process by force once its time is over."""
         # A signal that this thread takes would not wake the main thread, whose handlers are to run.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-        first, began = 0, 0.0
+        first, began, unheard = 0, 0.0, float("inf")
         deadline, code, said = float("inf"), 0, ""
         while True:
-            ready, _, _ = select.select([receives], [], [], max(0.0, min(deadline - time.monotonic(), 3600.0)))
+            left = min(deadline, unheard) - time.monotonic()
+            ready, _, _ = select.select([receives], [], [], max(0.0, min(left, 3600.0)))
             now = time.monotonic()
             if self._over and not ready:
-                deadline = float("inf")
+                deadline = unheard = float("inf")
             elif ready:
                 numbers = os.read(receives, 64)
                 if self._closing:
@@ -158,7 +163,7 @@ class StopSignals:
                     if number not in STOPPING:
                         continue
                     if not first:
-                        first, began = number, now
+                        first, began, unheard = number, now, now + UNHEARD
                         if self.end_within is not None:
                             deadline, code = now + self.end_within, 128 + number
                             said = f"{name_of(number)}: step and save took longer than --end_within "
@@ -169,6 +174,10 @@ class StopSignals:
                         said = "Ctrl-C a second time: ended without saving"
             elif now >= deadline:
                 self._end(code, said)
+            elif now >= unheard:
+                unheard = float("inf")
+                if not self.told and not self._deferred and not hasattr(sys, "ps1"):
+                    self._end(128 + first, f"{name_of(first)}: ended at once, in the middle of what heard no signal")
 
     def _end(self, code: int, said: str) -> None:
         try:

@@ -28,6 +28,20 @@ with stop_signals() as stops:
 """
 
 
+IN_C_WITHIN = """
+import threading
+from contextlib import nullcontext
+from vlm_lora.launch import stop_signals as module
+module.UNHEARD = 0.2
+with module.stop_signals() as stops:
+    stops.before_hard_end = lambda said: print("told:", said, flush=True)
+    with {within}:
+        # By when the main thread is in C: a handler would run before.
+        threading.Timer(0.5, lambda: print("ready", flush=True)).start()
+        {busy}
+"""
+
+
 def start(limit: float | None, busy: str) -> subprocess.Popen[str]:
     code = LISTENING.format(limit=limit, busy=busy)
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -53,6 +67,25 @@ def test_ctrl_c_a_second_time_ends_at_once(busy: str) -> None:
     else:
         assert "SignalledError: Ctrl-C: ended at once." in errors
         assert process.returncode == 1, "as Python ends by an exception; the command line makes 130 of it"
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+def test_what_hears_no_signal_is_ended_unless_it_saves_first(deferred: bool) -> None:
+    """A rank that waits for others to come, in C and for half an hour, for instance."""
+    code = IN_C_WITHIN.format(within="stops.deferring()" if deferred else "nullcontext()", busy=IN_C)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        try:
+            if deferred:
+                with pytest.raises(subprocess.TimeoutExpired):
+                    process.wait(timeout=1.5)
+            else:
+                assert process.wait(timeout=60) == 143
+                assert process.stdout.read() == "told: SIGTERM: ended at once, in the middle of what heard no signal\n"
+        finally:
+            process.kill()
 
 
 def test_what_takes_longer_than_it_may_is_ended_with_the_signals_code() -> None:
