@@ -15,9 +15,11 @@ from safetensors.torch import load_file
 from support.rows import write_uneven_rows
 from support.runs import capture_trainer, run, script_flags
 from support.tiny.batches import build_batch, load_plainly
+from vlm_lora.backend import Precision
 from vlm_lora.cli.main import run_script
 from vlm_lora.config.run_config import TuningConfig
 from vlm_lora.errors import ConfigError
+from vlm_lora.memory.trace import Step, trace_step
 from vlm_lora.model.families import family_of
 from vlm_lora.model.parts import Part, count_parameters, find_parts
 from vlm_lora.model.tuning import apply_tuning
@@ -113,7 +115,7 @@ def test_the_same_layers_are_not_trained_twice(model_folder: Callable[[str], Pat
     ("flags", "said"),
     [
         ({"train_fully": "tower"}, "--train_fully tower: allowed are projector, vision, embeddings."),
-        ({"peft_method": "none"}, "--lora_targets, --use_dora, --use_rslora, --train_fully and --new_tokens are for"),
+        ({"peft_method": "none"}, "--use_rslora, --train_fully and --new_tokens are for --peft_method lora"),
         ({"head_learning_rate": 1e-3}, "--head_learning_rate: embeddings and head carry no LoRA."),
         ({"cache_vision_features": "on"}, "--cache_vision_features on: the projector trains"),
     ],
@@ -128,3 +130,41 @@ def test_what_contradicts_it_is_said_before_weights_are_read(
 ) -> None:
     assert run_script(script_flags(model_folder("llava"), data, tmp_path / "out", **{**FLAGS, **flags})) == 1
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("part", ["projector", "embeddings"])
+def test_what_trains_is_float32_on_a_base_in_bfloat16(part: str, model_folder: Callable[[str], Path]) -> None:
+    """Also outside of autocast, as answers are generated, and with a head that is the embeddings' tensor."""
+    processor, model = load_plainly(model_folder("gemma3"))
+    batch = {key: v.bfloat16() if v.is_floating_point() else v for key, v in build_batch(processor).items()}
+    tuning = TuningConfig(lora_rank=2, train_fully=(part,))
+    tuned = apply_tuning(model.to(torch.bfloat16), family_of(model.config), tuning)
+    assert {p.dtype for p in tuned.parameters() if p.requires_grad} == {torch.float32}
+    logits = tuned(**batch).logits
+    assert logits.dtype == torch.bfloat16
+    logits.float().square().mean().backward()
+    assert all(p.grad is not None for p in tuned.parameters() if p.requires_grad)
+
+
+def test_the_memory_plan_counts_the_copy(model_folder: Callable[[str], Path]) -> None:
+    processor, model = load_plainly(model_folder("llava"))
+    batch = build_batch(processor)
+    batch["labels"] = batch["input_ids"]
+    batch["supervised_positions"] = torch.arange(4)[None].expand(len(batch["input_ids"]), -1)
+
+    def weights(*fully: str) -> tuple[int, int]:
+        step = Step(
+            tuning=TuningConfig(lora_rank=2, train_fully=fully),
+            checkpointing=False,
+            precision=Precision(weights="float32"),
+            attention="eager",
+            fused_attention=False,
+        )
+        family = family_of(model.config)
+        trace = trace_step(step, config=model.config, family=family, batch=batch, trust_remote_code=False)
+        return sum(w.bytes for w in trace.weights), sum(w.bytes for w in trace.weights if w.trained)
+
+    projector = sum(p.nbytes for n, p in model.named_parameters() if find_parts(model).part_of(n) == "projector")
+    (before, trained_before), (after, trained_after) = weights(), weights("projector")
+    assert after - before == projector
+    assert trained_after - trained_before == projector

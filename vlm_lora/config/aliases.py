@@ -27,7 +27,17 @@ _OCR = "OCR tuning over tar shards"
 _TABULAR = "tabular workflow"
 
 
-_LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora", "use_dora", "train_fully")
+_LORA = (
+    "lora_rank",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_targets",
+    "use_rslora",
+    "use_dora",
+    "lora_init",
+    "train_fully",
+    "new_tokens",
+)
 _NO_APEX = "only torch's own mixed precision is left; leave the key out"
 
 _TABLE: tuple[OtherName, ...] = (

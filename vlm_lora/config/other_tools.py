@@ -30,7 +30,8 @@ _MODULES = "parts without LoRA stay frozen; type --train_fully projector, vision
 _ADAPTER = "training starts from a base model; go on with a run by --resume_from_checkpoint, or merge its adapter first"
 _ANSWERS = "answers alone are trained on, never questions; leave it out"
 _PARTS = "type --freeze_language, --freeze_vision or --freeze_projector with --peft_method none, or --lora_targets"
-_LORA_ONLY = "of PEFT's methods LoRA alone is offered, with --use_dora and --use_rslora; leave it out"
+_LORA_ONLY = "of PEFT's methods LoRA alone is offered, with --lora_init, --use_dora and --use_rslora; leave it out"
+_STARTS: Mapping[str, str | None] = {"true": "default", "null": None}
 _RATES = "type --vision_learning_rate, --projector_learning_rate or --language_learning_rate, or leave it out"
 _OPTIMIZER = "optimizers are chosen by --optim; leave it out"
 _KERNELS = "attention is chosen by --attn_implementation, and there are no other fused kernels; leave it out"
@@ -244,7 +245,8 @@ _SWIFT: tuple[OtherName, ...] = (
     choice(SWIFT, "truncation_strategy", "on_overflow", {"delete": "drop", "raise": "error", "null": None}, _OVERFLOW),
     switch(SWIFT, "train_dataloader_shuffle", "train_sampling_strategy", true="random", false="sequential"),
     *only(SWIFT, "weights in 4 bits are bitsandbytes'; type --load_in_4bit", quant_method="bnb"),
-    *only(SWIFT, _LORA_ONLY, tuner_backend="peft", init_weights=True, use_swift_lora=False),
+    *only(SWIFT, _LORA_ONLY, tuner_backend="peft", use_swift_lora=False),
+    choice(SWIFT, "init_weights", "lora_init", _STARTS),
     *refused(SWIFT, _ADAPTER, "adapters"),
     *refused(
         SWIFT, _PARTS, "freeze_parameters freeze_parameters_regex trainable_parameters trainable_parameters_regex"
@@ -335,7 +337,8 @@ _AXOLOTL: tuple[OtherName, ...] = (
     *refused(AXOLOTL, "name files or a Hub id by --validation_name", "test_datasets"),
     *refused(AXOLOTL, _PARTS, "unfrozen_parameters freeze_mm_modules"),
     *refused(AXOLOTL, _ADAPTER, "lora_model_dir"),
-    *only(AXOLOTL, _LORA_ONLY, lora_fan_in_fan_out=False, relora=False, peft_init_lora_weights=True),
+    *only(AXOLOTL, _LORA_ONLY, lora_fan_in_fan_out=False, relora=False),
+    choice(AXOLOTL, "peft_init_lora_weights", "lora_init", _STARTS),
     *refused(
         AXOLOTL, _LORA_ONLY, "peft peft_layers_to_transform peft_layers_pattern lora_rank_pattern lora_alpha_pattern"
     ),
@@ -422,7 +425,8 @@ _FMS: tuple[OtherName, ...] = (
         num_train_dataset_shards=1,
         num_eval_dataset_shards=1,
     ),
-    *only(CONFIG_DRIVEN, _LORA_ONLY, init_lora_weights=True, loftq_config={}),
+    *only(CONFIG_DRIVEN, _LORA_ONLY, loftq_config={}),
+    choice(CONFIG_DRIVEN, "init_lora_weights", "lora_init", _STARTS),
     *refused(CONFIG_DRIVEN, _LORA_ONLY, "layers_to_transform layers_pattern exclude_modules trainable_token_indices"),
     *refused(CONFIG_DRIVEN, _LORA_ONLY, "prompt_tuning_init num_virtual_tokens prompt_tuning_init_text"),
     *refused(CONFIG_DRIVEN, _STOPPING, "trainer_controller_config_file"),

@@ -136,6 +136,11 @@ def check_training(run: RunConfig, backend: Backend, *, trains: bool, partitione
             "--load_in_4bit with --peft_method none: weights in 4 bits cannot be trained. Leave --load_in_4bit out, "
             "or type --peft_method lora."
         )
+    if run.tuning.lora_init == "orthogonal":
+        raise ConfigError(
+            "--lora_init orthogonal with --load_in_4bit: PEFT would make LoRA's matrices in the dtype of the packed "
+            "weights. Type --lora_init default or gaussian, or leave --load_in_4bit out."
+        )
     if partitioned:
         raise ConfigError(
             "--load_in_4bit with FSDP or ZeRO-3: transformers does not partition a base in 4 bits while loading it. "

@@ -24,6 +24,7 @@ from vlm_lora.model.adapters.new_tokens import (
 )
 from vlm_lora.model.adapters.reach import describe_unreached
 from vlm_lora.model.adapters.requirements import check_experts
+from vlm_lora.model.adapters.starts import check_start, start_setting
 from vlm_lora.model.adapters.targets import Targets, adapted_weights, module_setting, resolve_targets
 from vlm_lora.model.audit import log_trainable
 from vlm_lora.model.families import Family
@@ -93,6 +94,7 @@ def _attach_lora(
     from peft import LoraConfig, get_peft_model
 
     check_experts(tuning, targets)
+    check_start(tuning, model, targets)
     fully = modules_of(model, parts, [part for part in PARTS if part in tuning.train_fully])
     refuse_twice(fully, targets.modules, tuning.lora_targets)
     if targets.parameters:
@@ -104,6 +106,7 @@ def _attach_lora(
         lora_dropout=tuning.lora_dropout,
         target_modules=module_setting(model, targets.modules),
         target_parameters=list(targets.parameters) or None,
+        init_lora_weights=start_setting(tuning),
         use_rslora=tuning.use_rslora,
         use_dora=tuning.use_dora,
         modules_to_save=fully or None,

@@ -67,6 +67,7 @@ Perplexity counts supervised tokens only: the assistant's text and the token tha
 LoRA rank {{ run.tuning.lora_rank }}, alpha {{ run.tuning.lora_alpha }},
 dropout {{ run.tuning.lora_dropout }}, targets `{{ run.tuning.lora_targets }}`
 {{- ", rank-stabilised" if run.tuning.use_rslora }}{{ ", DoRA" if run.tuning.use_dora }}
+{{- ", begun " ~ run.tuning.lora_init if run.tuning.lora_init != "default" }}
 {{- "; all weights of " ~ run.tuning.train_fully | join(", ") if run.tuning.train_fully }}
 {{- "; the rows of new tokens" if run.tuning.new_tokens }}.
 {%- else -%}

@@ -318,13 +318,19 @@ def test_routers_that_are_named_are_refused(wanted: str) -> None:
     [
         ({"lora_dropout": 0.05}, "--lora_dropout 0.05 with LoRA on experts in one tensor .* Type --lora_dropout 0, or"),
         ({"use_dora": True}, "--use_dora true with LoRA on experts in one tensor .* Type --use_dora false, or"),
+        (
+            {"lora_init": "orthogonal"},
+            "--lora_init orthogonal with LoRA on .* Type --lora_init default or gaussian, or",
+        ),
     ],
 )
 def test_what_peft_has_not_for_experts_is_refused_by_name_without_weights(setting: Any, said: str) -> None:
     config = llama4()
     for wanted in ("experts", "language,experts", ".*experts.*"):
         tuning = TuningConfig(lora_targets=wanted, **setting)
-        with pytest.raises(ConfigError, match=said + r" leave the experts out, for example by --lora_targets language"):
+        with pytest.raises(
+            ConfigError, match=said + r" leave (the experts|them) out, for example by --lora_targets language"
+        ):
             check_before_loading(tuning, config, family_of(config), backend=TorchBackend())
     check_before_loading(TuningConfig(**setting), config, family_of(config), backend=TorchBackend())
 

@@ -13,6 +13,16 @@ FULLY = ("projector", "vision", "embeddings")
 """Parts that can be trained with all their weights beside LoRA on others."""
 
 
+STARTS = ("default", "gaussian", "orthogonal")
+"""How LoRA's matrices may begin: with a product of zero, on a base that stays as it is."""
+_CHANGES_BASE = "it begins by changing the base's weights, so that the adapter would not load on the base as it is"
+_OTHER_STARTS: Mapping[str, str] = {
+    **dict.fromkeys(("pissa", "olora", "corda", "lora_ga"), _CHANGES_BASE),
+    "loftq": "it makes quantized weights of its own; --load_in_4bit trains on those of bitsandbytes",
+    "eva": "it needs a pass over the data before training, which is not made here",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class TuningConfig:
     """Which weights are trained, and how."""
@@ -32,6 +42,9 @@ class TuningConfig:
     """Rank-stabilised scale (Kalajdzievski 2023)."""
     use_dora: bool = False
     """Weight-decomposed LoRA (Liu et al. 2024)."""
+    lora_init: str = "default"
+    """How LoRA begins: default (A uniform as PEFT has it, B zero), gaussian (A normal, B zero), orthogonal (A and B
+    whose product is zero; an even rank, linear layers)."""
     train_fully: tuple[str, ...] = ()
     """Beside LoRA: parts of which all weights are trained and saved with the adapter: projector, vision, embeddings (a
     head tied to them too)."""
@@ -83,6 +96,7 @@ class TuningConfig:
 
     def __post_init__(self) -> None:
         check_choice("peft_method", self.peft_method, ("lora", "none"))
+        self._check_start()
         for part in self.train_fully:
             check_choice("train_fully", part, FULLY)
         if self.new_tokens is not None and "embeddings" in self.train_fully:
@@ -107,6 +121,17 @@ class TuningConfig:
                 "left to train. Leave one of them out."
             )
 
+    def _check_start(self) -> None:
+        name = "pissa" if self.lora_init.startswith("pissa") else self.lora_init
+        if name in _OTHER_STARTS:
+            raise ConfigError(f"--lora_init {self.lora_init}: {_OTHER_STARTS[name]}. Allowed are {', '.join(STARTS)}.")
+        check_choice("lora_init", self.lora_init, STARTS)
+        if self.lora_init == "orthogonal" and self.lora_rank % 2:
+            raise ConfigError(
+                f"--lora_init orthogonal needs an even rank, and --lora_rank is {self.lora_rank}. Type another rank, "
+                "or --lora_init default."
+            )
+
     def _contradicts_lora(self, part: str) -> bool:
         """Say whether a part's --freeze_* asks for something else than what becomes of it with these LoRA targets."""
         frozen = getattr(self, f"freeze_{part}")
@@ -120,7 +145,7 @@ class TuningConfig:
 
     @property
     def _beside_lora(self) -> bool:
-        return bool(self.train_fully) or self.new_tokens is not None
+        return bool(self.train_fully) or self.new_tokens is not None or self.lora_init != STARTS[0]
 
     def _refuse_rates_of_frozen_parts(self) -> None:
         """With LoRA: refuse a rate of embeddings and head where they do not train."""
@@ -147,9 +172,9 @@ class TuningConfig:
             self._refuse_rates_of_frozen_parts()
         elif self.lora_targets != "language" or self.use_dora or self.use_rslora or self._beside_lora:
             raise ConfigError(
-                "--lora_targets, --use_dora, --use_rslora, --train_fully and --new_tokens are for --peft_method lora. "
-                "With full weights choose the parts by --freeze_language, --freeze_vision, --freeze_projector, "
-                "--freeze_embeddings and --freeze_head."
+                "--lora_targets, --lora_init, --use_dora, --use_rslora, --train_fully and --new_tokens are for "
+                "--peft_method lora. With full weights choose the parts by --freeze_language, --freeze_vision, "
+                "--freeze_projector, --freeze_embeddings and --freeze_head."
             )
         else:
             for part in self.learning_rates:

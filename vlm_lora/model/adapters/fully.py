@@ -70,7 +70,9 @@ def keep_in_float32(tuned: nn.Module) -> None:
     for module in tuned.modules():
         copies = getattr(module, "modules_to_save", None)
         for copied in copies.values() if isinstance(copies, nn.ModuleDict) else ():
-            base = next((p.dtype for p in copied.parameters() if p.is_floating_point()), torch.float32)
+            # By what it stands for: the copy of a tied head is cast with the embeddings'.
+            kept: Any = module.original_module
+            base = next((p.dtype for p in kept.parameters() if p.is_floating_point()), torch.float32)
             if base != torch.float32:
                 copied.to(torch.float32)
                 copied.register_forward_pre_hook(_widen, with_kwargs=True)

@@ -97,7 +97,7 @@ _ROWS: Mapping[Kind, str] = {
     Kind.NEVER: """
         dataset_name dataset_config_name dataset_weights max_train_samples validation_fraction
         model_name_or_path model_revision image_backend min_pixels max_pixels image_size enable_thinking
-        peft_method lora_rank lora_alpha lora_targets use_rslora use_dora train_fully new_tokens
+        peft_method lora_rank lora_alpha lora_targets use_rslora use_dora lora_init train_fully new_tokens
         freeze_language freeze_vision freeze_projector freeze_embeddings freeze_head
         optim optim_args optim_target_modules
         base_model_files adapter_files trained_rows
