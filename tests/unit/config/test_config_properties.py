@@ -23,6 +23,8 @@ BY_NAME: dict[str, st.SearchStrategy[Any]] = {
     "skip_check": st.just(False),
     "streaming": st.just(False),
     "lora_dropout": st.floats(0, 0.999),
+    "lora_init": st.sampled_from(["default", "gaussian"]),
+    "train_fully": st.lists(st.sampled_from(["projector", "vision"]), max_size=2),
     "lora_alpha": st.floats(0.001, 1e6),
     "vision_cache_gb": st.floats(1e-6, 1e6),
     "cache_vision_features": st.sampled_from(["auto", "on"]),

@@ -85,6 +85,9 @@ MEANINGS: Mapping[str, list[tuple[Any, dict[str, Any]]]] = {
     "resume_only_model": [("true", {})],
     "tuner_type": [("full", {"peft_method": "none"}), ("lora", {})],
     "train_type": [("full", {"peft_method": "none"}), ("lora", {})],
+    "init_weights": [("true", {}), ("gaussian", {"lora_init": "gaussian"}), (None, {})],
+    "init_lora_weights": [("true", {}), ("gaussian", {"lora_init": "gaussian"}), (None, {})],
+    "peft_init_lora_weights": [("true", {}), ("gaussian", {"lora_init": "gaussian"}), (None, {})],
     "quant_bits": [("4", {"load_in_4bit": True}), (None, {})],
     "truncation_strategy": [("delete", {"on_overflow": "drop"}), ("raise", {}), (None, {})],
     "train_dataloader_shuffle": [("false", {"train_sampling_strategy": "sequential"})],
@@ -243,7 +246,7 @@ def test_names_of_other_methods_are_told_what_to_do_by_how_they_begin(name: str)
         ("use_pefr", "Did you mean 'use_peft'?"),
         ("use_ipx", "`vlm-lora train --help_all` lists every key."),
         ("callbacks", "`vlm-lora train --help_all` lists every key."),
-        ("reinit_weights", "`vlm-lora train --help_all` lists every key."),
+        ("use_swift_lra", "`vlm-lora train --help_all` lists every key."),
     ],
 )
 def test_a_hint_is_for_slips_alone_and_never_of_a_name_that_is_gone(name: str, said: str) -> None:
