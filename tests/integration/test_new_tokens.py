@@ -24,6 +24,8 @@ from vlm_lora.model.parts import is_tied
 
 TOKENS = ("<C1>", "<C2>", "greenish")
 TIED, UNTIED = "gemma3", "llava"
+OTHER = "qwen2_5_vl"
+"""Its text model's configuration says nothing of tied tensors in transformers 5."""
 FLAGS: dict[str, Any] = {
     "do_train": True,
     "do_eval": True,
@@ -49,7 +51,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=[TIED, UNTIED])
+@pytest.fixture(scope="module", params=[TIED, UNTIED, OTHER])
 def trained(
     request: pytest.FixtureRequest,
     data: Path,
