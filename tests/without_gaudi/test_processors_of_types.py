@@ -11,6 +11,7 @@ import torch
 from support.families.processors import build_processor
 from support.families.shapes import shape_of
 from support.mask_cases import conversation, marked, picture, read_image
+from vlm_lora.batching.collator import join_rows_media
 from vlm_lora.batching.encoding import RowEncoder
 from vlm_lora.batching.style import CHAT, RenderingStyle, style_for
 from vlm_lora.errors import RenderingError
@@ -57,7 +58,8 @@ def test_without_its_style_a_row_is_refused(model_type: str, words: str) -> None
 
 def test_pixels_in_half_precision_are_read_in_float32() -> None:
     """Llama 4's processor returns bfloat16, which the layers of a model in float32 do not take."""
-    pixels = encoder_of("llama4", style_for("llama4")).encode(ROW).media["pixel_values"]
+    row = encoder_of("llama4", style_for("llama4")).encode(ROW)
+    pixels = join_rows_media([row], "pixel_values", style_for("llama4").batching("pixel_values"))
     assert pixels.dtype == torch.float32
     direct = processor_of("llama4").image_processor(picture(size=(32, 32)), return_tensors="pt")["pixel_values"]
     assert direct.dtype == torch.bfloat16

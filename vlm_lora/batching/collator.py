@@ -251,7 +251,9 @@ def join_media(tensors: Sequence[torch.Tensor | None], batching: MediaBatching) 
                 continue
             tensor = present[0].new_empty(1, *([0] * len(sizes)))
         joined.append(_grown(tensor, sizes, batching))
-    return torch.cat(joined)
+    whole = torch.cat(joined)
+    # Llama 4's processor returns bfloat16, which a model in float32 cannot read.
+    return whole.float() if whole.dtype == torch.bfloat16 else whole
 
 
 def _grown(tensor: torch.Tensor, sizes: Sequence[int], batching: MediaBatching) -> torch.Tensor:

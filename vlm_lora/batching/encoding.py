@@ -436,8 +436,7 @@ class RowEncoder:
             if per_token or name in self._style.token_tensors:
                 token_tensors[name] = value[0]
             else:
-                # Llama 4's processor returns bfloat16, which a model in float32 cannot read.
-                media[name] = value.float() if value.is_floating_point() else value
+                media[name] = value
         return token_tensors, media if self._kept is None else self._kept.media(media)
 
     def _keeping(self, row: EncodedRow) -> EncodedRow:

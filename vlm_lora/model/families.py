@@ -134,7 +134,7 @@ BOTH_DIRECTIONS = frozenset(
 """Families outside the table that are `both_directions`, or mask by functions that flash attention never reads."""
 NEVER_USED: Mapping[str, tuple[str, ...]] = MappingProxyType(
     # What an indexer says chooses the tokens to attend to, and a choice has no gradient.
-    {"glm5_next": (r"\.indexer\.",)}
+    dict.fromkeys(("dots3_note", "glm5_next", "mistral_large4", "qwen4_exp"), (r"\.indexer\.",))
 )
 """`Family.never_used` of families outside the table."""
 _GEMMA: Mapping[str, Any] = {"projector": ("model.embed_vision",), "kv_shared": "num_kv_shared_layers"}

@@ -133,10 +133,14 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
             image="<|image_start_token|><|image_token|><|image_end_token|>",
         ),
         "inkling2": Shape(
-            config={"vision_config.posemb_grid_size": 4}, image_settings={"size": {"height": 16, "width": 16}}
+            reason="peft 0.21 renames the tensors of its adapter while loading and then finds none of them",
+            config={"vision_config.posemb_grid_size": 4},
+            image_settings={"size": {"height": 16, "width": 16}},
         ),
+        "kimi_k25": Shape(config={"text_config.num_key_value_heads": 4}),
         "inkling_mm_model": Shape(image_settings={"size": {"height": PATCH, "width": PATCH}}),
         "mistral_large4": Shape(
+            reason="peft 0.21 renames the tensors of its adapter while loading and then finds none of them",
             config={"text_config.num_key_value_heads": 4},
             settings={"spatial_merge_size": 2},
             image_settings={"patch_size": {"height": 16, "width": 16}},
@@ -149,6 +153,7 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
             ids={"image_patch_id": "<im_patch>"},
         ),
         "nemotron_h_omni": Shape(
+            reason="its class does not say which module is its head (get_output_embeddings)",
             config={"vision_config.video_temporal_patch_size": 2, "vision_config.max_img_size": 256},
             image_settings={"min_num_patches": 16, "max_num_patches": 64},
             ids={"image_token_id": "<image>", "video_token_id": "<video>"},

@@ -93,6 +93,8 @@ def check_masks(preprocessing: Preprocessing, shape: Shape) -> int:
     for turns in CAUSAL_TURNS:
         if not shape.text_rows and not any("image" in texts for _, texts in turns):
             continue
+        if shape.template and len(turns) > 2:  # which may write an answer otherwise once another one follows
+            continue
         row = conversation(turns, image=picture(size=(SIDE, SIDE)))
         encoded = preprocessing.encoder.encode(row)
         labels = encoded.labels.tolist()
