@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from support.families import trial
+from support.families import deep, trial
 from support.families.page import RESULTS, works
 from support.families.shapes import shape_of
 from vlm_lora.model.families import FAMILIES
@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "vlm-lora-families")
     parser.add_argument("--keep", action="store_true", help="leave the folders of the types in --work")
     parser.add_argument("--results", type=Path, default=RESULTS, help="default: %(default)s")
+    parser.add_argument("--deep", action="store_true", help="try more of ten types, or of those named: minutes each")
     options = parser.parse_args()
     results = options.results
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as MAPPED
@@ -49,6 +50,12 @@ def main() -> None:
     rows |= {name: {"refused": family.refused} for name, family in FAMILIES.items() if family.refused}
     # Types that were never tried come first, those that failed before after them.
     order = sorted(MAPPED, key=lambda name: ("failed" in rows[name], name))
+    if options.deep:
+        for name in options.types or deep.TYPES:
+            rows[name]["deep"] = deep.try_deeper(name, options.work / name)
+            sys.stderr.write(f"{name}: {json.dumps(rows[name]['deep'])}\n")
+            results.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        return
     for name in options.types or order:
         if "refused" in rows.get(name, {}) or (works(rows.get(name, UNTRIED)) and not options.again):
             continue

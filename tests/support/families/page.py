@@ -44,7 +44,7 @@ def write_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     failed = len(rows) - refused - working - untried
     lines = [
         f"| `{name}` | {result_of(row)} | {row.get('template', '')} | {', '.join(row.get('adapted', ()))} | "
-        f"{row.get('deep', '')} |"
+        f"{', '.join(f'{check}: {found}' for check, found in row.get('deep', {}).items())} |"
         for name, row in sorted(rows.items())
     ]
     counts = f"Of {len(rows)} types {working} work, {refused} are refused by name, {failed} do not work and {untried} "
