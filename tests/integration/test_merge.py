@@ -81,6 +81,23 @@ def test_a_merged_model_says_what_its_adapter_says(
     assert len(changed) == sum(bool(tensor.any()) for name, tensor in adapter.items() if ".lora_B" in name) > 0
 
 
+@pytest.mark.parametrize("more", [{"new_tokens": "<part>\n<whole>\n"}, {"train_fully": "projector"}])
+def test_new_tokens_and_parts_that_were_trained_whole_are_in_it(
+    more: dict[str, Any], model_folder: Callable[[str], Path], data: Path, tmp_path: Path
+) -> None:
+    """In LLaVA, whose head is not tied: both tables grow."""
+    if "new_tokens" in more:
+        more = {"new_tokens": tmp_path / "tokens.txt"}
+        more["new_tokens"].write_text("<part>\n<whole>\n", encoding="utf-8")
+    run(model_folder("llava"), data, tmp_path / "run", **{**TRAINED, "lora_targets": "language", **more})
+    assert main(words(tmp_path / "run", tmp_path / "merged")) == 0
+    assert report_of(tmp_path / "merged")["proof"]["equal_answers"] == 4
+    base, merged = (load_file(path / "model.safetensors") for path in (model_folder("llava"), tmp_path / "merged"))
+    changed = {key for key in base if base[key].shape != merged[key].shape or not torch.equal(base[key], merged[key])}
+    wanted = ("embed_tokens", "lm_head") if "new_tokens" in more else ("multi_modal_projector",)
+    assert all(any(word in key for key in changed) for word in wanted)
+
+
 def test_what_was_merged_is_not_merged_again(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words(adapter, tmp_path / "merged"), "--rows", "1"]) == 0
     said = capsys.readouterr().out

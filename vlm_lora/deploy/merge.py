@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from vlm_lora.assembly import answerer_of
+from vlm_lora.assembly import answerer_of, load_for_answers
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.whole_files import write_json
 from vlm_lora.data.conversation import Conversation
@@ -71,13 +71,13 @@ def merge(run: RunConfig, request: MergeRequest) -> MergeReport:
     rows = _rows(session.run, request.rows)
     part = output.with_name(f".{output.name}.partial")
     shutil.rmtree(part, ignore_errors=True)
-    model = _load(session, session.run.model)
+    model = load_for_answers(session, preprocessing).to(session.backend.device())
     before = _read(model, session, preprocessing, rows)
     plain, folded = fold(model)
     try:
         hashes = _write(plain, preprocessing, part, request, adapter)
         del model, plain
-        again = _load(session, replace(session.run.model, model_name_or_path=str(part)))
+        again = _load(session, part)
         _compare_tensors(hashes, _hashes(again))
         found = _prove(before, _read(again, session, preprocessing, rows), again.dtype) if rows else None
         weights = list(part.glob("model*.safetensors"))
@@ -167,10 +167,10 @@ def _rows(run: RunConfig, count: int) -> list[Conversation]:
     return found
 
 
-def _load(session: Session, model: Any) -> Any:
-    """Load a model in the session's dtype, onto the session's device, ready to answer."""
-    keywords = session.model_keywords
-    return load_model(model, model_kwargs=keywords).eval().to(session.backend.device())
+def _load(session: Session, folder: Path) -> Any:
+    """Load a merged model as anybody would, onto the session's device."""
+    model = replace(session.run.model, model_name_or_path=str(folder))
+    return load_model(model, model_kwargs=session.model_keywords).eval().to(session.backend.device())
 
 
 def _read(model: Any, session: Session, preprocessing: Preprocessing, rows: Sequence[Conversation]) -> Reading:
