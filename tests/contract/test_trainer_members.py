@@ -29,6 +29,7 @@ PRIVATE = {
         *("tr_loss", "grad_norm", "model", "trial", "epoch", "ignore_keys_for_eval", "start_time", "learning_rate"),
     ),
     "_push_from_checkpoint": ("checkpoint_folder",),
+    "_save": ("output_dir", "state_dict"),
     "_save_checkpoint": ("model", "trial"),
 }
 """Name and parameters, in both versions, of those that are overridden."""

@@ -6,7 +6,7 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -192,3 +192,21 @@ def test_what_names_this_machine_is_never_uploaded(
         assert not [name for name in names if any(word in name for word in HERE)], place
         assert "training_args.bin" in unchosen
         assert ("RUN_STATE.json" in unchosen) == (place == "."), "the control: transformers alone would upload it"
+
+
+def test_the_token_is_written_nowhere(
+    model_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_chartqa_folder(tmp_path / "charts", train=2, val=1, test=0, seed=1)
+    saving = {"do_train": True, "max_steps": 1, "save_strategy": "steps", "save_steps": 1, "hub_token": "hf_secretword"}
+
+    def holding(output: Path) -> list[str]:
+        files = [path for path in output.rglob("*") if path.is_file()]
+        return sorted({path.name for path in files if b"hf_secretword" in path.read_bytes()})
+
+    run(model_folder("llava"), data, tmp_path / "out", **saving)
+    assert (tmp_path / "out" / "training_args.bin").is_file()
+    assert holding(tmp_path / "out") == []
+    monkeypatch.setattr("vlm_lora.training.trainer.without_token", nullcontext)
+    run(model_folder("llava"), data, tmp_path / "control", **saving)
+    assert holding(tmp_path / "control") == ["training_args.bin"]

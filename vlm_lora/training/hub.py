@@ -26,7 +26,20 @@ KEPT_HERE = (
     "*.partial",
 )
 """Patterns of files that are not uploaded, also from the folders below: what names this machine and its processes, in
-its content or, as TensorBoard's files, by its own name; and what holds `--hub_token` in plain text."""
+its content or, as TensorBoard's files, by its own name; and a pickle that nobody needs."""
+
+
+@contextmanager
+def without_token(arguments: Any) -> Iterator[None]:
+    """Take the Hub's token out of the arguments inside, where transformers writes them to `training_args.bin`."""
+    tokens = {name: getattr(arguments, name) for name in ("hub_token", "push_to_hub_token") if hasattr(arguments, name)}
+    try:
+        for name in tokens:
+            setattr(arguments, name, None)
+        yield
+    finally:
+        for name, token in tokens.items():
+            setattr(arguments, name, token)
 
 
 @contextmanager

@@ -40,7 +40,7 @@ from vlm_lora.training.feeding.waiting import DataWait
 from vlm_lora.training.finite.guard import FiniteGuard
 from vlm_lora.training.guards.room import RoomAhead, check_room, checkpoint_size, in_place, taken_whole
 from vlm_lora.training.guards.watchdog import Watchdog
-from vlm_lora.training.hub import uploading
+from vlm_lora.training.hub import uploading, without_token
 from vlm_lora.training.rates import PartRates, drop_empty_groups, resumed_rates
 
 logger = logging.getLogger(__name__)
@@ -182,13 +182,18 @@ class VlmTrainerMixin:
         # Under ZeRO-1 and 2 every process has all weights; the base class would copy them first, tied ones twice.
         if arguments.should_save:
             if not written:
-                self._save(folder, state_dict=state)  # type: ignore[attr-defined]
+                self._save(folder, state_dict=state)
             check_saved(Path(folder), self.accelerator.unwrap_model(model))  # type: ignore[attr-defined]
             if self.carried is not None and output_dir is not None and _internal_call:
                 self.carried.write(Path(folder))  # a checkpoint; the trainer's state comes last
         if arguments.push_to_hub and not _internal_call:
             with uploading(self):
                 self.push_to_hub(commit_message="Model save")  # type: ignore[attr-defined]
+
+    def _save(self, *args: Any, **kwargs: Any) -> None:
+        """Write weights, and the arguments without the Hub's token."""
+        with without_token(self.args):  # type: ignore[attr-defined]
+            super()._save(*args, **kwargs)  # type: ignore[misc]
 
     def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
         """Log, evaluate and save where it is due; a checkpoint keeps the sum of the losses so far."""
