@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import TrainerCallback
 
 from support.rows import write_uneven_rows
@@ -194,3 +195,18 @@ def test_an_error_that_is_a_message_already_stays(tmp_path: Path) -> None:
         raise DataError("row 3: cannot be read") from cause
     with pytest.raises(DiskError, match="reports an error"), explained(lambda: tmp_path):  # the control
         raise cause
+
+
+def test_memory_to_share_that_cannot_be_made_is_one_message(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    try:
+        with (
+            pytest.raises(DiskError, match=r"/dev/shm cannot take .* ulimit -f.*--shm-size"),
+            explained(lambda: tmp_path),
+        ):
+            torch.zeros(10_000).share_memory_()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with pytest.raises(RuntimeError, match="another"), explained(lambda: tmp_path):  # the control
+        raise RuntimeError("another error (28)")

@@ -40,11 +40,22 @@ _TORCH = re.compile(
 )
 """What torch.save says; it names no errno."""
 
+_SHARED = re.compile(r"</torch_\w+>.*\((\d+)\)\s*$", re.S)
+"""What torch says of memory that processes share, which lies in files of `SHARED_MEMORY`."""
+
+SHARED_MEMORY = Path("/dev/shm")
+
 _STATES = {"sgd": 0, "adafactor": 0, "lion": 1, "adagrad": 1, "rmsprop": 1}
 """Numbers that an optimizer keeps of each trained weight, by how its name begins; Adam's two where none fits."""
 
 _SHARDED = 12
 """Bytes of each trained weight that an engine saves which shards the optimizer: a copy and Adam's two, in 4 bytes."""
+
+
+def shared_refusal(error: BaseException) -> str | None:
+    """Return why memory to share with other processes could not be made; None for other errors."""
+    told = _SHARED.search(str(error)) if isinstance(error, RuntimeError) else None
+    return None if told is None else _REFUSALS.get(int(told[1]), os.strerror(int(told[1])))
 
 
 def refusal(error: BaseException | None) -> str | None:
@@ -77,6 +88,13 @@ def explained(folder: Callable[[], Path | None], needed: Callable[[], int | None
     try:
         yield
     except Exception as error:
+        if (shared := shared_refusal(error)) is not None:
+            raise DiskError(
+                f"{SHARED_MEMORY} cannot take what this process shares with those that load its rows: {shared}. "
+                f"{_free(SHARED_MEMORY):,} bytes are free there.{_kept(folder())} Give a container more of it (docker "
+                "run --shm-size 8g; in Kubernetes an emptyDir of medium Memory mounted there), raise ulimit -f, or "
+                "type --dataloader_num_workers 0."
+            ) from error
         why = refusal(error)
         if why is None or isinstance(error, UserError):  # the latter says already what it is about
             raise
