@@ -202,7 +202,7 @@ def test_memory_to_share_that_cannot_be_made_is_one_message(tmp_path: Path) -> N
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
     try:
         with (
-            pytest.raises(DiskError, match=r"/dev/shm cannot take .* ulimit -f.*--shm-size"),
+            pytest.raises(DiskError, match=r"/dev/shm cannot take .*ulimit -f.*--shm-size"),
             explained(lambda: tmp_path),
         ):
             torch.zeros(10_000).share_memory_()
