@@ -110,8 +110,8 @@ def test_an_earlier_checkpoint_has_not_the_later_ones_figures(
     assert (output / ADAPTER).read_bytes() == (output / "checkpoint-1" / ADAPTER).read_bytes()
     figures = json.loads((output / "train_results.json").read_text(encoding="utf-8"))
     first = logged(output, "loss")[0]
-    assert figures["train_loss"] == pytest.approx(first)
-    assert figures["train_loss"] != pytest.approx(whole), "that of both steps"
+    assert figures["train_loss"] == pytest.approx(first, rel=1e-4), "4.55 logs it rounded"
+    assert figures["train_loss"] != pytest.approx(whole, rel=1e-4), "that of both steps"
     assert figures["epoch"] == pytest.approx(1 / 3)
 
 
