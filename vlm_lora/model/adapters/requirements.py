@@ -70,17 +70,8 @@ def check_before_loading(
     """
     if tuning.peft_method != "lora":
         return
-    if tuning.train_fully and partitioned:
-        raise ConfigError(
-            f"--train_fully {' '.join(tuning.train_fully)} with {partitioned}: PEFT copies what it trains so, and of "
-            "weights that are shared out there is no whole to copy. Type --deepspeed zero2, use plain data "
-            "parallelism, or leave --train_fully out."
-        )
-    if tuning.new_tokens is not None and partitioned:
-        raise ConfigError(
-            f"--new_tokens {tuning.new_tokens} with {partitioned}: embeddings that are shared out do not grow here. "
-            "Type --deepspeed zero2, use plain data parallelism, or leave --new_tokens out."
-        )
+    if partitioned:
+        _refuse_partitioned(tuning, partitioned)
     if not may_reach_experts(tuning.lora_targets):
         return
     import transformers
@@ -106,6 +97,21 @@ def check_before_loading(
             f"--lora_targets {tuning.lora_targets} with the {backend.name} backend: LoRA on experts in one tensor "
             f"({targets.parameters[0]}, ...) has not been proven on this hardware. Leave the experts out, for example "
             "by --lora_targets language."
+        )
+
+
+def _refuse_partitioned(tuning: TuningConfig, engine: str) -> None:
+    """Refuse what PEFT copies whole, or what grows, where an engine shares weights out among processes."""
+    if tuning.train_fully:
+        raise ConfigError(
+            f"--train_fully {' '.join(tuning.train_fully)} with {engine}: PEFT copies what it trains so, and of "
+            "weights that are shared out there is no whole to copy. Type --deepspeed zero2, use plain data "
+            "parallelism, or leave --train_fully out."
+        )
+    if tuning.new_tokens is not None:
+        raise ConfigError(
+            f"--new_tokens {tuning.new_tokens} with {engine}: embeddings that are shared out do not grow here. "
+            "Type --deepspeed zero2, use plain data parallelism, or leave --new_tokens out."
         )
 
 
