@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from support.rows import write_uneven_rows
-from support.runs import run, script_flags
+from support.runs import script_flags, whole_run
 from support.sealed import seal_again
 from vlm_lora.cli.main import run_script
 from vlm_lora.errors import UserError
@@ -236,11 +235,7 @@ NEVER: dict[str, Case] = {
 @pytest.fixture(scope="module")
 def whole(model_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `base`, `data` and the run `out` of four steps. Copy it before changing it."""
-    root = tmp_path_factory.mktemp("whole")
-    shutil.copytree(model_folder("qwen2_5_vl"), root / "base")
-    write_uneven_rows(root / "data", rows=8, validation=2)
-    run(root / "base", root / "data", root / "out", **FLAGS)
-    return root
+    return whole_run(tmp_path_factory.mktemp("whole"), model_folder("qwen2_5_vl"), **FLAGS)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from transformers import TrainerCallback
 
+from support.rows import write_uneven_rows
 from support.warm import warmed
 from vlm_lora.cli.main import run_script
 from vlm_lora.training import trainer
@@ -47,6 +49,14 @@ def run(model: Path, data: Path, output: Path, **flags: object) -> dict[str, Any
         pytest.fail(f"the command exited with {code}")
     results: dict[str, Any] = json.loads((output / "all_results.json").read_text(encoding="utf-8"))
     return results
+
+
+def whole_run(root: Path, model: Path, **flags: object) -> Path:
+    """Return a folder with `base` (a copy of the model), `data` and the run `out` of them. Copy it to change it."""
+    shutil.copytree(model, root / "base")
+    write_uneven_rows(root / "data", rows=8, validation=2)
+    run(root / "base", root / "data", root / "out", **flags)
+    return root
 
 
 def run_processes(command: Sequence[str], *, cwd: Path = EXAMPLES, cold: bool = False) -> str:
