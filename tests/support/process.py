@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-LOGGERS = ("vlm_lora", "vlm_lora_torch", "vlm_lora_cuda", "vlm_lora_habana")
+LOGGERS = ("vlm_lora", "vlm_lora_torch", "vlm_lora_cuda", "vlm_lora_habana", "transformers")
+"""Whose levels `--log_level` sets: ours as the command line starts, transformers' where its Trainer is built."""
 
 
 @contextmanager
 def as_it_was() -> Iterator[None]:
     """Put logging and the environment back at the end; for each test, and for fixtures that live longer than one."""
     levels = {name: logging.getLogger(name).level for name in LOGGERS}
+    levels["transformers"] = levels["transformers"] or logging.WARNING  # its own, once something imports it
     handlers, environment = list(logging.root.handlers), dict(os.environ)
     try:
         yield
