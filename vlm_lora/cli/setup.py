@@ -140,6 +140,10 @@ def set_up_logging(level: str) -> None:
         ["vlm_lora", *(name for one in declared for name in (one.logger, one.shared_logger) if name)]
     ):
         logging.getLogger(root).setLevel(shown)
+    # Transformers' Trainer sets the level of its library where it is built; until then that says warnings at most.
+    logging.getLogger("transformers").setLevel(max(shown, logging.WARNING))
+    if shown > logging.WARNING:  # what it reads where it is imported later
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", logging.getLevelName(shown).lower())
 
 
 def wants_debug(words: Sequence[str]) -> bool:
