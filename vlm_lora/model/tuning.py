@@ -25,7 +25,13 @@ from vlm_lora.model.adapters.new_tokens import (
 from vlm_lora.model.adapters.reach import describe_unreached
 from vlm_lora.model.adapters.requirements import check_experts
 from vlm_lora.model.adapters.starts import check_start, start_setting
-from vlm_lora.model.adapters.targets import Targets, adapted_weights, module_setting, resolve_targets
+from vlm_lora.model.adapters.targets import (
+    Targets,
+    adapted_weights,
+    compact_regex,
+    module_setting,
+    resolve_targets,
+)
 from vlm_lora.model.audit import log_trainable
 from vlm_lora.model.families import Family
 from vlm_lora.model.parts import PARTS, Parts, count_parameters, find_parts, is_tied, say_what_is_tied
@@ -100,11 +106,12 @@ def _attach_lora(
     if targets.parameters:
         everything = expert_parameters(model, parts)
         say_what_experts_cost({name: everything[name] for name in targets.parameters}, count=len(targets.modules))
+    selecting = module_setting(model, targets.modules)
     config = LoraConfig(
         r=tuning.lora_rank,
         lora_alpha=tuning.lora_alpha,
         lora_dropout=tuning.lora_dropout,
-        target_modules=module_setting(model, targets.modules),
+        target_modules=selecting,
         target_parameters=list(targets.parameters) or None,
         init_lora_weights=start_setting(tuning),
         use_rslora=tuning.use_rslora,
@@ -120,9 +127,9 @@ def _attach_lora(
         refuse_other_tables(model)
         begin_rows(model, new_tokens)
     say_what_is_tied(model)
+    named = compact_regex(model, targets.modules)
     tuned = get_peft_model(model, config)
-    if isinstance(config.target_modules, set):  # in the model's order, in whatever order PEFT has them
-        config.target_modules = list(targets.modules)
+    config.target_modules = selecting  # PEFT keeps a set of them, in no order, and shortens a long one its own way
     config.target_parameters = list(targets.parameters) or None
     base = Path(str(config.base_model_name_or_path))
     if base.is_dir():  # a relative path would find its base from one working directory only
@@ -132,7 +139,7 @@ def _attach_lora(
         keep_rows_in_float32(tuned)
         save_rows_alone(tuned)
     _check_attached(tuned, targets)
-    logger.info("LoRA of rank %d on %d modules: %s", tuning.lora_rank, len(targets.modules), config.target_modules)
+    logger.info("LoRA of rank %d on %d modules: %s", tuning.lora_rank, len(targets.modules), named)
     return tuned
 
 

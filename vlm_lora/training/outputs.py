@@ -12,6 +12,7 @@ from vlm_lora.batching.canvases import BY_PIXELS
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.whole_files import read_json, write_json
 from vlm_lora.errors import ConfigError
+from vlm_lora.model.adapters.targets import selected_modules
 from vlm_lora.model.manifest import RECORDS, uncover
 from vlm_lora.training.checkpoints.choosing import asks_for_newest, is_whole
 from vlm_lora.training.checkpoints.contents import STATE_FILE
@@ -52,14 +53,13 @@ TAKEN_FILES = (
 ADAPTER_SETTINGS = {
     "r": "--lora_rank",
     "lora_alpha": "--lora_alpha",
-    "target_modules": "--lora_targets",
     "target_parameters": "--lora_targets",
     "use_rslora": "--use_rslora",
     "use_dora": "--use_dora",
     "modules_to_save": "--train_fully",
     "trainable_token_indices": "--new_tokens",
 }
-"""What a checkpoint's adapter_config.json must agree on, and the flag for it."""
+"""What a checkpoint's adapter_config.json must agree on, besides the modules that it selects, and the flag for it."""
 
 
 def claim_folder(run: RunConfig, arguments: Any, checkpoint: str | None, *, writes: bool = True) -> None:
@@ -224,11 +224,25 @@ def check_adapter_settings(checkpoint: str, model: Any) -> None:
         for name, flag in ADAPTER_SETTINGS.items()
         if _in_no_order(saved.get(name)) != _in_no_order(getattr(asked, name))
     ]
+    different += _other_modules(model, saved.get("target_modules") or [], asked.target_modules or [])
     if different:
         raise ConfigError(
             f"--resume_from_checkpoint {checkpoint}: {'; '.join(different)}. Give the checkpoint's settings, "
             "or start afresh in another --output_dir."
         )
+
+
+def _other_modules(model: Any, saved: str | Sequence[str], asked: str | Sequence[str]) -> list[str]:
+    """Return what differs in the modules that two settings select, however each is written; empty if nothing does."""
+    before, now = selected_modules(model, saved), selected_modules(model, asked)
+    if before == now:
+        return []
+    beyond = [
+        f"{min(more)} {where} alone"
+        for more, where in ((before - now, "in the checkpoint"), (now - before, "now"))
+        if more
+    ]
+    return [f"--lora_targets {len(before)} modules in the checkpoint, {len(now)} now ({', '.join(beyond)})"]
 
 
 def _in_no_order(value: Any) -> Any:

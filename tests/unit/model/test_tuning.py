@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,18 @@ from support.tiny import available
 from support.tiny.batches import build_batch, load_plainly, next_token_loss
 from vlm_lora.config.run_config import TuningConfig
 from vlm_lora.errors import ConfigError, ModelError
-from vlm_lora.model.adapters.targets import CONVOLUTIONS, compact_regex, resolve_targets
+from vlm_lora.model.adapters.targets import (
+    CONVOLUTIONS,
+    compact_regex,
+    module_setting,
+    resolve_targets,
+    selected_modules,
+)
 from vlm_lora.model.families import family_of
 from vlm_lora.model.parts import count_parameters, find_parts
 from vlm_lora.model.tuning import apply_tuning
+from vlm_lora.serving.servable import judge
+from vlm_lora.training.outputs import check_adapter_settings
 
 NAMES = available()
 
@@ -71,6 +79,46 @@ def test_each_choice_of_parts_gets_what_it_says(name: str, wanted: str, model_fo
     assert {n for n, _ in model.named_modules() if re.fullmatch(pattern, n)} == expected
     # Compact: one alternative per kind of module, not per layer.
     assert len(pattern) < 1200
+    # What PEFT gets is a list, and selects the same.
+    setting = module_setting(model, chosen)
+    assert isinstance(setting, list)
+    assert selected_modules(model, setting) == expected
+
+
+def _nested(names: Sequence[str]) -> nn.Module:
+    """A module with linear layers of these names."""
+    root = nn.Module()
+    for name in names:
+        *above, last = name.split(".")
+        place = root
+        for step in above:
+            if not hasattr(place, step):
+                place.add_module(step, nn.Module())
+            place = getattr(place, step)
+        place.add_module(last, nn.Linear(1, 1))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("chosen", "others", "setting"),
+    [
+        (["text.0.q", "text.1.q"], ["tower.0.k"], ["q"]),
+        (["text.0.mlp.up"], ["tower.0.up"], ["mlp.up"]),
+        (["text.0.up", "text.1.up"], ["tower.0.up"], ["text.0.up", "text.1.up"]),
+        (["text.1.up"], ["text.0.up"], ["text.1.up"]),
+        (["text.0.q", "text.0.up"], ["tower.0.up"], ["q", "text.0.up"]),
+        (["text.0.up"], ["audio.text.0.up"], r"text\.\d+\.up"),  # the end of another's name: no list is exact
+    ],
+)
+def test_a_list_names_what_is_chosen_and_nothing_else(
+    chosen: list[str], others: list[str], setting: str | list[str]
+) -> None:
+    model = _nested([*chosen, *others])
+    assert module_setting(model, chosen) == setting
+    assert selected_modules(model, setting) == set(chosen)
+    # The control: the last steps alone select the others too, wherever they are not enough.
+    ends = [name.rpartition(".")[2] for name in chosen]
+    assert (selected_modules(model, ends) == set(chosen)) == (setting == ["q"])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -91,7 +139,9 @@ def test_a_saved_adapter_reloads_with_plain_peft(
         ours = tuned(**batch).logits
     tuned.save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
-    assert isinstance(settings["target_modules"], str)
+    assert isinstance(settings["target_modules"], list)
+    assert selected_modules(tuned, settings["target_modules"]) == _adapted(tuned)
+    assert not [why for verdict in judge(tmp_path) for why in verdict.why if "target_modules" in why]
     assert settings["base_model_name_or_path"] == str(model_folder(name))
     _, fresh = load_plainly(model_folder(name))
     reloaded = PeftModel.from_pretrained(fresh.double(), str(tmp_path)).eval()
@@ -190,3 +240,27 @@ def test_an_adapter_is_no_base_to_train_from(model_folder: Callable[[str], Path]
     tuned = _tune(model)
     with pytest.raises(ModelError, match=r"Give its base, .*qwen2_vl"):
         apply_tuning(tuned, family_of(model.config), TuningConfig())
+
+
+def test_a_checkpoint_that_names_its_modules_by_a_regular_expression_is_gone_on_from(
+    model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """As earlier versions wrote them: what counts is which modules are selected."""
+    _, model = load_plainly(model_folder("qwen2_5_vl"))
+    chosen = resolve_targets(model, find_parts(model), "language").modules
+    pattern = compact_regex(model, chosen)
+    tuned = _tune(model)
+    tuned.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+
+    def written(targets: str | list[str]) -> str:
+        file.write_text(json.dumps({**settings, "target_modules": targets}), encoding="utf-8")
+        return str(tmp_path)
+
+    for same in (pattern, list(reversed(settings["target_modules"])), list(chosen)):
+        check_adapter_settings(written(same), tuned)
+    with pytest.raises(ConfigError, match=rf"--lora_targets 4 modules in the checkpoint, {len(chosen)} now \(model"):
+        check_adapter_settings(written(r".*language_model.*\.(q|v)_proj"), tuned)
+    with pytest.raises(ConfigError, match=r"\.visual\.\S+ in the checkpoint alone\)"):
+        check_adapter_settings(written([name.rpartition(".")[2] for name in chosen]), tuned)

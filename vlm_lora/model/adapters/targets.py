@@ -1,7 +1,7 @@
-"""From what the user asked for to the exact modules that get LoRA, and from those to one compact regex.
+"""From what the user asked for to the exact modules that get LoRA, and from those to what PEFT is told of them.
 
 PEFT matches plain names such as `q_proj` anywhere in a model, so they hit the vision tower as well.
-Here every choice is resolved to full module names first; the regex that goes into `adapter_config.json`
+Here every choice is resolved to full module names first; the list that goes into `adapter_config.json`
 selects exactly those, so plain PEFT reloads the adapter anywhere.
 """
 
@@ -43,7 +43,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 """Words that name parts, and experts of the language model; `all-linear` is PEFT's own."""
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NAME = re.compile(r"[\w.]+")
-_NESTED = re.compile(r"(\.base_layer)+$")
+_NESTED = re.compile(r"\.base_layer(?=\.|$)")
 _NEVER = ("head", "embeddings")
 
 
@@ -151,10 +151,59 @@ def _mistaken_for_experts(model: nn.Module, names: Sequence[str]) -> list[str]:
 
 
 def module_setting(model: nn.Module, names: Sequence[str]) -> str | list[str]:
-    """Return `target_modules` for PEFT: a compact regular expression, or names where PEFT would rewrite that."""
+    """Return `target_modules` for PEFT: names, of which SGLang takes nothing else, that select these modules alone.
+
+    Each is a module's last steps where all modules that end so are chosen, else its full name. Only where a full name
+    is the end of another module's it is a compact regular expression. For some mixtures PEFT takes last names for
+    those of experts, so that full names stand there.
+
+    Args:
+        model: without PEFT around it.
+        names: of its modules, in full.
+    """
     if not names:
         return []
-    return list(names) if renamed_by_peft(getattr(model, "config", None)) else compact_regex(model, names)
+    if renamed_by_peft(getattr(model, "config", None)):
+        return list(names)
+    wanted = set(names)
+    beyond = {end for name, _ in model.named_modules() if name not in wanted for end in _ends(name)}
+    chosen = [next((end for end in _named_ends(name) if end not in beyond), None) for name in names]
+    listed = [end for end in chosen if end is not None]
+    return list(dict.fromkeys(listed)) if len(listed) == len(chosen) else compact_regex(model, names)
+
+
+def _ends(name: str) -> list[str]:
+    """Return all that a module's name ends with, whole steps, shortest first."""
+    steps = name.split(".")
+    return [".".join(steps[-count:]) for count in range(1, len(steps) + 1)]
+
+
+def _named_ends(name: str) -> list[str]:
+    """Return those of a module's ends that hold no number, and its full name."""
+    return [*(end for end in _ends(name)[:-1] if not any(map(str.isdecimal, end.split(".")))), name]
+
+
+def selected_modules(tuned: nn.Module, setting: str | Sequence[str]) -> frozenset[str]:
+    """Return which modules of the base a `target_modules` selects, by PEFT's rule.
+
+    Args:
+        tuned: a `PeftModel`.
+        setting: from an adapter_config.json; names, or a regular expression.
+
+    Returns:
+        Their names in the base.
+    """
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    config = LoraConfig(target_modules=setting if isinstance(setting, str) else list(setting))
+    names = {_base_name(name) for name, _ in tuned.named_modules()}
+    return frozenset(name for name in names if check_target_module_exists(config, name))
+
+
+def _base_name(name: str) -> str:
+    """Return the name that a module of a `PeftModel` has in its base."""
+    return _NESTED.sub("", name.removeprefix("base_model.model."))
 
 
 def compact_regex(model: nn.Module, names: Sequence[str]) -> str:
@@ -320,8 +369,7 @@ def adapted_weights(tuned: nn.Module) -> list[str]:
     found = []
     for name, module in tuned.named_modules():
         if hasattr(module, "lora_A"):
-            bare = name.removeprefix("base_model.model.")
             # PEFT nests what it puts around several parameters of one module.
             parameter = getattr(module, "parameter_name", None)
-            found.append(bare if parameter is None else f"{_NESTED.sub('', bare)}.{parameter}")
+            found.append(_base_name(name) if parameter is None else f"{_base_name(name)}.{parameter}")
     return found
