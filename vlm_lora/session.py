@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from vlm_lora.backend import Backend, installed, select
+from vlm_lora.batching.blank import blank_conversation
 from vlm_lora.batching.boxes.conventions import GRIDS, BoxConvention, convention_for, explain
 from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.encoding import RowEncoder
@@ -31,6 +32,7 @@ from vlm_lora.model.families import Family, family_of
 from vlm_lora.model.folder_faults import template_place
 from vlm_lora.model.loading import load_config, load_processor
 from vlm_lora.model.processor.image_size import describe_size, match_config
+from vlm_lora.model.processor.placeholder import check_placeholder
 from vlm_lora.model.processor.trained_boxes import with_trained_boxes
 from vlm_lora.model.quantization import check_request, note_stored, partitioning_engine
 from vlm_lora.model.terminators import eos_token_ids
@@ -137,6 +139,9 @@ def open_session(run: RunConfig) -> Session:
     limit_waiting(given["ddp_timeout"])
     if values.get("deepspeed") and os.environ.get("LOCAL_RANK", "0") == "0":  # the others' words are not shown
         clear_left_locks(run.guards.stall_timeout)  # its first words build parts of it, and wait for who does
+    if passed.get("ddp_backend") and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        # One command for one process and for many; torch would look for a group that nobody has made.
+        logger.info("--ddp_backend %s: there is one process, which has nobody to talk to.", passed.pop("ddp_backend"))
     arguments = backend.arguments(run, {**defaults, **passed, **FORCED_ARGUMENTS})
     introduce()
     if run.guards.on_nonfinite == "skip_step" and arguments.deepspeed_plugin is not None:
@@ -227,6 +232,7 @@ def open_preprocessing(run: RunConfig) -> Preprocessing:
         encoder.check_template()
     except RenderingError as error:
         raise ModelError(f"{template_place(tokenizer.name_or_path)}: {error}") from error
+    check_placeholder(config, processor, lambda: encoder.encode(blank_conversation()).input_ids.tolist())
     if run.batching.on_overflow != "error":
         logger.info(
             "Rows of more than %s tokens: --on_overflow %s, in training and evaluation alike (a perplexity is that of "

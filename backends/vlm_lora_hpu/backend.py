@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 REFUSED: Mapping[str, tuple[Any, str]] = {
     "fp16": (False, "Gaudi trains in bf16: type --bf16 instead of --fp16"),
     "fp16_full_eval": (False, "Gaudi computes in bf16: type --bf16_full_eval"),
+    "ddp_backend": ("hccl", "Gaudi cards talk to each other by hccl: leave --ddp_backend out"),
     "tf32": (False, "tf32 is a mode of NVIDIA GPUs: leave --tf32 out"),
 }
 """Settings that cannot be honoured: the only value that can, and why."""
