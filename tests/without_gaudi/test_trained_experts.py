@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from support.rows import write_uneven_rows
 from support.runs import run, script_flags
 from support.tiny.folders import save_processor, waken
-from vlm_lora.cli.main import run_script
+from vlm_lora.cli.main import main, run_script
 
 FLAGS: dict[str, Any] = {
     "do_train": True,
@@ -102,6 +102,16 @@ def test_evaluation_of_the_folder_and_plain_peft_give_the_same(
         other = AutoModelForImageTextToText.from_pretrained(mixture).eval()(input_ids=ids).logits
     torch.testing.assert_close(merged, plain, atol=1e-5, rtol=1e-5)
     assert (other - plain).abs().max() > 1e-3  # the control
+
+
+def test_the_merged_folder_says_what_the_adapter_says(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, _ = trained
+    words = ["--use_cpu", "true", "--max_new_tokens", "6", "--rows", "2"]
+    assert main(["merge", str(folder), "--output_dir", str(tmp_path / "merged"), *words]) == 0
+    report = json.loads((tmp_path / "merged" / "merge_report.json").read_text(encoding="utf-8"))
+    assert report["proof"]["equal_answers"] == 2
+    assert report["layers_computed_twice"] == len(report["layers"])
+    assert sum(name.endswith((".experts.gate_up_proj", ".experts.down_proj")) for name in report["layers"]) == 4
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """An adapter folded into the weights that it changes, with each changed weight computed a second time.
 
 PEFT folds. What each layer's weight must then be is computed here by the adapter's definition (W + scale * B A, Hu et
-al. 2021; with DoRA each of its rows scaled to the length that was learned, Liu et al. 2024), in float64 and layer by
-layer, so that never more than one layer is held twice.
+al. 2021; with DoRA each of its rows scaled to the length that was learned, Liu et al. 2024; the same for each of the
+experts in one tensor), in float64 and layer by layer, so that never more than one layer is held twice.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from vlm_lora.errors import ModelError
+from vlm_lora.model.adapters.targets import base_name, weight_name
 
 ROUNDINGS = 4
 """Rounding errors of a weight's dtype that lie between the two computations at most: of the adapter's product, its
@@ -28,7 +29,7 @@ class Folded:
     """What became of an adapter's layers."""
 
     layers: tuple[str, ...]
-    """Names of the layers whose weights were changed."""
+    """Names of the layers whose weights were changed; experts in one tensor by the parameter's."""
     recomputed: int
     """Of how many of them the new weight was computed a second time."""
     whole: tuple[str, ...]
@@ -58,12 +59,12 @@ def fold(model: Any) -> tuple[Any, Folded]:
         for name, layer in layers.items():
             if not _is_known(layer):
                 continue
-            before = layer.get_base_layer().weight.detach().clone()
-            expected = _expected(layer)
+            before = _weight(layer).detach().clone()
             _merge(name, layer)
-            after = layer.get_base_layer().weight
-            _compare(name, after, expected)
-            largest = max(largest, (after.double() - before.double()).abs().max().item())
+            after = _weight(layer)
+            for merged, expected in _expected(layer, before, after):
+                _compare(weight_name(name, layer), merged, expected)
+            largest = max(largest, (after - before).abs().max().item())
             recomputed += 1
         try:
             plain = model.merge_and_unload(safe_merge=True)
@@ -73,9 +74,9 @@ def fold(model: Any) -> tuple[Any, Folded]:
     if left:
         raise ModelError(f"{left[0]} and {len(left) - 1} more layers still carry the adapter after folding it in.")
     folded = Folded(
-        layers=tuple(map(_base_name, layers)),
+        layers=tuple(weight_name(name, layer) for name, layer in layers.items()),
         recomputed=recomputed,
-        whole=tuple(map(_base_name, whole)),
+        whole=tuple(map(base_name, whole)),
         largest_change=largest,
     )
     return plain, folded
@@ -85,32 +86,50 @@ def _merge(name: str, layer: Any) -> None:
     try:
         layer.merge(safe_merge=True)
     except ValueError as error:
-        raise ModelError(f"{_base_name(name)}: {error}. The adapter's weights are damaged, or too large.") from error
+        raise ModelError(
+            f"{weight_name(name, layer)}: {error}. The adapter's weights are damaged, or too large."
+        ) from error
+
+
+def _weight(layer: Any) -> nn.Parameter:
+    """Return what an adapter's layer changes in the base."""
+    found: nn.Parameter = getattr(layer.get_base_layer(), getattr(layer, "parameter_name", "weight"))
+    return found
 
 
 def _is_known(layer: Any) -> bool:
-    """Say whether a layer is linear, with one adapter of the kinds whose definition is written here."""
-    base = layer.get_base_layer()
-    names = list(getattr(layer, "active_adapters", ()))
-    return (
-        isinstance(base, nn.Linear)
-        and type(base.weight) is nn.Parameter
-        and len(names) == 1
-        and names[0] in getattr(layer, "lora_A", {})
-        and (names[0] not in layer.lora_variant or names[0] in layer.lora_magnitude_vector)
-        and not getattr(layer, "fan_in_fan_out", False)
-    )
+    """Say whether a layer has one adapter of the kinds whose definition is written here, on a matrix or on experts."""
+    base, names = layer.get_base_layer(), list(getattr(layer, "active_adapters", ()))
+    if len(names) != 1 or names[0] not in getattr(layer, "lora_A", {}) or getattr(layer, "fan_in_fan_out", False):
+        return False
+    if hasattr(layer, "parameter_name"):
+        return _weight(layer).dim() == 3 and len(_weight(layer)) > 1
+    plain = names[0] not in layer.lora_variant or names[0] in layer.lora_magnitude_vector
+    return isinstance(base, nn.Linear) and type(base.weight) is nn.Parameter and plain
 
 
-def _expected(layer: Any) -> torch.Tensor:
-    """Return what a known layer's weight must become, `(out, in)` in float64."""
+def _expected(layer: Any, before: torch.Tensor, after: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield each matrix of a known layer, next to what it must be in float64.
+
+    Args:
+        layer: PEFT's.
+        before: the weight as it was, `(out, in)`; of experts `(E, out, in)`, or `(E, in, out)` where the base says that
+            they are transposed.
+        after: as it is now.
+    """
     (name,) = layer.active_adapters
     a, b = layer.lora_A[name].weight.double(), layer.lora_B[name].weight.double()
-    weight: torch.Tensor = layer.get_base_layer().weight.double() + layer.scaling[name] * (b @ a)
-    if name not in layer.lora_variant:
-        return weight
-    length = layer.lora_magnitude_vector[name].weight.double()
-    return weight * (length / torch.linalg.vector_norm(weight, dim=1)).unsqueeze(1)
+    if before.dim() == 3:
+        count, transposed = len(before), getattr(layer.get_base_layer(), "is_transposed", False)
+        for expert, rows in enumerate(a.chunk(count)):  # A holds one expert after the other, B takes turns
+            change = layer.scaling[name] * (b[:, expert::count] @ rows)
+            yield after[expert], before[expert].double() + (change.T if transposed else change)
+        return
+    weight = before.double() + layer.scaling[name] * (b @ a)
+    if name in layer.lora_variant:
+        length = layer.lora_magnitude_vector[name].weight.double()
+        weight *= (length / torch.linalg.vector_norm(weight, dim=1)).unsqueeze(1)
+    yield after, weight
 
 
 def _compare(name: str, weight: torch.Tensor, expected: torch.Tensor) -> None:
@@ -119,15 +138,10 @@ def _compare(name: str, weight: torch.Tensor, expected: torch.Tensor) -> None:
     off = (weight.double() - expected).abs().max().item()
     if not off <= bound:
         raise ModelError(
-            f"{_base_name(name)}: its merged weight is off by {off:.3g} from what the adapter makes of it, and "
+            f"{name}: its merged weight is off by {off:.3g} from what the adapter makes of it, and "
             f"rounding explains {bound:.3g}. Nothing was written. Please report it with the versions that `vlm-lora "
             "doctor` shows."
         )
-
-
-def _base_name(name: str) -> str:
-    """Return a module's name in the base model."""
-    return name.removeprefix("base_model.model.")
 
 
 @contextmanager

@@ -23,7 +23,8 @@ from support.tiny.folders import model_class
 from vlm_lora.backend import Precision, Traits
 from vlm_lora.compat import IS_5, known_model_types
 from vlm_lora.config.run_config import TuningConfig
-from vlm_lora.errors import BackendError, ConfigError
+from vlm_lora.deploy.folding import fold
+from vlm_lora.errors import BackendError, ConfigError, ModelError
 from vlm_lora.memory.trace import Step, trace_step
 from vlm_lora.model.adapters.experts import out_of_reach, routers
 from vlm_lora.model.adapters.requirements import check_before_loading
@@ -260,7 +261,10 @@ def test_reloaded_by_plain_peft_and_merged_it_computes_the_same(
     assert (untouched - ours).abs().max() > 1e-2
     reloaded = PeftModel.from_pretrained(loaded(folder(name)), str(tmp_path / "adapter")).eval()
     torch.testing.assert_close(logits_of(reloaded, IDS), ours)
-    reloaded.merge_and_unload(safe_merge=True).save_pretrained(tmp_path / "merged")
+    plain, folded = fold(reloaded)
+    assert folded.recomputed == len(folded.layers)
+    assert sum(".experts." in name for name in folded.layers) > 1
+    plain.save_pretrained(tmp_path / "merged")
     merged = loaded(tmp_path / "merged")
     torch.testing.assert_close(logits_of(merged, IDS), ours, atol=1e-4, rtol=1e-4)
     again = load_adapter(loaded(folder(name)), tmp_path / "adapter").eval()
@@ -269,6 +273,24 @@ def test_reloaded_by_plain_peft_and_merged_it_computes_the_same(
     module = next(module for _, module in again.named_modules() if hasattr(module, "parameter_name"))
     changed = [float((_without(again, module, one) - ours).abs().max()) for one in range(module.num_experts)]
     assert max(changed) > 1e-4
+
+
+@pytest.mark.parametrize("name", IN_ONE_TENSOR[:1])
+def test_one_expert_that_is_merged_wrongly_is_named(
+    name: str, folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft.tuners.lora.layer import ParamWrapper
+
+    delta = ParamWrapper.get_delta_weight
+
+    def wrongly(self: Any, adapter: str) -> torch.Tensor:
+        change: torch.Tensor = delta(self, adapter)
+        change[-1] *= 1.01
+        return change
+
+    monkeypatch.setattr(ParamWrapper, "get_delta_weight", wrongly)
+    with pytest.raises(ModelError, match=r"\.experts\.\S+: its merged weight is off"):
+        fold(tuned_on_experts(loaded(folder(name))))
 
 
 def _without(model: Any, module: Any, expert: int) -> torch.Tensor:

@@ -197,11 +197,11 @@ def selected_modules(tuned: nn.Module, setting: str | Sequence[str]) -> frozense
     from peft.tuners.tuners_utils import check_target_module_exists
 
     config = LoraConfig(target_modules=setting if isinstance(setting, str) else list(setting))
-    names = {_base_name(name) for name, _ in tuned.named_modules()}
+    names = {base_name(name) for name, _ in tuned.named_modules()}
     return frozenset(name for name in names if check_target_module_exists(config, name))
 
 
-def _base_name(name: str) -> str:
+def base_name(name: str) -> str:
     """Return the name that a module of a `PeftModel` has in its base."""
     return _NESTED.sub("", name.removeprefix("base_model.model."))
 
@@ -366,10 +366,11 @@ def _nothing(
 
 def adapted_weights(tuned: nn.Module) -> list[str]:
     """Return what carries LoRA in a `PeftModel`: modules by their names, experts in one tensor by the parameter's."""
-    found = []
-    for name, module in tuned.named_modules():
-        if hasattr(module, "lora_A"):
-            # PEFT nests what it puts around several parameters of one module.
-            parameter = getattr(module, "parameter_name", None)
-            found.append(_base_name(name) if parameter is None else f"{_base_name(name)}.{parameter}")
-    return found
+    return [weight_name(name, module) for name, module in tuned.named_modules() if hasattr(module, "lora_A")]
+
+
+def weight_name(name: str, layer: nn.Module) -> str:
+    """Return the name in the base of what one of PEFT's layers changes: a module, or a parameter that holds experts."""
+    # PEFT nests what it puts around several parameters of one module.
+    parameter = getattr(layer, "parameter_name", None)
+    return base_name(name) if parameter is None else f"{base_name(name)}.{parameter}"
