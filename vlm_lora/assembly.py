@@ -92,6 +92,8 @@ def _adapt(session: Session, preprocessing: Preprocessing, base: Any) -> Any:
     from vlm_lora.model.parts import find_parts
     from vlm_lora.model.processor.image_size import match_model
     from vlm_lora.model.quantization import check_quantized, find_layers
+    from vlm_lora.model.stored_checks import say_loaded
+    from vlm_lora.model.stored_weights import stored_weights
 
     match_model(base, preprocessing.processor)
     if preprocessing.rows is not None:
@@ -101,6 +103,8 @@ def _adapt(session: Session, preprocessing: Preprocessing, base: Any) -> Any:
         check_quantized(
             base, find_layers(preprocessing.config, preprocessing.family, trust_remote_code=model.trust_remote_code)
         )
+    elif stored_weights(preprocessing.config) is not None:
+        say_loaded(base)
     return session.backend.adapt_model(base)
 
 

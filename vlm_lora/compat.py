@@ -65,6 +65,13 @@ def known_model_types() -> frozenset[str]:
     return frozenset(CONFIG_MAPPING_NAMES)
 
 
+def stored_methods() -> frozenset[str]:
+    """Return the methods of storing weights in few bits that the installed transformers reads, as folders name them."""
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    return frozenset(name.removesuffix("_4bit").removesuffix("_8bit") for name in AUTO_QUANTIZATION_CONFIG_MAPPING)
+
+
 def load_image_processor(place: str, backend: str, **keywords: Any) -> Any:
     """Load the image processor of a model with the Pillow (`pil`) or `torchvision` implementation.
 

@@ -51,6 +51,7 @@ from vlm_lora.report.run_page.at_end import RunPage
 from vlm_lora.session import (
     Preprocessing,
     Session,
+    check_stored_anywhere,
     open_for_run,
     open_preprocessing,
     open_session,
@@ -274,10 +275,13 @@ def check(run: RunConfig, *, workers: int | None, show_progress: bool) -> DataRe
     """Read every row once, as `train` with the same flags would, and report what they are; needs no weights."""
     run, values, arguments_class = resolve_for_reading(run)
     measured = is_true(values.get("do_eval", True))
-    splits = load_splits(run.data, need_train=is_true(values.get("do_train", True)), need_validation=measured)
+    trains = is_true(values.get("do_train", True))
+    splits = load_splits(run.data, need_train=trains, need_validation=measured)
     static_shapes = wants_static_shapes(run)
     epochs = _epochs_of(values, arguments_class, static_shapes=static_shapes)
-    preprocessing = with_image_cache(run, splits, open_preprocessing(run), epochs=epochs)
+    preprocessing = open_preprocessing(run)
+    check_stored_anywhere(run, preprocessing, trains=trains)
+    preprocessing = with_image_cache(run, splits, preprocessing, epochs=epochs)
     say_boxes(splits.train or splits.validation, preprocessing)
     parallel = ParallelMap(workers=workers, show_progress=show_progress, timeout=run.batching.dataloader_timeout)
     read = read_rows(run, splits, preprocessing, parallel=parallel, epochs=epochs, static_shapes=static_shapes)
@@ -317,7 +321,7 @@ def plan(run: RunConfig, request: PlanRequest, announce: Callable[[str], object]
         splits = load_splits(run.data, need_train=True, need_validation=held_out)
         epochs = _epochs_of(values, arguments_class, static_shapes=wants_static_shapes(run))
         prepared = known_rows(run, replace(splits, validation=None), preprocessing, epochs=epochs)
-    choice = read_choice(run, values, arguments_class, world_size=request.world_size)
+    choice = read_choice(run, values, arguments_class, config=preprocessing.config, world_size=request.world_size)
     return plan_run(_subject(run, values, preprocessing, prepared), request, choice, devices, announce)
 
 

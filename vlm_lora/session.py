@@ -34,7 +34,9 @@ from vlm_lora.model.loading import load_config, load_processor
 from vlm_lora.model.processor.image_size import describe_size, match_config
 from vlm_lora.model.processor.placeholder import check_placeholder
 from vlm_lora.model.processor.trained_boxes import with_trained_boxes
-from vlm_lora.model.quantization import check_request, note_stored, partitioning_engine
+from vlm_lora.model.quantization import check_request, partitioning_engine
+from vlm_lora.model.stored_checks import check_stored, check_stored_run
+from vlm_lora.model.stored_weights import say_stored
 from vlm_lora.model.terminators import eos_token_ids
 from vlm_lora.model.vocabulary import check_vocabulary
 from vlm_lora.training.arguments import CHECKPOINTING, FORCED_ARGUMENTS, check_arguments, default_arguments
@@ -58,7 +60,8 @@ class Session:
     def model_keywords(self) -> Mapping[str, Any]:
         """Keywords that the backend loads the model with, asked for once: it logs the reason of each."""
         config = load_config(self.run.model)
-        note_stored(config, asked=self.run.model.load_in_4bit)
+        check_stored_run(self.run, config, self.backend, self.arguments)
+        say_stored(config)
         return self.backend.model_keywords(self.run, config, self.arguments)
 
     @cached_property
@@ -196,8 +199,21 @@ def wants_static_shapes(run: RunConfig, backend: Backend | None = None) -> bool:
     """Say whether batch shapes are planned; without a backend, by the one that the run names or would choose."""
     if run.batching.static_shapes is not None:
         return run.batching.static_shapes
-    chosen = backend or installed().get(run.backend) or select(run.backend)[0]
-    return chosen.traits.static_shapes
+    return (backend or _named(run)).traits.static_shapes
+
+
+def _named(run: RunConfig) -> Backend:
+    """Return the backend that a run names, whether or not this machine has its hardware, or would choose."""
+    return installed().get(run.backend) or select(run.backend)[0]
+
+
+def check_stored_anywhere(run: RunConfig, preprocessing: Preprocessing, *, trains: bool) -> None:
+    """Refuse a base in few bits that a run could not use, before its rows are read for it.
+
+    Raises:
+        BackendError, ConfigError, ModelError: as `check_stored`.
+    """
+    check_stored(run, preprocessing.config, _named(run), trains=trains)
 
 
 def open_preprocessing(run: RunConfig) -> Preprocessing:
@@ -260,6 +276,7 @@ def open_preprocessing(run: RunConfig) -> Preprocessing:
 def open_for_run(session: Session) -> Preprocessing:
     """As `open_preprocessing`; where the run trains, what its adapter asks of model and engine is found out as well."""
     preprocessing = open_preprocessing(session.run)
+    check_stored_run(session.run, preprocessing.config, session.backend, session.arguments)
     if session.arguments.do_train:
         check_before_loading(
             session.run.tuning,

@@ -25,7 +25,14 @@ from vlm_lora_torch.engines import (
 from vlm_lora_torch.launcher import TorchLauncher
 from vlm_lora_torch.planner import TorchPlanner, ran_out_of_memory
 from vlm_lora_torch.precision import Card, check_precision, choose_dtype, choose_precision
-from vlm_lora_torch.quantization import KINDS, check_installed, keep_layout, quantization_keywords
+from vlm_lora_torch.quantization import (
+    KINDS,
+    check_installed,
+    keep_layout,
+    own_device,
+    quantization_keywords,
+    stays_packed,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -134,6 +141,8 @@ class TorchBackend:
 
             kept = find_layers(config, trust_remote_code=run.model.trust_remote_code).kept
             keywords |= quantization_keywords(run, kept, dtype, arguments)
+        elif stays_packed(config):
+            keywords["device_map"] = own_device(arguments)
         return keywords
 
     def dtype(self, run: RunConfig, config: PretrainedConfig, arguments: TrainingArguments) -> torch.dtype:

@@ -52,8 +52,20 @@ def quantization_keywords(
         bnb_4bit_use_double_quant=double,
         llm_int8_skip_modules=list(kept),
     )
-    # Without a place transformers takes any GPU that it sees, also where the run is on the CPU.
-    return {"quantization_config": config, "device_map": {"": arguments.device}}
+    return {"quantization_config": config, "device_map": own_device(arguments)}
+
+
+def own_device(arguments: TrainingArguments) -> dict[str, Any]:
+    """Return the place of all weights in few bits: without one transformers takes any GPU, also in a CPU run."""
+    return {"": arguments.device}
+
+
+def stays_packed(config: Any) -> bool:
+    """Say whether a base is stored in few bits and loaded so."""
+    from vlm_lora.model.stored_weights import stored_weights
+
+    stored = stored_weights(config)
+    return stored is not None and stored.is_packed
 
 
 def keep_layout(model: PreTrainedModel) -> None:

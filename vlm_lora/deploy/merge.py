@@ -35,6 +35,7 @@ from vlm_lora.evaluation.held_out import with_trained_split
 from vlm_lora.model.loading import adapter_folder, base_config, load_config, load_model
 from vlm_lora.model.manifest import MODEL_FILES, Manifest, entries_of, write_manifest
 from vlm_lora.model.processor.trained_boxes import RECORDS, trained_settings
+from vlm_lora.model.stored_weights import stored_weights
 from vlm_lora.session import Preprocessing, Session, open_preprocessing, open_session
 from vlm_lora.training.inference_only import without_engine
 from vlm_lora.training.outputs import save_processor
@@ -115,10 +116,11 @@ def _open(run: RunConfig, request: MergeRequest) -> tuple[Session, Preprocessing
     if run.model.load_in_4bit:
         raise ConfigError("--load_in_4bit: an adapter is merged onto the whole base. Leave it out.")
     config = load_config(run.model)
-    if getattr(config, "quantization_config", None) is not None:
+    stored = stored_weights(config)
+    if stored is not None and stored.is_packed:
         raise ConfigError(
-            f"{base_config(run.model).model_name_or_path}: the base is stored quantized, and an adapter's changes "
-            "would be rounded away in it. Name the whole base as base_model_name_or_path in "
+            f"{base_config(run.model).model_name_or_path}: the base is stored in {stored.words}, and an adapter's "
+            "changes would be rounded away in it. Name the whole base as base_model_name_or_path in "
             f"{run.model.model_name_or_path}/adapter_config.json, and merge onto that."
         )
     dtype = stored_dtype(config, Path(str(base_config(run.model).model_name_or_path)).expanduser())

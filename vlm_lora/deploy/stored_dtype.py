@@ -9,6 +9,7 @@ from typing import Any
 from safetensors import safe_open
 
 from vlm_lora.errors import ModelError
+from vlm_lora.model.stored_weights import stored_weights
 
 _NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -24,7 +25,8 @@ def stored_dtype(config: Any, folder: Path) -> str:
         ModelError: it is none that a model is trained in, or nothing says which it is.
     """
     counted: Counter[str] = Counter()
-    for path in sorted(folder.glob("model*.safetensors")):
+    # Of weights in few bits the files do not say what they are unpacked to.
+    for path in sorted(folder.glob("model*.safetensors")) if stored_weights(config) is None else ():
         with safe_open(path, framework="pt") as file:
             counted.update(file.get_slice(name).get_dtype() for name in file.keys())  # noqa: SIM118
     if counted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from vlm_lora.backend import DeviceSpec
 from vlm_lora.config.run_config import ModelConfig
@@ -11,6 +12,7 @@ from vlm_lora.engines.sharding import Sharding
 from vlm_lora.memory.ledger import BACKWARD, BATCH, LANGUAGE, LOGITS, VISION
 from vlm_lora.memory.optimizers import find_optimizer, state_bytes, transient_bytes
 from vlm_lora.memory.trace import StepTrace, Weight
+from vlm_lora.model.stored_weights import stored_weights
 
 ITEMS = (
     "weights",
@@ -38,6 +40,21 @@ are 32 bits for 256 (Dettmers et al. 2023, "QLoRA", section 3)."""
 def bits_of(model: ModelConfig) -> float:
     """Return the bits a weight that `--load_in_4bit` takes with a model's other settings; nf4 and fp4 take the same."""
     return NF4_DOUBLE_BITS if model.bnb_4bit_use_double_quant else NF4_BITS
+
+
+def weight_bits(model: ModelConfig, config: Any) -> float | None:
+    """Return the bits a weight of the decoder's linear layers where they are in few bits, asked for or stored so.
+
+    bitsandbytes' 8-bit weights have a scale a row, which is left out.
+    """
+    if model.load_in_4bit:
+        return bits_of(model)
+    stored = stored_weights(config)
+    if stored is None or not stored.is_packed or stored.bits is None:
+        return None
+    if stored.name == "bitsandbytes" and stored.bits == 4:
+        return NF4_DOUBLE_BITS if stored.scales_quantized else NF4_BITS
+    return stored.bits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from vlm_lora.config.declaration import asking_for
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.engines.sharding import read_sharding
 from vlm_lora.errors import ConfigError, nearest
-from vlm_lora.memory.plan import MemoryPlan, bits_of
+from vlm_lora.memory.plan import MemoryPlan, weight_bits
 from vlm_lora.memory.planner import Choice
 from vlm_lora.memory.proposals import Proposal
 from vlm_lora.memory.sample import Assumption
@@ -145,8 +145,10 @@ def _once(pairs: Sequence[tuple[Backend, DeviceSpec]], named: str) -> list[tuple
     return list(chosen.values())
 
 
-def read_choice(run: RunConfig, values: Mapping[str, Any], arguments_class: type, *, world_size: int) -> Choice:
-    """Return what the run asks for, with the defaults of the arguments class.
+def read_choice(
+    run: RunConfig, values: Mapping[str, Any], arguments_class: type, *, config: Any, world_size: int
+) -> Choice:
+    """Return what the run asks for, with the defaults of the arguments class; `config` is the model's.
 
     Raises:
         ConfigError: the file of --deepspeed cannot be read.
@@ -159,7 +161,7 @@ def read_choice(run: RunConfig, values: Mapping[str, Any], arguments_class: type
         checkpointing=bool(run.raw.get("gradient_checkpointing")),
         world_size=world_size,
         sharding=read_sharding(values),
-        weight_bits=bits_of(run.model) if run.model.load_in_4bit else None,
+        weight_bits=weight_bits(run.model, config),
     )
 
 

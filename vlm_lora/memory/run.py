@@ -24,6 +24,8 @@ from vlm_lora.model.attention import check_attention
 from vlm_lora.model.families import Family
 from vlm_lora.model.features.obstacles import obstacle_in_settings
 from vlm_lora.model.quantization import check_training
+from vlm_lora.model.stored_checks import check_stored
+from vlm_lora.model.stored_weights import stored_weights
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +107,8 @@ class Subject:
 
     def propose(self, planner: Planner, choice: Choice, device: DeviceSpec, backend: Backend) -> list[Proposal]:
         """Return what to change, 4-bit weights among it where the device's backend has them."""
-        there = self.run.model.bnb_4bit_quant_type in backend.traits.quantization
+        kinds = backend.traits.quantization if stored_weights(self.config) is None else ()
+        there = self.run.model.bnb_4bit_quant_type in kinds
         return propose(planner, choice, device, four_bits=bits_of(self.run.model) if there else None)
 
 
@@ -139,12 +142,14 @@ def plan_run(
 
     for backend, _ in devices:
         check_training(subject.run, backend, trains=True, partitioned=choice.sharding.shares_weights)
+        engine = _engine_in_words(choice) if choice.sharding.shares_weights else ""
+        check_stored(subject.run, subject.config, backend, trains=True, partitioned=engine)
         check_before_loading(
             subject.run.tuning,
             subject.config,
             subject.family,
             backend=backend,
-            partitioned=_engine_in_words(choice) if choice.sharding.shares_weights else "",
+            partitioned=engine,
             trust_remote_code=subject.run.model.trust_remote_code,
         )
     if subject.run.tuning.new_tokens is not None:
@@ -174,7 +179,9 @@ def advise(subject: Subject, arguments: Any, backend: Backend) -> Verdict:
     """Plan a run that is under way, on the device that it runs on, with everything that would need less."""
     on_cpu = backend.device().type == "cpu"
     device = next(each for each in backend.planner.devices() if each.is_here and each.is_cpu == on_cpu)
-    choice = read_choice(subject.run, subject.values, type(arguments), world_size=arguments.world_size)
+    choice = read_choice(
+        subject.run, subject.values, type(arguments), config=subject.config, world_size=arguments.world_size
+    )
     planner = subject.planner(
         backend,
         lru_cache(lambda side: subject.sample(count=ROWS, side=side)),

@@ -42,6 +42,7 @@ from vlm_lora.model.parts import say_what_is_tied
 from vlm_lora.model.processor.image_backend import settle_backend
 from vlm_lora.model.processor.image_size import set_image_size, trained_here
 from vlm_lora.model.processor.thinking import set_thinking
+from vlm_lora.model.stored_weights import unpacking
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +207,7 @@ def load_model(
     arguments = tower_arguments(loaded)
     with translated(config, base, "weights", loaded=loaded):
         model, report = automatic.from_pretrained(
-            base.model_name_or_path, config=loaded, output_loading_info=True, **keywords
+            base.model_name_or_path, config=unpacking(loaded), output_loading_info=True, **keywords
         )
     check_weights(str(base.model_name_or_path), model, report)
     check_loaded(str(base.model_name_or_path), model)

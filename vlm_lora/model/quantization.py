@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,39 +74,6 @@ def check_request(run: RunConfig, backend: Backend, arguments: Any) -> None:
     for flag in ("bf16_full_eval", "fp16_full_eval"):
         if getattr(arguments, flag):
             raise ConfigError(f"--{flag} with --load_in_4bit: weights in 4 bits cannot be cast. Leave one of them out.")
-
-
-def note_stored(config: Any, *, asked: bool) -> None:
-    """Say how a base's own weights are quantized, where its folder says that they are.
-
-    Args:
-        config: of the base.
-        asked: whether `--load_in_4bit` is typed.
-
-    Raises:
-        ConfigError: it is, and the weights are quantized already.
-    """
-    stored = getattr(config, "quantization_config", None)
-    if stored is None:
-        return
-    values = stored if isinstance(stored, Mapping) else stored.to_dict()
-    given = values.get("bits")
-    bits = f"{given} bits" if given else "few bits"
-    for named in (4, 8):
-        if values.get(f"load_in_{named}bit"):
-            bits = f"{named} bits"
-    method = str(values.get("quant_method") or "unknown").rpartition(".")[2].lower()
-    if asked:
-        raise ConfigError(
-            f"--load_in_4bit: this base is stored quantized ({bits} by {method}), and is trained on as it is. Leave "
-            "--load_in_4bit out, or name the base whose weights are whole."
-        )
-    logger.info(
-        "Quantization: the base is stored in %s by %s and stays so; what is said of its weights' dtype counts for the "
-        "others.",
-        bits,
-        method,
-    )
 
 
 def check_training(run: RunConfig, backend: Backend, *, trains: bool, partitioned: bool) -> None:

@@ -128,9 +128,14 @@ def _stored(model: torch.nn.Module) -> str:
     """Return what most weights are stored in."""
     sizes: Counter[str] = Counter()
     for parameter in model.parameters():
-        packed = getattr(parameter, "quant_state", None) is not None
-        sizes["4 bits" if packed else str(parameter.dtype).removeprefix("torch.")] += size_of(parameter)
+        sizes[_kind(parameter)] += size_of(parameter)
     return sizes.most_common(1)[0][0] if sizes else "float32"
+
+
+def _kind(parameter: torch.nn.Parameter) -> str:
+    if getattr(parameter, "quant_state", None) is not None:
+        return "4 bits"
+    return "8 bits" if parameter.dtype == torch.int8 else str(parameter.dtype).removeprefix("torch.")
 
 
 def _when(strategy: Any, steps: Any) -> str:

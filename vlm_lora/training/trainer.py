@@ -23,6 +23,7 @@ from vlm_lora.compat import let_cpu_have_numbers
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.features.cache import FeatureCache
 from vlm_lora.model.objective import ScoredModel, SupervisedHead, gather_targets
+from vlm_lora.model.stored_weights import only_measured
 from vlm_lora.model.untouched import same_randomness
 from vlm_lora.training.checkpoints.background import Sealer
 from vlm_lora.training.checkpoints.carried_over import CarriedOver
@@ -455,7 +456,8 @@ def build_trainer(
     head = SupervisedHead(model, reads=not backend.traits.static_shapes)
     loss = partial(supervised_loss, head)
     try:
-        trainer = compose_trainer(backend.trainer_class())(model=model, compute_loss_func=loss, **kwargs)
+        with only_measured(model, trains=kwargs["args"].do_train):
+            trainer = compose_trainer(backend.trainer_class())(model=model, compute_loss_func=loss, **kwargs)
     except (ValueError, ImportError, RuntimeError) as error:
         raise ConfigError(f"The trainer refuses these settings: {error}") from error
     trainer.head = head

@@ -11,7 +11,7 @@ from vlm_lora.backend import Traits
 from vlm_lora.config.run_config import ModelConfig, RunConfig, TuningConfig
 from vlm_lora.config.sources import parse
 from vlm_lora.errors import BackendError, ConfigError, UserError
-from vlm_lora.model.quantization import check_request, note_stored
+from vlm_lora.model.quantization import check_request
 from vlm_lora_cuda import CudaBackend
 from vlm_lora_habana import HabanaBackend
 
@@ -73,31 +73,3 @@ def test_names_of_other_tools() -> None:
     # A file that spells out a tool's defaults quantizes nothing.
     off = parse(["--load_in_4bit", "false", "--bnb_4bit_quant_type", "nf4"], environ={}).model
     assert off == ModelConfig()
-
-
-@pytest.mark.parametrize(
-    ("stored", "words"),
-    [
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "4 bits by bitsandbytes"),
-        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "8 bits by bitsandbytes"),
-        ({"quant_method": "gptq", "bits": 4}, "4 bits by gptq"),
-        ({"quant_method": "fp8"}, "few bits by fp8"),
-        (SimpleNamespace(to_dict=lambda: {"quant_method": "QuantizationMethod.AWQ", "bits": 4}), "4 bits by awq"),
-    ],
-)
-def test_a_stored_base_is_said_to_be_quantized_and_not_quantized_again(
-    stored: Any, words: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    base = SimpleNamespace(quantization_config=stored)
-    with caplog.at_level("INFO"):
-        note_stored(base, asked=False)
-    assert f"the base is stored in {words}" in caplog.text
-    with pytest.raises(ConfigError, match=f"this base is stored quantized .{words}.*Leave --load_in_4bit out"):
-        note_stored(base, asked=True)
-
-
-def test_a_base_of_whole_weights_is_not_spoken_of(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO"):
-        for asked in (False, True):
-            note_stored(SimpleNamespace(), asked=asked)
-    assert caplog.text == ""
