@@ -211,6 +211,22 @@ def renamed_by_peft(config: Any) -> frozenset[str]:
     return frozenset(conversion._MOE_TARGET_MODULE_MAPPING.get(pattern, ()))
 
 
+def read_by_peft(model: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an adapter's tensors under the names that PEFT looks for them by, which it rewrites with transformers 5.
+
+    Args:
+        model: with or without PEFT around it.
+        tensors: by their names in the adapter's file.
+    """
+    if not IS_5:
+        return dict(tensors)
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
+
+    read: dict[str, Any] = convert_peft_adapter_state_dict_for_transformers(model, LoraConfig(), dict(tensors))
+    return read
+
+
 def has_torchvision() -> bool:
     """Say whether image processors by torchvision can be had."""
     from transformers.utils.import_utils import is_torchvision_available

@@ -19,6 +19,7 @@ from vlm_lora.compat import (
     keep_checkpoint_names,
     keep_size,
     keep_tower_arguments,
+    read_by_peft,
     load_image_processor,
     tower_arguments,
 )
@@ -258,7 +259,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
         ) from error
     weights = load_peft_weights(str(folder), device="cpu")
     refuse(str(folder), nonfinite(weights.items()))
-    saved = set(weights)
+    saved = set(read_by_peft(tuned, weights))
     # Rows of new tokens are saved alone, though the base has more rows than its folder says.
     alone = {"save_embedding_layers": False} if adapter_settings(folder).get("trainable_token_indices") else {}
     expected = set(get_peft_model_state_dict(tuned, **alone))

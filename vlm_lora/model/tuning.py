@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vlm_lora.config.run_config import TuningConfig
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.adapters.experts import expert_parameters, say_what_experts_cost
+from vlm_lora.model.adapters.file_names import save_under_names_that_are_found
 from vlm_lora.model.adapters.fully import keep_in_float32, modules_of, refuse_twice
 from vlm_lora.model.adapters.new_tokens import (
     NewTokens,
@@ -142,6 +143,7 @@ def _attach_lora(
     logger.info("LoRA of rank %d on %d modules: %s", tuning.lora_rank, len(targets.modules), named)
     return tuned
 
+    save_under_names_that_are_found(tuned, tuning.lora_targets)
 
 def _check_attached(tuned: Any, targets: Targets) -> None:
     """Make sure that LoRA sits where it was asked for, and nowhere else.

@@ -28,6 +28,7 @@ from vlm_lora.model.adapters.experts import (
     routers,
     warn_of_frozen_experts,
 )
+from vlm_lora.model.adapters.file_names import lost_modules
 from vlm_lora.model.parts import Parts
 
 logger = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ def _usable(
         logger.info("LoRA leaves out %d routers, such as %s. %s", len(routing), routing[0], ROUTERS_STAY)
     renamed = _mistaken_for_experts(model, [name for name in chosen if name not in routing])
     left_out = {*unused, *routing, *renamed}
-    names = tuple(name for name in supported if name in chosen and name not in left_out)
+    names = _found_again(model, [name for name in supported if name in chosen and name not in left_out])
     if names or parameters:
         return Targets(modules=names, parameters=tuple(parameters))
     if routing:
@@ -127,7 +128,26 @@ def _usable(
             f"--lora_targets {wanted}: the only modules it selects are never used by this model, such as "
             f"{unused[0]}. Type --lora_targets language."
         )
+    if chosen - left_out:
+        raise ConfigError(
+            f"--lora_targets {wanted}: the installed PEFT would not find LoRA on any of these layers again, such as "
+            f"{min(chosen - left_out)}. Type --lora_targets language, or --peft_method none."
+        )
     raise ConfigError(_nothing(model, parts, supported, wanted, words))
+
+
+def _found_again(model: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the modules without those whose LoRA PEFT would not find again in an adapter's file."""
+    lost = lost_modules(model, names)
+    if lost:
+        logger.warning(
+            "LoRA leaves out %d of %d layers, such as %s: the installed PEFT rewrites their names when it loads an "
+            "adapter of this model, so that none on them would load again. --peft_method none trains them.",
+            len(lost),
+            len(names),
+            lost[0],
+        )
+    return tuple(name for name in names if name not in lost)
 
 
 def _mistaken_for_experts(model: nn.Module, names: Sequence[str]) -> list[str]:
