@@ -37,6 +37,15 @@ def test_an_answer_and_its_end_are_supervised(model_type: str) -> None:
     assert marked(row, processor_of(model_type).tokenizer).rstrip().endswith("⟦a red bus<|im_end|>⟧")
 
 
+def test_counts_in_lists_become_tensors() -> None:
+    """Unlimited-OCR's processor counts patches so, and its model takes lists back (`model/completion.py`)."""
+    row = encoder_of("unlimited_ocr", style_for("unlimited_ocr")).encode(ROW)
+    assert row.media["num_local_patches"].tolist() == [0]
+    assert row.media["patches_grid"].tolist() == [[1, 1]]
+    with pytest.raises(RenderingError, match=r"returns 'num_local_patches' as a list"):
+        encoder_of("unlimited_ocr", CHAT).encode(ROW)
+
+
 def test_cosmos_is_asked_for_the_kinds_of_its_tokens() -> None:
     """Its model counts positions by them and its processor leaves them out unless asked."""
     kinds = encoder_of("cosmos3_edge", style_for("cosmos3_edge")).encode(ROW).token_tensors["mm_token_type_ids"]

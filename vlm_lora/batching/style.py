@@ -57,6 +57,8 @@ class RenderingStyle:
     """Keywords by which the processor is asked for what its model needs and it does not return by itself."""
     append_eos: bool = True
     """Append an eos where the template ends the last answer without one. False: such rows are refused."""
+    counts: tuple[str, ...] = ()
+    """Processor outputs that are lists of numbers, one entry for each image; rows hold them as tensors."""
     token_tensors: tuple[str, ...] = ("token_type_ids", "mm_token_type_ids", "cross_attention_mask")
     """Processor outputs with one entry per token, shape `(1, T, ...)`; padded with 0 along T."""
     media: Mapping[str, MediaBatching] = field(default_factory=_empty)
@@ -126,6 +128,7 @@ STYLES: Mapping[str, RenderingStyle] = MappingProxyType(
         ),
         "got_ocr2": RenderingStyle(images="flat"),
         "qianfan_ocr": RenderingStyle(image_placeholder="<image>"),
+        "unlimited_ocr": RenderingStyle(counts=("num_local_patches", "patches_grid")),
         "idefics3": _IDEFICS3,
         "smolvlm": _IDEFICS3,
         "lfm2_vl": RenderingStyle(

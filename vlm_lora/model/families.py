@@ -152,6 +152,8 @@ _REFUSED: Mapping[str, str] = {
     **dict.fromkeys(
         ("kosmos-2", "kosmos-2.5"), "continues a text whose places for the image the caller counts, and has no chat"
     ),
+    "fuyu": "puts one image in front of the whole text and marks where its answer begins by itself, and has no chat",
+    "idefics": "takes texts and images as one list, counts itself which image a word may look at, and has no chat",
     "diffusion_gemma": "writes an answer block by block by removing noise, not from left to right",
     "mistral4": "is a language model and takes no images",
     "pixtral": "is a vision tower without a language model; models with it are of type llava or mistral3",

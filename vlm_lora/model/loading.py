@@ -15,17 +15,17 @@ from vlm_lora.compat import (
     RUNS_LOCAL_GENERATE,
     complete_processor,
     image_backend,
-    keep_answers_causal,
     keep_checkpoint_names,
     keep_size,
     keep_tower_arguments,
-    read_by_peft,
     load_image_processor,
+    read_by_peft,
     tower_arguments,
 )
 from vlm_lora.config.early import is_path_of_model
 from vlm_lora.config.run_config import ModelConfig, RunConfig
 from vlm_lora.errors import ConfigError, ModelError
+from vlm_lora.model.completion import complete
 from vlm_lora.model.families import ENCODER_DECODER, FAMILIES, Family, family_of
 from vlm_lora.model.finite_weights import check_loaded, nonfinite, refuse
 from vlm_lora.model.folder_faults import (
@@ -214,7 +214,7 @@ def load_model(
     check_loaded(str(base.model_name_or_path), model)
     keep_checkpoint_names(model)
     keep_tower_arguments(model, arguments)
-    keep_answers_causal(model)
+    complete(model)
     if adapt is not None:
         model = adapt(model)
     folder = adapter_folder(config)

@@ -23,6 +23,7 @@ from vlm_lora.engines.zero import zero_stage
 from vlm_lora.errors import BackendError, ConfigError, ModelError
 from vlm_lora.launch.placement import launcher_asks_for
 from vlm_lora.model.adapters.experts import expert_parameters, share_of_language
+from vlm_lora.model.completion import complete
 from vlm_lora.model.families import Family, family_of
 from vlm_lora.model.loading import adapter_folder
 from vlm_lora.model.parts import find_parts
@@ -51,6 +52,7 @@ def find_layers(config: Any, family: Family | None = None, *, trust_remote_code:
     with torch.device("meta"):
         # A copy: timm's towers change the configuration that they are given.
         empty = getattr(transformers, family.auto_class).from_config(copy.deepcopy(config), **keywords)
+    complete(empty)
     parts = find_parts(empty, family)
     linears = [name for name, module in empty.named_modules() if isinstance(module, nn.Linear)]
     quantized = {name for name in linears if parts.part_of(name) == "language" and parts.carries_lora(name)}

@@ -16,7 +16,7 @@ from typing import Any
 
 from support.families import deep, trial
 from support.families.page import RESULTS, works
-from support.families.shapes import shape_of
+from support.warm import FOLDER, let_go
 from vlm_lora.model.families import FAMILIES
 
 MODULES = (
@@ -33,7 +33,7 @@ def main() -> None:
     """Try types one after the other, each in a fork of this process; what was found before is kept."""
     parser = argparse.ArgumentParser(prog="make families")
     parser.add_argument("types", nargs="*", help="default: every mapped type")
-    parser.add_argument("--again", action="store_true", help="try also what went through before")
+    parser.add_argument("--again", action="store_true", help="try also what was tried before")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "vlm-lora-families")
     parser.add_argument("--keep", action="store_true", help="leave the folders of the types in --work")
     parser.add_argument("--results", type=Path, default=RESULTS, help="default: %(default)s")
@@ -51,10 +51,14 @@ def main() -> None:
     # Types that were never tried come first, those that failed before after them.
     order = sorted(MAPPED, key=lambda name: ("failed" in rows[name], name))
     if options.deep:
+        os.environ.setdefault(FOLDER, tempfile.mkdtemp())
         for name in options.types or deep.TYPES:
+            if "deep" in rows[name] and not options.again:
+                continue
             rows[name]["deep"] = deep.try_deeper(name, options.work / name)
             sys.stderr.write(f"{name}: {json.dumps(rows[name]['deep'])}\n")
             results.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        let_go()
         return
     for name in options.types or order:
         if "refused" in rows.get(name, {}) or (works(rows.get(name, UNTRIED)) and not options.again):
@@ -62,7 +66,8 @@ def main() -> None:
         folder = options.work / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        rows[name] = try_in_a_fork(name, folder)
+        deeper = {key: value for key, value in rows.get(name, {}).items() if key == "deep"}
+        rows[name] = try_in_a_fork(name, folder) | deeper
         sys.stderr.write(f"{name}: {json.dumps(rows[name])}\n")
         results.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         if not options.keep:
@@ -87,8 +92,6 @@ def try_in_a_fork(name: str, folder: Path) -> dict[str, Any]:
         row = json.loads((folder / "row.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         row = {"failed": f"its process ended with {os.waitstatus_to_exitcode(status)}", "seconds": LIMIT}
-    if "failed" in row and shape_of(name).reason:
-        row["reason"] = shape_of(name).reason
     return row
 
 

@@ -27,7 +27,7 @@ def result_of(row: Mapping[str, Any]) -> str:
     if "untried" in row:
         return "not tried yet"
     if "failed" in row:
-        return f"does not work: {row.get('reason') or row['failed']}"
+        return f"does not work: {row['failed']}"
     return "trained, reloaded" + (" (by the tests)" if "tested" in row else "")
 
 

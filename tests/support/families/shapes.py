@@ -32,8 +32,6 @@ class Shape:
     """Whether a row may have no image: some processors take none without."""
     flags: Mapping[str, str] = field(default_factory=_empty)
     """Flags that the commands need."""
-    reason: str = ""
-    """Why the type is not tried, or does not work."""
     videos: str | None = None
     """The video processor's class, where it is not named as the processor is."""
     image_settings: Mapping[str, Any] = field(default_factory=_empty)
@@ -79,7 +77,6 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
         "cosmos3_omni": Shape(processor="Qwen3VLProcessor"),
         "deepseek_vl": Shape(settings={"num_image_tokens": 16}),
         "deepseek_ocr2": Shape(
-            reason="peft 0.21 renames the tensors of its adapter while loading and then finds none of them",
             config={
                 "text_config.mlp_layer_types": ["dense", "sparse"],
                 "text_config.num_experts_per_tok": 2,
@@ -90,7 +87,10 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
             image_settings={"size": {"height": 768, "width": 768}, "tile_size": 768},
             settings={"patch_size": 16},
         ),
-        "unlimited_ocr": Shape(reason="its processor counts patches in lists, and rows travel as tensors"),
+        "unlimited_ocr": Shape(
+            config={"vision_config.sam_config.downsample_channels": [16, 32]},
+            image_settings={"crop_to_patches": True, "tile_size": SIDE // 2},
+        ),
         "deepseek_vl_hybrid": Shape(
             image_settings={"high_res_size": {"height": 32, "width": 32}}, settings={"num_image_tokens": 16}
         ),
@@ -114,7 +114,6 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
             },
             image_settings={"temporal_patch_size": 1},
         ),
-        "idefics": Shape(reason="its processor takes a list of texts and images instead of one text with places"),
         "ernie4_5_vl_moe": Shape(
             video_settings={"draw_on_frames": False},
             config={
@@ -133,14 +132,12 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
             image="<|image_start_token|><|image_token|><|image_end_token|>",
         ),
         "inkling2": Shape(
-            reason="peft 0.21 renames the tensors of its adapter while loading and then finds none of them",
             config={"vision_config.posemb_grid_size": 4},
             image_settings={"size": {"height": 16, "width": 16}},
         ),
         "kimi_k25": Shape(config={"text_config.num_key_value_heads": 4}),
         "inkling_mm_model": Shape(image_settings={"size": {"height": PATCH, "width": PATCH}}),
         "mistral_large4": Shape(
-            reason="peft 0.21 renames the tensors of its adapter while loading and then finds none of them",
             config={"text_config.num_key_value_heads": 4},
             settings={"spatial_merge_size": 2},
             image_settings={"patch_size": {"height": 16, "width": 16}},
@@ -153,7 +150,6 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
             ids={"image_patch_id": "<im_patch>"},
         ),
         "nemotron_h_omni": Shape(
-            reason="its class does not say which module is its head (get_output_embeddings)",
             config={"vision_config.video_temporal_patch_size": 2, "vision_config.max_img_size": 256},
             image_settings={"min_num_patches": 16, "max_num_patches": 64},
             ids={"image_token_id": "<image>", "video_token_id": "<video>"},
@@ -258,7 +254,6 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
             tokens=("<image>", *(f"IMGIMG{chr(65 + number // 10)}{chr(65 + number % 10)}Z" for number in range(26))),
             settings={"image_seq_length": 4},
         ),
-        "fuyu": Shape(reason="its processor puts the image in front of the whole text, with no place of its own in it"),
         "llava_next_video": Shape(settings=_LLAVA),
         "minicpmv4_7": Shape(videos="MiniCPMV4_6VideoProcessor"),
         "ovis2": Shape(

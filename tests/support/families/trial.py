@@ -20,9 +20,9 @@ from support.runs import script_flags
 from support.tiny import available, build_model_folder
 from vlm_lora.batching.encoded import IGNORE_INDEX
 from vlm_lora.cli.main import run_script
-from vlm_lora.compat import keep_answers_causal
 from vlm_lora.config.sources import parse
 from vlm_lora.data.conversation import ImageRef, Role
+from vlm_lora.model.completion import complete
 from vlm_lora.session import Preprocessing, open_preprocessing
 from vlm_lora.training import trainer as trainers
 
@@ -181,7 +181,7 @@ def check_training(model: Path, folder: Path, shape: Shape) -> dict[str, Any]:
     batch = kept[0].data_collator([kept[0].eval_dataset[i] for i in range(2)])
     inputs = {name: value for name, value in batch.items() if name not in ("labels", "supervised_positions")}
     base = type(trained.get_base_model()).from_pretrained(model)
-    keep_answers_causal(base)
+    complete(base)
     expected = logits_of(trained, inputs)
     if torch.allclose(logits_of(base.eval(), inputs), expected, atol=1e-4):
         raise FailedError("training changed nothing")

@@ -17,6 +17,7 @@ from vlm_lora.errors import BackendError, ConfigError
 from vlm_lora.model.adapters.experts import EXPERTS
 from vlm_lora.model.adapters.starts import check_start
 from vlm_lora.model.adapters.targets import GROUPS, Targets, resolve_targets
+from vlm_lora.model.completion import complete
 from vlm_lora.model.families import Family
 from vlm_lora.model.parts import find_parts
 
@@ -83,6 +84,7 @@ def check_before_loading(
     with _unsaid():  # it is said of the model itself
         targets = resolve_targets(empty, find_parts(empty, family), tuning.lora_targets)
     check_experts(tuning, targets)
+    complete(empty)
     check_start(tuning, empty, targets)
     if not targets.parameters:
         return
