@@ -428,8 +428,7 @@ class RowEncoder:
         for name, value in outputs.items():
             if name in ("input_ids", "attention_mask") or name in self._style.dropped_outputs:
                 continue
-            if name in self._style.counts:
-                value = torch.tensor(value)
+            value = torch.tensor(value) if name in self._style.counts else value
             if not isinstance(value, torch.Tensor):
                 raise RenderingError(
                     f"{type(self._processor).__name__} returns {name!r} as a {type(value).__name__}, not as a tensor."

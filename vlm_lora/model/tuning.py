@@ -139,11 +139,11 @@ def _attach_lora(
     if new_tokens is not None:
         keep_rows_in_float32(tuned)
         save_rows_alone(tuned)
+    save_under_names_that_are_found(tuned, tuning.lora_targets)
     _check_attached(tuned, targets)
     logger.info("LoRA of rank %d on %d modules: %s", tuning.lora_rank, len(targets.modules), named)
     return tuned
 
-    save_under_names_that_are_found(tuned, tuning.lora_targets)
 
 def _check_attached(tuned: Any, targets: Targets) -> None:
     """Make sure that LoRA sits where it was asked for, and nowhere else.
