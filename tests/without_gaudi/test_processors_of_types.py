@@ -38,7 +38,7 @@ def test_an_answer_and_its_end_are_supervised(model_type: str) -> None:
 
 
 def test_counts_in_lists_become_tensors() -> None:
-    """Unlimited-OCR's processor counts patches so, and its model takes lists back (`model/completion.py`)."""
+    """Unlimited-OCR's processor counts patches so, and its model takes lists back (`head/completion.py`)."""
     row = encoder_of("unlimited_ocr", style_for("unlimited_ocr")).encode(ROW)
     assert row.media["num_local_patches"].tolist() == [4]
     assert row.media["patches_grid"].tolist() == [[2, 2]]

@@ -24,8 +24,8 @@ from vlm_lora.memory.depth import BEFORE, TURN, Cut, Outline, cut_config, extend
 from vlm_lora.memory.ledger import BACKWARD, BATCH, GRADIENTS, LANGUAGE, LOGITS, VISION, Ledger, Moment
 from vlm_lora.memory.simulation import Simulation
 from vlm_lora.model.checkpointing import enable_checkpointing
-from vlm_lora.model.completion import complete
 from vlm_lora.model.families import Family
+from vlm_lora.model.head.completion import complete
 from vlm_lora.model.objective import SupervisedHead, gather_targets
 from vlm_lora.model.parts import Part, Parts, base_of, decoder_layers, find_parts
 from vlm_lora.model.tuning import apply_tuning

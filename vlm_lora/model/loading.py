@@ -25,7 +25,6 @@ from vlm_lora.compat import (
 from vlm_lora.config.early import is_path_of_model
 from vlm_lora.config.run_config import ModelConfig, RunConfig
 from vlm_lora.errors import ConfigError, ModelError
-from vlm_lora.model.completion import complete
 from vlm_lora.model.families import ENCODER_DECODER, FAMILIES, Family, family_of
 from vlm_lora.model.finite_weights import check_loaded, nonfinite, refuse
 from vlm_lora.model.folder_faults import (
@@ -37,6 +36,7 @@ from vlm_lora.model.folder_faults import (
     check_processor_keys,
     refuse_damage,
 )
+from vlm_lora.model.head.completion import complete
 from vlm_lora.model.loading_errors import few, first_line, translated, weights_name
 from vlm_lora.model.manifest import refuse_changed
 from vlm_lora.model.parts import say_what_is_tied

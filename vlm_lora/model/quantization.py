@@ -23,8 +23,8 @@ from vlm_lora.engines.zero import zero_stage
 from vlm_lora.errors import BackendError, ConfigError, ModelError
 from vlm_lora.launch.placement import launcher_asks_for
 from vlm_lora.model.adapters.experts import expert_parameters, share_of_language
-from vlm_lora.model.completion import complete
 from vlm_lora.model.families import Family, family_of
+from vlm_lora.model.head.completion import complete
 from vlm_lora.model.loading import adapter_folder
 from vlm_lora.model.parts import find_parts
 

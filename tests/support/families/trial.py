@@ -22,7 +22,7 @@ from vlm_lora.batching.encoded import IGNORE_INDEX
 from vlm_lora.cli.main import run_script
 from vlm_lora.config.sources import parse
 from vlm_lora.data.conversation import ImageRef, Role
-from vlm_lora.model.completion import complete
+from vlm_lora.model.head.completion import complete
 from vlm_lora.session import Preprocessing, open_preprocessing
 from vlm_lora.training import trainer as trainers
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from vlm_lora.model.completion import complete
+from vlm_lora.model.head.completion import complete
 
 
 class Counting(nn.Module):

@@ -17,8 +17,8 @@ from vlm_lora.errors import BackendError, ConfigError
 from vlm_lora.model.adapters.experts import EXPERTS
 from vlm_lora.model.adapters.starts import check_start
 from vlm_lora.model.adapters.targets import GROUPS, Targets, resolve_targets
-from vlm_lora.model.completion import complete
 from vlm_lora.model.families import Family
+from vlm_lora.model.head.completion import complete
 from vlm_lora.model.parts import find_parts
 
 _WITHOUT = "or leave the experts out, for example by --lora_targets language"
