@@ -30,7 +30,7 @@ from vlm_lora.model.adapters.new_tokens import NewTokens, add_tokens, rows_of_ad
 from vlm_lora.model.adapters.requirements import check_before_loading
 from vlm_lora.model.families import Family, family_of
 from vlm_lora.model.folder_faults import template_place
-from vlm_lora.model.loading import load_config, load_processor
+from vlm_lora.model.loading import check_weights_there, load_config, load_processor
 from vlm_lora.model.processor.image_size import describe_size, match_config
 from vlm_lora.model.processor.placeholder import check_placeholder
 from vlm_lora.model.processor.trained_boxes import with_trained_boxes
@@ -276,6 +276,7 @@ def open_preprocessing(run: RunConfig) -> Preprocessing:
 def open_for_run(session: Session) -> Preprocessing:
     """As `open_preprocessing`; where the run trains, what its adapter asks of model and engine is found out as well."""
     preprocessing = open_preprocessing(session.run)
+    check_weights_there(session.run.model)
     check_stored_run(session.run, preprocessing.config, session.backend, session.arguments)
     if session.arguments.do_train:
         check_before_loading(

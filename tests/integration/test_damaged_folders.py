@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from support.rows import write_uneven_rows
-from support.runs import run
+from support.runs import run, script_flags
 from support.tiny import available, build_processor
 from support.tiny.batches import load_plainly
 from support.tiny.folders import ENDS
 from vlm_lora.batching.encoding import RowEncoder
 from vlm_lora.batching.style import style_for
-from vlm_lora.cli.main import main
+from vlm_lora.cli.main import main, run_script
 from vlm_lora.errors import RenderingError
 
 ADAPTER, BASE = "adapter", "base"
@@ -108,6 +108,16 @@ def test_a_file_that_is_missing_empty_or_cut_is_named(
         (missing / "merges.txt").unlink()
     if (kind, name) not in ALLOWED:
         refused(missing, name, capsys)
+
+
+def test_training_names_missing_weights_before_any_row_is_read(
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = folders.broken(BASE, "model.safetensors", None)
+    assert run_script(script_flags(copy, folders.root / "data", tmp_path / "out", do_train=True, log_level="info")) == 1
+    said = capsys.readouterr().err
+    assert f"error: {copy}: it has a config.json and no weights" in said
+    assert "Checked " not in said
 
 
 def test_whole_folders_answer(folders: Folders, capsys: pytest.CaptureFixture[str]) -> None:

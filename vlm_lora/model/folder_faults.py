@@ -1,8 +1,8 @@
 """Damaged files of a model or adapter folder: found by name where that is cheap, before the folder is handed on.
 
-What is looked at: every file of settings must be a JSON object, weights must have a header that fits their length, an
-index must agree with its files, and a key that is one flipped bit away from a key that is missing is damage, not a
-setting. Values that another value could stand for are not seen.
+What is looked at: a file must not be a pointer of Git LFS, every file of settings must be a JSON object, weights must
+be there and have a header that fits their length, an index must agree with its files, and a key that is one flipped bit
+away from a key that is missing is damage, not a setting. Values that another value could stand for are not seen.
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ _TOKENIZER_KEYS = frozenset(
 )
 _CONTROL = re.compile(r"<[^<>\s]{2,60}>|\[[^\[\]\s]{2,60}\]")
 AGAIN = "Copy it again from where it came from."
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_BIN, _BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+_OF_WEIGHTS = ("*.safetensors*", "*.bin*", "*.gguf", "*.incomplete", "*.pt*", "*.h5", "*.onnx")
 
 
 def read_settings(file: Path) -> dict[str, Any]:
@@ -52,6 +55,7 @@ def read_settings(file: Path) -> dict[str, Any]:
     Raises:
         ModelError: it is empty, cut off or damaged.
     """
+    refuse_pointer(file)
     try:
         content = file.read_bytes()
         settings = json.loads(content.decode("utf-8"))
@@ -71,6 +75,8 @@ def refuse_damage(folder: Path) -> None:
     Raises:
         ModelError: names the first damaged file, and how.
     """
+    for file in sorted(folder.iterdir()):
+        refuse_pointer(file)
     for name in SETTINGS:
         if (folder / name).is_file():
             read_settings(folder / name)
@@ -78,6 +84,54 @@ def refuse_damage(folder: Path) -> None:
     _check_template(folder / "chat_template.jinja")
     for file in weight_files(folder):
         _check_header(file)
+
+
+def refuse_pointer(file: Path) -> None:
+    """Refuse a text of Git LFS in place of a file, as a clone without LFS has it.
+
+    Raises:
+        ModelError: names the file and how it is fetched.
+    """
+    if not file.is_file() or file.stat().st_size > 1024:  # the specification allows less
+        return
+    with file.open("rb") as opened:
+        begins = opened.read(len(_POINTER))
+    if begins == _POINTER:
+        raise ModelError(
+            f"{file}: a pointer of Git LFS instead of the file itself: the folder was cloned without its large files. "
+            f"Type `git lfs install` and `git -C {file.parent} lfs pull`, or fetch the model by `hf download`."
+        )
+
+
+def refuse_missing_weights(folder: Path) -> None:
+    """Refuse a model folder without weights that transformers finds, or with a part of them, by their names alone.
+
+    Raises:
+        ModelError: says which file is missing, and what is there instead.
+    """
+    if any((folder / name).is_file() for name in (WEIGHTS, INDEX, _BIN)):
+        return  # what an index of safetensors names is looked for where they are read
+    if (folder / _BIN_INDEX).is_file():
+        named = read_settings(folder / _BIN_INDEX).get("weight_map")
+        shards = sorted(set(named.values())) if isinstance(named, dict) else []
+        missing = [shard for shard in shards if not (folder / str(shard)).is_file()]
+        if missing or not shards:
+            raise ModelError(
+                f"{folder / str(missing[0]) if missing else folder / _BIN_INDEX}: "
+                f"{f'missing, and {folder / _BIN_INDEX} names it' if missing else 'damaged: it has no weight_map'}. "
+                "Copy both again from where they came from."
+            )
+        return
+    there = sorted({path.name for pattern in _OF_WEIGHTS for path in folder.glob(pattern)})
+    if any(name.startswith("model-") and name.endswith(".safetensors") for name in there):
+        raise ModelError(
+            f"{folder / INDEX}: missing, next to {there[0]}, so nothing says what each file holds. {AGAIN}"
+        )
+    instead = f"; what it holds instead is not read: {', '.join(there[:3])}" if there else ""
+    raise ModelError(
+        f"{folder}: it has a config.json and no weights (no {WEIGHTS}, {INDEX}, {_BIN}){instead}. Copy the whole "
+        "model folder again, or fetch it by `hf download`."
+    )
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from vlm_lora.model.folder_faults import (
     check_config_keys,
     check_processor_keys,
     refuse_damage,
+    refuse_missing_weights,
 )
 from vlm_lora.model.head.completion import complete
 from vlm_lora.model.loading_errors import few, first_line, translated, weights_name
@@ -200,6 +201,7 @@ def load_model(
 
     base = _checked(config)
     loaded = load_config(config)
+    check_weights_there(config)
     if os.environ.get("LOCAL_RANK", "0") == "0":  # the others of this machine end with it
         _refuse_changed(config, base, weights=True)
     family = family_of(loaded)
@@ -219,6 +221,17 @@ def load_model(
         model = adapt(model)
     folder = adapter_folder(config)
     return model if folder is None else load_adapter(model, folder)
+
+
+def check_weights_there(config: ModelConfig) -> None:
+    """Make sure that the base's folder, where it is one, has the files of its weights; none is read.
+
+    Raises:
+        ModelError: says which is missing.
+    """
+    folder = Path(str(base_config(config).model_name_or_path)).expanduser()
+    if folder.is_dir():
+        refuse_missing_weights(folder)
 
 
 def load_adapter(model: Any, folder: Path) -> Any:
