@@ -9,6 +9,7 @@ are. A signal goes to all ranks or to one, as chance has it, and with `--launche
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -18,6 +19,7 @@ from typing import Any
 
 # First: it sets what torch and pyarrow read.
 from support.interrupted.forks import Start  # isort: skip
+from support import warm
 from support.interrupted.kinds import Kind, add_arguments, finish, prepare, state_of
 from support.interrupted.launched import LAUNCHERS, Launched
 
@@ -126,10 +128,14 @@ def main(argv: list[str]) -> int:
     asked.add_argument("--launcher", choices=LAUNCHERS, help="start the ranks by it")
     asked.add_argument("--cold", action="store_true", help="with --launcher: no process is forked from a warm one")
     chosen = asked.parse_args(argv)
+    os.environ.setdefault(warm.FOLDER, str(chosen.folder))  # pytest has its own
     kind = prepare(
         chosen, rows=8, max_steps=STEPS, save_strategy="no", eval_strategy="steps", eval_steps=2, log_level="info"
     )
-    return finish(signal_runs(kind, chosen.signals, chosen.launcher, cold=chosen.cold), sys.stdout.write)
+    try:
+        return finish(signal_runs(kind, chosen.signals, chosen.launcher, cold=chosen.cold), sys.stdout.write)
+    finally:
+        warm.let_go()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
 
@@ -18,5 +18,7 @@ def install() -> None:
         if plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
             self.distributed_type = DistributedType.FSDP
             self.fsdp_plugin = plugin
+            # As accelerate does: each later state takes its kind from there.
+            PartialState._shared_state["distributed_type"] = self.distributed_type
 
     AcceleratorState.__init__ = initialise
