@@ -239,3 +239,29 @@ def test_ranks_agree_whoever_is_told_and_when() -> None:
         thread.join(timeout=60)
     assert answers == dict.fromkeys(range(3), [False] * 5 + [True] * 3)
     assert store.num_keys() <= 2, "what all have read is removed"
+
+
+def test_a_run_that_was_cut_short_behind_its_training_begins_again(
+    model_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No checkpoint holds the end of such a run; the same command makes it again, and no other one touches it."""
+    data = write_uneven_rows(tmp_path / "data", rows=4, validation=2)
+    flags = {"do_train": True, "do_eval": True, "max_steps": 1, "save_strategy": "no", "learning_rate": 1e-2}
+    output, auto = tmp_path / "out", {"resume_from_checkpoint": "auto"}
+    weights = output / "adapter_model.safetensors"
+
+    def start(**changes: object) -> int:
+        return main(["train", *script_flags(model_folder("gemma3"), data, output, **flags | auto | changes)])
+
+    assert start() == 0
+    whole = weights.read_bytes()
+    assert start() == 1, "the control: a run that is done is not made again"
+    assert "already holds a run" in capsys.readouterr().err
+    state = json.loads((output / "RUN_STATE.json").read_text(encoding="utf-8"))
+    (output / "RUN_STATE.json").write_text(json.dumps({**state, "state": "preempted"}), encoding="utf-8")
+    assert start(learning_rate=1e-3) == 1
+    assert "--learning_rate" in capsys.readouterr().err
+    assert weights.read_bytes() == whole
+    assert start() == 0
+    assert weights.read_bytes() == whole
+    assert json.loads((output / "RUN_STATE.json").read_text(encoding="utf-8"))["state"] == "done"

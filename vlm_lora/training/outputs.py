@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlm_lora.batching.canvases import BY_PIXELS
 from vlm_lora.config.run_config import RunConfig
@@ -29,6 +29,9 @@ from vlm_lora.training.checkpoints.run_record import (
 )
 from vlm_lora.training.checkpoints.sealing import begin_final, seal_final, unseal_final
 from vlm_lora.training.checkpoints.shared_folder import check_machines
+
+if TYPE_CHECKING:
+    from vlm_lora.training.checkpoints.resumption import Resumption
 
 logger = logging.getLogger(__name__)
 
@@ -62,13 +65,13 @@ ADAPTER_SETTINGS = {
 """What a checkpoint's adapter_config.json must agree on, besides the modules that it selects, and the flag for it."""
 
 
-def claim_folder(run: RunConfig, arguments: Any, checkpoint: str | None, *, writes: bool = True) -> None:
+def claim_folder(run: RunConfig, arguments: Any, resumption: Resumption, *, writes: bool = True) -> None:
     """Make sure that a run of `train` may write into its output folder, and put on record what it will write there.
 
     Args:
         run: resolved.
         arguments: the training arguments.
-        checkpoint: what the run goes on from.
+        resumption: where the run begins.
         writes: False only looks, and leaves the folder as it is.
 
     Raises:
@@ -84,8 +87,9 @@ def claim_folder(run: RunConfig, arguments: Any, checkpoint: str | None, *, writ
             claim_output_dir(
                 folder,
                 overwrite=run.overwrite_output_dir,
-                checkpoint=checkpoint,
+                checkpoint=resumption.checkpoint,
                 again=asks_for_newest(run.raw.get("resume_from_checkpoint")),
+                trained=not resumption.begins_again,
                 writes=first,
             )
         else:
@@ -95,7 +99,13 @@ def claim_folder(run: RunConfig, arguments: Any, checkpoint: str | None, *, writ
 
 
 def claim_output_dir(
-    path: Path, *, overwrite: bool, checkpoint: str | None, again: bool = False, writes: bool = True
+    path: Path,
+    *,
+    overwrite: bool,
+    checkpoint: str | None,
+    again: bool = False,
+    trained: bool = True,
+    writes: bool = True,
 ) -> None:
     """Make sure that the run may write into `path`, before anything expensive happens, and put it on record there.
 
@@ -108,6 +118,7 @@ def claim_output_dir(
         checkpoint: what the run goes on from.
         again: whether the newest checkpoint was asked for: then a training that was cut short before it had saved one
             may begin once more in its folder.
+        trained: whether trained weights that lie there are to be kept; False where this very run makes them again.
         writes: whether this process is the one of its machine that removes and writes; the others look only.
 
     Raises:
@@ -118,7 +129,7 @@ def claim_output_dir(
     if checkpoint is not None and Path(checkpoint).resolve().parent == path.resolve():
         resumed = Path(checkpoint).resolve().name
     else:
-        _refuse_what_is_taken(path, overwrite=overwrite, again=again)
+        _refuse_what_is_taken(path, overwrite=overwrite, again=again, trained=trained)
         if overwrite and writes:
             _remove_earlier_run(path)
     if writes:
@@ -169,7 +180,7 @@ def _refuse_names_of_folders(path: Path, names: Sequence[str]) -> None:
         )
 
 
-def _refuse_what_is_taken(path: Path, *, overwrite: bool, again: bool) -> None:
+def _refuse_what_is_taken(path: Path, *, overwrite: bool, again: bool, trained: bool) -> None:
     """Refuse a folder that holds a run, unless it is to be overwritten; and files that no run on record wrote."""
     record = read_record(path)
     known = {file.name for file in files_named(path, record.files)}
@@ -179,7 +190,7 @@ def _refuse_what_is_taken(path: Path, *, overwrite: bool, again: bool) -> None:
     # One that was cut short is of no use to anybody: a job that was killed while it saved its first can start again.
     whole = [checkpoint.name for _, checkpoint in numbered_checkpoints(path) if is_whole(checkpoint)]
     go_on = " To go on with the run there, type --resume_from_checkpoint true." if whole else ""
-    cut_short = again and not whole and not (path / TRAINED).is_file()
+    cut_short = again and not whole and not (trained and (path / TRAINED).is_file())
     if foreign:
         raise ConfigError(
             f"--output_dir {path} holds {', '.join(foreign[:4])}, which no run on record there ({RECORD}) wrote. It "

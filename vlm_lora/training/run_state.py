@@ -144,6 +144,11 @@ class RunState:
             state = "running" if alive else "killed"
         return cls(state=state, content=content)
 
+    @property
+    def was_interrupted(self) -> bool:
+        """Whether a signal, or whatever killed its process, ended the run."""
+        return self.state in ("preempted", "killed", "running")  # the lock of one that does run was refused before
+
 
 def started_at(pid: int) -> int | None:
     """Return when a process started, in the kernel's ticks since its own start (proc(5)); None where it is gone.

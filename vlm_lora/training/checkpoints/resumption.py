@@ -9,9 +9,10 @@ from typing import Any
 
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.values import is_true
+from vlm_lora.config.whole_files import read_json
 from vlm_lora.model.loading import with_image_backend
 from vlm_lora.training.checkpoints.changed_settings import Change, check_allowed, compare
-from vlm_lora.training.checkpoints.choosing import find_checkpoint, settle_checkpoint
+from vlm_lora.training.checkpoints.choosing import asks_for_newest, find_checkpoint, settle_checkpoint
 from vlm_lora.training.checkpoints.contents import refuse_to_resume
 from vlm_lora.training.checkpoints.pickles import refuse_programs
 from vlm_lora.training.checkpoints.run_settings import recorded_setting
@@ -19,7 +20,8 @@ from vlm_lora.training.engine import engine_of
 from vlm_lora.training.identity.base_model import describe_base
 from vlm_lora.training.identity.record import RunIdentity
 from vlm_lora.training.identity.versions import versions
-from vlm_lora.training.outputs import note_what_is_saved
+from vlm_lora.training.outputs import TRAINED, note_what_is_saved
+from vlm_lora.training.run_state import RUN_STATE, RunState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,8 @@ class Resumption:
     """The checkpoint's `--train_sampling_strategy`; None where the run starts afresh."""
     earlier: RunIdentity | None = None
     """The record of the checkpoint's run; None where there is none."""
+    begins_again: bool = False
+    """Whether this same run was trained to its end in its folder and cut short behind that, with no checkpoint."""
     features: str = "auto"
     """Whether the checkpoint's run kept features of images (`on`, `off`); `auto` where nothing says it."""
 
@@ -57,16 +61,34 @@ def look_for_checkpoint(run: RunConfig, arguments: Any, settings: Callable[[], M
     changes: list[Change] = []
     order = earlier = None
     features = "auto"
+    folder = Path(arguments.output_dir)
+    begins_again = (
+        bool(arguments.do_train)
+        and checkpoint is None
+        and asks_for_newest(run.raw.get("resume_from_checkpoint"))
+        and (folder / TRAINED).is_file()
+        and RunState.of(read_json(folder / RUN_STATE)).was_interrupted
+    )
     if arguments.do_train:
         if checkpoint is not None:
             refuse_to_resume(Path(checkpoint), engine_of(arguments))
             order = recorded_setting(Path(checkpoint), "train_sampling_strategy")
             features = recorded_setting(Path(checkpoint), "cache_vision_features")
+        if checkpoint is not None or begins_again:
             base, adapter = describe_base(run.model)
             now = RunIdentity(settings=settings(), versions=versions(), base_model=base, adapter=adapter)
-            changes, earlier = compare(Path(checkpoint), now, allowed=allowed, arguments_class=type(arguments))
+            changes, earlier = compare(
+                Path(checkpoint or folder), now, allowed=allowed, arguments_class=type(arguments)
+            )
         note_what_is_saved(arguments)
-    return Resumption(checkpoint=checkpoint, changes=tuple(changes), order=order, features=features, earlier=earlier)
+    return Resumption(
+        checkpoint=checkpoint,
+        changes=tuple(changes),
+        order=order,
+        features=features,
+        earlier=None if begins_again else earlier,
+        begins_again=begins_again,
+    )
 
 
 def with_kept_backend(run: RunConfig, arguments: Any) -> RunConfig:
