@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vlm_lora.batching.canvases import BY_PIXELS
 from vlm_lora.config.run_config import RunConfig
@@ -29,9 +29,6 @@ from vlm_lora.training.checkpoints.run_record import (
 )
 from vlm_lora.training.checkpoints.sealing import begin_final, seal_final, unseal_final
 from vlm_lora.training.checkpoints.shared_folder import check_machines
-
-if TYPE_CHECKING:
-    from vlm_lora.training.checkpoints.resumption import Resumption
 
 logger = logging.getLogger(__name__)
 
@@ -65,13 +62,16 @@ ADAPTER_SETTINGS = {
 """What a checkpoint's adapter_config.json must agree on, besides the modules that it selects, and the flag for it."""
 
 
-def claim_folder(run: RunConfig, arguments: Any, resumption: Resumption, *, writes: bool = True) -> None:
+def claim_folder(
+    run: RunConfig, arguments: Any, checkpoint: str | None, *, begins_again: bool = False, writes: bool = True
+) -> None:
     """Make sure that a run of `train` may write into its output folder, and put on record what it will write there.
 
     Args:
         run: resolved.
         arguments: the training arguments.
-        resumption: where the run begins.
+        checkpoint: what the run goes on from.
+        begins_again: whether this very run has trained weights there that it makes once more.
         writes: False only looks, and leaves the folder as it is.
 
     Raises:
@@ -87,9 +87,9 @@ def claim_folder(run: RunConfig, arguments: Any, resumption: Resumption, *, writ
             claim_output_dir(
                 folder,
                 overwrite=run.overwrite_output_dir,
-                checkpoint=resumption.checkpoint,
+                checkpoint=checkpoint,
                 again=asks_for_newest(run.raw.get("resume_from_checkpoint")),
-                trained=not resumption.begins_again,
+                trained=not begins_again,
                 writes=first,
             )
         else:
