@@ -118,15 +118,14 @@ def _train(run: RunConfig, observers: Observers, lock: FolderLock, stops: StopSi
         lock.take(folder)
     resumption = agreeing(arguments, lambda: look_for_checkpoint(run, arguments, lambda: session.settings))
     _check_purpose(run, arguments)
-    claim = partial(claim_folder, run, arguments, resumption.checkpoint, begins_again=resumption.begins_again)
-    claim(writes=False)
+    claim_folder(run, arguments, resumption.checkpoint, begins_again=resumption.begins_again, writes=False)
     splits = load_splits(
         run.data, need_train=arguments.do_train, need_validation=arguments.do_eval or arguments.eval_on_start
     )
     if splits.stream is not None and wants_static_shapes(session.run, session.backend):
         refuse_shapes_of_stream()
     scorer = scorer_for(run, arguments, splits.validation)
-    claim()
+    claim_folder(run, arguments, resumption.checkpoint, begins_again=resumption.begins_again)
     observers.started(run, arguments)  # not before the folder is this run's, where they may write
     prepared, preprocessing, groups, feeding = _read_and_order(session, splits, resumption, observers)
     if not arguments.do_train:
