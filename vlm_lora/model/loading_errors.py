@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from safetensors import SafetensorError
 
-from vlm_lora.compat import TRANSFORMERS, known_model_types
+from vlm_lora.compat import IS_5, TRANSFORMERS, known_model_types
 from vlm_lora.config.run_config import ModelConfig
 from vlm_lora.errors import ModelError, UserError
 from vlm_lora.model.families import FAMILIES, family_of
@@ -122,7 +122,25 @@ def _damaged(folder: Path, reading: str, error: Exception) -> str:
         return f"{folder}: {_said(error)}. Copy the whole model folder again."
     if not file.is_file():
         return f"{file}: missing ({_said(error)}). Copy the whole model folder again."
+    if file.name == "tokenizer_config.json" and not IS_5 and (newer := _of_version_5(file)):
+        return (
+            f"{file}: written by transformers 5 ({newer}), which {'.'.join(map(str, TRANSFORMERS))} here does not "
+            'read. Set "tokenizer_class" there to "PreTrainedTokenizerFast" and "extra_special_tokens" to '
+            '{"image_token": ..., ...}, as in the original model\'s file, or take that file. Folders that '
+            "training and merging save are read by both."
+        )
     return f"{file}: cannot be used ({_said(error)}). {AGAIN}"
+
+
+def _of_version_5(file: Path) -> str:
+    """Return what in a tokenizer's settings only transformers 5 writes; empty where nothing is."""
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:  # the error that is being said names it
+        return ""
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        return '"tokenizer_class": "TokenizersBackend"'
+    return 'a list of "extra_special_tokens"' if isinstance(settings.get("extra_special_tokens"), list) else ""
 
 
 def _said(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from support.tiny import available
 from support.tiny.batches import build_batch, load_plainly
-from vlm_lora.compat import image_backend, known_model_types
+from vlm_lora.compat import IS_5, image_backend, known_model_types
 from vlm_lora.config.run_config import ModelConfig, TuningConfig
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.families import FAMILIES, family_of
@@ -166,6 +166,20 @@ def test_no_chat_template(copied: Callable[[str], Path]) -> None:
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(ModelError, match=r"no chat template.*instruction-tuned"):
         load_processor(_config(folder))
+
+
+@pytest.mark.parametrize("newer", [{"tokenizer_class": "TokenizersBackend"}, {"extra_special_tokens": []}])
+def test_a_tokenizer_that_transformers_5_wrote(newer: dict[str, object], copied: Callable[[str], Path]) -> None:
+    """Version 5 reads its own; 4.55 says what to change instead of calling it damaged."""
+    folder = copied("gemma3")
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **newer}), encoding="utf-8")
+    if IS_5:
+        assert load_processor(ModelConfig(model_name_or_path=str(folder))).tokenizer is not None
+        return
+    with pytest.raises(ModelError, match=f"{file}: written by transformers 5") as raised:
+        load_processor(ModelConfig(model_name_or_path=str(folder)))
+    assert '"tokenizer_class" there to "PreTrainedTokenizerFast"' in str(raised.value)
 
 
 def test_no_image_processor(copied: Callable[[str], Path]) -> None:
