@@ -46,6 +46,7 @@ vlm-lora {__version__}: fine-tune vision-language models, LoRA first
   vlm-lora eval     --model_name_or_path MODEL_OR_ADAPTER --dataset_name DATA
   vlm-lora ask      --model_name_or_path MODEL_OR_ADAPTER --image FILE --prompt "QUESTION"
   vlm-lora merge    ADAPTER --output_dir DIR [--rows N] [--max_shard_size SIZE] [--json]
+  vlm-lora quantize FOLDER --scheme awq|fp8-dynamic --output_dir DIR [--rows N] | --make_environment
   vlm-lora servable FOLDER [--json]
   vlm-lora check    --model_name_or_path MODEL --dataset_name DATA [--json] [--html FILE] [--workers N]
   vlm-lora preview  --model_name_or_path MODEL --dataset_name DATA [--rows N] [--json] [--html FILE]
@@ -283,6 +284,12 @@ def _merge(rest: Sequence[str]) -> None:
     merge(rest)
 
 
+def _quantize(rest: Sequence[str]) -> None:
+    from vlm_lora.cli.quantize import quantize
+
+    quantize(rest)
+
+
 def _servable(rest: Sequence[str]) -> None:
     from vlm_lora.cli.servable import servable
 
@@ -335,6 +342,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "eval": _eval,
     "ask": _ask,
     "merge": _merge,
+    "quantize": _quantize,
     "servable": _servable,
     "check": _check,
     "preview": _preview,
@@ -355,6 +363,7 @@ OWN_FLAGS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "eval": _eval_flags,
     "ask": partial(_flags_of, "ask"),
     "merge": partial(_flags_of, "merge"),
+    "quantize": partial(_flags_of, "quantize"),
     "servable": partial(_flags_of, "servable"),
     "check": partial(_flags_of, "check"),
     "preview": partial(_flags_of, "preview"),

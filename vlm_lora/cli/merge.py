@@ -36,7 +36,7 @@ def flags() -> argparse.ArgumentParser:
 
 def merge(rest: Sequence[str]) -> None:
     """Merge, and say what was done and how it was proven."""
-    own, others = flags().parse_known_args(_with_flag(rest))
+    own, others = flags().parse_known_args(with_model_flag(rest))
     run = configure(others, {}, log_level="warning", verb="merge", needed=(MODEL, OUTPUT))
     if live_line() is None:
         keep_bars_out()
@@ -47,8 +47,8 @@ def merge(rest: Sequence[str]) -> None:
     print(json.dumps(as_json(report), indent=2) if own.json else in_words(report))
 
 
-def _with_flag(rest: Sequence[str]) -> list[str]:
-    """Return the words with a bare first one, the adapter, behind its flag."""
+def with_model_flag(rest: Sequence[str]) -> list[str]:
+    """Return the words with a bare first one, a folder, behind the model's flag."""
     if rest and not rest[0].startswith("-"):
         return [f"--{MODEL}", *rest]
     return list(rest)

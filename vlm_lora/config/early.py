@@ -102,7 +102,7 @@ def check_early(
 
 
 def _check_repeated(run: RunConfig, verb: str) -> None:
-    if run.from_run is not None and verb in ("eval", "ask", "merge"):
+    if run.from_run is not None and verb in ("eval", "ask", "merge", "quantize"):
         raise ConfigError(
             f"--from_run is for training. For what a run has trained: vlm-lora {verb} --model_name_or_path "
             f"{Path(run.from_run).parent}"

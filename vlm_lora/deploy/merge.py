@@ -24,14 +24,13 @@ from vlm_lora.assembly import answerer_of, load_for_answers
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.whole_files import write_json
 from vlm_lora.data.conversation import Conversation
-from vlm_lora.data.dataset import load_splits
 from vlm_lora.deploy.card import write_card
 from vlm_lora.deploy.folding import fold
 from vlm_lora.deploy.merge_report import MergeReport, MergeRequest, as_json
 from vlm_lora.deploy.readings import Deviation, Reading, deviation, read
 from vlm_lora.deploy.stored_dtype import stored_dtype
+from vlm_lora.deploy.trained_rows import NAME_DATA, first_rows, with_trained_rows
 from vlm_lora.errors import ConfigError, ModelError
-from vlm_lora.evaluation.held_out import with_trained_split
 from vlm_lora.model.loading import adapter_folder, base_config, load_config, load_model
 from vlm_lora.model.manifest import MODEL_FILES, Manifest, entries_of, write_manifest
 from vlm_lora.model.processor.trained_boxes import RECORDS, trained_settings
@@ -69,7 +68,7 @@ def merge(run: RunConfig, request: MergeRequest) -> MergeReport:
     refuse_taken(output)
     quantized = (trained_settings(run.model) or {}).get("load_in_4bit") is True
     session, preprocessing = _open(run, request)
-    rows = _rows(session.run, request.rows)
+    rows = first_rows(session.run, request.rows)
     part = output.with_name(f".{output.name}.partial")
     shutil.rmtree(part, ignore_errors=True)
     model = load_for_answers(session, preprocessing).to(session.backend.device())
@@ -127,46 +126,9 @@ def _open(run: RunConfig, request: MergeRequest) -> tuple[Session, Preprocessing
     if run.model.dtype == "auto":
         run = replace(run, model=replace(run.model, dtype=dtype))
     if request.rows:
-        run = with_trained_split(_with_trained_data(run), announce=False)
+        run = with_trained_rows(run, f"to prove the merge with, {NAME_DATA}, or merge without that proof: --rows 0")
     session = open_session(without_engine(run))
     return session, open_preprocessing(session.run)
-
-
-def _with_trained_data(run: RunConfig) -> RunConfig:
-    """Return the run with the data of the adapter's training, where it names none.
-
-    Raises:
-        ConfigError: nothing says which data that was.
-    """
-    if run.data.dataset_name is not None:
-        return run
-    named = (trained_settings(run.model) or {}).get("dataset_name")
-    if not named:
-        raise ConfigError(
-            f"{run.model.model_name_or_path}: nothing there says on which data the adapter was trained. Name some rows "
-            "to prove the merge with, --dataset_name DATA, or merge without that proof: --rows 0."
-        )
-    name = named if isinstance(named, str) else " + ".join(map(str, named))
-    return replace(run, data=replace(run.data, dataset_name=name))
-
-
-def _rows(run: RunConfig, count: int) -> list[Conversation]:
-    """Return the first training rows that have an answer."""
-    if not count:
-        return []
-    splits = load_splits(run.data, need_train=True, need_validation=False)
-    source = splits.train
-    assert source is not None  # need_train
-    found: list[Conversation] = []
-    for number in range(len(source)):
-        row = source[number]
-        if row.answer.text:
-            found.append(row)
-        if len(found) == count:
-            break
-    if not found:
-        raise ConfigError(f"--dataset_name {run.data.dataset_name}: no row there has an answer. Name other data.")
-    return found
 
 
 def _load(session: Session, folder: Path) -> Any:

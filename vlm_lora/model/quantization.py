@@ -41,10 +41,16 @@ class Layers:
     quantized: tuple[str, ...]
     kept: tuple[str, ...]
     """Those that stay in 16 or 32 bits: vision tower, projector, head, and weights that are read without a call."""
+    inputs: tuple[int, ...] = ()
+    """How many inputs each of the quantized has, in their order."""
+    experts: tuple[str, ...] = ()
+    """Parameters that hold all experts of a layer: no linear layers, so in neither list."""
+    model_class: str = ""
+    """The class that transformers builds the model with."""
 
 
 def find_layers(config: Any, family: Family | None = None, *, trust_remote_code: bool = False) -> Layers:
-    """Return which linear layers `--load_in_4bit` quantizes; builds the model on torch's meta device."""
+    """Return which linear layers are quantized, in training or after it; builds the model on torch's meta device."""
     import transformers
 
     family = family or family_of(config)
@@ -54,11 +60,14 @@ def find_layers(config: Any, family: Family | None = None, *, trust_remote_code:
         empty = getattr(transformers, family.auto_class).from_config(copy.deepcopy(config), **keywords)
     complete(empty)
     parts = find_parts(empty, family)
-    linears = [name for name, module in empty.named_modules() if isinstance(module, nn.Linear)]
+    linears = {name: module for name, module in empty.named_modules() if isinstance(module, nn.Linear)}
     quantized = {name for name in linears if parts.part_of(name) == "language" and parts.carries_lora(name)}
     return Layers(
         quantized=tuple(name for name in linears if name in quantized),
         kept=tuple(name for name in linears if name not in quantized),
+        inputs=tuple(module.in_features for name, module in linears.items() if name in quantized),
+        experts=tuple(expert_parameters(empty, parts)),
+        model_class=type(empty).__name__,
     )
 
 
