@@ -12,7 +12,7 @@ HPU := .venv/hpu
 HPU_STAMP := $(HPU)/.installed
 SIMULATOR := $(shell find tests/support/hpu_simulator -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test tools test-main test-gaudi check canary lock audit families docs bench bench-gpu fix clean
+.PHONY: demo test tools test-main test-gaudi check check-quantize canary lock audit families docs bench bench-gpu fix clean
 
 demo: $(STAMP)
 	$(BIN)/vlm-lora demo --output_dir runs/demo
@@ -44,6 +44,17 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/architecture
+
+# A model trained on the demo's task, quantized by llm-compressor on this CPU and scored before and after, in the
+# environment that the verb makes: for people with internet, not for CI. Minutes, and some gigabytes.
+QUANTIZE := .venv/quantize
+check-quantize: $(STAMP)
+	$(BIN)/vlm-lora quantize --make_environment --environment $(QUANTIZE)
+	$(QUANTIZE)/bin/pip install $(PIP_FLAGS) hatchling editables setuptools wheel
+	$(QUANTIZE)/bin/pip install $(PIP_FLAGS) --no-deps -c constraints-main.txt torchvision
+	$(QUANTIZE)/bin/pip install $(PIP_FLAGS) $(LOCAL) tests/support/torchvision_cpu
+	$(QUANTIZE)/bin/pip install $(PIP_FLAGS) $(LOCAL) -e .
+	$(BIN)/python tests/check_quantize.py $(or $(FOLDER),$(shell mktemp -d)/check) --environment $(QUANTIZE)
 
 # The versions of constraints-*.txt with the hashes of their files; after a change of either.
 lock: $(STAMP) $(GAUDI_STAMP)

@@ -1,13 +1,13 @@
 """A model trained on the demo's task, quantized, scored before and after, and damaged on purpose.
 
-`python tests/check_quantize.py FOLDER --python ENVIRONMENT/bin/python` prints a report as JSON and ends with 1 where
+`python tests/check_quantize.py FOLDER --environment DIR` prints a report as JSON and ends with 1 where
 something is not as it should be. `make check-quantize` makes the environment first. A few minutes on one CPU.
 
 1. A Qwen2.5-VL whose layers have 128 and 384 inputs learns the demo's charts, with all its weights; then an adapter.
 2. `vlm-lora merge` and `vlm-lora quantize --scheme awq`, and `fp8-dynamic`, of the adapter.
 3. `vlm-lora eval` of merged and quantized folders, all in the environment of llm-compressor: perplexity and answers.
-4. Controls: AWQ's folder with all steps set to 1, which must score otherwise, and one with a weight's bit flipped,
-   which `prove` must find; the demo's own model, which must be refused.
+4. Controls: AWQ's folder with all steps set to 1, which must score otherwise; the demo's own model, which must be
+   refused.
 """
 
 from __future__ import annotations

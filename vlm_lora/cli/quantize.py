@@ -47,7 +47,7 @@ def quantize(rest: Sequence[str]) -> None:
     own, others = flags().parse_known_args(with_model_flag(rest))
     if own.make_environment:
         if others:
-            raise ConfigError(f"--make_environment makes an environment and reads no {others[0]}. Leave that out.")
+            raise ConfigError(f"--make_environment makes an environment and quantizes nothing: leave {others[0]} out.")
         set_up_logging("warning")
         from vlm_lora.deploy.quantization.environment import make
 

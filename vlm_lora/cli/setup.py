@@ -135,8 +135,6 @@ def set_up_logging(level: str) -> None:
     warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)
     # Engines and accelerate call what torch 2.13 renamed, at every step; nothing that a user could act on.
     warnings.filterwarnings("ignore", message=".torch.distributed.* is deprecated", category=FutureWarning)
-    # That a folder's quantization was told how to load, in addition to what the folder says, is what is meant.
-    warnings.filterwarnings("ignore", message="You passed .quantization_config. or equivalent", category=UserWarning)
     # It speaks of a faster kernel for the CPU whenever it is imported, wanted or not.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     declared = declarations().values()

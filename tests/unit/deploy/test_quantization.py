@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from vlm_lora.deploy.quantization import environment, worker
+from vlm_lora import configure
+from vlm_lora.deploy.quantization import environment, quantize, worker
 from vlm_lora.deploy.quantization.layers import check_layers
 from vlm_lora.deploy.quantization.request import QuantizeRequest
 from vlm_lora.deploy.quantization.schemes import COMPRESSORS_OWN, DECODERS, SCHEMES, pairs_of, scheme_of
@@ -60,6 +61,13 @@ def test_a_scheme_and_a_number_that_are_not_there_are_refused() -> None:
         scheme_of("awk")
     with pytest.raises(ConfigError, match=r"--rows 0: must be 1 or more"):
         QuantizeRequest(scheme="awq", rows=0)
+
+
+def test_processors_of_older_transformers_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize, "IS_5", False)
+    run = configure(model_name_or_path=str(tmp_path), output_dir=str(tmp_path / "out"))
+    with pytest.raises(BackendError, match=r"^transformers \d+\.\d+: its processors leave out"):
+        quantize.quantize(run, QuantizeRequest(scheme="awq"))
 
 
 def made(folder: Path, *, finished: bool = True, versions: dict[str, str] | None = None) -> Path:

@@ -26,7 +26,7 @@ Vision tower, projector and head are whole.
 
 ## Use
 
-`vllm serve {{ name }}`, or with `compressed-tensors` installed
+vLLM reads this layout. In transformers, with `compressed-tensors` installed:
 
 ```python
 from transformers import {{ auto_class }}, AutoProcessor, CompressedTensorsConfig

@@ -39,6 +39,7 @@ from vlm_lora.model.loading import adapter_folder, load_config
 from vlm_lora.model.manifest import MODEL_FILES, Manifest, entries_of, write_manifest
 from vlm_lora.model.processor.trained_boxes import RECORDS
 from vlm_lora.model.quantization import Layers
+from vlm_lora.model.stored_weights import stored_weights
 from vlm_lora.session import Preprocessing, open_preprocessing, open_session
 from vlm_lora.training.inference_only import without_engine
 from vlm_lora.training.outputs import save_processor
@@ -119,8 +120,9 @@ def _check(run: RunConfig, scheme: Scheme) -> tuple[Layers, Family]:
     if not Path(name).expanduser().is_dir():
         raise ModelError(f"{name}: no folder here. Give a run's folder, or a whole model's: hf download {name}")
     config = load_config(run.model)
-    if getattr(config, "quantization_config", None) is not None:
-        raise ConfigError(f"{name}: its weights are stored quantized already. Name the model whose weights are whole.")
+    stored = stored_weights(config)
+    if stored is not None:
+        raise ConfigError(f"{name}: stored in {stored.words} already. Name the model whose weights are whole.")
     family = family_of(config)
     return check_layers(name, config, family, scheme), family
 
