@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vlm_lora.config.run_config import RunConfig
     from vlm_lora.data.conversation import ImageSource
     from vlm_lora.deploy.merge_report import MergeReport
+    from vlm_lora.deploy.quantization.request import QuantizeReport
     from vlm_lora.errors import UserError
     from vlm_lora.memory.request import PlanReport, PlanRequest
     from vlm_lora.preflight.figures import DataReport
@@ -41,6 +42,7 @@ __all__ = [
     "merge",
     "plan",
     "preview",
+    "quantize",
     "train",
 ]
 
@@ -198,6 +200,34 @@ def merge(run: RunConfig, *, rows: int = 4, max_shard_size: str = "5GB") -> Merg
         from vlm_lora.deploy.merge_report import MergeRequest
 
         return merged(run, MergeRequest(rows=rows, max_shard_size=max_shard_size))
+
+
+def quantize(run: RunConfig, *, scheme: str, rows: int = 128, environment: Path | None = None) -> QuantizeReport:
+    """Quantize a run or a whole model by llm-compressor, and write the folder to `output_dir`, proven next to it.
+
+    Args:
+        run: needs `model_name_or_path` (a folder) and `output_dir` (a new one). `dataset_name` for other rows than
+            those of its training.
+        scheme: `awq` or `fp8-dynamic`.
+        rows: how many rows AWQ finds its scales from.
+        environment: where llm-compressor is installed; None: where `vlm-lora quantize --make_environment` makes it.
+
+    Returns:
+        What was quantized, how far weights lie from what they were, and the loss before and after.
+
+    Raises:
+        UserError: it cannot be quantized so, or what was written is not the model.
+    """
+    from vlm_lora.backend import called
+    from vlm_lora.config.early import check_early
+    from vlm_lora.deploy.quantization.request import QuantizeRequest
+
+    request = QuantizeRequest(scheme=scheme, rows=rows, environment=environment)
+    check_early(run, "quantize", trains=False, needed=("model_name_or_path", "output_dir"))
+    with called(run):
+        from vlm_lora.deploy.quantization.quantize import quantize as quantized
+
+        return quantized(run, request)
 
 
 def preview(run: RunConfig, *, rows: int = 3) -> list[ShownRow]:

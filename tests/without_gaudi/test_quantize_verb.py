@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 from support.rows import write_uneven_rows
 from support.runs import run
+from vlm_lora import UserError, configure, quantize
 from vlm_lora.cli.main import main
 from vlm_lora.demo.run import BASE
 from vlm_lora.deploy.quantization import environment
@@ -129,6 +131,9 @@ def test_what_goes_wrong_there_is_one_message_and_its_words_are_kept(
     output = tmp_path / "quantized"
     assert main(words(model_folder("qwen2_5_vl"), output, place, dataset_name=data)) == 1
     assert said in capsys.readouterr().err
+    own = configure(model_name_or_path=str(model_folder("qwen2_5_vl")), output_dir=str(output), dataset_name=str(data))
+    with pytest.raises(UserError, match=re.escape(said)):
+        quantize(own, scheme="fp8-dynamic", rows=3, environment=place)
     assert not output.exists()
     assert left_over(tmp_path) == []
     assert "what llm-compressor says" in (tmp_path / "quantized.quantize.log").read_text()
