@@ -181,7 +181,7 @@ def faults(report: dict[str, Any]) -> list[str]:
         "AWQ keeps it within a tenth": abs(awq["perplexity"] / before["perplexity"] - 1) < 0.1,
         "8-bit floats keep it within a hundredth": abs(scores["fp8-dynamic"]["perplexity"] / before["perplexity"] - 1)
         < 0.01,
-        "steps of one ruin it": ones["perplexity"] > 2 * before["perplexity"],
+        "steps of one score otherwise": ones["perplexity"] > 1.2 * before["perplexity"],
         "the demo's model is refused by layer and size": "160 inputs" in report["demo"] and "q_proj" in report["demo"],
     }
     return [name for name, holds in wanted.items() if not holds]
