@@ -1,4 +1,4 @@
-"""`vlm-lora runs DIR`: the runs below a folder, and what state each is in."""
+"""`vlm-lora runs DIR` and `train --list_checkpoints DIR`: the runs below a folder, and a run's checkpoints."""
 
 from __future__ import annotations
 
@@ -30,3 +30,10 @@ def list_runs(rest: Sequence[str]) -> None:
 
     runs = find_runs(own.folder)
     print(json.dumps(valid_json(runs), indent=2, allow_nan=False) if own.json else table(runs))
+
+
+def list_checkpoints(folder: str) -> None:
+    """Print a table of the checkpoints in a run's folder, by number, and which is best."""
+    from vlm_lora.report.checkpoints import describe_checkpoints
+
+    print(describe_checkpoints(Path(folder)))

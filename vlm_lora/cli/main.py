@@ -183,7 +183,7 @@ def _train(rest: Sequence[str], defaults: Mapping[str, Any] | None = None) -> No
         placed=True,
     )
     if run.list_checkpoints is not None:
-        from vlm_lora.cli.list_checkpoints import list_checkpoints
+        from vlm_lora.cli.list_runs import list_checkpoints
 
         list_checkpoints(run.list_checkpoints)
         return
