@@ -11,6 +11,7 @@ import torch
 from vlm_lora.batching.collator import Collator
 from vlm_lora.data.conversation import Conversation
 from vlm_lora.evaluation.generation import Answerer
+from vlm_lora.model.inputs import moved
 from vlm_lora.model.untouched import at_rest
 from vlm_lora.session import Preprocessing
 
@@ -61,7 +62,7 @@ def read(model: Any, answerer: Answerer, preprocessing: Preprocessing, rows: Seq
 
 @torch.no_grad()
 def _logits(model: Any, collator: Collator, row: Any) -> torch.Tensor:
-    batch = {name: tensor.to(model.device) for name, tensor in collator.collate([row]).items()}
+    batch = moved(collator.collate([row]), model)
     positions = batch["supervised_positions"].flatten().clamp(min=0)
     with at_rest(model):
         found = model(**{name: tensor for name, tensor in batch.items() if name not in _BESIDE}).logits

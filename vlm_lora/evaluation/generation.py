@@ -17,6 +17,7 @@ from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.encoded import EncodedRow
 from vlm_lora.data.conversation import Conversation
 from vlm_lora.evaluation.asked import image_names, question_of
+from vlm_lora.model.inputs import moved
 from vlm_lora.model.untouched import at_rest
 
 logger = logging.getLogger(__name__)
@@ -187,8 +188,7 @@ class Answerer:
     def _generate(self, prompts: Sequence[EncodedRow], form: Form, **more: Any) -> list[list[int]]:
         """Return the tokens that are generated after each prompt."""
         with at_rest(self.model):
-            batch = self._collator.pad_prompts(prompts, length=form.length, rows=form.rows)
-            batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+            batch = moved(self._collator.pad_prompts(prompts, length=form.length, rows=form.rows), self.model)
             generated = self.model.generate(**batch, **self._kwargs, synced_gpus=form.together, **more)
         # Cut on the host: hardware that compiles would make a graph of each number of tokens.
         rows: list[list[int]] = generated.tolist()
