@@ -1,8 +1,11 @@
-"""Writes vlm_lora/serving/servers.json from the source of vLLM and SGLang. By hand, when another version is pinned:
+"""Writes vlm_lora/serving/servers.json from the source of vLLM, SGLang and the installed transformers.
+
+By hand, when another version is pinned:
 
     python tests/server_tables.py --vllm SOURCE --vllm_version 0.33.0 --sglang SOURCE --sglang_version 0.5.23
 
-It reads class definitions; nothing of a server is imported or run.
+It reads class definitions of the first two, and of transformers the tables that its server looks into; no server is
+imported or run.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import argparse
 import ast
 import json
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 
 TABLE = Path(__file__).parents[1] / "vlm_lora" / "serving" / "servers.json"
@@ -91,6 +95,16 @@ def sglang_table(folder: Path) -> dict[str, dict[str, bool]]:
     }
 
 
+def transformers_table() -> list[str]:
+    """Return the classes that `transformers serve` knows to generate (cli/serving/model_manager.py, modality)."""
+    from transformers.models.auto import modeling_auto
+
+    kinds = ("CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM")
+    tables = [getattr(modeling_auto, f"MODEL_FOR_{kind}_MAPPING_NAMES").values() for kind in kinds]
+    entries = [[entry] if isinstance(entry, str) else entry for table in tables for entry in table]
+    return sorted({name for entry in entries for name in entry})
+
+
 def main() -> None:
     """Write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -101,6 +115,7 @@ def main() -> None:
     content = {
         "vllm": {"version": own.vllm_version, "architectures": vllm_table(own.vllm)},
         "sglang": {"version": own.sglang_version, "architectures": sglang_table(own.sglang)},
+        "transformers": {"version": metadata.version("transformers"), "architectures": transformers_table()},
     }
     TABLE.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -1,9 +1,9 @@
 """Whether a server loads a folder as it is, by which command, or what to do before: from its files alone.
 
-What vLLM and SGLang take of an adapter are rules read in their source (`SERVERS` names the versions); which of their
-architectures take LoRA, and on the vision tower, is in `servers.json`, written from that source by
-`tests/server_tables.py`. `transformers serve` loads whole models alone. A verdict says which rule it rests on; what no
-rule covers is `unknown`, and no promise.
+What vLLM and SGLang take of an adapter are rules read in their source; `servers.json` names the versions, and says
+which of their architectures take LoRA, and on the vision tower. `tests/server_tables.py` writes it from that source.
+`transformers serve` loads whole models alone, of the classes that it knows to generate. A verdict says which rule it
+rests on; what no rule covers is `unknown`, and no promise.
 """
 
 from __future__ import annotations
@@ -148,7 +148,9 @@ class Server:
     name: str
     version: str
     architectures: Mapping[str, Mapping[str, bool]] = field(default_factory=dict)
-    """By the class's name in config.json: whether it takes LoRA, and LoRA outside of the language model."""
+    """By the class's name in config.json: whether it takes LoRA (`lora`), and beyond the language model (`tower`)."""
+    adapters: bool = True
+    """Whether it loads any."""
     refuses: Callable[[Facts], Iterator[str]] = lambda facts: iter(())
     """Why it does not take an adapter, whatever the architecture."""
     serve: Callable[[Facts], str] = lambda facts: ""
@@ -158,6 +160,8 @@ class Server:
         """Say what the server does with a folder."""
         if facts.settings is None:
             return self._whole(facts)
+        if not self.adapters:
+            return self._verdict(Answer.MERGE, ["whole models alone are loaded, no adapters"], merge_command(facts))
         reasons = list(self.refuses(facts))
         known = self.architectures.get(facts.architecture or "")
         if facts.architecture is None:
@@ -180,12 +184,15 @@ class Server:
         return self._verdict(Answer.AS_IT_IS, (), self.serve(facts))
 
     def _whole(self, facts: Facts) -> Verdict:
-        if self.architectures and facts.architecture not in self.architectures:
+        if "@" in str(facts.folder) and not self.adapters:
+            why = ["what follows @ in a model's name is taken for a revision; move the folder"]
+            return self._verdict(Answer.NO, why, None)
+        if facts.architecture not in self.architectures:
             why = [f"{facts.architecture} is not among the architectures that were looked up"]
             return self._verdict(Answer.UNKNOWN, why, self.serve(facts))
         return self._verdict(Answer.AS_IT_IS, (), self.serve(facts))
 
-    def _verdict(self, answer: Answer, why: Sequence[str], command: str) -> Verdict:
+    def _verdict(self, answer: Answer, why: Sequence[str], command: str | None) -> Verdict:
         return Verdict(server=self.name, version=self.version, answer=answer, why=tuple(why), command=command)
 
 
@@ -263,10 +270,6 @@ def _sglang_serve(facts: Facts) -> str:
     )
 
 
-def _transformers_refuses(facts: Facts) -> Iterator[str]:
-    yield "whole models alone are loaded, no adapters"
-
-
 def _transformers_serve(facts: Facts) -> str:
     return shlex.join(["transformers", "serve", str(facts.folder)])
 
@@ -275,10 +278,12 @@ def _transformers_serve(facts: Facts) -> str:
 def servers() -> tuple[Server, ...]:
     """Return the servers whose rules are known."""
     table = json.loads((files("vlm_lora.serving") / "servers.json").read_text(encoding="utf-8"))
+    whole = table["transformers"]
+    whole["architectures"] = {name: {} for name in whole["architectures"]}
     return (
         Server(name="vLLM", refuses=_vllm_refuses, serve=_vllm_serve, **table["vllm"]),
         Server(name="SGLang", refuses=_sglang_refuses, serve=_sglang_serve, **table["sglang"]),
-        Server(name="transformers serve", version="5", refuses=_transformers_refuses, serve=_transformers_serve),
+        Server(name="transformers serve", adapters=False, serve=_transformers_serve, **whole),
     )
 
 

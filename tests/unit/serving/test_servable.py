@@ -116,6 +116,20 @@ def test_a_whole_model_is_served_by_transformers_too(tmp_path: Path) -> None:
     assert verdict(tmp_path, "transformers serve").command == f"transformers serve {tmp_path}"
 
 
+def test_a_whole_model_that_no_server_knows_is_unknown(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["OwnForConditionalGeneration"]}))
+    assert [one.answer for one in judge(tmp_path)] == [UNKNOWN] * 3
+
+
+def test_a_folder_with_a_revisions_mark_is_not_loaded_by_transformers(tmp_path: Path) -> None:
+    folder = tmp_path / "tuned@home"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"architectures": ["Gemma3ForConditionalGeneration"]}))
+    found = verdict(folder, "transformers serve")
+    assert (found.answer, found.command) == (Answer.NO, None)
+    assert "revision" in found.why[0]
+
+
 def test_a_folder_that_is_neither_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ModelError, match="neither an adapter"):
         judge(tmp_path)
