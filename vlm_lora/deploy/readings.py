@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from vlm_lora.batching.collator import Collator
+from vlm_lora.batching.inputs import moved
 from vlm_lora.data.conversation import Conversation
 from vlm_lora.evaluation.generation import Answerer
-from vlm_lora.model.inputs import moved
 from vlm_lora.model.untouched import at_rest
 from vlm_lora.session import Preprocessing
 

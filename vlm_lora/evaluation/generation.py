@@ -15,9 +15,9 @@ from vlm_lora.batching.boxes.spellings import spelling_of
 from vlm_lora.batching.boxes.writing import Region, read_places
 from vlm_lora.batching.collator import Collator
 from vlm_lora.batching.encoded import EncodedRow
+from vlm_lora.batching.inputs import moved
 from vlm_lora.data.conversation import Conversation
 from vlm_lora.evaluation.asked import image_names, question_of
-from vlm_lora.model.inputs import moved
 from vlm_lora.model.untouched import at_rest
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vlm_lora.model.inputs import moved
+from vlm_lora.batching.inputs import moved
 
 
 class Tower(nn.Module):
