@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -243,3 +244,13 @@ def image_backend(image_processor: Any) -> str:
     if IS_5:
         return "pil" if kind.__name__.endswith("Pil") else "torchvision"
     return "torchvision" if kind.__name__.endswith("Fast") else "pil"
+
+
+def check_write_access(api: Any, repository: str) -> None:
+    """Ask the Hub whether a token may write to a repository; the client of 4.55's stack cannot ask that.
+
+    Raises:
+        HfHubHTTPError: the Hub's, where it may not.
+    """
+    if "write" in inspect.signature(api.auth_check).parameters:
+        api.auth_check(repository, write=True)

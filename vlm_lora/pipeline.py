@@ -34,6 +34,7 @@ from vlm_lora.config.together import check_together, refuse_shapes_of_stream
 from vlm_lora.config.values import is_true
 from vlm_lora.data.conversation import Conversation, ImageSource, RowSource, single_question
 from vlm_lora.data.dataset import Splits, load_splits
+from vlm_lora.deploy.handover import Handover
 from vlm_lora.engines.zero_numbers import agreeing_schedule, with_file_numbers
 from vlm_lora.errors import ConfigError
 from vlm_lora.evaluation.held_out import warn_of_trained_rows, with_trained_split
@@ -66,7 +67,6 @@ from vlm_lora.training.feeding.packing import Packing, check_packing
 from vlm_lora.training.feeding.strategy import Feeding, Strategy, check_known, choose_feeding, strategy_of
 from vlm_lora.training.feeding.whole_steps import check_first_step
 from vlm_lora.training.guards.folder_lock import FolderLock
-from vlm_lora.training.hub import check_push
 from vlm_lora.training.inference_only import say_left_out, without_engine
 from vlm_lora.training.meeting import agreeing
 from vlm_lora.training.observers import EndReason, Observers, RunLog, RunObserver
@@ -88,22 +88,34 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def train(run: RunConfig, observers: Sequence[RunObserver] = ()) -> dict[str, Any]:
+def train(
+    run: RunConfig,
+    observers: Sequence[RunObserver] = (),
+    show: Callable[[Mapping[str, Any]], object] = lambda results: None,
+) -> dict[str, Any]:
     """Train, evaluate and write everything to `output_dir`; return the figures of `all_results.json`.
 
-    Observers are told what happens, after the run's own log.
+    Args:
+        run: as parsed.
+        observers: are told what happens, after the run's own log.
+        show: called with the figures once the run has ended, before its folder is pushed, which may fail.
     """
-    noted = RunStateFile()
+    noted, handover = RunStateFile(), Handover()
     told = Observers([RunLog(), noted, RunPage(), *observers])
     from vlm_lora.training.guards.room import explained
 
     with stop_signals() as stops, FolderLock() as lock, told.until_end(), stops.heard(), explained(lambda: lock.folder):
         stops.end_within = run.end_within
         stops.before_hard_end = partial(noted.ended, EndReason.SIGNAL)
-        return _train(run, told, lock, stops)
+        results = _train(run, told, lock, stops, handover)
+    show(results)
+    handover.carry_out()
+    return results
 
 
-def _train(run: RunConfig, observers: Observers, lock: FolderLock, stops: StopSignals) -> dict[str, Any]:
+def _train(
+    run: RunConfig, observers: Observers, lock: FolderLock, stops: StopSignals, handover: Handover
+) -> dict[str, Any]:
     """As `train`; the lock is not taken yet."""
     from vlm_lora.evaluation.measuring import measure
     from vlm_lora.evaluation.scorer import scorer_for
@@ -117,7 +129,7 @@ def _train(run: RunConfig, observers: Observers, lock: FolderLock, stops: StopSi
     if arguments.process_index == 0:
         lock.take(folder)
     resumption = agreeing(arguments, lambda: look_for_checkpoint(run, arguments, lambda: session.settings))
-    _check_purpose(run, arguments)
+    _check_purpose(run, arguments, handover)
     claim_folder(run, arguments, resumption.checkpoint, begins_again=resumption.begins_again, writes=False)
     splits = load_splits(
         run.data, need_train=arguments.do_train, need_validation=arguments.do_eval or arguments.eval_on_start
@@ -174,15 +186,18 @@ def _end(
         note_end(folder)
 
 
-def _check_purpose(run: RunConfig, arguments: Any) -> None:
-    """Refuse what has no place in a training, or in a run that only evaluates, and say what has no effect there."""
+def _check_purpose(run: RunConfig, arguments: Any, handover: Handover) -> None:
+    """Refuse what has no place in a training, or in a run that only evaluates, and say what has no effect there.
+
+    A training whose folder is to be handed over tries here whether it will be taken.
+    """
     if arguments.do_train:
         run.tuning.refuse_what_has_no_effect()
         check_together(run)
     else:
         refuse_other_results(Path(arguments.output_dir), run)
         say_left_out(run)
-    check_push(arguments)
+    handover.check(arguments)
 
 
 def _open_run(run: RunConfig) -> Session:

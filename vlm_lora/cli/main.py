@@ -48,6 +48,7 @@ vlm-lora {__version__}: fine-tune vision-language models, LoRA first
   vlm-lora merge    ADAPTER --output_dir DIR [--rows N] [--max_shard_size SIZE] [--json]
   vlm-lora quantize FOLDER --scheme awq|fp8-dynamic --output_dir DIR [--rows N] | --make_environment
   vlm-lora servable FOLDER [--json]
+  vlm-lora push     FOLDER REPO [--token TOKEN] [--private] [--with_rows] [--json]
   vlm-lora check    --model_name_or_path MODEL --dataset_name DATA [--json] [--html FILE] [--workers N]
   vlm-lora preview  --model_name_or_path MODEL --dataset_name DATA [--rows N] [--json] [--html FILE]
   vlm-lora cache    --model_name_or_path MODEL --dataset_name DATA [the flags of train] | --list | --clear NAME
@@ -296,6 +297,12 @@ def _servable(rest: Sequence[str]) -> None:
     servable(rest)
 
 
+def _push(rest: Sequence[str]) -> None:
+    from vlm_lora.cli.push import push
+
+    push(rest)
+
+
 def _plan(rest: Sequence[str]) -> None:
     from vlm_lora.cli.plan import plan
 
@@ -344,6 +351,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "merge": _merge,
     "quantize": _quantize,
     "servable": _servable,
+    "push": _push,
     "check": _check,
     "preview": _preview,
     "cache": _cache,
@@ -365,6 +373,7 @@ OWN_FLAGS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "merge": partial(_flags_of, "merge"),
     "quantize": partial(_flags_of, "quantize"),
     "servable": partial(_flags_of, "servable"),
+    "push": partial(_flags_of, "push"),
     "check": partial(_flags_of, "check"),
     "preview": partial(_flags_of, "preview"),
     "cache": partial(_flags_of, "cache"),

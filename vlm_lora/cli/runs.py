@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from vlm_lora.cli.setup import rank
 from vlm_lora.config.run_config import RunConfig
@@ -29,12 +31,15 @@ def run_and_report(run: RunConfig, *, as_json: bool) -> None:
     from vlm_lora.report.terminal.words import rounded
 
     view = TerminalView(quiet=str(run.raw.get("log_level", "")).lower() in QUIET)
-    results = pipeline.train(run, observers=[view])
-    if rank() != 0:
-        return
-    view.close(results)
-    if as_json or not sys.stdout.isatty():
-        print(json.dumps(valid_json(rounded(results)), indent=2, sort_keys=True, allow_nan=False))
+
+    def show(results: Mapping[str, Any]) -> None:
+        if rank() != 0:
+            return
+        view.close(results)
+        if as_json or not sys.stdout.isatty():
+            print(json.dumps(valid_json(rounded(results)), indent=2, sort_keys=True, allow_nan=False))
+
+    pipeline.train(run, observers=[view], show=show)
 
 
 def keep_bars_out() -> None:

@@ -9,13 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlm_lora.errors import ConfigError
-from vlm_lora.model.loading_errors import first_line
-
-_CURE = (
-    "Type --hub_token with a token that may write there (or `hf auth login`), or another --hub_model_id, or leave "
-    "--push_to_hub out and upload the folder afterwards."
-)
+from vlm_lora.training.hub_access import Repository, open_repository
+from vlm_lora.training.meeting import agreeing
 
 KEPT_HERE = (
     "*RUN_STATE.json",
@@ -24,9 +19,14 @@ KEPT_HERE = (
     "runs/*",
     "*events.out.tfevents.*",
     "*.partial",
+    "*MANIFEST*.json",
 )
 """Patterns of files that are not uploaded, also from the folders below: what names this machine and its processes, in
-its content or, as TensorBoard's files, by its own name; and a pickle that nobody needs."""
+its content or, as TensorBoard's files, by its own name; a pickle that nobody needs; and the manifest, which covers
+files that stay here, where the Hub keeps hashes of its own."""
+
+ROWS = ("*predictions.jsonl", "*report.html", "*quarantine.jsonl", "*overlong_rows.json")
+"""Patterns of files that hold rows of the data: texts, and images of them."""
 
 
 @contextmanager
@@ -44,18 +44,23 @@ def without_token(arguments: Any) -> Iterator[None]:
 
 @contextmanager
 def uploading(trainer: Any) -> Iterator[None]:
-    """Have the trainer upload without `KEPT_HERE` inside; transformers' trainers have no setting for it."""
+    """Have the trainer upload without `KEPT_HERE` and `ROWS` inside; transformers' trainers have no setting for it.
+
+    Its arguments have no token inside, because they are pickled before the upload, which gets the token by itself.
+    """
+    token = trainer.args.hub_token
     own: list[tuple[Any, str, Any]] = []
     for module in dict.fromkeys(sys.modules[kind.__module__] for kind in type(trainer).__mro__):
         if hasattr(module, "upload_folder"):  # 4.55, and optimum-habana on it
-            own.append((module, "upload_folder", partial(_upload, module.upload_folder)))
+            own.append((module, "upload_folder", partial(_upload, module.upload_folder, token)))
         if hasattr(module, "hf_api"):  # 5.x
-            own.append((module, "hf_api", partial(_SelectiveApi, module.hf_api)))
+            own.append((module, "hf_api", partial(_SelectiveApi, module.hf_api, token)))
     before = [(module, name, getattr(module, name)) for module, name, _ in own]
     try:
         for each in own:
             setattr(*each)
-        yield
+        with without_token(trainer.args):
+            yield
     finally:
         for each in before:
             setattr(*each)
@@ -64,58 +69,48 @@ def uploading(trainer: Any) -> Iterator[None]:
 class _SelectiveApi:
     """The Hub's client, which leaves these files out of the folders that it uploads."""
 
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self._api = make()
+    def __init__(self, make: Callable[[], Any], token: str | None) -> None:
+        self._api, self._token = make(), token
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._api, name)
 
     def upload_folder(self, **keywords: Any) -> Any:
-        return _upload(self._api.upload_folder, **keywords)
+        return _upload(self._api.upload_folder, self._token, **keywords)
 
 
-def _upload(upload: Callable[..., Any], **keywords: Any) -> Any:
-    ignored = keywords.pop("ignore_patterns", None) or []
-    return upload(ignore_patterns=[*([ignored] if isinstance(ignored, str) else ignored), *KEPT_HERE], **keywords)
+def _upload(upload: Callable[..., Any], token: str | None, **keywords: Any) -> Any:
+    ignored = keywords.get("ignore_patterns") or []
+    ignored = [*([ignored] if isinstance(ignored, str) else ignored), *KEPT_HERE, *ROWS]
+    return upload(**{**keywords, "ignore_patterns": ignored, "token": token})
 
 
-def check_push(arguments: Any) -> None:
-    """Create the repository that a run is to be pushed to, as transformers' trainer would later; it may be there.
+def check_push(arguments: Any) -> str | None:
+    """Try the repository that a run is to be pushed to, on the first process; all of them call it.
 
     Args:
         arguments: transformers' training arguments.
 
+    Returns:
+        The repository's whole name on the first process of a run that pushes, else None.
+
     Raises:
-        ConfigError: there is no token, the Hub refuses it, or cannot be reached.
+        ConfigError: as `open_repository`.
     """
     if not (arguments.push_to_hub and arguments.do_train):
-        return
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError
-
-    name = arguments.hub_model_id or Path(arguments.output_dir).absolute().name
-    if constants.HF_HUB_OFFLINE:
-        raise ConfigError(
-            f"--push_to_hub: {name} cannot be pushed, because HF_HUB_OFFLINE is set. Unset it, or leave --push_to_hub "
-            "out."
-        )
-    try:
-        HfApi(endpoint=constants.ENDPOINT, token=arguments.hub_token).create_repo(
-            name, private=arguments.hub_private_repo, exist_ok=True
-        )
-    except HfHubHTTPError as error:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        said = str(error).strip().splitlines()[-1:]
-        raise ConfigError(
-            f"--push_to_hub: the Hub refuses to take {name} ({', '.join(map(str, [status, *said]))}). {_CURE}"
-        ) from error
-    except Exception as error:
-        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _CLIENTS:
-            raise
-        raise ConfigError(
-            f"--push_to_hub: {name} cannot be made at {constants.ENDPOINT} ({first_line(error)}). {_CURE}"
-        ) from error
+        return None
+    repository = repository_of(arguments)
+    return agreeing(arguments, lambda: open_repository(repository) if arguments.process_index == 0 else None)
 
 
-_CLIENTS = ("requests", "httpx", "httpx2", "httpcore", "httpcore2")
-"""Packages by which the Hub's client speaks to it; not all of their errors are OSErrors, as a missing token is."""
+def repository_of(arguments: Any) -> Repository:
+    """Return the repository that transformers' training arguments name; by default one named as the output folder."""
+    return Repository(
+        name=arguments.hub_model_id or Path(arguments.output_dir).absolute().name,
+        token=arguments.hub_token,
+        private=arguments.hub_private_repo,
+        revision=getattr(arguments, "hub_revision", None),
+        asked_by="--push_to_hub",
+        token_flag="--hub_token",
+        name_flag="--hub_model_id",
+    )

@@ -27,7 +27,7 @@ from vlm_lora.training.checkpoints.run_record import (
     remove_recorded,
     training_files,
 )
-from vlm_lora.training.checkpoints.sealing import begin_final, seal_final, unseal_final
+from vlm_lora.training.checkpoints.sealing import begin_final, seal_final
 from vlm_lora.training.checkpoints.shared_folder import check_machines
 
 logger = logging.getLogger(__name__)
@@ -287,12 +287,11 @@ def note_what_is_saved(arguments: Any) -> None:
 def save_final(trainer: Any) -> None:
     """Save a trained model, its processor and the trainer's state into the output folder; all ranks call it.
 
-    The manifest comes last. A killed run leaves one that says that the folder is unfinished, and where the folder is
-    pushed to the Hub meanwhile, none.
+    The manifest comes last: a killed run leaves one that says that the folder is unfinished.
     """
     folder, saves = Path(trainer.args.output_dir), trainer.args.should_save
     if saves:
-        (unseal_final if trainer.args.push_to_hub else begin_final)(folder)
+        begin_final(folder)
     trainer.accelerator.wait_for_everyone()
     trainer.save_model(str(folder))
     trainer.save_state()

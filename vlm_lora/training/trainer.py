@@ -187,9 +187,6 @@ class VlmTrainerMixin:
             check_saved(Path(folder), self.accelerator.unwrap_model(model))  # type: ignore[attr-defined]
             if self.carried is not None and output_dir is not None and _internal_call:
                 self.carried.write(Path(folder))  # a checkpoint; the trainer's state comes last
-        if arguments.push_to_hub and not _internal_call:
-            with uploading(self):
-                self.push_to_hub(commit_message="Model save")  # type: ignore[attr-defined]
 
     def _save(self, *args: Any, **kwargs: Any) -> None:
         """Write weights, and the arguments without the Hub's token."""
