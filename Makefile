@@ -12,7 +12,7 @@ HPU := .venv/hpu
 HPU_STAMP := $(HPU)/.installed
 SIMULATOR := $(shell find tests/support/hpu_simulator -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test tools test-main test-gaudi check check-quantize canary lock audit families docs bench bench-gpu fix clean
+.PHONY: demo test tools test-main test-gaudi check check-quantize canary lock audit families check-registry docs bench bench-gpu fix clean
 
 demo: $(STAMP)
 	$(BIN)/vlm-lora demo --output_dir runs/demo
@@ -80,6 +80,16 @@ docs: $(STAMP)
 # anew, and --deep tries more of them. Results go to docs/families.json as they come; `make docs` writes the page.
 families: $(STAMP)
 	HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python -m support.families $(FAMILIES)
+
+# MLflow itself, which is not in the suite's stacks: two runs registered, found by name, compared in their store.
+MLFLOW := .venv/mlflow
+check-registry: $(STAMP)
+	test -x $(MLFLOW)/bin/python || $(BIN)/python -m venv $(MLFLOW)
+	$(MLFLOW)/bin/pip install $(PIP_FLAGS) alembic==1.20.1 mlflow-skinny==3.17.2 sqlalchemy==2.1.9
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+	  $$($(MLFLOW)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/main.pth
+	rm -rf runs/check-registry
+	HF_HUB_OFFLINE=1 PYTHONPATH=.:backends:tests $(MLFLOW)/bin/python tests/check_registry.py runs/check-registry
 
 # Beside TRL and a plain script on this CPU: about a quarter of an hour. BENCH="--stages peaks" runs a part.
 bench: $(STAMP)

@@ -109,8 +109,9 @@ def evaluate(run: RunConfig, *, predictions_from: str | Path | None = None) -> d
     check_early(run, "eval", trains=False, needed=("model_name_or_path", "dataset_name"))
     with called(run):
         from vlm_lora import pipeline
+        from vlm_lora.deploy.registry.found import with_registered
 
-        return pipeline.train(_with_defaults(run, do_eval=True).replaced(do_train=False))
+        return pipeline.train(_with_defaults(with_registered(run), do_eval=True).replaced(do_train=False))
 
 
 def ask(run: RunConfig, prompt: str, images: Sequence[ImageSource] = ()) -> str:
@@ -130,8 +131,9 @@ def ask(run: RunConfig, prompt: str, images: Sequence[ImageSource] = ()) -> str:
     check_early(run, "ask", trains=False, needed=("model_name_or_path",))
     with called(run):
         from vlm_lora import pipeline
+        from vlm_lora.deploy.registry.found import with_registered
 
-        return pipeline.ask(_with_defaults(run, output_dir="unused"), images=images, prompt=prompt)
+        return pipeline.ask(_with_defaults(with_registered(run), output_dir="unused"), images=images, prompt=prompt)
 
 
 def check(run: RunConfig, *, workers: int | None = None) -> DataReport:
@@ -198,8 +200,9 @@ def merge(run: RunConfig, *, rows: int = 4, max_shard_size: str = "5GB") -> Merg
     with called(run):
         from vlm_lora.deploy.merge import merge as merged
         from vlm_lora.deploy.merge_report import MergeRequest
+        from vlm_lora.deploy.registry.found import with_registered
 
-        return merged(run, MergeRequest(rows=rows, max_shard_size=max_shard_size))
+        return merged(with_registered(run), MergeRequest(rows=rows, max_shard_size=max_shard_size))
 
 
 def quantize(run: RunConfig, *, scheme: str, rows: int = 128, environment: Path | None = None) -> QuantizeReport:

@@ -197,7 +197,7 @@ def _check_purpose(run: RunConfig, arguments: Any, handover: Handover) -> None:
     else:
         refuse_other_results(Path(arguments.output_dir), run)
         say_left_out(run)
-    handover.check(arguments)
+    handover.check(run, arguments)
 
 
 def _open_run(run: RunConfig) -> Session:

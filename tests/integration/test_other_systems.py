@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from support.datasets import write_chartqa_folder, write_image, write_jsonl
+from support.registry import stand_in_store
 from support.rows import write_uneven_rows
 from support.runs import capture_trainer, results_of
 from vlm_lora.cli.main import main
@@ -188,7 +189,7 @@ def test_flash_attention_for_a_model_without_it_falls_back_aloud(
 def test_the_tabular_tools_flags(
     model_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainers = capture_trainer(monkeypatch)
+    trainers, store = capture_trainer(monkeypatch), stand_in_store(tmp_path / "store", monkeypatch)
     folder = tmp_path / "data"
     lines = ["image_path,prompt,response"]
     for number in range(4):
@@ -206,6 +207,7 @@ def test_the_tabular_tools_flags(
     assert (settings.r, settings.lora_alpha, settings.lora_dropout) == (8, 16, 0.05)
     assert (tmp_path / "charts" / "adapter_model.safetensors").is_file()
     assert (tmp_path / "charts" / "trainer_state.json").is_file()
+    assert [(one.name, one.version) for one in store.versions] == [("charts", "1")]
 
 
 def test_boxes_as_answers_with_full_weights(

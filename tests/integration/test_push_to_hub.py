@@ -128,15 +128,20 @@ def test_what_is_pushed(trained: Path, at: Callable[[StandInHub], None], capsys:
         at(hub)
         assert main(["push", str(trained), "x", "--hub_token", TOKEN, "--private"]) == 0
         said = capsys.readouterr().out
-        assert f"files ({sum(map(len, hub.files.values())):,} bytes) of {trained} to {hub.address}/me/x\n" in said
+        size = sum((trained / name).stat().st_size for name in hub.files)
+        assert f"files ({size:,} bytes) of {trained} to {hub.address}/me/x\n" in said
         assert "Left here, for they hold rows of the data: predictions.jsonl (--with_rows)" in said
         assert "Its base is a folder here" in said
         assert {"adapter_model.safetensors", "adapter_config.json", "README.md", "run.json"} < set(hub.files)
         assert {"tokenizer.json", "all_results.json", "chat_template.jinja"} < set(hub.files)
         for name, content in hub.files.items():
             assert "/" not in name
-            assert content == (trained / name).read_bytes()
+            assert content == (trained / name).read_bytes() or name == "README.md"
             assert TOKEN.encode() not in content
+        card = hub.files["README.md"].decode()
+        assert card.count('from_pretrained(base, "me/x")') == card.count('AutoProcessor.from_pretrained("me/x")') == 1
+        assert "--model_name_or_path me/x " in card
+        assert card.replace('"me/x"', '"out"').replace(" me/x ", " out ") == (trained / "README.md").read_text()
         left = {path.name for path in trained.iterdir()} - set(hub.files)
         assert left == {"checkpoint-1", "predictions.jsonl", *ALWAYS_LEFT}
         assert hub.tokens >= {f"Bearer {TOKEN}"}
@@ -200,7 +205,8 @@ def test_a_push_that_fails_at_the_end_loses_nothing(
         first = dict(hub.files)
         assert "eval_loss" in first["README.md"].decode(), "the card has the scores of the run's end"
         hub.files.clear()
-        assert main(["train", *words, "--overwrite_output_dir", "true", "--log_level", "warning"]) == 0
+        words = [word if word != "error" else "warning" for word in words]
+        assert main(["train", *words, "--overwrite_output_dir", "true"]) == 0
         assert f"Pushed {len(first)} files (" in capsys.readouterr().err
         assert set(hub.files) == set(first)
 

@@ -49,6 +49,7 @@ vlm-lora {__version__}: fine-tune vision-language models, LoRA first
   vlm-lora quantize FOLDER --scheme awq|fp8-dynamic --output_dir DIR [--rows N] | --make_environment
   vlm-lora servable FOLDER [--json]
   vlm-lora push     FOLDER REPO [--token TOKEN] [--private] [--with_rows] [--json]
+  vlm-lora register FOLDER NAME [--tracking_uri URI] [--json]
   vlm-lora check    --model_name_or_path MODEL --dataset_name DATA [--json] [--html FILE] [--workers N]
   vlm-lora preview  --model_name_or_path MODEL --dataset_name DATA [--rows N] [--json] [--html FILE]
   vlm-lora cache    --model_name_or_path MODEL --dataset_name DATA [the flags of train] | --list | --clear NAME
@@ -303,6 +304,12 @@ def _push(rest: Sequence[str]) -> None:
     push(rest)
 
 
+def _register(rest: Sequence[str]) -> None:
+    from vlm_lora.cli.register import register
+
+    register(rest)
+
+
 def _plan(rest: Sequence[str]) -> None:
     from vlm_lora.cli.plan import plan
 
@@ -352,6 +359,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "quantize": _quantize,
     "servable": _servable,
     "push": _push,
+    "register": _register,
     "check": _check,
     "preview": _preview,
     "cache": _cache,
@@ -374,6 +382,7 @@ OWN_FLAGS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "quantize": partial(_flags_of, "quantize"),
     "servable": partial(_flags_of, "servable"),
     "push": partial(_flags_of, "push"),
+    "register": partial(_flags_of, "register"),
     "check": partial(_flags_of, "check"),
     "preview": partial(_flags_of, "preview"),
     "cache": partial(_flags_of, "cache"),

@@ -34,7 +34,7 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument(
         *("--with_rows", "--with-rows"),
         action="store_true",
-        help="push what holds rows of the data, too: predictions.jsonl, report.html, quarantine.jsonl",
+        help="push what holds rows of the data, too: predictions, pages, bad rows",
     )
     parser.add_argument("--json", action="store_true", help="print what was pushed as JSON")
     return parser

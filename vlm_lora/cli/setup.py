@@ -15,6 +15,7 @@ from typing import Any
 from vlm_lora.backend import set_environment
 from vlm_lora.config.declaration import declarations
 from vlm_lora.config.early import check_early
+from vlm_lora.config.registered_names import is_registered
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.sources import parse
 from vlm_lora.config.values import is_true
@@ -67,6 +68,8 @@ def configure(
 ) -> RunConfig:
     """Parse the configuration, refuse what can be refused by now, add the verb's defaults, and set up logging.
 
+    A registered model (`models:/NAME/VERSION`) becomes its folder.
+
     Args:
         rest: the words after the verb.
         defaults: keys below those that are given.
@@ -102,7 +105,12 @@ def configure(
     set_up_logging(log_level if asked == "passive" else asked)
     if placement:
         logger.info("%s", placement)
-    return replace(run, raw={**defaults, **run.raw})
+    run = replace(run, raw={**defaults, **run.raw})
+    if not is_registered(run.model.model_name_or_path):
+        return run
+    from vlm_lora.deploy.registry.found import with_registered
+
+    return with_registered(run)
 
 
 def check_page(path: Path) -> None:

@@ -14,6 +14,12 @@ from typing import Any
 from vlm_lora.config.aliases import RESTATED, canonical_name
 from vlm_lora.config.argument_fields import arguments_like
 from vlm_lora.config.declaration import declarations
+from vlm_lora.config.registered_names import (
+    check_finder,
+    check_new_name,
+    is_registered,
+    refuse_missing_package,
+)
 from vlm_lora.config.resolution import resolve
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.scoring import unknown_metric
@@ -90,7 +96,9 @@ def check_early(
         if (fault := unknown_metric(asked)) is not None:
             gathered.note(ConfigError(fault))
     with gathered.noting():
-        _check_model(run.model.model_name_or_path)
+        _check_model(run.model.model_name_or_path, verb)
+    with gathered.noting():
+        _check_registration(run, verb)
     for flag, name in ((DATA, run.data.dataset_name), ("validation_name", run.data.validation_name)):
         with gathered.noting():
             _check_data(flag, name)
@@ -156,8 +164,17 @@ def _check_needed(run: RunConfig, verb: str, needed: Sequence[str], *, known: Co
     raise ConfigError("\n".join(["These flags are missing:", *lines, example]))
 
 
-def _check_model(name: str | None) -> None:
+def _check_registration(run: RunConfig, verb: str) -> None:
+    if run.output_model_name is not None and verb == "train":
+        check_new_name("--output_model_name", run.output_model_name)
+        refuse_missing_package(f"--output_model_name {run.output_model_name}")
+
+
+def _check_model(name: str | None, verb: str) -> None:
     if name is None or Path(name).expanduser().exists():
+        return
+    if is_registered(name):
+        check_finder(name, verb)
         return
     if is_path_of_model(name):
         raise ModelError(f"{name}: no such folder. Give an existing folder, or a Hub id such as {MEANINGS[MODEL][1]}.")

@@ -19,7 +19,7 @@ MASK = "***"
 
 _OF_ITS_MOMENT = """
     output_dir overwrite_output_dir resume_from_checkpoint allow_changed from_run list_checkpoints output_model_name
-    accept_changed_files
+    tracking_uri accept_changed_files
     dry_run dry_run_samples no_model dry_run_generate dry_run_max_new_tokens
     push_to_hub hub_model_id hub_revision hub_strategy hub_private_repo hub_always_push
     push_to_hub_model_id push_to_hub_organization

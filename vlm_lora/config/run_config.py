@@ -341,7 +341,11 @@ class RunConfig:
     """Seconds after a signal (SIGTERM, SIGUSR1, Ctrl-C) in which step and save must be done: then the run ends without,
     and not with exit code 75. By default as long as they take."""
     output_model_name: str | None = None
-    """Name of the trained model; without --output_dir the results go to ./NAME."""
+    """Register the trained model by this name in MLflow's registry (extra `mlflow`) once the run has ended; without
+    --output_dir the results go to ./NAME."""
+    tracking_uri: str | None = None
+    """MLflow's store, for --output_model_name and for models:/NAME/VERSION as a model's name: a server's address or
+    sqlite:///FILE. By default MLFLOW_TRACKING_URI, else a file in ~/.local/share/vlm-lora."""
     from_run: str | None = None
     """Repeat a run: its folder, a checkpoint, or their run.json. Settings that are given win; what differs is said.
     Without --output_dir the results go to its folder's name with -repeat behind it."""

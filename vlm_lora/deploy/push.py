@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -21,6 +22,8 @@ STATES = (
 """Patterns of files that a training goes on from, and of the record of what it wrote: no part of a model."""
 FOLDERS = (".*", "__pycache__", "checkpoint-*", "global_step*", "pytorch_model_fsdp*", "optimizer_*", "runs")
 """Patterns of folders that stay here with all that is in them."""
+
+CARD = "README.md"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +82,7 @@ def upload(
     with explained(repository, after=again):
         commit = client(repository).create_commit(
             whole,
-            [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names],
+            [CommitOperationAdd(path_in_repo=name, path_or_fileobj=_content(folder, name, whole)) for name in names],
             commit_message=message or f"Upload {folder.resolve().name} with vlm-lora",
             revision=repository.revision,
         )
@@ -91,8 +94,19 @@ def upload(
         files=tuple(names),
         size=sum((folder / name).stat().st_size for name in names),
         rows_left=tuple(rows),
-        local_base=_local_base(folder),
+        local_base=local_base(folder),
     )
+
+
+def _content(folder: Path, name: str, whole: str) -> Path | bytes:
+    """Return a file to push: as it is, but for our card, whose examples name the repository in place of the folder."""
+    if name != CARD:
+        return folder / name
+    here, text = re.escape(folder.resolve().name), (folder / name).read_text(encoding="utf-8")
+    if "tags: [vlm-lora" not in text:
+        return folder / name
+    text = re.sub(rf'(from_pretrained\((?:base, )?"){here}"', rf'\g<1>{whole}"', text)
+    return re.sub(rf"(--model_name_or_path ){here} ", rf"\g<1>{whole} ", text).encode()
 
 
 def command(folder: Path, repository: Repository, whole: str) -> str:
@@ -138,7 +152,8 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _local_base(folder: Path) -> str | None:
+def local_base(folder: Path) -> str | None:
+    """Return the base of an adapter's folder where that is a folder, there or not; None for a Hub id or no adapter."""
     if not (folder / ADAPTER_FILE).is_file():
         return None
     base = str(read_settings(folder / ADAPTER_FILE).get("base_model_name_or_path") or "")

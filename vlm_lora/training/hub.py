@@ -79,7 +79,7 @@ class _SelectiveApi:
         return _upload(self._api.upload_folder, self._token, **keywords)
 
 
-def _upload(upload: Callable[..., Any], token: str | None, **keywords: Any) -> Any:
+def _upload(upload: Callable[..., Any], token: str | None, /, **keywords: Any) -> Any:
     ignored = keywords.get("ignore_patterns") or []
     ignored = [*([ignored] if isinstance(ignored, str) else ignored), *KEPT_HERE, *ROWS]
     return upload(**{**keywords, "ignore_patterns": ignored, "token": token})

@@ -77,6 +77,7 @@ OWN = {
     "merge": ("rows", "max_shard_size", "json"),
     "servable": ("FOLDER", "json"),
     "push": ("FOLDER", "REPO", "token", "private", "revision", "commit_message", "with_rows", "json"),
+    "register": ("FOLDER", "NAME", "tracking_uri", "json"),
     "preview": {"rows", "json", "html"},
     "check": {"json", "html", "workers"},
     "cache": ("list", "clear"),
@@ -95,7 +96,7 @@ def test_a_verbs_own_flags_come_first_with_one_line_each(verb: str, capsys: pyte
     own = rest.partition("\n\n")[0].splitlines()[1:]
     assert heading
     assert ("  --model_name_or_path " in rest) == (
-        verb not in ("demo", "report", "runs", "compare", "servable", "push")
+        verb not in ("demo", "report", "runs", "compare", "servable", "push", "register")
     )
     assert "  --" not in before
     assert {line.split()[0] for line in own} == {name if name.isupper() else f"--{name}" for name in OWN[verb]}

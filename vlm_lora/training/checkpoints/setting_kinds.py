@@ -75,7 +75,8 @@ _ROWS: Mapping[Kind, str] = {
     Kind.FREE: """
         max_steps num_train_epochs
         per_device_train_batch_size gradient_accumulation_steps world_size
-        output_dir output_model_name run_name project cache_dir model_type debug skip_check max_bad_fraction
+        output_dir output_model_name tracking_uri run_name project cache_dir model_type debug
+        skip_check max_bad_fraction
         logging_first_step logging_nan_inf_filter logging_steps logging_strategy
         log_level log_level_replica log_on_each_node disable_tqdm report_to
         trackio_bucket_id trackio_space_id trackio_static_space_id
