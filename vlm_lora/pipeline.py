@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,7 @@ from vlm_lora.preflight.check import Prepared, known_rows, prepare_rows, read_ro
 from vlm_lora.preflight.figures import DataReport
 from vlm_lora.preflight.image_cache import with_image_cache
 from vlm_lora.preflight.parallel_map import ParallelMap
-from vlm_lora.preflight.sampled_epochs import draws_known, sampled_epochs
+from vlm_lora.preflight.sampled_epochs import draws_known, epochs_by_keys, sampled_epochs
 from vlm_lora.report.model_card import write_model_card
 from vlm_lora.report.preview import Preview, ShownRow
 from vlm_lora.report.run_page.at_end import RunPage
@@ -95,10 +95,7 @@ def train(
 ) -> dict[str, Any]:
     """Train, evaluate and write everything to `output_dir`; return the figures of `all_results.json`.
 
-    Args:
-        run: as parsed.
-        observers: are told what happens, after the run's own log.
-        show: called with the figures once the run has ended, before its folder is pushed, which may fail.
+    Observers are told what happens, after the run's own log; `show` gets the figures before the folder is handed over.
     """
     noted, handover = RunStateFile(), Handover()
     told = Observers([RunLog(), noted, RunPage(), *observers])
@@ -187,10 +184,7 @@ def _end(
 
 
 def _check_purpose(run: RunConfig, arguments: Any, handover: Handover) -> None:
-    """Refuse what has no place in a training, or in a run that only evaluates, and say what has no effect there.
-
-    A training whose folder is to be handed over tries here whether it will be taken.
-    """
+    """Refuse what has no place in a training, or in a run that only evaluates, and say what has no effect there."""
     if arguments.do_train:
         run.tuning.refuse_what_has_no_effect()
         check_together(run)
@@ -293,7 +287,7 @@ def check(run: RunConfig, *, workers: int | None, show_progress: bool) -> DataRe
     trains = is_true(values.get("do_train", True))
     splits = load_splits(run.data, need_train=trains, need_validation=measured)
     static_shapes = wants_static_shapes(run)
-    epochs = _epochs_of(values, arguments_class, static_shapes=static_shapes)
+    epochs = epochs_by_keys(values, arguments_class, static_shapes=static_shapes)
     preprocessing = open_preprocessing(run)
     check_stored_anywhere(run, preprocessing, trains=trains)
     preprocessing = with_image_cache(run, splits, preprocessing, epochs=epochs)
@@ -334,19 +328,10 @@ def plan(run: RunConfig, request: PlanRequest, announce: Callable[[str], object]
     if run.data.dataset_name is not None:
         held_out = run.data.validation_name is None and run.data.validation_fraction > 0 and not run.data.streaming
         splits = load_splits(run.data, need_train=True, need_validation=held_out)
-        epochs = _epochs_of(values, arguments_class, static_shapes=wants_static_shapes(run))
+        epochs = epochs_by_keys(values, arguments_class, static_shapes=wants_static_shapes(run))
         prepared = known_rows(run, replace(splits, validation=None), preprocessing, epochs=epochs)
     choice = read_choice(run, values, arguments_class, config=preprocessing.config, world_size=request.world_size)
     return plan_run(_subject(run, values, preprocessing, prepared), request, choice, devices, announce)
-
-
-def _epochs_of(values: Mapping[str, Any], arguments_class: type, *, static_shapes: bool) -> int | None:
-    """Return how many epochs draw anew, by checked keys and the defaults of their class."""
-    defaults = {field.name: field.metadata.get("default", field.default) for field in fields(arguments_class)}
-    given = {**defaults, **values}
-    return sampled_epochs(
-        num_train_epochs=given["num_train_epochs"], max_steps=given["max_steps"], static_shapes=static_shapes
-    )
 
 
 def _subject(

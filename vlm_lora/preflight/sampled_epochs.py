@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
 
 from vlm_lora.data.dataset import Splits
 from vlm_lora.data.mixture import Mixture
@@ -18,6 +21,15 @@ def sampled_epochs(*, num_train_epochs: float, max_steps: int, static_shapes: bo
     if static_shapes:
         return 1
     return None if max_steps > 0 else max(1, math.ceil(num_train_epochs))
+
+
+def epochs_by_keys(values: Mapping[str, Any], arguments_class: type, *, static_shapes: bool) -> int | None:
+    """Return the same by checked keys of the trainer and the defaults of their class."""
+    defaults = {field.name: field.metadata.get("default", field.default) for field in fields(arguments_class)}
+    given = {**defaults, **values}
+    return sampled_epochs(
+        num_train_epochs=given["num_train_epochs"], max_steps=given["max_steps"], static_shapes=static_shapes
+    )
 
 
 def draws_known(splits: Splits, epochs: int | None) -> bool:
