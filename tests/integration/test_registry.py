@@ -111,7 +111,7 @@ def test_what_cannot_be_registered(
 def test_without_mlflow_it_is_refused_at_the_start(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("vlm_lora.config.registered_names.find_spec", lambda name: None)
+    monkeypatch.setattr("vlm_lora.config.sections.registered_names.find_spec", lambda name: None)
     words = ["train", *script_flags(trained / "base", trained / "data", tmp_path / "out", output_model_name="charts")]
     for command, begin in (
         (words, "--output_model_name charts: "),

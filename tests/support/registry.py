@@ -79,7 +79,7 @@ def stand_in_store(root: Path, monkeypatch: pytest.MonkeyPatch) -> StandInStore:
         setattr(entities, name, lambda *values: values)
     monkeypatch.setitem(sys.modules, "mlflow", ModuleType("mlflow"))
     monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
-    monkeypatch.setattr("vlm_lora.config.registered_names.find_spec", lambda name: name)
+    monkeypatch.setattr("vlm_lora.config.sections.registered_names.find_spec", lambda name: name)
     monkeypatch.setattr("vlm_lora.deploy.registry.store._client", lambda uri: store)
     monkeypatch.setenv("XDG_DATA_HOME", str(root.parent / "share"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

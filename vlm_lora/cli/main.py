@@ -299,13 +299,13 @@ def _servable(rest: Sequence[str]) -> None:
 
 
 def _push(rest: Sequence[str]) -> None:
-    from vlm_lora.cli.push import push
+    from vlm_lora.cli.publish.push import push
 
     push(rest)
 
 
 def _register(rest: Sequence[str]) -> None:
-    from vlm_lora.cli.register import register
+    from vlm_lora.cli.publish.register import register
 
     register(rest)
 
@@ -381,8 +381,8 @@ OWN_FLAGS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "merge": partial(_flags_of, "merge"),
     "quantize": partial(_flags_of, "quantize"),
     "servable": partial(_flags_of, "servable"),
-    "push": partial(_flags_of, "push"),
-    "register": partial(_flags_of, "register"),
+    "push": partial(_flags_of, "publish.push"),
+    "register": partial(_flags_of, "publish.register"),
     "check": partial(_flags_of, "check"),
     "preview": partial(_flags_of, "preview"),
     "cache": partial(_flags_of, "cache"),

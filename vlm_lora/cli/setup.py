@@ -15,8 +15,8 @@ from typing import Any
 from vlm_lora.backend import set_environment
 from vlm_lora.config.declaration import declarations
 from vlm_lora.config.early import check_early
-from vlm_lora.config.registered_names import is_registered
 from vlm_lora.config.run_config import RunConfig
+from vlm_lora.config.sections.registered_names import is_registered
 from vlm_lora.config.sources import parse
 from vlm_lora.config.values import is_true
 from vlm_lora.errors import ConfigError, Refusals, UserError

@@ -14,15 +14,15 @@ from typing import Any
 from vlm_lora.config.aliases import RESTATED, canonical_name
 from vlm_lora.config.argument_fields import arguments_like
 from vlm_lora.config.declaration import declarations
-from vlm_lora.config.registered_names import (
+from vlm_lora.config.resolution import resolve
+from vlm_lora.config.run_config import RunConfig
+from vlm_lora.config.scoring import unknown_metric
+from vlm_lora.config.sections.registered_names import (
     check_finder,
     check_new_name,
     is_registered,
     refuse_missing_package,
 )
-from vlm_lora.config.resolution import resolve
-from vlm_lora.config.run_config import RunConfig
-from vlm_lora.config.scoring import unknown_metric
 from vlm_lora.config.together import check_together
 from vlm_lora.errors import ConfigError, DataError, ModelError, Refusals
 

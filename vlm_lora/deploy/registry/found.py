@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from vlm_lora.config.registered_names import is_registered, parts_of
 from vlm_lora.config.run_config import RunConfig
+from vlm_lora.config.sections.registered_names import is_registered, parts_of
 from vlm_lora.deploy.registry.store import Store, data_folder, explained, open_store
 from vlm_lora.errors import ModelError
 

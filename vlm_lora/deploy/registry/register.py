@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm_lora.config.registered_names import check_new_name
+from vlm_lora.config.sections.registered_names import check_new_name
 from vlm_lora.config.whole_files import read_json
 from vlm_lora.deploy.push import files_of, local_base, refuse_other_than_model
 from vlm_lora.deploy.registry.store import Store, explained, open_store

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm_lora.config.registered_names import refuse_missing_package
+from vlm_lora.config.sections.registered_names import refuse_missing_package
 from vlm_lora.errors import ConfigError
 from vlm_lora.model.loading_errors import first_line
 
