@@ -310,6 +310,7 @@ class VlmTrainerMixin:
             logs.update(self.pace.since_last(self.fed, self.args.world_size))  # type: ignore[attr-defined]
         if self.part_rates is not None and "learning_rate" in logs:
             logs.update(self.part_rates.current(self.optimizer))  # type: ignore[attr-defined]
+        self.so_far.of_all_ranks(logs, self)
         self.finite.skipped.correct(logs, self.state.global_step)  # type: ignore[attr-defined]
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 

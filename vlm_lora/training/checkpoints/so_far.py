@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from vlm_lora.compat import IS_5
+
 KEY = "vlm_lora_so_far"
 """Among the states of callbacks: the one place of the trainer's state for what transformers does not know."""
 _NOTHING = {"steps": 0, "skipped": 0, "loss": 0.0, "seconds": 0.0, "waited": 0.0}
@@ -45,12 +47,25 @@ class SoFar:
         """Take the sums from the state of the checkpoint that the run goes on from."""
         self.before = kept_in(state)
 
+    def of_all_ranks(self, logs: dict[str, Any], trainer: Any) -> None:
+        """Make the training's loss that of all ranks: what came since the last log the base class adds from one alone.
+
+        Args:
+            logs: what is to be logged; other logs than the last one of a training are left as they are.
+            trainer: all ranks call it at the same step.
+        """
+        if "train_loss" not in logs or trainer.args.world_size == 1 or self._pending is None:
+            return
+        missed = mean_of_ranks(self._pending, trainer) - float(self._pending)
+        steps = trainer.state.global_step - (trainer.finite.skipped.begun if IS_5 else 0)
+        logs["train_loss"] += missed / max(steps, 1)
+
     def keep(self, trainer: Any) -> None:
         """Put the sums into the trainer's state, before it is written with a checkpoint; all ranks call it."""
         skipped = trainer.finite.skipped
         since = float(trainer._total_loss_scalar) - skipped.left
         if self._pending is not None:
-            since += float(trainer.accelerator.gather(self._pending.detach().reshape(1)).mean().item())
+            since += mean_of_ranks(self._pending, trainer)
         if self.before is None:
             return
         sums = {
@@ -61,6 +76,11 @@ class SoFar:
             "waited": round(trainer.waiting.seconds, 4),
         }
         trainer.state.stateful_callbacks[KEY] = {"args": {}, "attributes": sums}
+
+
+def mean_of_ranks(value: torch.Tensor, trainer: Any) -> float:
+    """Return the mean over all ranks of a number that each has; all of them call it."""
+    return float(trainer.accelerator.gather(value.detach().reshape(1)).mean().item())
 
 
 def kept_in(state: Any) -> Mapping[str, float] | None:

@@ -325,7 +325,7 @@ class FiniteGuard(TrainerCallback):
         verdict = Verdict.read(meeting.message(own.text(), lambda texts: judge(map(Report.read, texts)).text()))
         if verdict.ends:
             raise NotFiniteError(verdict.said, meeting.told)
-        skipped.skip(self._trainer.state, mean=verdict.finite_loss, own=own.finite_loss)
+        skipped.skip(self._trainer.state, mean=verdict.finite_loss)
         if self._trainer.args.process_index == 0:
             logger.warning("%s", verdict.said)
 

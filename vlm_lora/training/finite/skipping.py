@@ -26,34 +26,34 @@ class SkippedSteps:
         self.total = 0
         self.in_a_row = 0
         self.overflows = 0
-        self._begun = 0
+        self.begun = 0
+        """The step that this process's run goes on from."""
         self._logged_at = 0
         self._last = 0
         self.here = 0
         """Of them in this process's run; the others were before it."""
         self._window = 0
         """Of them since the last log of a loss."""
-        self._left: tuple[float, float] = (0.0, 0.0)
-        """What they added to the sum of the losses since then: the mean of the ranks, and this rank's."""
+        self._left = 0.0
+        """What they added to the sum of the losses since then: the mean of the ranks."""
         self._left_before = 0.0
-        """The same before that log: the mean of the ranks."""
+        """The same before that log."""
 
     def begin(self, state: Any) -> None:
         """Count on from what a checkpoint has counted, if the run goes on from one."""
         kept = state.stateful_callbacks.get(SKIPPED) or {}
         self.total, self.in_a_row = int(kept.get(SKIPPED, 0)), int(kept.get(_IN_A_ROW, 0))
         self.overflows = int(kept.get(OVERFLOWS, 0))
-        self._begun = self._logged_at = state.global_step
-        self._last, self.here, self._window, self._left, self._left_before = 0, 0, 0, (0.0, 0.0), 0.0
+        self.begun = self._logged_at = state.global_step
+        self._last, self.here, self._window, self._left, self._left_before = 0, 0, 0, 0.0, 0.0
         self.now = False
 
-    def skip(self, state: Any, *, mean: float, own: float) -> None:
+    def skip(self, state: Any, *, mean: float) -> None:
         """Count the step under way.
 
         Args:
             state: the trainer's.
             mean: what the step has added to the sum of the losses, as the mean of the ranks.
-            own: the same on this rank.
         """
         self.now = True
         self.total += 1
@@ -61,7 +61,7 @@ class SkippedSteps:
         self.here += 1
         self._window += 1
         self._last = state.global_step + 1
-        self._left = (self._left[0] + mean, self._left[1] + own)
+        self._left += mean
         self._keep(state)
 
     def overflow(self, state: Any) -> None:
@@ -86,8 +86,7 @@ class SkippedSteps:
         if "loss" in logs:
             self._correct_loss(logs, step)
         elif "train_loss" in logs and self.here:
-            # The sum at the end has what came since the last log from this rank alone.
-            steps, left = step - self._begun, self._left_before + self._left[1]
+            steps, left = step - self.begun, self.left
             made = steps - self.here
             mean = logs["train_loss"] - left / (steps if IS_5 else step)
             logs["train_loss"] = mean * steps / made if made else float("nan")
@@ -95,7 +94,7 @@ class SkippedSteps:
     @property
     def left(self) -> float:
         """What skipped steps have added to the sum of the losses since this training began: the mean of the ranks."""
-        return self._left_before + self._left[0]
+        return self._left_before + self._left
 
     def figures(self) -> dict[str, int]:
         """Return the counts for the results: of skipped steps where they may be, of overflows where there were any."""
@@ -108,7 +107,7 @@ class SkippedSteps:
         if not made:
             del logs["loss"]
         elif self._window:
-            logs["loss"] = (logs["loss"] * steps - self._left[0]) / made
+            logs["loss"] = (logs["loss"] * steps - self._left) / made
         if self._last == step:
             logs.pop("grad_norm", None)
         if self.total:
@@ -116,7 +115,7 @@ class SkippedSteps:
         if self.overflows:
             logs[OVERFLOWS] = self.overflows
         self._logged_at, self._window = step, 0
-        self._left_before, self._left = self._left_before + self._left[0], (0.0, 0.0)
+        self._left_before, self._left = self.left, 0.0
 
     def _keep(self, state: Any) -> None:
         # No entry where nothing was skipped: such a run's state is what it ever was.
