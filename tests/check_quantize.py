@@ -3,8 +3,8 @@
 `python tests/check_quantize.py FOLDER --environment DIR` prints a report as JSON and ends with 1 where
 something is not as it should be. `make check-quantize` makes the environment first. A few minutes on one CPU.
 
-1. A Qwen2.5-VL whose layers have 128 and 384 inputs learns some of the demo's charts by heart, with all its weights;
-   then an adapter.
+1. A Qwen2.5-VL whose layers have 128 and 384 inputs learns the demo's charts with all its weights, then an adapter.
+   In so few minutes it learns which words answers are made of, not to read: perplexity is what tells.
 2. `vlm-lora merge` and `vlm-lora quantize --scheme awq`, and `fp8-dynamic`, of the adapter.
 3. `vlm-lora eval` of merged and quantized folders, all in the environment of llm-compressor: perplexity and answers.
 4. Controls: AWQ's folder with all steps set to 1, which must score otherwise; the demo's own model, which must be
@@ -34,8 +34,7 @@ from vlm_lora.demo.run import BASE
 
 SIDE = 96
 """Of the demo's images, in pixels."""
-CHARTS = 64
-"""So few that a fresh model learns them by heart within minutes; what is asked is whether rounding loses that."""
+EVALUATED = 100
 FULL = {"peft_method": "none", "freeze_vision": False, "learning_rate": 2e-3}
 ADAPTER = {"lora_targets": "all", "lora_rank": 8, "learning_rate": 2e-3}
 
@@ -98,18 +97,6 @@ def flags(**settings: object) -> list[str]:
     return [text for name, value in settings.items() for text in (f"--{name}", str(value))]
 
 
-def write_known_charts(data: Path) -> int:
-    """Write the demo's charts, and as rows to score the first question on each; return how many."""
-    written = write_chart_dataset(data, train=CHARTS, validation=1, seed=0).train
-    rows = [json.loads(line) for line in (data / "train.jsonl").read_text(encoding="utf-8").splitlines()]
-    asked = [
-        {"image": row["image"], "question": row["messages"][0]["content"], "answer": row["messages"][1]["content"]}
-        for row in rows
-    ]
-    (data / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
-    return written
-
-
 def train(base: Path, data: Path, output: Path, steps: int, **settings: object) -> None:
     shared: dict[str, object] = {"do_eval": False, "per_device_train_batch_size": 8, "lr_scheduler_type": "cosine"}
     shared["image_backend"] = "pil"  # as the demo's
@@ -118,8 +105,8 @@ def train(base: Path, data: Path, output: Path, steps: int, **settings: object) 
 
 
 def score(python: str, folder: Path, data: Path, output: Path) -> dict[str, float]:
-    """Return perplexity and share of right answers on the charts."""
-    given = {"model_name_or_path": folder, "dataset_name": data, "output_dir": output, "max_eval_samples": CHARTS}
+    """Return perplexity and share of right answers on held-out charts."""
+    given = {"model_name_or_path": folder, "dataset_name": data, "output_dir": output, "max_eval_samples": EVALUATED}
     more = {"predict_with_generate": True, "max_new_tokens": 12, "per_device_eval_batch_size": 25, "use_cpu": True}
     found = json.loads(call(python, "eval", *flags(**given, **more), "--json"))
     return {name: found[f"eval_{name}"] for name in ("perplexity", "exact_match")}
@@ -143,7 +130,7 @@ def packed(folder: Path) -> dict[str, Any]:
 
 def check(folder: Path, python: str, environment: Path, steps: int) -> dict[str, Any]:
     data, base, full, adapter = (folder / name for name in ("charts", "base", "full", "adapter"))
-    report: dict[str, Any] = {"charts": write_known_charts(data)}
+    report: dict[str, Any] = {"charts": write_chart_dataset(data, train=800, validation=EVALUATED, seed=0).train}
     build_base(base)
     started = time.monotonic()
     train(base, data, full, steps, **FULL)
@@ -176,7 +163,6 @@ def faults(report: dict[str, Any]) -> list[str]:
         "4-bit tensors of all 21 layers": report["packed"] == {"layers": 21, "dtypes": ["torch.int32"]},
         "within half a step": report["awq"]["proof"]["largest_error"] < 0.501,
         "AWQ's scales change nothing by themselves": report["awq"]["proof"]["deviation"] < 1e-3,
-        "the model knows its charts": before["exact_match"] > 0.5,
         "AWQ changes the perplexity": awq["perplexity"] != before["perplexity"],
         "AWQ keeps it within a tenth": abs(awq["perplexity"] / before["perplexity"] - 1) < 0.1,
         "8-bit floats keep it within a hundredth": abs(scores["fp8-dynamic"]["perplexity"] / before["perplexity"] - 1)
