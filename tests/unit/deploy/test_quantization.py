@@ -15,7 +15,7 @@ from vlm_lora import configure
 from vlm_lora.deploy.quantization import environment, quantize, worker
 from vlm_lora.deploy.quantization.layers import check_layers
 from vlm_lora.deploy.quantization.request import QuantizeRequest
-from vlm_lora.deploy.quantization.schemes import COMPRESSORS_OWN, DECODERS, SCHEMES, pairs_of, scheme_of
+from vlm_lora.deploy.quantization.schemes import COMPRESSORS_OWN, OURS, SCHEMES, pairs_of, scheme_of
 from vlm_lora.errors import BackendError, ConfigError, ModelError
 from vlm_lora.model.families import family_of
 
@@ -51,8 +51,9 @@ def test_awq_is_refused_for_a_class_that_no_table_knows(model_folder: Callable[[
     with pytest.raises(ConfigError, match=r"not known of Idefics3ForConditionalGeneration.*Type --scheme fp8-dynamic"):
         check_layers("model", config, family_of(config), SCHEMES["awq"])
     assert pairs_of(COMPRESSORS_OWN[0], ["model.language_model"]) is None
-    pairs = pairs_of(DECODERS[0], ["model.language_model"])
+    pairs = pairs_of("LlavaForConditionalGeneration", ["model.language_model"])
     assert pairs is not None
+    assert len(pairs) == len(OURS["LlavaForConditionalGeneration"]) == 4
     assert pairs[1][0] == r"re:.*(model\.language_model)\.layers\.\d+\.self_attn\.v_proj$"
 
 

@@ -53,13 +53,23 @@ _DECODER: Pairs = (
 )
 """A layer of Llama, Mistral, Qwen 2, Qwen 3, as they stand in models with images."""
 
-COMPRESSORS_OWN = ("Gemma3ForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration")
-"""Classes of llm-compressor's own table, whose patterns leave the tower alone."""
-DECODERS = (
-    "LlavaForConditionalGeneration",
-    "Qwen2VLForConditionalGeneration",
+_GEMMA: Pairs = (
+    ("self_attn.v_proj", ("self_attn.o_proj",)),
+    ("pre_feedforward_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
+    ("mlp.up_proj", ("mlp.down_proj",)),
 )
-"""Classes whose language model is made of `_DECODER`'s layers."""
+"""A layer of Gemma 3, which normalises queries and keys once more. These are the pairs of llm-compressor's own table;
+its patterns there reach into the tower, whose layers are called alike, and it fails."""
+
+COMPRESSORS_OWN = ("Qwen2_5_VLForConditionalGeneration",)
+"""Classes of llm-compressor's own table, whose patterns leave the tower alone."""
+OURS: Mapping[str, Pairs] = {
+    "Gemma3ForConditionalGeneration": _GEMMA,
+    "LlavaForConditionalGeneration": _DECODER,
+    "Qwen2VLForConditionalGeneration": _DECODER,
+    "Qwen3VLForConditionalGeneration": _DECODER,
+}
+"""Other classes, by what their language model's layers are."""
 
 
 def scheme_of(name: str) -> Scheme:
@@ -85,13 +95,13 @@ def pairs_of(model_class: str, language: Sequence[str]) -> Pairs | None:
     """
     if model_class in COMPRESSORS_OWN:
         return None
-    if model_class not in DECODERS:
+    if model_class not in OURS:
         raise ConfigError(
             f"--scheme awq: which layers read what is not known of {model_class}, and llm-compressor would guess. AWQ "
-            f"is shown for {', '.join(sorted((*COMPRESSORS_OWN, *DECODERS)))}. Type --scheme fp8-dynamic."
+            f"is shown for {', '.join(sorted((*COMPRESSORS_OWN, *OURS)))}. Type --scheme fp8-dynamic."
         )
     start = rf"re:.*({'|'.join(map(re.escape, language))})\.layers\.\d+\."
     return [
         (f"{start}{re.escape(maker)}$", [f"{start}{re.escape(reader)}$" for reader in readers])
-        for maker, readers in _DECODER
+        for maker, readers in OURS[model_class]
     ]
