@@ -49,6 +49,7 @@ from vlm_lora.preflight.sampled_epochs import draws_known, epochs_by_keys, sampl
 from vlm_lora.report.model_card import write_model_card
 from vlm_lora.report.preview import Preview, ShownRow
 from vlm_lora.report.run_page.at_end import RunPage
+from vlm_lora.report.trackers import Trackers
 from vlm_lora.session import (
     Preprocessing,
     Session,
@@ -98,7 +99,7 @@ def train(
     Observers are told what happens, after the run's own log; `show` gets the figures before the folder is handed over.
     """
     noted, handover = RunStateFile(), Handover()
-    told = Observers([RunLog(), noted, RunPage(), *observers])
+    told = Observers([RunLog(), noted, RunPage(), Trackers(), *observers])
     from vlm_lora.training.guards.room import explained
 
     with stop_signals() as stops, FolderLock() as lock, told.until_end(), stops.heard(), explained(lambda: lock.folder):

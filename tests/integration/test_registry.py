@@ -94,7 +94,7 @@ def test_what_cannot_be_registered(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = stand_in_store(tmp_path / "store", monkeypatch)
-    assert "a registered model's name has no / : or @" in refused(["register", str(trained), "a/b"], capsys)
+    assert "a registered model's name has no / : @ or quotes" in refused(["register", str(trained), "a/b"], capsys)
     assert "holds no model" in refused(["register", str(trained), "charts"], capsys)
     gone = tmp_path / "gone"
     shutil.copytree(trained / "out", gone)

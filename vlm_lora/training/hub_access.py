@@ -121,6 +121,8 @@ def _refusal(error: Any, repository: Repository) -> str:
             f"the token may not write to {repository.name} {quoted}. Type another {repository.token_flag}, one with "
             f"the right to write there, or another {repository.name_flag}."
         )
+    if status >= 500:
+        return f"the Hub fails {quoted}. Try again later (https://status.huggingface.co says how it is)."
     return f"the Hub refuses to take {repository.name} {quoted}. Another name: {repository.name_flag}."
 
 

@@ -75,6 +75,7 @@ OWN = {
         *("do_sample", "temperature", "top_p", "top_k", "num_beams"),
     },
     "merge": ("rows", "max_shard_size", "json"),
+    "quantize": ("scheme", "rows", "max_shard_size", "environment", "make_environment", "json"),
     "servable": ("FOLDER", "json"),
     "push": ("FOLDER", "REPO", "token", "private", "revision", "commit_message", "with_rows", "json"),
     "register": ("FOLDER", "NAME", "tracking_uri", "json"),

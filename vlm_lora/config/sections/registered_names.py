@@ -12,8 +12,8 @@ PACKAGES = ("mlflow", "sqlalchemy", "alembic")
 """Modules that the extra `mlflow` brings; a store in a file needs the last two."""
 FINDERS = ("eval", "ask", "merge")
 """The verbs that take such a name."""
-_WHOLE = re.compile(r"models:/(?P<name>[^/@:]+)(?:/(?P<version>\d+|latest)|@(?P<alias>[^/@:]+))")
-_NAME = re.compile(r"[^/@:]*[^/@:\s][^/@:]*")
+_WHOLE = re.compile(r"models:/(?P<name>[^/@:'\"]+)(?:/(?P<version>\d+|latest)|@(?P<alias>[^/@:'\"]+))")
+_NAME = re.compile(r"(?=.*\S)[^/@:'\"]+")
 
 
 def is_registered(name: str | None) -> bool:
@@ -57,7 +57,9 @@ def check_new_name(flag: str, name: str) -> None:
         ConfigError: it has a mark that the registry's URIs need, or is empty.
     """
     if not _NAME.fullmatch(name):
-        raise ConfigError(f"{flag} {name!r}: a registered model's name has no / : or @ in it. For example charts.")
+        raise ConfigError(
+            f"{flag} {name!r}: a registered model's name has no / : @ or quotes in it. For example charts."
+        )
 
 
 def refuse_missing_package(asked_by: str) -> None:
