@@ -33,7 +33,7 @@ def test_no_family_of_the_table_fails() -> None:
 def test_what_works_is_counted_and_what_does_not_is_named_with_its_reason() -> None:
     rows = read_results()
     table = write_table({**rows, "sought": {"failed": "KeyError: x"}, "found": {"template": "plain", "adapted": ["q"]}})
-    assert "| `sought` | does not work: KeyError: x |  |  |  |" in table
-    assert "| `found` | trained, reloaded | plain | q |  |" in table
+    assert "| `sought` | does not work: KeyError: x |  |  |" in table
+    assert "| `found` | trained, reloaded | plain | q |" in table
     working = sum(works(row) for row in rows.values())
     assert f"Of {len(rows) + 2} types {working + 1} work" in table

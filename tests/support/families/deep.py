@@ -40,7 +40,14 @@ def try_deeper(model_type: str, folder: Path) -> dict[str, str]:
     def train(name: str, command: list[str], place: str = "", **flags: object) -> dict[str, torch.Tensor]:
         output = folder / name
         settings: dict[str, object] = {"do_train": True, "max_steps": 3, "learning_rate": 1e-2, "lora_dropout": 0}
-        settings |= {"optim": "sgd", "bf16": False, "per_device_train_batch_size": 2, **shape.flags, **flags}
+        settings |= {
+            "optim": "sgd",
+            "bf16": False,
+            "per_device_train_batch_size": 2,
+            "train_sampling_strategy": "random",
+            **shape.flags,
+            **flags,
+        }
         words = script_flags(model, data, output, **settings)
         path = os.pathsep.join(filter(None, (place, os.environ.get("PYTHONPATH", ""))))
         lazy = {"PT_HPU_LAZY_MODE": "0"} if place else {}
