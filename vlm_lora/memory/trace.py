@@ -23,6 +23,7 @@ from vlm_lora.errors import ModelError
 from vlm_lora.memory.depth import BEFORE, TURN, Cut, Outline, cut_config, extend, mark_layers
 from vlm_lora.memory.ledger import BACKWARD, BATCH, GRADIENTS, LANGUAGE, LOGITS, VISION, Ledger, Moment
 from vlm_lora.memory.simulation import Simulation
+from vlm_lora.model.adapters.experts import routers
 from vlm_lora.model.checkpointing import enable_checkpointing
 from vlm_lora.model.families import Family
 from vlm_lora.model.head.completion import complete
@@ -263,10 +264,14 @@ def _empty(model: nn.Module, simulation: Simulation, precision: Precision) -> No
 
 def weights_of(model: nn.Module, parts: Parts) -> Iterator[Weight]:
     """Yield what each parameter is."""
+    routing = {*routers(model, parts)}
     linear = {
         f"{name}.weight"
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and parts.part_of(name) == "language" and parts.carries_lora(name)
+        if isinstance(module, nn.Linear)
+        and parts.part_of(name) == "language"
+        and parts.carries_lora(name)
+        and name not in routing
     }
     layers = decoder_layers(model, parts)
     prefix = "base_model.model."

@@ -22,7 +22,7 @@ from vlm_lora.config.run_config import ModelConfig, RunConfig
 from vlm_lora.engines.zero import zero_stage
 from vlm_lora.errors import BackendError, ConfigError, ModelError
 from vlm_lora.launch.placement import launcher_asks_for
-from vlm_lora.model.adapters.experts import expert_parameters, share_of_language
+from vlm_lora.model.adapters.experts import expert_parameters, routers, share_of_language
 from vlm_lora.model.families import Family, family_of
 from vlm_lora.model.head.completion import complete
 from vlm_lora.model.loading import adapter_folder
@@ -40,7 +40,8 @@ class Layers:
 
     quantized: tuple[str, ...]
     kept: tuple[str, ...]
-    """Those that stay in 16 or 32 bits: vision tower, projector, head, and weights that are read without a call."""
+    """Those that stay in 16 or 32 bits: vision tower, projector, head, routers, and weights that are read without a
+    call."""
     inputs: tuple[int, ...] = ()
     """How many inputs each of the quantized has, in their order."""
     experts: tuple[str, ...] = ()
@@ -61,7 +62,12 @@ def find_layers(config: Any, family: Family | None = None, *, trust_remote_code:
     complete(empty)
     parts = find_parts(empty, family)
     linears = {name: module for name, module in empty.named_modules() if isinstance(module, nn.Linear)}
-    quantized = {name for name in linears if parts.part_of(name) == "language" and parts.carries_lora(name)}
+    routing = {*routers(empty, parts)}
+    quantized = {
+        name
+        for name in linears
+        if parts.part_of(name) == "language" and parts.carries_lora(name) and name not in routing
+    }
     return Layers(
         quantized=tuple(name for name in linears if name in quantized),
         kept=tuple(name for name in linears if name not in quantized),
