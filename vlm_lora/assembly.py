@@ -175,6 +175,7 @@ def build_run_trainer(
         _carry_over(trainer, identity, resumption)
     if session.arguments.do_train:
         _set_rates(session, preprocessing, trainer)
+    trainer.balance = session.run.tuning.router_aux_loss_coef
     trainer.feeding = feeding
     trainer.packs = None if feeding.packing is None else feeding.packing.inputs(model)
     trainer.loader_timeout = session.run.batching.dataloader_timeout

@@ -285,6 +285,7 @@ def open_for_run(session: Session) -> Preprocessing:
             preprocessing.family,
             backend=session.backend,
             partitioned=partitioning_engine(session.arguments),
+            packed=session.run.batching.packing,
             trust_remote_code=session.run.model.trust_remote_code,
         )
     return preprocessing

@@ -13,11 +13,18 @@ import transformers
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.models.auto.configuration_auto import model_type_to_module_name
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from support.rows import write_uneven_rows
-from support.runs import run, script_flags
+from support.runs import TORCHRUN, capture_trainer, run, run_processes, script_flags
 from support.tiny.folders import save_processor, waken
+from vlm_lora.backend import Precision
 from vlm_lora.cli.main import main, run_script
+from vlm_lora.config.run_config import TuningConfig
+from vlm_lora.memory.trace import Step, trace_step
+from vlm_lora.model.adapters.experts import BALANCED
+from vlm_lora.model.families import family_of
 
 FLAGS: dict[str, Any] = {
     "do_train": True,
@@ -132,3 +139,113 @@ def test_what_experts_have_not_ends_the_run_before_weights_are_read(
     assert (
         f"PEFT has none there. Type {cure}, or leave the experts out, for example by --lora_targets language." in said
     )
+
+
+def test_two_processes_train_what_one_trains(mixture: Path, data: Path, tmp_path: Path) -> None:
+    """Each sends its own row's tokens to other experts: what an expert learns is the sum over both."""
+    flags = {**FLAGS, "optim": "sgd", "bf16": False, "train_sampling_strategy": "random", "save_strategy": "no"}
+    run(mixture, data, tmp_path / "one", **flags, per_device_train_batch_size=2)
+    words = script_flags(mixture, data, tmp_path / "two", **flags, per_device_train_batch_size=1)
+    run_processes([*TORCHRUN, *words])
+    run(mixture, data, tmp_path / "half", **flags, per_device_train_batch_size=1)
+    one, two, half = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two", "half"))
+    assert any(".experts." in name for name in one)
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-6, rtol=1e-5)
+    # The control: half of each batch trains otherwise.
+    assert max(float((half[name] - one[name]).abs().max()) for name in one if ".experts." in name) > 1e-5
+
+
+def test_in_4_bits_experts_stay_whole_and_learn(
+    mixture: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = capture_trainer(monkeypatch)
+    run(mixture, data, tmp_path / "out", **{**FLAGS, "save_strategy": "no"}, load_in_4bit=True, log_level="info")
+    parameters = dict(kept[0].model.named_parameters())
+    experts = {name: p for name, p in parameters.items() if ".experts." in name and "lora_" not in name}
+    assert len(experts) == 4
+    assert {p.dtype for p in experts.values()} <= {torch.float32, torch.bfloat16}
+    assert all(p.ndim == 3 for p in experts.values())
+    attention = [p for name, p in parameters.items() if "language_model" in name and "q_proj.base_layer" in name]
+    assert attention  # the control: linear layers are held in 4 bits
+    assert {p.dtype for p in attention} == {torch.uint8}
+    assert "Quantization: 4 parameters that hold all experts of a layer stay whole, " in capsys.readouterr().err
+    weights = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert all(tensor.any() for name, tensor in weights.items() if ".experts." in name and "lora_B" in name)
+
+
+def test_the_plan_in_4_bits_counts_experts_whole(mixture: Path) -> None:
+    config = AutoConfig.from_pretrained(mixture)
+    ids = torch.tensor([[5, 9, 14, 20]])
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    trace = trace_step(
+        Step(
+            tuning=TuningConfig(lora_targets="language,experts"),
+            checkpointing=False,
+            precision=Precision(weights="float32"),
+            attention="eager",
+            fused_attention=False,
+        ),
+        config=config,
+        family=family_of(config),
+        batch={**batch, "supervised_positions": torch.tensor([[0, 1, 2]])},
+        trust_remote_code=False,
+    )
+    experts = [weight for weight in trace.weights if ".experts." in weight.name and not weight.adapter]
+    assert len(experts) == 4
+    assert not any(weight.quantizable for weight in experts)
+    assert any(weight.quantizable for weight in trace.weights)
+
+
+def test_an_even_load_is_asked_for_and_weighs_each_micro_batch_alike(
+    mixture: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the model's own loss is added; two micro-batches of an update and two processes give the same update."""
+    kept = capture_trainer(monkeypatch)
+    flags = {
+        **FLAGS,
+        "optim": "sgd",
+        "bf16": False,
+        "train_sampling_strategy": "random",
+        "save_strategy": "no",
+        "max_steps": 1,
+    }
+    flags |= {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2}
+    without = run(mixture, data, tmp_path / "without", **flags)
+    asked = {**flags, "router_aux_loss_coef": 0.5}
+    results = run(mixture, data, tmp_path / "one", **asked)
+    seen: list[torch.Tensor] = []
+    base = AutoModelForImageTextToText.from_pretrained(mixture)
+    for batch in kept[0].get_train_dataloader():
+        inputs = {n: t for n, t in batch.items() if torch.is_tensor(t) and n not in ("labels", "supervised_positions")}
+        with torch.no_grad():
+            seen.append(base(**inputs, output_router_logits=True).aux_loss)
+    assert len(seen) == 2
+    added = 0.5 * float(sum(seen)) / 2
+    assert added > 0.1
+    assert results["train_loss"] - without["train_loss"] == pytest.approx(added, rel=1e-4)
+    run_processes(
+        [*TORCHRUN, *script_flags(mixture, data, tmp_path / "two", **{**asked, "gradient_accumulation_steps": 1})]
+    )
+    one, two, plain = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two", "without"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-6, rtol=1e-5)
+    assert max(float((plain[name] - one[name]).abs().max()) for name in one) > 1e-5  # the control
+
+
+def test_models_without_such_a_loss_are_refused(
+    model_folder: Callable[[str], Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = script_flags(model_folder("llava"), data, tmp_path / "out", do_train=True, router_aux_loss_coef=0.01)
+    assert run_script(flags) == 1
+    said = capsys.readouterr().err
+    assert "--router_aux_loss_coef 0.01: models of type 'llava' make no loss for an even load of experts; " in said
+
+
+def test_the_table_has_the_types_that_make_such_a_loss() -> None:
+    folder = Path(transformers.__file__).parent / "models"
+    names = {name: model_type_to_module_name(name) for name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}
+    files = {name: folder / module / f"modeling_{module}.py" for name, module in names.items()}
+    read = {name: file.read_text(encoding="utf-8") for name, file in files.items() if file.is_file()}
+    assert len(read) > 40
+    assert {name for name, code in read.items() if "aux_loss = load_balancing_loss_func(" in code} == BALANCED

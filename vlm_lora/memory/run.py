@@ -150,6 +150,7 @@ def plan_run(
             subject.family,
             backend=backend,
             partitioned=engine,
+            packed=subject.run.batching.packing,
             trust_remote_code=subject.run.model.trust_remote_code,
         )
     if subject.run.tuning.new_tokens is not None:

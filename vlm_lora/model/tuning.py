@@ -106,7 +106,11 @@ def _attach_lora(
     refuse_twice(fully, targets.modules, tuning.lora_targets)
     if targets.parameters:
         everything = expert_parameters(model, parts)
-        say_what_experts_cost({name: everything[name] for name in targets.parameters}, count=len(targets.modules))
+        say_what_experts_cost(
+            {name: everything[name] for name in targets.parameters},
+            count=len(targets.modules),
+            balance=tuning.router_aux_loss_coef,
+        )
     selecting = module_setting(model, targets.modules)
     config = LoraConfig(
         r=tuning.lora_rank,

@@ -86,6 +86,8 @@ class VlmTrainerMixin:
     """`--save_total_limit`, which the base class must not know: it would remove folders that are not the run's."""
     carried: CarriedOver | None = None
     """The run's settings, for its checkpoints and over those of the one it goes on from; None outside a training."""
+    balance: float = 0.0
+    """How much of the model's own loss for an even load of experts is added to that of each micro-batch."""
     packs: PackedInputs | None = None
     """Makes masks and positions of packed batches, where the run packs."""
     features: FeatureCache | None = None
@@ -143,10 +145,16 @@ class VlmTrainerMixin:
             self.fed += held
         # The base class drops the labels before it calls the loss function: hand over what it needs instead.
         inputs["labels"] = gather_targets(inputs["labels"], positions)
+        balanced = bool(self.balance) and model.training
+        if balanced:
+            inputs["output_router_logits"] = True
         with self._on_features(inputs) as given, self.head.on(positions, inputs["labels"], count):
             loss, outputs = super().compute_loss(  # type: ignore[misc]
                 model, given, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
+        if balanced:
+            # One for each micro-batch, however many tokens it has: their mean over an update's, on all ranks.
+            loss = loss + self.balance * outputs.aux_loss / self.current_gradient_accumulation_steps  # type: ignore[attr-defined]
         self.finite.note(loss, [row.name for row in rows], outputs.row_losses)
         loss = self.finite.for_backward(loss)
         return (loss, outputs) if return_outputs else loss

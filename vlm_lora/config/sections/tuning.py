@@ -51,6 +51,9 @@ class TuningConfig:
     new_tokens: str | None = None
     """With LoRA: text file of tokens to add, one a line. Of the embeddings (and an untied head) their rows alone are
     trained; embeddings without room for them grow."""
+    router_aux_loss_coef: float = 0.0
+    """Of a mixture of experts: how much of the model's own loss for an even load of its experts is added to that of a
+    micro-batch, for example 0.001; 0 adds none."""
     freeze_language: bool = False
     """With --peft_method none: keep the language model frozen."""
     freeze_vision: bool = True
@@ -108,6 +111,11 @@ class TuningConfig:
         check_positive("lora_alpha", self.lora_alpha)
         if not 0 <= self.lora_dropout < 1:
             raise ConfigError(f"--lora_dropout {self.lora_dropout}: must be at least 0 and below 1.")
+        if not 0 <= self.router_aux_loss_coef < math.inf:
+            raise ConfigError(
+                f"--router_aux_loss_coef {self.router_aux_loss_coef}: must be a finite number of 0 (no such loss) or "
+                "more, for example 0.001."
+            )
         for part, rate in self.learning_rates.items():
             if not (rate > 0 and math.isfinite(rate)):
                 cure = f"--freeze_{part}" if self.peft_method == "none" else f"a --lora_targets without {part}"

@@ -14,16 +14,46 @@ from typing import Any
 
 from torch import nn
 
+from vlm_lora.compat import IS_5
+from vlm_lora.errors import ConfigError
 from vlm_lora.model.parts import Parts, size_of
 
 logger = logging.getLogger(__name__)
 
 EXPERTS = "experts"
 """The word of `--lora_targets` for them."""
+BALANCED = frozenset(
+    [
+        *("ernie4_5_vl_moe", "glm4v_moe", "glm5_next", "minimax_m3_vl", "qwen3_5_moe", "qwen3_omni_moe_thinker"),
+        *("qwen3_vl_moe", "qwen4_exp"),
+    ]
+)
+"""Model types of which transformers 5 makes a loss for an even load of experts (`load_balancing_loss_func`)."""
 ROUTERS_STAY = "Routers, which send tokens to experts, stay frozen."
+UNBALANCED = "No loss balances the experts' load (--router_aux_loss_coef 0)."
 _REACHED = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
 _ROUTER = re.compile(r"(router|gate|gating)(\.|$)")
 _CURE = "--peft_method none trains them, with the whole language model."
+
+
+def check_balance(coefficient: float, model_type: str, *, packed: bool) -> None:
+    """Refuse `--router_aux_loss_coef` where the model makes no such loss.
+
+    Raises:
+        ConfigError: names the model's type, or what it does not go together with.
+    """
+    if not coefficient:
+        return
+    if model_type not in BALANCED or not IS_5:
+        raise ConfigError(
+            f"--router_aux_loss_coef {coefficient}: models of type {model_type!r} make no loss for an even load of "
+            f"experts; with transformers 5, those of type {', '.join(sorted(BALANCED))} do. Leave it out."
+        )
+    if packed:
+        raise ConfigError(
+            f"--router_aux_loss_coef {coefficient} with --packing true: the model's code does not tell the rows of a "
+            "pack from its padding. Leave one of them out."
+        )
 
 
 def out_of_reach(model: nn.Module, parts: Parts) -> Mapping[str, nn.Parameter]:
@@ -107,12 +137,13 @@ def share_of_language(model: nn.Module, parts: Parts, names: Iterable[str]) -> f
     return sum(sizes[name] for name in names) / max(sum(sizes.values()), 1)
 
 
-def say_what_experts_cost(experts: Mapping[str, nn.Parameter], *, count: int) -> None:
+def say_what_experts_cost(experts: Mapping[str, nn.Parameter], *, count: int, balance: float = 0.0) -> None:
     """Say what LoRA on experts in one tensor does in each step, before it takes anybody's memory unawares.
 
     Args:
         experts: the parameters that get LoRA, by name.
         count: how many linear layers get LoRA as well.
+        balance: `--router_aux_loss_coef`.
     """
     layers: dict[str, int] = {}
     for name, parameter in experts.items():
@@ -121,13 +152,13 @@ def say_what_experts_cost(experts: Mapping[str, nn.Parameter], *, count: int) ->
     logger.info(
         "LoRA on experts in one tensor: %d parameters, beside %d linear layers. PEFT builds a layer's expert weights "
         "once more in each forward pass (up to %.3g GB a layer, %.3g GB in all, which stays until the backward pass; "
-        "with --gradient_checkpointing one layer's at a time) and as much for their gradient. %s No loss balances the "
-        "experts' load.",
+        "with --gradient_checkpointing one layer's at a time) and as much for their gradient. %s %s",
         len(experts),
         count,
         max(layers.values()) / 1e9,
         sum(layers.values()) / 1e9,
         ROUTERS_STAY,
+        f"{balance:g} of the model's loss for an even load of experts is added." if balance else UNBALANCED,
     )
 
 

@@ -81,10 +81,10 @@ def save_under_names_that_are_found(tuned: Any, wanted: str) -> None:
         tuned.save_pretrained = partial(_save, tuned.save_pretrained, changed)
 
 
-def _save(save: Any, changed: Mapping[str, str], folder: str, *arguments: Any, **keywords: Any) -> None:
+def _save(save: Any, changed: Mapping[str, str], save_directory: str, *arguments: Any, **keywords: Any) -> None:
     """Save as PEFT does, then give tensors their other names."""
-    save(folder, *arguments, **keywords)
-    path = Path(folder) / ADAPTER_WEIGHTS
+    save(save_directory, *arguments, **keywords)
+    path = Path(save_directory) / ADAPTER_WEIGHTS
     if not keywords.get("is_main_process", True):
         return
     with safe_open(path, framework="pt") as file:

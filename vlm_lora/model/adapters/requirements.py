@@ -14,7 +14,7 @@ import torch
 from vlm_lora.compat import without_initialisation
 from vlm_lora.config.run_config import TuningConfig
 from vlm_lora.errors import BackendError, ConfigError
-from vlm_lora.model.adapters.experts import EXPERTS
+from vlm_lora.model.adapters.experts import EXPERTS, check_balance
 from vlm_lora.model.adapters.starts import check_start
 from vlm_lora.model.adapters.targets import GROUPS, Targets, resolve_targets
 from vlm_lora.model.families import Family
@@ -53,6 +53,7 @@ def check_before_loading(
     *,
     backend: Any,
     partitioned: str = "",
+    packed: bool = False,
     trust_remote_code: bool = False,
 ) -> None:
     """As `check_experts`, from the model's configuration alone; and refuse what cannot compute with such experts.
@@ -63,12 +64,14 @@ def check_before_loading(
         family: its family.
         backend: of the device.
         partitioned: the engine that shares out weights among processes, by its name; empty without one.
+        packed: whether rows share sequences.
         trust_remote_code: whether the model's own Python code may run.
 
     Raises:
         BackendError: LoRA on experts in one tensor is not proven on this hardware.
         ConfigError: it does not go together with other settings.
     """
+    check_balance(tuning.router_aux_loss_coef, config.model_type, packed=packed)
     if tuning.peft_method != "lora":
         return
     if partitioned:
@@ -81,10 +84,10 @@ def check_before_loading(
     with torch.device("meta"), without_initialisation():
         # A copy: timm's towers change the configuration that they are given.
         empty = getattr(transformers, family.auto_class).from_config(copy.deepcopy(config), **keywords)
+    complete(empty)
     with _unsaid():  # it is said of the model itself
         targets = resolve_targets(empty, find_parts(empty, family), tuning.lora_targets)
     check_experts(tuning, targets)
-    complete(empty)
     check_start(tuning, empty, targets)
     if not targets.parameters:
         return

@@ -107,6 +107,7 @@ _ROWS: Mapping[Kind, str] = {
         learning_rate language_learning_rate vision_learning_rate projector_learning_rate
         embeddings_learning_rate head_learning_rate
         weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm neftune_noise_alpha lora_dropout
+        router_aux_loss_coef
         lr_scheduler_type lr_scheduler_kwargs warmup_steps
         global_batch_size auto_find_batch_size dataloader_drop_last dataloader_in_order ignore_data_skip
         train_sampling_strategy
