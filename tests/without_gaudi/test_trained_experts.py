@@ -141,21 +141,6 @@ def test_what_experts_have_not_ends_the_run_before_weights_are_read(
     )
 
 
-def test_two_processes_train_what_one_trains(mixture: Path, data: Path, tmp_path: Path) -> None:
-    """Each sends its own row's tokens to other experts: what an expert learns is the sum over both."""
-    flags = {**FLAGS, "optim": "sgd", "bf16": False, "train_sampling_strategy": "random", "save_strategy": "no"}
-    run(mixture, data, tmp_path / "one", **flags, per_device_train_batch_size=2)
-    words = script_flags(mixture, data, tmp_path / "two", **flags, per_device_train_batch_size=1)
-    run_processes([*TORCHRUN, *words])
-    run(mixture, data, tmp_path / "half", **flags, per_device_train_batch_size=1)
-    one, two, half = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two", "half"))
-    assert any(".experts." in name for name in one)
-    for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, atol=1e-6, rtol=1e-5)
-    # The control: half of each batch trains otherwise.
-    assert max(float((half[name] - one[name]).abs().max()) for name in one if ".experts." in name) > 1e-5
-
-
 def test_in_4_bits_experts_stay_whole_and_learn(
     mixture: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

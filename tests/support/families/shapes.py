@@ -142,6 +142,7 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
             settings={"spatial_merge_size": 2},
             image_settings={"patch_size": {"height": 16, "width": 16}},
         ),
+        "paligemma": Shape(text_rows=False),
         "muse_spark": Shape(config={"out_hidden_size": 128}),
         "paddleocr_vl": Shape(config={"text_config.rope_parameters": _MROPE}),
         "molmo2": Shape(
