@@ -52,11 +52,15 @@ def quietly(what: str, run: Callable[[], int]) -> None:
         raise FailedError(f"{what}: {said.getvalue().strip().splitlines()[-1]}")
 
 
+def flags_of(name: str) -> dict[str, str]:
+    """Return the flags that a family needs."""
+    return {"trust_remote_code": "true"} if name == "phi3_v" else dict(shape_of(name).flags)
+
+
 def merge(adapter: Path, output: Path, rows: int = 4) -> dict[str, Any]:
     """Merge by the verb; return its report."""
     words = ["merge", str(adapter), "--output_dir", str(output), "--rows", str(rows), "--use_cpu", "true"]
-    shape = shape_of(adapter.parent.name)
-    flags = [word for name, value in shape.flags.items() for word in (f"--{name}", value)]
+    flags = [word for name, value in flags_of(adapter.parent.name).items() for word in (f"--{name}", value)]
     more = ["--max_new_tokens", "6", "--accept_changed_files", "true", *flags]
     quietly(f"merge into {output.name}", lambda: command([*words, *more]))
     report: dict[str, Any] = json.loads((output / "merge_report.json").read_text(encoding="utf-8"))
@@ -89,17 +93,22 @@ def relative(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).abs().max() / other.abs().max())
 
 
-def make(name: str, place: Path, data: Path) -> list[str]:
+def make(name: str, place: Path, data: Path, bases: Path | None) -> list[str]:
     """Build, train, merge and load one family; return its row."""
-    (build_model_folder if name in available() else build_folder)(name, place / "base")
+    if bases is not None:
+        shutil.copytree(bases / name / "base", place / "base")
+    else:
+        (build_model_folder if name in available() else build_folder)(name, place / "base")
     targets = "language,experts" if name in EXPERTS else "language"
-    flags = {**TRAINED, **shape_of(name).flags, "lora_targets": targets}
+    flags = {**TRAINED, **flags_of(name), "lora_targets": targets}
     quietly("train", lambda: run_script(script_flags(place / "base", data, place / "adapter", **flags)))
     report = merge(place / "adapter", place / "merged")
     rounded = merge(onto_bfloat16(place), place / "merged-bf16")
     proof, rough = report["proof"], rounded["proof"]
     processor, base = load_plainly(place / "base")
-    batch = build_batch(processor)
+    batch = {
+        key: value.float() if value.is_floating_point() else value for key, value in build_batch(processor).items()
+    }
     plain = logits(load_plainly(place / "merged")[1], batch)
     tuned = logits(PeftModel.from_pretrained(base.float(), str(place / "adapter")), batch)
     untouched = logits(load_plainly(place / "base")[1], batch)
@@ -133,16 +142,20 @@ def main() -> None:
     parser.add_argument("what", choices=["make", "read"])
     parser.add_argument("work", type=Path)
     parser.add_argument("families", nargs="*")
+    parser.add_argument("--bases", type=Path, help="WORK of the other stack, to make adapters on its models")
     own = parser.parse_args()
     everything = [*available(), *(name for name in EXPERTS if name in known_model_types())]
     if own.what == "read":
         everything = sorted(path.parent.name for path in own.work.glob("*/answers.pt"))
-    else:
+    elif own.bases is not None:
+        everything = sorted(path.parent.name for path in own.bases.glob("*/answers.pt"))
+    if own.what == "make":
         write_uneven_rows(own.work / "data", rows=4)
     failed = False
     for name in own.families or everything:
+        place = own.work / name
         try:
-            row = read(name, own.work / name) if own.what == "read" else make(name, own.work / name, own.work / "data")
+            row = read(name, place) if own.what == "read" else make(name, place, own.work / "data", own.bases)
         except (Exception, SystemExit) as error:  # whatever it is, the other families are tried
             failed, row = True, [f"{type(error).__name__}: {error}".splitlines()[0]]
         sys.stdout.write(f"| `{name}` | {' | '.join(row)} |\n")

@@ -25,6 +25,7 @@ from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.whole_files import write_json
 from vlm_lora.data.conversation import Conversation
 from vlm_lora.deploy.card import write_card
+from vlm_lora.deploy.configuration import keep_settings
 from vlm_lora.deploy.folding import fold
 from vlm_lora.deploy.merge_report import MergeReport, MergeRequest, as_json
 from vlm_lora.deploy.readings import Deviation, Reading, deviation, read
@@ -76,6 +77,7 @@ def merge(run: RunConfig, request: MergeRequest) -> MergeReport:
     plain, folded = fold(model)
     try:
         hashes = _write(plain, preprocessing, part, request, adapter)
+        _keep_settings(part, run, plain)
         del model, plain
         again = _load(session, part)
         _compare_tensors(hashes, _hashes(again))
@@ -206,6 +208,14 @@ def _write(
     if record is not None:
         shutil.copyfile(record, part / record.name)  # how it counts boxes, and which rows it was trained on
     return hashes
+
+
+def _keep_settings(part: Path, run: RunConfig, model: Any) -> None:
+    """Let the base's own config.json stand, with what merging has changed, where there is one on this machine."""
+    base = Path(str(base_config(run.model).model_name_or_path)).expanduser() / "config.json"
+    keep_settings(
+        part / "config.json", base, load_config(run.model), model.config, str(model.dtype).removeprefix("torch.")
+    )
 
 
 def _finish(part: Path, output: Path, report: MergeReport, preprocessing: Preprocessing) -> None:

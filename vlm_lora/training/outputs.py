@@ -339,8 +339,11 @@ def _for_both_versions(settings: dict[str, Any]) -> dict[str, Any]:
     """Name a tokenizer's class and its own special tokens as 4.55 reads them; 5.x reads the older names too."""
     if settings.get("tokenizer_class") == "TokenizersBackend":
         settings = {**settings, "tokenizer_class": "PreTrainedTokenizerFast"}
+    if isinstance(more := settings.get("extra_special_tokens"), list):  # which is a table in 4.55
+        settings = {name: value for name, value in settings.items() if name != "extra_special_tokens"}
+        settings |= {"additional_special_tokens": more} if more else {}
     own = settings.get("model_specific_special_tokens")
-    if own and not settings.get("extra_special_tokens"):
+    if own and not settings.get("extra_special_tokens") and not settings.get("additional_special_tokens"):
         settings = {**settings, "extra_special_tokens": own}
     return settings
 
