@@ -12,7 +12,7 @@ HPU := .venv/hpu
 HPU_STAMP := $(HPU)/.installed
 SIMULATOR := $(shell find tests/support/hpu_simulator -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test tools test-main test-gaudi check check-quantize canary lock audit families check-registry docs bench bench-gpu fix clean
+.PHONY: demo test tools test-main test-gaudi check check-quantize check-serve canary lock audit families check-registry docs bench bench-gpu fix clean
 
 demo: $(STAMP)
 	$(BIN)/vlm-lora demo --output_dir runs/demo
@@ -100,6 +100,15 @@ bench: $(STAMP)
 BENCH_PYTHON ?= $(BIN)/python
 bench-gpu: $(if $(filter $(BIN)/python,$(BENCH_PYTHON)),$(STAMP))
 	$(BENCH_PYTHON) -m benchmarks.gpu $(GPU)
+
+# A merged model behind `transformers serve`, asked by an OpenAI client: a minute or two, after `make demo`. What the
+# server needs lies in a folder of its own, so that no test comes to stand on it.
+SERVE := .venv/serve
+ADAPTER ?= runs/demo/adapter
+DATA ?= runs/demo/charts
+check-serve: $(STAMP)
+	$(BIN)/pip install $(PIP_FLAGS) --upgrade --target $(SERVE) -c constraints-main.txt fastapi uvicorn openai
+	PYTHONPATH=$(SERVE) $(BIN)/python tests/check_serve.py $(ADAPTER) $(DATA)
 
 fix: $(STAMP)
 	$(BIN)/ruff format .
