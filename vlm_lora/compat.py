@@ -66,6 +66,13 @@ def known_model_types() -> frozenset[str]:
     return frozenset(CONFIG_MAPPING_NAMES)
 
 
+def known_attentions() -> frozenset[str]:
+    """Return the names of the attention functions that the installed transformers has."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    return frozenset(ALL_ATTENTION_FUNCTIONS.keys())
+
+
 def stored_methods() -> frozenset[str]:
     """Return the methods of storing weights in few bits that the installed transformers reads, as folders name them."""
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING

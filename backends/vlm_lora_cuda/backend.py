@@ -16,6 +16,7 @@ from vlm_lora.errors import ConfigError
 from vlm_lora_cuda.devices import CudaPlanner
 from vlm_lora_cuda.launcher import CudaLauncher
 from vlm_lora_torch import TorchBackend
+from vlm_lora_torch.kernels import FLASH_PACKAGES, LAYER_PACKAGES, is_installed
 from vlm_lora_torch.precision import Card
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class CudaBackend(TorchBackend):
     name: ClassVar[str] = "cuda"
     declaration: ClassVar[Declaration] = Declaration(
         logger="vlm_lora_cuda",
-        packages=("flash-attn",),
+        packages=("flash-attn", "flash-attn-3", "flash-attn-4", "flash-linear-attention", "causal-conv1d"),
         launchers=("use_deepspeed", "use_accelerate"),
         variables=("CUDA_*", "CUBLAS_*", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE"),
     )
@@ -62,11 +63,13 @@ class CudaBackend(TorchBackend):
         if not torch.cuda.is_available():
             return {}
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        flash = importlib.util.find_spec("flash_attn") is not None
+        flash = [each.kind for each in FLASH_PACKAGES if is_installed(each.module, each.package)]
+        absent = [package for module, package in LAYER_PACKAGES.items() if importlib.util.find_spec(module) is None]
         return {
             "CUDA": str(torch.version.cuda),
             "precision": "bf16" if bf16 else "fp16 or fp32; this GPU has no bf16",
-            "flash attention": "installed" if flash else "not there: pip install flash-attn --no-build-isolation",
+            "flash attention": ", ".join(flash) or "not there: pip install flash-attn --no-build-isolation",
+            "layers' kernels": f"not there: {', '.join(absent)} (for Qwen3.5, LFM2-VL)" if absent else "installed",
         }
 
     def card(self) -> Card | None:

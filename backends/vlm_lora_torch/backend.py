@@ -151,9 +151,18 @@ class TorchBackend:
 
     def attention(self, run: RunConfig, config: PretrainedConfig, dtype: torch.dtype) -> str | dict[str, str]:
         """Return the attention implementation, of the whole model or by part, logged with its reason."""
-        from vlm_lora_torch.attention import choose_attention
+        from vlm_lora_torch.attention import choose_attention, note_missing_kernels
 
-        return choose_attention(run.model.attn_implementation, config, dtype, self.flash_obstacle())
+        card = self.card()
+        if card is not None:  # where none is, neither are such kernels
+            note_missing_kernels(config)
+        return choose_attention(
+            run.model.attn_implementation,
+            config,
+            dtype,
+            self.flash_obstacle(),
+            None if card is None else card.capability,
+        )
 
     def trainer_class(self) -> type[Trainer]:
         """Return transformers' own trainer, with DeepSpeed's optimizer where its states are in host memory."""

@@ -187,7 +187,8 @@ class ModelConfig:
     dtype: str = "auto"
     """Dtype of the frozen weights: auto (the backend chooses and says why), float32, bfloat16, float16."""
     attn_implementation: str = "auto"
-    """Attention: auto (the backend chooses for each part and says why), sdpa, eager, flash_attention_2."""
+    """Attention: auto (the backend chooses for each part and says why), sdpa, eager,
+    flash_attention_2 (_3, _4), flex_attention."""
     load_in_4bit: bool = False
     """QLoRA: load the language model's linear layers in 4 bits (bitsandbytes); the rest stays as it is."""
     bnb_4bit_quant_type: str = "nf4"

@@ -13,11 +13,13 @@ from vlm_lora.model.families import family_of
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-FLASH = "flash_attention_2"
+FLASH, FLASH_3, FLASH_4 = "flash_attention_2", "flash_attention_3", "flash_attention_4"
+FLEX = "flex_attention"
 # transformers 4.55 and 5.x name the same fact differently.
 _FLAGS: Mapping[str, tuple[str, ...]] = {
     "sdpa": ("_supports_sdpa",),
-    FLASH: ("_supports_flash_attn", "_supports_flash_attn_2"),
+    **dict.fromkeys((FLASH, FLASH_3, FLASH_4), ("_supports_flash_attn", "_supports_flash_attn_2")),
+    FLEX: ("_supports_flex_attn",),
 }
 
 
@@ -26,18 +28,23 @@ def supports(config: PretrainedConfig, kind: str) -> dict[str, bool]:
 
     Args:
         config: the model's; its sub-configurations are the parts.
-        kind: `sdpa` or `flash_attention_2`.
+        kind: `sdpa`, `flex_attention`, or a flash attention.
 
     Returns:
         By the key of the sub-configuration, as transformers takes it; the model itself is the empty text.
     """
+    return {part: _has(found, kind) for part, found in model_classes(config).items()}
+
+
+def model_classes(config: PretrainedConfig) -> dict[str, type | None]:
+    """Return the class of a model (the empty text) and of each of its parts, by the key of the sub-configuration."""
     whole = _class_of(config, None)
-    found = {"": _has(whole, kind)}
+    found: dict[str, type | None] = {"": whole}
     # A class that the automatic ones do not know is a model's own code, which says itself what its parts lack.
     for key in config.sub_configs if whole else ():
         part = getattr(config, key, None)
         if part is not None:
-            found[key] = _has(_class_of(part, whole) or whole, kind)
+            found[key] = _class_of(part, whole) or whole
     return found
 
 
@@ -62,7 +69,7 @@ def check_attention(asked: str, config: PretrainedConfig) -> None:
             f"--attn_implementation {asked} cannot be used: {causal_only(config)}. "
             "Type --attn_implementation auto or sdpa."
         )
-    if asked not in _FLAGS or (asked == FLASH and not supports_flash(config)):
+    if asked not in _FLAGS or ("flash" in asked and not supports_flash(config)):
         return
     if asked == "sdpa" and not IS_5:
         return  # 4.55 takes eager for such parts by itself

@@ -22,12 +22,13 @@ from vlm_lora.compat import IS_5
 from vlm_lora.config.run_config import ModelConfig
 from vlm_lora.errors import BackendError, ModelError
 from vlm_lora.memory.request import simulated_attention
-from vlm_lora.model.attention import FLASH, by_part, check_attention, spoken
+from vlm_lora.model.attention import FLASH, FLASH_3, FLASH_4, FLEX, by_part, check_attention, spoken
 from vlm_lora.model.families import BOTH_DIRECTIONS, FAMILIES, family_of
 from vlm_lora.model.loading import load_config, load_model
 from vlm_lora.model.parts import decoder_layers, find_parts
 from vlm_lora_torch import TorchBackend
-from vlm_lora_torch.attention import choose_attention
+from vlm_lora_torch.attention import choose_attention, note_missing_kernels
+from vlm_lora_torch.kernels import missing_kernels
 
 NAMES = available()
 BOTH = {"gemma3", "gemma4", "paligemma"}
@@ -42,8 +43,14 @@ def config_of(folder: Path) -> Any:
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand for a machine that has the flash_attn package."""
-    monkeypatch.setattr("vlm_lora_torch.attention.find_spec", lambda name: SimpleNamespace(name=name))
+    """Stand for a machine that has the flash-attn package."""
+    stand_in(monkeypatch, "flash-attn")
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    """Stand for a machine that has these packages with flash attention, and a transformers that knows all of them."""
+    monkeypatch.setattr("vlm_lora_torch.attention.is_installed", lambda module, package: package in packages)
+    monkeypatch.setattr("vlm_lora_torch.attention.known_attentions", lambda: {FLASH, FLASH_3, FLASH_4})
 
 
 def looks_ahead(folder: Path) -> bool:
@@ -114,9 +121,11 @@ def test_auto_takes_sdpa_where_flash_would_be_causal(
     assert caplog.messages[1].startswith("Attention: flash_attention_2, because it is installed")
 
 
-@pytest.mark.usefixtures("installed")
-@pytest.mark.parametrize("asked", [FLASH, "flash_attention_3", "kernels-community/flash-attn"])
-def test_flash_typed_for_it_is_refused(asked: str, model_folder: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize("asked", [FLASH, FLASH_3, "kernels-community/flash-attn"])
+def test_flash_typed_for_it_is_refused(
+    asked: str, model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, "flash-attn", "flash-attn-3")
     config = config_of(model_folder("paligemma"))
     with pytest.raises((BackendError, ModelError), match=r"paligemma reads .* in both directions.*Type --attn_impl"):
         choose_attention(asked, config, BFLOAT, None)
@@ -124,6 +133,92 @@ def test_flash_typed_for_it_is_refused(asked: str, model_folder: Callable[[str],
         check_attention(asked, config)  # as `plan` does, without a device
     check_attention(asked, config_of(model_folder("llava")))
     assert choose_attention(asked, config_of(model_folder("llava")), BFLOAT, None) == asked
+
+
+EVERY = ("flash-attn", "flash-attn-3", "flash-attn-4")
+
+
+@pytest.mark.parametrize(
+    ("packages", "capability", "head", "expected"),
+    [
+        (EVERY, (9, 0), 128, FLASH_3),
+        (("flash-attn", "flash-attn-4"), (9, 0), 128, FLASH_4),
+        (EVERY, (10, 0), 128, FLASH_4),
+        (EVERY, (10, 0), 256, FLASH),
+        (EVERY, (8, 0), 128, FLASH),
+        (("flash-attn-3",), (8, 0), 128, "sdpa"),
+        (("flash-attn-4",), (9, 0), 256, "sdpa"),
+        ((), (9, 0), 128, "sdpa"),
+    ],
+)
+def test_auto_takes_the_flash_attention_that_the_device_has(
+    packages: tuple[str, ...],
+    capability: tuple[int, int],
+    head: int,
+    expected: str,
+    model_folder: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stand_in(monkeypatch, *packages)
+    config = config_of(model_folder("llava"))
+    config.text_config.head_dim = head
+    with caplog.at_level(logging.INFO):
+        assert choose_attention("auto", config, BFLOAT, None, capability) == expected
+    assert f"Attention: {expected}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("asked", "packages", "capability", "said"),
+    [
+        (FLASH_3, ("flash-attn",), (9, 0), "flash_attention_3 cannot be used: the package is not installed"),
+        (FLASH_3, EVERY, (8, 0), "flash-attn-3 is not built for compute capability 8.0"),
+        (FLASH_4, EVERY, (9, 0), "flash-attn-4 has no backward pass for heads of 256, more than 128"),
+    ],
+)
+def test_a_flash_attention_that_is_typed_and_not_there_is_refused(
+    asked: str,
+    packages: tuple[str, ...],
+    capability: tuple[int, int],
+    said: str,
+    model_folder: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stand_in(monkeypatch, *packages)
+    config = config_of(model_folder("llava"))
+    config.text_config.head_dim = 256
+    with pytest.raises(BackendError, match=said):
+        choose_attention(asked, config, BFLOAT, None, capability)
+
+
+def test_flex_attention_is_refused_on_the_cpu_and_never_taken_unasked(model_folder: Callable[[str], Path]) -> None:
+    config = config_of(model_folder("llava"))
+    with pytest.raises(BackendError, match="flex_attention cannot be used: torch has its backward pass on CUDA"):
+        choose_attention(FLEX, config, torch.float32, ON_THE_CPU)
+    assert choose_attention(FLEX, config, BFLOAT, None) == FLEX
+
+
+@pytest.mark.parametrize(
+    ("name", "packages"),
+    [
+        ("llava", ()),
+        ("lfm2_vl", ("causal-conv1d",)),
+        *([("qwen3_5", ("flash-linear-attention", "causal-conv1d"))] if IS_5 else []),
+    ],
+)
+def test_packages_that_a_models_layers_ask_for_are_named(
+    name: str,
+    packages: tuple[str, ...],
+    model_folder: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = config_of(model_folder(name))
+    assert missing_kernels(config) == packages
+    note_missing_kernels(config)
+    assert (f"To have them: pip install {' '.join(packages)}" in caplog.text) is bool(packages)
+    monkeypatch.setattr("vlm_lora_torch.kernels.find_spec", lambda module: module)
+    assert missing_kernels(config) == ()
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if IS_5 or name != "gemma3n"])
