@@ -36,11 +36,12 @@ logger = logging.getLogger(__name__)
 
 
 def load_for_training(session: Session, preprocessing: Preprocessing) -> Any:
-    """Load the base, let the backend adapt it, and attach LoRA or freeze parts."""
+    """Load the base, let the backend adapt it, and attach LoRA, train an adapter on, or freeze parts."""
     from transformers import set_seed
 
     from vlm_lora.model.checkpointing import enable_checkpointing
-    from vlm_lora.model.tuning import apply_tuning
+    from vlm_lora.model.loading import adapter_folder
+    from vlm_lora.model.tuning import apply_tuning, continue_adapter
     from vlm_lora.serving.servable import facts_of, in_one_line
     from vlm_lora.training.engine import refuse_lost_weights
 
@@ -48,14 +49,19 @@ def load_for_training(session: Session, preprocessing: Preprocessing) -> Any:
     # The trainer seeds itself, but LoRA's A matrices are drawn before it exists; and after the base is loaded,
     # which draws as many numbers as the installed transformers likes.
     set_seed(session.arguments.seed)
-    model = apply_tuning(
-        base,
-        preprocessing.family,
-        session.run.tuning,
-        revision=session.run.model.model_revision,
-        learning_rate=session.arguments.learning_rate,
-        new_tokens=preprocessing.new_tokens,
-    )
+    tuning, rate = session.run.tuning, session.arguments.learning_rate
+    folder = adapter_folder(session.run.model)
+    if folder is not None:
+        model = continue_adapter(base, preprocessing.family, tuning, folder, learning_rate=rate)
+    else:
+        model = apply_tuning(
+            base,
+            preprocessing.family,
+            tuning,
+            revision=session.run.model.model_revision,
+            learning_rate=rate,
+            new_tokens=preprocessing.new_tokens,
+        )
     if session.run.tuning.peft_method == "lora":
         logger.info("Serving: %s.", in_one_line(facts_of(model, Path(session.arguments.output_dir))))
     if session.run.raw.get("gradient_checkpointing"):
@@ -191,10 +197,14 @@ def _trainer_keywords(
     session: Session, preprocessing: Preprocessing, splits: Splits, model: Any, feeding: Feeding
 ) -> dict[str, Any]:
     """Return what the trainer's constructor takes besides the model."""
+    from vlm_lora.model.adapters.beginning import KeepBeginning
     from vlm_lora.model.audit import GradientAudit
 
     rows = training_rows(session.run, session.arguments, splits)
     validation = splits.validation
+    callbacks = [GradientAudit(model, preprocessing.family)]
+    if session.run.tuning.begins_with_weights:
+        callbacks.append(KeepBeginning(model))
     fit_workers(session.arguments, session.values, train=len(rows or ()), validation=len(validation or ()))
     return {
         "args": session.arguments,
@@ -202,7 +212,7 @@ def _trainer_keywords(
         "train_dataset": None if rows is None else PackedRows(rows) if feeding.packing else FillableRows(rows),
         "eval_dataset": None if validation is None else FillableRows(validation),
         "processing_class": preprocessing.processor,
-        "callbacks": [GradientAudit(model, preprocessing.family)] if session.arguments.do_train else [],
+        "callbacks": callbacks if session.arguments.do_train else [],
         **session.backend.trainer_keywords(session.run),
     }
 

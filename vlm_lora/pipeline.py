@@ -40,6 +40,7 @@ from vlm_lora.errors import ConfigError
 from vlm_lora.evaluation.held_out import warn_of_trained_rows, with_trained_split
 from vlm_lora.evaluation.places import refuse_other_results, with_own_folder
 from vlm_lora.launch.stop_signals import StopSignals, stop_signals
+from vlm_lora.model.adapters.continued import with_adapters_settings
 from vlm_lora.model.features.obstacles import refuse_early
 from vlm_lora.preflight.check import Prepared, known_rows, prepare_rows, read_rows, report_on, shapes_of
 from vlm_lora.preflight.figures import DataReport
@@ -199,9 +200,11 @@ def _open_run(run: RunConfig) -> Session:
     """Open the session of a run that trains, evaluates or both, with the image backend that its record keeps."""
     from vlm_lora.training.checkpoints.resumption import with_kept_backend
 
-    if not is_true(run.raw.get("do_train")):
-        run = without_engine(with_own_folder(with_trained_split(run)), shared=True)
-    session = open_session(run)
+    trains = is_true(run.raw.get("do_train"))
+    run = (
+        with_adapters_settings(run) if trains else without_engine(with_own_folder(with_trained_split(run)), shared=True)
+    )
+    session = open_session(with_adapters_settings(run))
     if not (session.arguments.do_train or session.arguments.do_eval):
         raise ConfigError("Nothing to do: type --do_train, --do_eval, or both.")
     kept = agreeing(session.arguments, lambda: with_kept_backend(session.run, session.arguments))
@@ -284,8 +287,7 @@ def _answered(shown: ShownRow, row: Conversation, reply: Reply, preprocessing: P
 def check(run: RunConfig, *, workers: int | None, show_progress: bool) -> DataReport:
     """Read every row once, as `train` with the same flags would, and report what they are; needs no weights."""
     run, values, arguments_class = resolve_for_reading(run)
-    measured = is_true(values.get("do_eval", True))
-    trains = is_true(values.get("do_train", True))
+    trains, measured = (is_true(values.get(name, True)) for name in ("do_train", "do_eval"))
     splits = load_splits(run.data, need_train=trains, need_validation=measured)
     static_shapes = wants_static_shapes(run)
     epochs = epochs_by_keys(values, arguments_class, static_shapes=static_shapes)
@@ -303,7 +305,7 @@ def cache(run: RunConfig) -> KeptAhead:
     """Prepare images and take a frozen tower's features of them, as `train` with the same flags will read them."""
     from vlm_lora.training.feeding import ahead
 
-    run, start = ahead.begin(run)
+    run, start = ahead.begin(with_adapters_settings(run, trains=True))
     with ahead.own_folder() as folder:
         session = open_session(replace(run, raw={**run.raw, **ahead.SETTINGS, "output_dir": str(folder)}))
         run, arguments = session.run, session.arguments
@@ -321,7 +323,7 @@ def plan(run: RunConfig, request: PlanRequest, announce: Callable[[str], object]
 
     request.check()
     devices = choose_devices(installed(), request.devices, named=run.backend)
-    run, values, arguments_class = resolve_anywhere(run)
+    run, values, arguments_class = resolve_anywhere(with_adapters_settings(run, trains=True))
     values = with_file_numbers(values)
     check_arguments(values)
     preprocessing = open_preprocessing(run)

@@ -26,6 +26,7 @@ from vlm_lora.engines.zero_numbers import check_numbers, with_file_numbers
 from vlm_lora.errors import ConfigError, ModelError, RenderingError
 from vlm_lora.launch.placement import by_accelerate
 from vlm_lora.launch.roll_call import introduce, limit_waiting
+from vlm_lora.model.adapters.continued import refuse_partitioned
 from vlm_lora.model.adapters.new_tokens import NewTokens, add_tokens, rows_of_adapter
 from vlm_lora.model.adapters.requirements import check_before_loading
 from vlm_lora.model.families import Family, family_of
@@ -279,12 +280,14 @@ def open_for_run(session: Session) -> Preprocessing:
     check_weights_there(session.run.model)
     check_stored_run(session.run, preprocessing.config, session.backend, session.arguments)
     if session.arguments.do_train:
+        engine = partitioning_engine(session.arguments)
+        refuse_partitioned(session.run, engine)
         check_before_loading(
             session.run.tuning,
             preprocessing.config,
             preprocessing.family,
             backend=session.backend,
-            partitioned=partitioning_engine(session.arguments),
+            partitioned=engine,
             packed=session.run.batching.packing,
             trust_remote_code=session.run.model.trust_remote_code,
         )

@@ -27,7 +27,7 @@ _TEMPLATE = (
 )
 _TOKENS = "tokens are added by --new_tokens FILE, one a line; leave it out"
 _MODULES = "parts without LoRA stay frozen; type --train_fully projector, vision or embeddings, or leave it out"
-_ADAPTER = "training starts from a base model; go on with a run by --resume_from_checkpoint, or merge its adapter first"
+_ADAPTER = "an adapter's folder as --model_name_or_path is trained on, with its own settings; or merge it first"
 _ANSWERS = "answers alone are trained on, never questions; leave it out"
 _PARTS = "type --freeze_language, --freeze_vision or --freeze_projector with --peft_method none, or --lora_targets"
 _LORA_ONLY = "of PEFT's methods LoRA alone is offered, with --lora_init, --use_dora and --use_rslora; leave it out"

@@ -24,6 +24,7 @@ from vlm_lora.memory.depth import BEFORE, TURN, Cut, Outline, cut_config, extend
 from vlm_lora.memory.ledger import BACKWARD, BATCH, GRADIENTS, LANGUAGE, LOGITS, VISION, Ledger, Moment
 from vlm_lora.memory.simulation import Simulation
 from vlm_lora.model.adapters.experts import routers
+from vlm_lora.model.adapters.starts import as_plain
 from vlm_lora.model.checkpointing import enable_checkpointing
 from vlm_lora.model.families import Family
 from vlm_lora.model.head.completion import complete
@@ -241,7 +242,7 @@ def _build(step: Step, config: Any, family: Family, trust_remote_code: bool) -> 
         torch.set_default_dtype(before)
     model.tie_weights()
     complete(model)
-    model = apply_tuning(model, family, step.tuning)
+    model = apply_tuning(model, family, as_plain(step.tuning))
     if step.checkpointing:
         enable_checkpointing(model, family)
     return model.train()

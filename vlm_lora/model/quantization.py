@@ -119,9 +119,9 @@ def check_training(run: RunConfig, backend: Backend, *, trains: bool, partitione
             "--load_in_4bit with --peft_method none: weights in 4 bits cannot be trained. Leave --load_in_4bit out, "
             "or type --peft_method lora."
         )
-    if run.tuning.lora_init == "orthogonal":
+    if run.tuning.lora_init not in ("default", "gaussian"):
         raise ConfigError(
-            "--lora_init orthogonal with --load_in_4bit: PEFT would make LoRA's matrices in the dtype of the packed "
+            f"--lora_init {run.tuning.lora_init} with --load_in_4bit: LoRA's matrices would begin from the packed "
             "weights. Type --lora_init default or gaussian, or leave --load_in_4bit out."
         )
     if partitioned:

@@ -63,7 +63,7 @@ def check_stored(run: RunConfig, config: Any, backend: Backend, *, trains: bool,
         )
     if run.tuning.lora_init not in ("default", "gaussian"):
         raise ConfigError(
-            f"--lora_init {run.tuning.lora_init}: {base} is stored in {stored.words}, and PEFT would begin from the "
+            f"--lora_init {run.tuning.lora_init}: {base} is stored in {stored.words}, and LoRA would begin from the "
             f"packed weights. Type --lora_init default or gaussian, or {_WHOLE}."
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vlm_lora.config.run_config import TuningConfig
 from vlm_lora.errors import ConfigError, ModelError
+from vlm_lora.model.adapters.continued import merging
 from vlm_lora.model.adapters.experts import expert_parameters, say_what_experts_cost
 from vlm_lora.model.adapters.file_names import save_under_names_that_are_found
 from vlm_lora.model.adapters.fully import keep_in_float32, modules_of, refuse_twice
@@ -25,7 +25,7 @@ from vlm_lora.model.adapters.new_tokens import (
 )
 from vlm_lora.model.adapters.reach import describe_unreached
 from vlm_lora.model.adapters.requirements import check_experts
-from vlm_lora.model.adapters.starts import check_start, start_setting
+from vlm_lora.model.adapters.starts import begin_with_weights, check_start, start_settings
 from vlm_lora.model.adapters.targets import (
     Targets,
     adapted_weights,
@@ -71,8 +71,7 @@ def apply_tuning(
     """
     if hasattr(model, "peft_config"):
         raise ModelError(
-            "--model_name_or_path names a LoRA adapter; training starts from a base model. Give its base, "
-            f"{_base_name(model)}, instead, or continue a run with --resume_from_checkpoint."
+            f"{type(model.get_base_model()).__name__} carries an adapter already: it is trained on, or merged."
         )
     parts = find_parts(model, family)
     unreached = ""
@@ -88,6 +87,47 @@ def apply_tuning(
     rates |= tuning.learning_rates
     log_trainable(tuned, parts, rates, below=unreached)
     return tuned
+
+
+def continue_adapter(
+    model: Any, family: Family, tuning: TuningConfig, folder: Path, *, learning_rate: float | None = None
+) -> Any:
+    """Let an adapter that was put on its base train on, in float32, and log what is trained.
+
+    Args:
+        model: a `PeftModel` with one adapter.
+        family: its family.
+        tuning: with the adapter's settings.
+        folder: the adapter's.
+        learning_rate: of parts without a rate of their own, for the logged table.
+
+    Returns:
+        The model.
+
+    Raises:
+        ConfigError: a part that does not train has a learning rate.
+    """
+    parts = find_parts(model, family)
+    model.set_adapter("default")
+    model.peft_config["default"].inference_mode = False
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    keep_statistics(model)
+    _check_rates(model, parts, tuning)
+    rates: dict[str, float] = {} if learning_rate is None else dict.fromkeys(map(str, PARTS), learning_rate)
+    log_trainable(model, parts, {**rates, **tuning.learning_rates})
+    logger.info(
+        "LoRA goes on from the adapter %s as it is (rank %d, alpha %g, dropout %g, %d modules), with a new optimizer. "
+        "For a new adapter on what it has learnt: %s",
+        folder,
+        tuning.lora_rank,
+        tuning.lora_alpha,
+        tuning.lora_dropout,
+        len(adapted_weights(model)),
+        merging(folder),
+    )
+    return model
 
 
 def _attach_lora(
@@ -113,12 +153,10 @@ def _attach_lora(
         )
     selecting = module_setting(model, targets.modules)
     config = LoraConfig(
-        r=tuning.lora_rank,
-        lora_alpha=tuning.lora_alpha,
+        **start_settings(tuning),
         lora_dropout=tuning.lora_dropout,
         target_modules=selecting,
         target_parameters=list(targets.parameters) or None,
-        init_lora_weights=start_setting(tuning),
         use_rslora=tuning.use_rslora,
         use_dora=tuning.use_dora,
         modules_to_save=fully or None,
@@ -145,6 +183,7 @@ def _attach_lora(
         save_rows_alone(tuned)
     save_under_names_that_are_found(tuned, tuning.lora_targets)
     _check_attached(tuned, targets)
+    begin_with_weights(tuned, tuning)
     logger.info("LoRA of rank %d on %d modules: %s", tuning.lora_rank, len(targets.modules), named)
     return tuned
 
@@ -242,8 +281,3 @@ def _check_rates(model: nn.Module, parts: Parts, tuning: TuningConfig) -> None:
             f"--{part}_learning_rate: the {part} part has no trainable weights, so its rate would have no effect. "
             f"Leave it out, or type {cure} where this model has such weights."
         )
-
-
-def _base_name(model: Any) -> str:
-    names = {config.base_model_name_or_path for config in model.peft_config.values()}
-    return re.sub(r"^None$", "named in adapter_config.json", str(names.pop()))

@@ -12,6 +12,7 @@ from jinja2 import Environment
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.version import __version__
 from vlm_lora.config.whole_files import read_json, write_whole
+from vlm_lora.model.loading import base_config
 from vlm_lora.report.card_facts import data_rows, hub_id, licence_of, score_rows
 from vlm_lora.session import Preprocessing
 
@@ -29,7 +30,8 @@ tags: [vlm-lora{{ ", lora" if lora else "" }}]
 ---
 # {{ name }}
 
-{{ "A LoRA adapter for" if lora else "All weights of" }} `{{ run.model.model_name_or_path }}`,
+{{ "A LoRA adapter for" if lora else "All weights of" }} `{{ base }}`
+{{- ", begun as the adapter `" ~ run.model.model_name_or_path ~ "`" if base != run.model.model_name_or_path }},
 fine-tuned on `{{ run.data.dataset_name }}` with vlm-lora {{ version }}.
 
 ## Use
@@ -46,7 +48,7 @@ processor = AutoProcessor.from_pretrained("{{ name }}"{{ code }})
 processor.chat_template = processor.tokenizer.chat_template
 {%- endif %}
 {%- if lora %}
-base = {{ auto_class }}.from_pretrained("{{ run.model.model_name_or_path }}"{{ options }})
+base = {{ auto_class }}.from_pretrained("{{ base }}"{{ options }})
 {%- if rows %}
 # The adapter holds the rows of new tokens: the base gets as many rows as the tokenizer has tokens first.
 base.resize_token_embeddings({{ rows }})
@@ -105,6 +107,7 @@ LoRA rank {{ run.tuning.lora_rank }}, alpha {{ run.tuning.lora_alpha }},
 dropout {{ run.tuning.lora_dropout }}, targets `{{ run.tuning.lora_targets }}`
 {{- ", rank-stabilised" if run.tuning.use_rslora }}{{ ", DoRA" if run.tuning.use_dora }}
 {{- ", begun " ~ run.tuning.lora_init if run.tuning.lora_init != "default" }}
+{{- " (the file has twice the rank: a frozen half holds the beginning)" if run.tuning.begins_with_weights }}
 {{- "; all weights of " ~ run.tuning.train_fully | join(", ") if run.tuning.train_fully }}
 {{- "; the rows of new tokens" if run.tuning.new_tokens }}.
 {%- else -%}
@@ -130,7 +133,7 @@ def write_model_card(
 ) -> None:
     """Write `README.md`. Figures are those of this run; nothing is filled in by hand."""
     batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    base = str(run.model.model_name_or_path)
+    base = str(base_config(run.model).model_name_or_path)
     licence, about_licence = licence_of(base)
     own, tokenizers = (
         bool(getattr(part, "chat_template", None)) for part in (preprocessing.processor, preprocessing.tokenizer)
@@ -141,6 +144,7 @@ def write_model_card(
     revision = run.model.model_revision
     text = card.render(
         run=run,
+        base=base,
         arguments=arguments,
         scores=score_rows(metrics),
         data=data_rows(read_json(folder / "data_report.json")),

@@ -202,8 +202,7 @@ def test_flex_attention_is_refused_on_the_cpu_and_never_taken_unasked(model_fold
     ("name", "packages"),
     [
         ("llava", ()),
-        ("lfm2_vl", ("causal-conv1d",)),
-        *([("qwen3_5", ("flash-linear-attention", "causal-conv1d"))] if IS_5 else []),
+        *([("lfm2_vl", ("causal-conv1d",)), ("qwen3_5", ("flash-linear-attention", "causal-conv1d"))] if IS_5 else []),
     ],
 )
 def test_packages_that_a_models_layers_ask_for_are_named(

@@ -48,6 +48,13 @@ def test_what_goes_together_passes() -> None:
         (ASKED, backend("nf4"), {"deepspeed_plugin": zero(3)}, ConfigError, "FSDP or ZeRO-3.*zero2.json"),
         (ASKED, backend("nf4"), {"fp16_full_eval": True}, ConfigError, "--fp16_full_eval with --load_in_4bit"),
         (
+            RunConfig(model=ModelConfig(load_in_4bit=True), tuning=TuningConfig(lora_init="pissa")),
+            backend("nf4"),
+            {},
+            ConfigError,
+            "--lora_init pissa with --load_in_4bit",
+        ),
+        (
             RunConfig(model=ModelConfig(load_in_4bit=True), tuning=TuningConfig(peft_method="none")),
             backend("nf4"),
             {},

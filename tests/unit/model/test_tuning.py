@@ -238,7 +238,7 @@ def test_full_weights_freeze_part_by_part(name: str, model_folder: Callable[[str
 def test_an_adapter_is_no_base_to_train_from(model_folder: Callable[[str], Path]) -> None:
     _, model = load_plainly(model_folder("qwen2_vl"))
     tuned = _tune(model)
-    with pytest.raises(ModelError, match=r"Give its base, .*qwen2_vl"):
+    with pytest.raises(ModelError, match="Qwen2VLForConditionalGeneration carries an adapter already"):
         apply_tuning(tuned, family_of(model.config), TuningConfig())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -13,11 +14,12 @@ FULLY = ("projector", "vision", "embeddings")
 """Parts that can be trained with all their weights beside LoRA on others."""
 
 
-STARTS = ("default", "gaussian", "orthogonal")
-"""How LoRA's matrices may begin: with a product of zero, on a base that stays as it is."""
+STARTS = ("default", "gaussian", "orthogonal", "pissa", "olora")
+"""How LoRA's matrices may begin: with a change of zero, on a base that stays as it is."""
+_FAST_PISSA = re.compile(r"pissa_niter_[1-9]\d*")
 _CHANGES_BASE = "it begins by changing the base's weights, so that the adapter would not load on the base as it is"
 _OTHER_STARTS: Mapping[str, str] = {
-    **dict.fromkeys(("pissa", "olora", "corda", "lora_ga"), _CHANGES_BASE),
+    **dict.fromkeys(("corda", "lora_ga"), _CHANGES_BASE),
     "loftq": "it makes quantized weights of its own; --load_in_4bit trains on those of bitsandbytes",
     "eva": "it needs a pass over the data before training, which is not made here",
 }
@@ -44,7 +46,8 @@ class TuningConfig:
     """Weight-decomposed LoRA (Liu et al. 2024)."""
     lora_init: str = "default"
     """How LoRA begins: default (A uniform as PEFT has it, B zero), gaussian (A normal, B zero), orthogonal (A and B
-    whose product is zero; an even rank, linear layers)."""
+    whose product is zero; an even rank, linear layers), pissa (the largest singular values of each weight;
+    pissa_niter_4 finds them faster), olora (by QR); the last two save twice the rank, as the base stays as it is."""
     train_fully: tuple[str, ...] = ()
     """Beside LoRA: parts of which all weights are trained and saved with the adapter: projector, vision, embeddings (a
     head tied to them too)."""
@@ -129,11 +132,20 @@ class TuningConfig:
                 "left to train. Leave one of them out."
             )
 
+    @property
+    def begins_with_weights(self) -> bool:
+        """Whether LoRA begins with a part of the base's weights."""
+        return self.lora_init.startswith("pissa") or self.lora_init == "olora"
+
     def _check_start(self) -> None:
-        name = "pissa" if self.lora_init.startswith("pissa") else self.lora_init
+        name = "pissa" if _FAST_PISSA.fullmatch(self.lora_init) else self.lora_init
         if name in _OTHER_STARTS:
             raise ConfigError(f"--lora_init {self.lora_init}: {_OTHER_STARTS[name]}. Allowed are {', '.join(STARTS)}.")
-        check_choice("lora_init", self.lora_init, STARTS)
+        check_choice("lora_init", name, STARTS)
+        if self.begins_with_weights and self.use_dora:
+            raise ConfigError(
+                f"--lora_init {self.lora_init} with --use_dora true: not offered together. Leave one of them out."
+            )
         if self.lora_init == "orthogonal" and self.lora_rank % 2:
             raise ConfigError(
                 f"--lora_init orthogonal needs an even rank, and --lora_rank is {self.lora_rank}. Type another rank, "

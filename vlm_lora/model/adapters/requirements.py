@@ -76,7 +76,7 @@ def check_before_loading(
         return
     if partitioned:
         _refuse_partitioned(tuning, partitioned)
-    if not may_reach_experts(tuning.lora_targets):
+    if not may_reach_experts(tuning.lora_targets) and not tuning.begins_with_weights:
         return
     import transformers
 
@@ -112,6 +112,11 @@ def _refuse_partitioned(tuning: TuningConfig, engine: str) -> None:
             f"--train_fully {' '.join(tuning.train_fully)} with {engine}: PEFT copies what it trains so, and of "
             "weights that are shared out there is no whole to copy. Type --deepspeed zero2, use plain data "
             "parallelism, or leave --train_fully out."
+        )
+    if tuning.begins_with_weights:
+        raise ConfigError(
+            f"--lora_init {tuning.lora_init} with {engine}: LoRA begins with a part of each whole weight, and these "
+            "are shared out. Type --deepspeed zero2, use plain data parallelism, or --lora_init default."
         )
     if tuning.new_tokens is not None:
         raise ConfigError(
