@@ -350,6 +350,8 @@ def _subject(
         encoder=preprocessing.encoder,
         collator=preprocessing.collator,
         data=None if prepared is None else prepared.splits.train,
+        new_tokens=preprocessing.new_tokens,
+        rows=preprocessing.rows,
         image_size=preprocessing.image_size,
         shapes=tuple if prepared is None else lambda: shapes_of(prepared).get("train", ()),
     )

@@ -14,6 +14,7 @@ from vlm_lora.memory.plan import Layout, MemoryPlan, plan_memory
 from vlm_lora.memory.sample import Sample, worst_batch
 from vlm_lora.memory.speed import Compute, Order, TimePlan, plan_time
 from vlm_lora.memory.trace import Known, Step, StepTrace, trace_step
+from vlm_lora.model.adapters.new_tokens import NewTokens
 from vlm_lora.model.families import Family
 
 
@@ -53,6 +54,10 @@ class Planner:
     fixed_shapes: bool = False
     """Whether the backend's hardware compiles each new shape, so that the head runs on padding as well."""
     trust_remote_code: bool = False
+    new_tokens: NewTokens | None = None
+    """Tokens whose rows are trained."""
+    rows: int | None = None
+    """How many rows the embeddings get for them."""
     announce: Callable[[str], object] = lambda _: None
     """Told what is simulated before it is: a step of a deep model takes seconds."""
     _traces: dict[tuple[Any, ...], StepTrace] = field(default_factory=dict)
@@ -105,6 +110,8 @@ class Planner:
             attention=self.attention,
             fused_attention=device.fused_attention,
             fixed_shapes=self.fixed_shapes,
+            new_tokens=self.new_tokens,
+            rows=self.rows,
         )
         key = (step, choice.batch_size, choice.picture_side)
         if key not in self._traces:

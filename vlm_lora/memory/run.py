@@ -19,6 +19,7 @@ from vlm_lora.memory.planner import Choice, Planner
 from vlm_lora.memory.proposals import Proposal, propose
 from vlm_lora.memory.request import PlanReport, PlanRequest, Verdict, read_choice, read_order, simulated_attention
 from vlm_lora.memory.sample import Sample, assume_rows, longest_rows, sample_rows
+from vlm_lora.model.adapters.new_tokens import NewTokens
 from vlm_lora.model.adapters.requirements import check_before_loading
 from vlm_lora.model.attention import check_attention
 from vlm_lora.model.families import Family
@@ -47,6 +48,10 @@ class Subject:
     collator: Collator
     data: Any
     """The training rows; None where none were named."""
+    new_tokens: NewTokens | None = None
+    """Tokens whose rows are trained."""
+    rows: int | None = None
+    """How many rows the embeddings get for them."""
     image_size: str
     """How large images are shown, in words."""
     shapes: Callable[[], Sequence[RowShape]] = tuple
@@ -102,6 +107,8 @@ class Subject:
             attention=simulated_attention(self.run.model.attn_implementation),
             fixed_shapes=backend.traits.static_shapes,
             trust_remote_code=self.run.model.trust_remote_code,
+            new_tokens=self.new_tokens,
+            rows=self.rows,
             announce=announce,
         )
 
@@ -152,10 +159,6 @@ def plan_run(
             partitioned=engine,
             packed=subject.run.batching.packing,
             trust_remote_code=subject.run.model.trust_remote_code,
-        )
-    if subject.run.tuning.new_tokens is not None:
-        logger.warning(
-            "--new_tokens is not in this plan: each forward pass makes a copy of the embeddings, and of an untied head."
         )
     planners: dict[str, Planner] = {}
     verdicts = []

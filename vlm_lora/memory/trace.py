@@ -24,6 +24,7 @@ from vlm_lora.memory.depth import BEFORE, TURN, Cut, Outline, cut_config, extend
 from vlm_lora.memory.ledger import BACKWARD, BATCH, GRADIENTS, LANGUAGE, LOGITS, VISION, Ledger, Moment
 from vlm_lora.memory.simulation import Simulation
 from vlm_lora.model.adapters.experts import routers
+from vlm_lora.model.adapters.new_tokens import NewTokens, grow
 from vlm_lora.model.adapters.starts import as_plain
 from vlm_lora.model.checkpointing import enable_checkpointing
 from vlm_lora.model.families import Family
@@ -46,6 +47,10 @@ class Step:
     """Whether sdpa runs as one kernel that keeps no T x T probabilities."""
     fixed_shapes: bool = False
     """Whether the head runs on what pads the supervised positions as well."""
+    new_tokens: NewTokens | None = None
+    """Tokens whose rows are trained: each forward pass makes a copy of a table that holds such rows."""
+    rows: int | None = None
+    """How many rows the embeddings get for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +247,9 @@ def _build(step: Step, config: Any, family: Family, trust_remote_code: bool) -> 
         torch.set_default_dtype(before)
     model.tie_weights()
     complete(model)
-    model = apply_tuning(model, family, as_plain(step.tuning))
+    if step.rows is not None:
+        grow(model, find_parts(model, family), step.rows)
+    model = apply_tuning(model, family, as_plain(step.tuning), new_tokens=step.new_tokens)
     if step.checkpointing:
         enable_checkpointing(model, family)
     return model.train()

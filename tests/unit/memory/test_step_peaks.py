@@ -21,9 +21,11 @@ from vlm_lora.config.run_config import TuningConfig
 from vlm_lora.memory import simulation
 from vlm_lora.memory.ledger import BATCH
 from vlm_lora.memory.trace import Step, StepTrace, trace_step
+from vlm_lora.model.adapters.new_tokens import NewTokens, grow
 from vlm_lora.model.checkpointing import enable_checkpointing
 from vlm_lora.model.families import family_of
 from vlm_lora.model.objective import SupervisedHead, gather_targets
+from vlm_lora.model.parts import find_parts
 from vlm_lora.model.quantization import find_layers
 from vlm_lora.model.tuning import apply_tuning
 
@@ -58,6 +60,7 @@ def simulated(
     checkpointing: bool,
     precision: Precision | None = None,
     published: torch.dtype | None = None,
+    tokens: NewTokens | None = None,
 ) -> StepTrace:
     remote = (folder / "modeling_phi3_v.py").exists()
     config = AutoConfig.from_pretrained(folder, trust_remote_code=remote)
@@ -69,6 +72,8 @@ def simulated(
         precision=precision or Precision(weights="float32"),
         attention=None,
         fused_attention=True,
+        new_tokens=tokens,
+        rows=None if tokens is None else max(tokens.ids) + 1,
     )
     return trace_step(step, config=config, family=family_of(config), batch=batch, trust_remote_code=remote)
 
@@ -78,13 +83,21 @@ def peak_of(trace: StepTrace) -> int:
     return max(moment.gradients + moment.passing_bytes - moment.passing[BATCH] for moment in trace.moments)
 
 
-def measured(folder: Path, batch: Mapping[str, torch.Tensor], tuning: TuningConfig, checkpointing: bool) -> int:
+def measured(
+    folder: Path,
+    batch: Mapping[str, torch.Tensor],
+    tuning: TuningConfig,
+    checkpointing: bool,
+    tokens: NewTokens | None = None,
+) -> int:
     """Return the most that forward and backward pass have allocated at once."""
     _, model = load_plainly(folder)
     if TRAINER_TURNS_CACHE_OFF:
         for config in (model.config, model.config.get_text_config()):
             config.use_cache = False
-    model = apply_tuning(model, family_of(model.config), tuning).train()
+    if tokens is not None:
+        grow(model, find_parts(model), max(tokens.ids) + 1)
+    model = apply_tuning(model, family_of(model.config), tuning, new_tokens=tokens).train()
     if checkpointing:
         enable_checkpointing(model, family_of(model.config))
     head = SupervisedHead(model, reads=False)
@@ -132,6 +145,20 @@ def test_simulated_peak_with_checkpointing_and_of_full_weights(
     batch = rows_of(folder)
     predicted = peak_of(simulated(folder, batch, tuning, checkpointing))
     assert predicted == pytest.approx(measured(folder, batch, tuning, checkpointing), rel=TOLERANCE, abs=RANDOM_STATES)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "llava"])
+def test_copies_of_tables_with_rows_of_new_tokens_are_counted(
+    name: str, model_folder: Callable[[str], Path], traced: Callable[[str], StepTrace]
+) -> None:
+    """Gemma 3's head is tied, LLaVA's is not. Of a large vocabulary each copy is as large as the table."""
+    folder = model_folder(name)
+    rows, width = load_plainly(folder)[1].get_input_embeddings().weight.shape
+    tokens = NewTokens(ids=(20_000,), pieces=((5, 6),))
+    found = measured(folder, rows_of(folder), TuningConfig(), False, tokens)
+    predicted = peak_of(simulated(folder, rows_of(folder), TuningConfig(), False, tokens=tokens))
+    assert predicted == pytest.approx(found, rel=TOLERANCE, abs=RANDOM_STATES)
+    assert predicted - peak_of(traced(name)) > (20_001 - rows) * width * 4  # the control
 
 
 @pytest.mark.parametrize("name", FAMILIES)
