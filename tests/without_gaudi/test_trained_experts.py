@@ -141,6 +141,23 @@ def test_what_experts_have_not_ends_the_run_before_weights_are_read(
     )
 
 
+def test_two_processes_train_what_one_trains(mixture: Path, data: Path, tmp_path: Path) -> None:
+    """Each sends its own row's tokens to other experts: what an expert learns is the sum over both."""
+    flags = {**FLAGS, "optim": "sgd", "bf16": False, "train_sampling_strategy": "random", "save_strategy": "no"}
+    run(mixture, data, tmp_path / "one", **flags, per_device_train_batch_size=2)
+    words = script_flags(mixture, data, tmp_path / "two", **flags, per_device_train_batch_size=1)
+    run_processes([*TORCHRUN, *words])
+    run(mixture, data, tmp_path / "half", **flags, per_device_train_batch_size=1)
+    one, two, half = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two", "half"))
+    learnt = [name for name in one if "lora_B" in name]
+    assert sum(".experts." in name for name in learnt) == 4
+    for name in learnt:
+        scale = float(one[name].abs().max())
+        assert scale > 0
+        assert float((two[name] - one[name]).abs().max()) < 1e-4 * scale, name
+        assert float((half[name] - one[name]).abs().max()) > 1e-2 * scale, name  # the control: half of each batch
+
+
 def test_in_4_bits_experts_stay_whole_and_learn(
     mixture: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
