@@ -324,8 +324,7 @@ def plan(run: RunConfig, request: PlanRequest, announce: Callable[[str], object]
     request.check()
     devices = choose_devices(installed(), request.devices, named=run.backend)
     run, values, arguments_class = resolve_anywhere(with_adapters_settings(run, trains=True))
-    values = with_file_numbers(values)
-    check_arguments(values)
+    check_arguments(values := with_file_numbers(values))
     preprocessing = open_preprocessing(run)
     prepared = None
     if run.data.dataset_name is not None:
@@ -351,7 +350,6 @@ def _subject(
         collator=preprocessing.collator,
         data=None if prepared is None else prepared.splits.train,
         new_tokens=preprocessing.new_tokens,
-        rows=preprocessing.rows,
         image_size=preprocessing.image_size,
         shapes=tuple if prepared is None else lambda: shapes_of(prepared).get("train", ()),
     )

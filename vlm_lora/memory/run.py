@@ -49,9 +49,7 @@ class Subject:
     data: Any
     """The training rows; None where none were named."""
     new_tokens: NewTokens | None = None
-    """Tokens whose rows are trained."""
-    rows: int | None = None
-    """How many rows the embeddings get for them."""
+    """Tokens whose rows are trained; they are the last of the tokenizer."""
     image_size: str
     """How large images are shown, in words."""
     shapes: Callable[[], Sequence[RowShape]] = tuple
@@ -108,7 +106,7 @@ class Subject:
             fixed_shapes=backend.traits.static_shapes,
             trust_remote_code=self.run.model.trust_remote_code,
             new_tokens=self.new_tokens,
-            rows=self.rows,
+            rows=None if self.new_tokens is None else max(self.new_tokens.ids) + 1,
             announce=announce,
         )
 
