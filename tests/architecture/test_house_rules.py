@@ -1,6 +1,7 @@
 """Rules of the house that no linter knows: file length, no swallowed errors, no skipped tests."""
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +34,20 @@ def skips(tree: ast.AST) -> list[int]:
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and node.attr in SKIPS and "pytest" in ast.unparse(node)
     ]
+
+
+def twice(names: list[str]) -> list[str]:
+    """Names of test files that pytest would take for one another."""
+    return sorted(name for name, count in Counter(names).items() if count > 1)
+
+
+def test_no_two_test_files_of_a_stack_have_one_name() -> None:
+    """They are modules of no package: pytest refuses the second one, and its tests would be missing."""
+    files = [path.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(files) > 250
+    for other in ("gaudi", "without_gaudi"):
+        assert twice([path.name for path in files if path.parts[0] != other]) == []
+    assert twice([path.name for path in files]), "the control: the two stacks share a name"
 
 
 def test_product_files_are_short_and_say_their_purpose() -> None:
