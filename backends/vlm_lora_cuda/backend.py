@@ -16,7 +16,6 @@ from vlm_lora.errors import ConfigError
 from vlm_lora_cuda.devices import CudaPlanner
 from vlm_lora_cuda.launcher import CudaLauncher
 from vlm_lora_torch import TorchBackend
-from vlm_lora_torch.kernels import FLASH_PACKAGES, LAYER_PACKAGES, is_installed
 from vlm_lora_torch.precision import Card
 
 if TYPE_CHECKING:
@@ -59,6 +58,8 @@ class CudaBackend(TorchBackend):
     def facts(self) -> Mapping[str, str]:
         """Return CUDA's version, precision and attention where there is a GPU."""
         import torch
+
+        from vlm_lora_torch.kernels import FLASH_PACKAGES, LAYER_PACKAGES, is_installed
 
         if not torch.cuda.is_available():
             return {}
