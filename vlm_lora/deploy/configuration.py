@@ -40,6 +40,8 @@ def keep_settings(file: Path, base: Path, loaded: Any, merged: Any, dtype: str) 
         if place is None:
             return False
         place[path[-1]] = value
+    if "quantization_config" not in _plain(merged):  # a base in few bits that was unpacked for merging
+        settings.pop("quantization_config", None)
     if settings.get("torch_dtype", settings.get("dtype")) != dtype:
         settings = {**_without_dtype(settings), "torch_dtype": dtype}
     write_json(file, settings)

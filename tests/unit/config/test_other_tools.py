@@ -48,6 +48,7 @@ MEANINGS: Mapping[str, list[tuple[Any, dict[str, Any]]]] = {
     "freeze_vision_tower": [("false", {"freeze_vision": False})],
     "freeze_multi_modal_projector": [("true", {"freeze_projector": True})],
     "freeze_language_model": [("true", {"freeze_language": True})],
+    "moe_aux_loss_coef": [("0.1", {"router_aux_loss_coef": 0.1})],
     "quantization_type": [("fp4", {"bnb_4bit_quant_type": "fp4"})],
     "double_quantization": [("true", {"bnb_4bit_use_double_quant": True})],
     "early_stopping_steps": [("3", {"early_stopping_patience": 3}), (None, {})],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vlm_lora.errors import ModelError
+from vlm_lora.errors import DataError, ModelError
 
 _MODEL_NAMES = ("image_token_id", "image_token_index")
 
@@ -23,11 +23,21 @@ def check_placeholder(config: Any, processor: Any, image_row: Callable[[], Seque
         ModelError: the model puts images in place of a token that the processor never writes.
     """
     wanted = next((value for name in _MODEL_NAMES if isinstance(value := getattr(config, name, None), int)), None)
-    token = getattr(processor, "image_token", None)
-    marked = processor.tokenizer.get_vocab().get(token) if isinstance(token, str) else None
+    vocabulary = processor.tokenizer.get_vocab()
+    owners = (processor, processor.tokenizer)
+    # Gemma 3 names the expanded token on one of them, and the one in the template on the other.
+    named = [getattr(owner, key, None) for key in ("image_token", "boi_token") for owner in owners]
+    marks = {name: vocabulary[name] for name in named if isinstance(name, str) and name in vocabulary}
     # Without either there is nothing to compare; some models count images by negative numbers of no token.
-    if wanted is None or wanted < 0 or marked in (None, wanted) or wanted in image_row():
+    if wanted is None or wanted < 0 or not marks or wanted in marks.values():
         return
+    try:
+        written = image_row()
+    except DataError:  # --max_length leaves no room for an image: its rows are refused or dropped by name
+        return
+    if wanted in written:
+        return
+    token, marked = next(iter(marks.items()))
     raise ModelError(
         f"The processor does not belong to the model: it marks images by {token} ({marked}), and the model "
         f"({config.model_type}) looks for token {wanted}. Processor and tokenizer files (preprocessor_config.json, "
