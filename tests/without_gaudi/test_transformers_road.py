@@ -122,7 +122,6 @@ def test_another_familys_run_has_other_numbers(ways: dict[str, Records]) -> None
         (["--peft_method", "none", "--dtype", "float16"], {}, "float16 weights cannot be trained"),
         (["--fp16"], {}, "--fp16 True cannot be used on Gaudi: Gaudi trains in bf16"),
         (["--use_hpu_graphs_for_inference"], {}, "is for the habana backend: add --backend habana"),
-        (["--ddp_backend", "gloo"], {}, "--ddp_backend gloo cannot be used on Gaudi: Gaudi cards talk"),
         (["--fsdp", "full_shard"], {}, "--fsdp full_shard cannot be used on Gaudi"),
         (["--backend", "habana"], {}, "missing are optimum-habana with transformers 4.55"),
         (["--cache_size_limit", "8"], {}, "--cache_size_limit 8 is for torch.compile: add --torch_compile"),
