@@ -28,12 +28,12 @@ from vlm_lora.deploy.card import write_card
 from vlm_lora.deploy.configuration import keep_settings
 from vlm_lora.deploy.folding import fold
 from vlm_lora.deploy.merge_report import MergeReport, MergeRequest, as_json
+from vlm_lora.deploy.placing import seal_and_place
 from vlm_lora.deploy.readings import Deviation, Reading, deviation, read
 from vlm_lora.deploy.stored_dtype import stored_dtype
 from vlm_lora.deploy.trained_rows import NAME_DATA, first_rows, with_trained_rows
 from vlm_lora.errors import ConfigError, ModelError
 from vlm_lora.model.loading import adapter_folder, base_config, load_config, load_model
-from vlm_lora.model.manifest import MODEL_FILES, Manifest, entries_of, write_manifest
 from vlm_lora.model.processor.trained_boxes import RECORDS, trained_settings
 from vlm_lora.model.stored_weights import stored_weights
 from vlm_lora.session import Preprocessing, Session, open_preprocessing, open_session
@@ -222,8 +222,4 @@ def _finish(part: Path, output: Path, report: MergeReport, preprocessing: Prepro
     """Write what is said of a folder, seal it, and give it its name."""
     write_card(part, report, preprocessing.family)
     write_json(part / REPORT, as_json(report))
-    covered = [path for path in part.iterdir() if path.is_file() and any(path.match(name) for name in MODEL_FILES)]
-    write_manifest(part, Manifest(files=entries_of(part, covered)))
-    if output.is_dir():
-        output.rmdir()  # an empty one: `refuse_taken` has looked
-    part.rename(output)
+    seal_and_place(part, output)

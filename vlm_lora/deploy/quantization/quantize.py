@@ -26,6 +26,7 @@ from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.whole_files import write_json
 from vlm_lora.deploy.merge import merge, refuse_taken
 from vlm_lora.deploy.merge_report import MergeRequest
+from vlm_lora.deploy.placing import seal_and_place
 from vlm_lora.deploy.quantization.calibration import write_samples
 from vlm_lora.deploy.quantization.card import write_card
 from vlm_lora.deploy.quantization.environment import python_of
@@ -36,7 +37,6 @@ from vlm_lora.deploy.trained_rows import NAME_DATA, drawn_rows, with_trained_row
 from vlm_lora.errors import BackendError, ConfigError, ModelError
 from vlm_lora.model.families import Family, family_of
 from vlm_lora.model.loading import adapter_folder, load_config
-from vlm_lora.model.manifest import MODEL_FILES, Manifest, entries_of, write_manifest
 from vlm_lora.model.processor.trained_boxes import RECORDS
 from vlm_lora.model.quantization import Layers
 from vlm_lora.model.stored_weights import stored_weights
@@ -230,9 +230,5 @@ def _finish(base: Path, places: _Places, report: QuantizeReport, preprocessing: 
             shutil.copyfile(base / name, part / name)  # how it counts boxes, and which rows it was trained on
     write_card(part, report, preprocessing.family)
     write_json(part / REPORT, as_json(report))
-    covered = [path for path in part.iterdir() if path.is_file() and any(path.match(name) for name in MODEL_FILES)]
-    write_manifest(part, Manifest(files=entries_of(part, covered)))
-    if output.is_dir():
-        output.rmdir()  # an empty one: `refuse_taken` has looked
-    part.rename(output)
+    seal_and_place(part, output)
     places.log.unlink()
