@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote
 
@@ -80,14 +80,17 @@ def _fetched(name: str, plain: str, version: str, source: str, store: Store) -> 
     place = data_folder() / "fetched" / quote(store.uri, safe="") / f"{plain}-{version}"
     if place.is_dir():
         return place
-    part = place.with_name(f".{place.name}.partial")
-    shutil.rmtree(part, ignore_errors=True)
     logger.warning("%s is fetched from %s into %s.", name, store.uri, place)
-    with explained(f"{name}: {source}"):
-        from mlflow.artifacts import download_artifacts
+    place.parent.mkdir(parents=True, exist_ok=True)
+    # A folder of its own: other processes of the same run may fetch the same version at this moment.
+    with TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as part:
+        with explained(f"{name}: {source}"):
+            from mlflow.artifacts import download_artifacts
 
-        part.mkdir(parents=True)
-        held = Path(download_artifacts(artifact_uri=source, dst_path=str(part), tracking_uri=store.uri))
-        held.rename(place)
-    shutil.rmtree(part, ignore_errors=True)
+            held = Path(download_artifacts(artifact_uri=source, dst_path=part, tracking_uri=store.uri))
+        try:
+            held.rename(place)
+        except OSError:
+            if not place.is_dir():  # or another process was faster
+                raise
     return place
