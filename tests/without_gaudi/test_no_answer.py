@@ -35,8 +35,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("verb", "number", "said"),
     [
-        ("do_train", signal.SIGSTOP, r"within --dataloader_timeout 20 s: pid \d+ is stopped, .*train\.jsonl row \d"),
-        ("do_eval", signal.SIGSTOP, r"within --dataloader_timeout 20 s: pid \d+ is stopped, .*validation\.jsonl row 0"),
+        ("do_train", signal.SIGSTOP, r"within --dataloader_timeout 10 s: pid \d+ is stopped, .*train\.jsonl row \d"),
+        ("do_eval", signal.SIGSTOP, r"within --dataloader_timeout 10 s: pid \d+ is stopped, .*validation\.jsonl row 0"),
         ("do_train", signal.SIGKILL, r"worker with pid \d+ was ended by a signal \(Killed\); .*train\.jsonl row \d"),
     ],
 )
@@ -59,7 +59,7 @@ def test_a_worker_that_delivers_nothing_ends_the_run(
         return collate(collator, rows)
 
     monkeypatch.setattr(Collator, "__call__", hit)
-    own = {verb: True, "dataloader_num_workers": 1, "dataloader_timeout": 20, "skip_check": True, "max_steps": 2}
+    own = {verb: True, "dataloader_num_workers": 1, "dataloader_timeout": 10, "skip_check": True, "max_steps": 2}
     assert run_script(script_flags(model_folder("gemma3"), data, tmp_path / "out", **own)) == 1
     text = capsys.readouterr().err
     assert re.search(said, text), text
