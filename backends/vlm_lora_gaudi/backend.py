@@ -27,13 +27,16 @@ from vlm_lora_hpu.zero import zero_settings
 from vlm_lora_torch.engines import asked, switched
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, Trainer, TrainingArguments
+    from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
 OLD_ROAD = (
     "on the older road (--backend habana; in an environment of its own: requirements-hpu-optimum.txt) it is there"
 )
+
+
+_COUNTS_OF_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 class GaudiBackend(HpuBackend):
@@ -58,6 +61,20 @@ class GaudiBackend(HpuBackend):
     def goes_here(self) -> bool:
         """Say whether the bridge and transformers 5 are there."""
         return super().goes_here() and has_own_support()
+
+    def model_keywords(
+        self, run: RunConfig, config: PretrainedConfig, arguments: TrainingArguments
+    ) -> Mapping[str, Any]:
+        """As of the base; a mixture's experts are computed one after the other, by the model's own code.
+
+        transformers would group them by `torch.histc` over integers, which the bridge has not been seen to have.
+        """
+        keywords = super().model_keywords(run, config, arguments)
+        text = config.get_text_config()
+        if not any(getattr(text, name, None) for name in _COUNTS_OF_EXPERTS):
+            return keywords
+        logger.info("Experts: one after the other (eager); their grouping has not been proven on Gaudi.")
+        return {**keywords, "experts_implementation": "eager"}
 
     def choose_mode(self, raw: Mapping[str, Any], environ: Mapping[str, str]) -> Mode:
         """Return eager mode or torch.compile.
