@@ -15,7 +15,7 @@ from vlm_lora.errors import BackendError, ConfigError, ModelError
 from vlm_lora.model.loading import base_config
 from vlm_lora.model.parts import find_parts
 from vlm_lora.model.quantization import partitioning_engine
-from vlm_lora.model.stored_weights import METHODS, Road, Stored, is_packed, stored_weights
+from vlm_lora.model.stored_weights import METHODS, Method, Road, Stored, is_packed, stored_weights
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def _check_method(base: str, stored: Stored, backend: Backend, *, trains: bool) 
             f"{base}: it is stored in {stored.words}, on which no LoRA is trained here (on these it is: {trained}). "
             f"{_WHOLE.capitalize()}; --load_in_4bit then takes as little memory."
         )
-    missing = [pip for module, pip in stored.method.packages.items() if importlib.util.find_spec(module) is None]
+    missing = _missing(stored.method)
     if missing:
         raise ModelError(
             f"{base}: it is stored in {stored.words}, which needs packages that are not installed: pip install "
@@ -112,6 +112,28 @@ def _check_method(base: str, stored: Stored, backend: Backend, *, trains: bool) 
             f"{base}: it is stored in {stored.words}, with which the {backend.name} backend does not compute. "
             f"{_WHOLE.capitalize()}: LoRA on it needs no other flag."
         )
+
+
+def _missing(method: Method) -> list[str]:
+    """Return what `pip install` has to get before such weights are read."""
+    return [pip for module, pip in method.packages.items() if importlib.util.find_spec(module) is None]
+
+
+def describe_methods() -> dict[str, str]:
+    """Return what becomes of bases in few bits here, by the method that stored them, and which packages they lack."""
+    roads = {
+        Road.AS_STORED: "LoRA trains on it as it is, with backends that take --load_in_4bit",
+        Road.UNPACKED: "unpacked, then LoRA trains on it",
+        Road.NO_TRAINING: "nothing trains on it",
+    }
+    found = {}
+    for name, method in METHODS.items():
+        missing = _missing(method)
+        if name not in stored_methods() or (method.road is Road.UNPACKED and not IS_5):
+            found[name] = f"not read with transformers {'.'.join(map(str, TRANSFORMERS))}"
+        else:
+            found[name] = roads[method.road] + (f"; needs pip install {' '.join(missing)}" if missing else "")
+    return found
 
 
 def say_loaded(model: nn.Module) -> None:

@@ -9,6 +9,7 @@ from vlm_lora.backend import installed, select
 from vlm_lora.config.declaration import declarations
 from vlm_lora.config.version import __version__
 from vlm_lora.errors import BackendError
+from vlm_lora.model.stored_checks import describe_methods
 
 PACKAGES = (
     "torch",
@@ -26,7 +27,9 @@ def diagnose() -> str:
     """Return the report as text, one line a fact."""
     packages = (*PACKAGES, *(name for one in declarations().values() for name in one.packages))
     lines = [f"vlm-lora {__version__} on Python {platform.python_version()}, {platform.platform()}", ""]
-    lines += [f"  {name:<20}{_version(name)}" for name in dict.fromkeys(packages)]
+    lines += [f"  {name:<22}{_version(name)}" for name in dict.fromkeys(packages)]
+    lines += ["", "  bases in few bits"]
+    lines += [f"    {name:<20}{what}" for name, what in describe_methods().items()]
     chosen = _chosen()
     for name, backend in sorted(installed().items()):
         probe = backend.probe()

@@ -12,8 +12,8 @@ from vlm_lora.backend import Traits
 from vlm_lora.config.run_config import ModelConfig, RunConfig, TuningConfig
 from vlm_lora.errors import BackendError, ConfigError, ModelError, UserError
 from vlm_lora.memory.plan import NF4_BITS, NF4_DOUBLE_BITS, weight_bits
-from vlm_lora.model.stored_checks import check_stored
-from vlm_lora.model.stored_weights import say_stored, stored_weights, unpacking
+from vlm_lora.model.stored_checks import check_stored, describe_methods
+from vlm_lora.model.stored_weights import METHODS, say_stored, stored_weights, unpacking
 
 BNB4: dict[str, Any] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
 BNB8 = {"quant_method": "bitsandbytes", "load_in_8bit": True}
@@ -147,3 +147,15 @@ def test_the_plan_counts_what_stays_in_few_bits(stored: Any, bits: float | None)
     assert weight_bits(RUN.model, base(stored)) == bits
     assert stored_weights(SimpleNamespace()) is None
     assert weight_bits(RUN.model, SimpleNamespace()) is None
+
+
+def test_what_becomes_of_each_method_here_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(describe_methods()) == set(METHODS)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gptqmodel" else name)
+    monkeypatch.setattr("vlm_lora.model.stored_checks.IS_5", True)
+    found = describe_methods()
+    assert found["bitsandbytes"] == "LoRA trains on it as it is, with backends that take --load_in_4bit"
+    assert found["fp8"] == "unpacked, then LoRA trains on it"
+    assert found["gptq"] == "nothing trains on it; needs pip install gptqmodel"
+    monkeypatch.setattr("vlm_lora.model.stored_checks.IS_5", False)
+    assert "not read with transformers" in describe_methods()["fp8"]
