@@ -36,15 +36,14 @@ OLD_ROAD = (
 )
 
 
-_COUNTS_OF_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-
-
 class GaudiBackend(HpuBackend):
     """Gaudi by transformers 5's hpu support, which needs no package of the vendor's but the bridge."""
 
     name: ClassVar[str] = NEW
     traits: ClassVar[Traits] = Traits(
-        static_shapes=True, block_diagonal_masks=("sdpa", "eager"), optimizer="adamw_torch"
+        static_shapes=True,
+        block_diagonal_masks=("sdpa", "eager"),
+        optimizer="adamw_torch",
     )
     declaration: ClassVar[Declaration] = DECLARATION
     launcher: Launcher = GaudiLauncher(NEW)
@@ -65,16 +64,18 @@ class GaudiBackend(HpuBackend):
     def model_keywords(
         self, run: RunConfig, config: PretrainedConfig, arguments: TrainingArguments
     ) -> Mapping[str, Any]:
-        """As of the base; a mixture's experts are computed one after the other, by the model's own code.
+        """As of the base; experts are computed one after the other, by the model's own code.
 
-        transformers would group them by `torch.histc` over integers, which the bridge has not been seen to have.
+        transformers would group their tokens by `torch.histc` over integers, which PyTorch's CPU kernels do not have
+        and nothing says that the bridge has.
         """
-        keywords = super().model_keywords(run, config, arguments)
-        text = config.get_text_config()
-        if not any(getattr(text, name, None) for name in _COUNTS_OF_EXPERTS):
-            return keywords
-        logger.info("Experts: one after the other (eager); their grouping has not been proven on Gaudi.")
-        return {**keywords, "experts_implementation": "eager"}
+        settings = config.get_text_config().to_dict()
+        if any("experts" in name and value for name, value in settings.items()):
+            logger.warning(
+                "Experts: one after the other (eager): grouping their tokens has not been proven on Gaudi. How many "
+                "tokens each gets differs from step to step, and each new shape is compiled."
+            )
+        return {**super().model_keywords(run, config, arguments), "experts_implementation": "eager"}
 
     def choose_mode(self, raw: Mapping[str, Any], environ: Mapping[str, str]) -> Mode:
         """Return eager mode or torch.compile.
