@@ -50,12 +50,13 @@ def step_of(name: str, setting: str, *, whole: bool) -> StepTrace:
     return trace_step(step, config=config, family=family_of(config), batch=batch, trust_remote_code=False, whole=whole)
 
 
-BOTH_WAYS = ("lora, checkpointing, bf16", "full")
-# Every setting for one family, the two that differ most for the others; Gaudi's stack runs the same code of ours.
+CHECKPOINTED = "lora, checkpointing, bf16"
+BOTH_WAYS = (CHECKPOINTED, "full")
+# Every setting for one family, what its layers make differ for the others; Gaudi's stack runs the same code of ours.
 DEEP = [
-    *(("gemma3", setting) for setting in (SETTINGS if IS_5 else BOTH_WAYS)),
-    *((name, setting) for name in RUN if name != "gemma3" and IS_5 for setting in BOTH_WAYS),
-    *([("mllama", "full, checkpointing")] if IS_5 else []),
+    *(("llava", setting) for setting in (SETTINGS if IS_5 else BOTH_WAYS)),
+    *([(name, CHECKPOINTED) for name in RUN if name not in ("llava", "qwen2_5_vl")] if IS_5 else []),
+    *([("qwen2_5_vl", "full"), *WHOLE] if IS_5 else []),
 ]
 
 
