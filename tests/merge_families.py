@@ -1,9 +1,11 @@
 """Merges an adapter of every family by the verb, and loads the merged folders in plain transformers of either stack.
 
 By hand, minutes: `python tests/merge_families.py make WORK [FAMILY ...]` on one stack, then `... read WORK` on another.
-`make` builds each family tiny, trains an adapter on it (and on its experts, where it has some), merges it in float32,
-and onto the same base in bfloat16; then plain transformers and plain PEFT answer the same batch with the merged folder
-and with the adapter. `read` loads what was merged and answers that batch again. Each prints a table in Markdown.
+`make` builds each family tiny, trains an adapter on all of its parts (and on its experts, where it has some), merges it
+in float32, and onto the same base in bfloat16; then plain transformers and plain PEFT answer the same batch with the
+merged folder and with the adapter. What float32 adds is told from what merging does by the same in float64. Three
+merges broken on purpose must be refused. `read` loads what was merged and answers that batch again. Each prints a table
+in Markdown.
 """
 
 from __future__ import annotations
@@ -14,13 +16,15 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 
 from support.families.folders import build_folder
 from support.families.shapes import shape_of
@@ -30,13 +34,17 @@ from support.tiny import available, build_model_folder
 from support.tiny.batches import build_batch, load_plainly
 from vlm_lora.cli.main import main as command
 from vlm_lora.cli.main import run_script
-from vlm_lora.compat import known_model_types
+from vlm_lora.compat import IS_5, known_model_types
+from vlm_lora.deploy import folding
+from vlm_lora.model.parts import find_parts
 
 EXPERTS = ("aria", "llama4", "qwen3_vl_moe")
-"""Types whose experts are one tensor a layer, each in another layout."""
+"""Types whose experts are one tensor a layer, each in another layout; built by rules that are for transformers 5."""
 TRAINED = {"do_train": True, "max_steps": 2, "learning_rate": 1e-2, "validation_fraction": 0, "log_level": "error"}
-BOUND = 1e-4
+BOUND = 1e-3
 """How far logits of one batch may lie apart, in units of the largest."""
+EXACT = 1e-10
+"""The same in float64, where only an error of merging could make it more."""
 
 
 class FailedError(Exception):
@@ -82,7 +90,7 @@ def onto_bfloat16(place: Path) -> Path:
 
 
 @torch.no_grad()
-def logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def logits(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Return a model's logits."""
     found: torch.Tensor = model.float().eval()(**batch).logits
     return found
@@ -93,13 +101,92 @@ def relative(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).abs().max() / other.abs().max())
 
 
+class InFloat64(TorchFunctionMode):
+    """Whatever is computed inside in float32, as models do with norms and angles, is computed in float64."""
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        def wide(value: Any) -> Any:
+            return torch.float64 if value is torch.float32 else value
+
+        if function is torch.Tensor.float:
+            function = torch.Tensor.double
+        named = {name: wide(value) for name, value in (keywords or {}).items()}
+        return function(*map(wide, arguments), **named)
+
+
+@torch.no_grad()
+def exact_logits(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return the logits of a model in float64, which it becomes."""
+    wide = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in batch.items()}
+    with InFloat64():
+        found: torch.Tensor = model.double().eval()(**wide).logits
+    return found
+
+
+def exactly(place: Path, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the logits of the adapter beside its base, and folded into it by the verb's own code, both in float64."""
+    tuned = PeftModel.from_pretrained(load_plainly(place / "base")[1].float(), str(place / "adapter"))
+    beside = exact_logits(tuned, batch)
+    plain, _ = folding.fold(tuned)
+    return beside, exact_logits(plain, batch)
+
+
+def left_out(name: str, layer: Any) -> None:
+    """Leave a layer as it was."""
+
+
+def scaled(name: str, layer: Any) -> None:
+    """Fold a layer in, and add a hundredth to its weight."""
+    layer.merge(safe_merge=True)
+    getattr(layer.get_base_layer(), getattr(layer, "parameter_name", "weight")).mul_(1.01)
+
+
+WAYS: Mapping[str, tuple[Callable[[str, Any], None], tuple[str, ...], bool]] = {
+    "one tensor left out": (left_out, ("language",), False),
+    "one tensor scaled": (scaled, ("language",), False),
+    "tower forgotten": (left_out, ("vision", "projector"), True),
+}
+"""How a merge is broken: how layers of which parts are folded, and whether all of them or one."""
+
+
+def caught(place: Path) -> int:
+    """Return how many merges broken on purpose are refused by the name of a layer, with nothing left behind."""
+    parts = find_parts(load_plainly(place / "base")[1])
+    found = 0
+    for wrongly, of, all_of_them in WAYS.values():
+        spoiled: list[str] = []
+
+        def fold_one(
+            name: str,
+            layer: Any,
+            wrongly: Any = wrongly,
+            of: Any = of,
+            every: bool = all_of_them,
+            so_far: Any = spoiled,
+        ) -> None:
+            trained = any(matrix.weight.any() for matrix in layer.lora_B.values())
+            if trained and parts.part_of(name) in of and (every or not so_far):
+                so_far.append(name)
+                wrongly(name, layer)
+            else:
+                layer.merge(safe_merge=True)
+
+        with mock.patch.object(folding, "_merge", fold_one):
+            try:
+                merge(place / "adapter", place / "broken", rows=0)
+            except FailedError as error:
+                found += "its merged weight is off by" in str(error) and not list(place.glob("*broken*"))
+        shutil.rmtree(place / "broken", ignore_errors=True)
+    return found
+
+
 def make(name: str, place: Path, data: Path, bases: Path | None) -> list[str]:
     """Build, train, merge and load one family; return its row."""
-    if bases is not None:
+    if bases is not None and (bases / name / "base").is_dir():
         shutil.copytree(bases / name / "base", place / "base")
     else:
         (build_model_folder if name in available() else build_folder)(name, place / "base")
-    targets = "language,experts" if name in EXPERTS else "language"
+    targets = "all,experts" if name in EXPERTS else "all"
     flags = {**TRAINED, **flags_of(name), "lora_targets": targets}
     quietly("train", lambda: run_script(script_flags(place / "base", data, place / "adapter", **flags)))
     report = merge(place / "adapter", place / "merged")
@@ -114,13 +201,20 @@ def make(name: str, place: Path, data: Path, bases: Path | None) -> list[str]:
     untouched = logits(load_plainly(place / "base")[1], batch)
     if not relative(plain, tuned) < BOUND < relative(untouched, tuned):
         raise FailedError(f"plain transformers and PEFT: {relative(plain, tuned):.2g}")
+    beside, folded = exactly(place, batch)
+    if not relative(folded, beside) < EXACT:
+        raise FailedError(f"in float64 the merged model's logits lie {relative(folded, beside):.2g} apart")
     torch.save({"batch": batch, "logits": plain}, place / "answers.pt")
     return [
         f"{report['layers_computed_twice']} of {len(report['layers'])}",
         f"{proof['largest_logit_difference'] / proof['largest_logit']:.0e}",
+        f"{(proof['rounding_of_each_weight'] or 0) / proof['largest_logit']:.0e}",
         f"{proof['equal_answers']} of {proof['rows']}",
         f"{rough['largest_logit_difference'] / rough['largest_logit']:.0e}",
         f"{relative(plain, tuned):.0e}",
+        f"{relative(folded, beside):.0e}",
+        f"{relative(tuned.double(), beside):.0e}, {relative(plain.double(), beside):.0e}",
+        f"{caught(place)} of 3",
     ]
 
 
@@ -142,13 +236,11 @@ def main() -> None:
     parser.add_argument("what", choices=["make", "read"])
     parser.add_argument("work", type=Path)
     parser.add_argument("families", nargs="*")
-    parser.add_argument("--bases", type=Path, help="WORK of the other stack, to make adapters on its models")
+    parser.add_argument("--bases", type=Path, help="WORK of the other stack, to take the models that it has from there")
     own = parser.parse_args()
-    everything = [*available(), *(name for name in EXPERTS if name in known_model_types())]
+    everything = [*available(), *(EXPERTS if IS_5 else ())]
     if own.what == "read":
         everything = sorted(path.parent.name for path in own.work.glob("*/answers.pt"))
-    elif own.bases is not None:
-        everything = sorted(path.parent.name for path in own.bases.glob("*/answers.pt"))
     if own.what == "make":
         write_uneven_rows(own.work / "data", rows=4)
     failed = False

@@ -15,6 +15,7 @@ from vlm_lora.progress import live_line
 
 if TYPE_CHECKING:
     from vlm_lora.deploy.merge_report import MergeReport
+    from vlm_lora.deploy.readings import Deviation
 
 
 def flags() -> argparse.ArgumentParser:
@@ -64,7 +65,7 @@ def in_words(report: MergeReport) -> str:
         f"Weights: {folded.recomputed} of {len(folded.layers)} changed layers computed twice; all {report.tensors} "
         "tensors read back from the folder bit for bit.",
         f"Answers: {found.equal_answers} of {found.rows} equal; logits at most {found.largest:.2g} apart (the largest "
-        f"is {found.size:.3g})."
+        f"is {found.size:.3g}{_rounding(found)})."
         if found
         else "Answers: no rows were asked (--rows 0).",
         f"Written to {report.folder}: {report.files} {'file' if report.files == 1 else 'files'} of weights, "
@@ -72,3 +73,8 @@ def in_words(report: MergeReport) -> str:
         f"Next: vlm-lora ask --model_name_or_path {shlex.quote(report.folder)} --image FILE --prompt QUESTION",
     ]
     return "\n".join(lines)
+
+
+def _rounding(found: Deviation) -> str:
+    """Return what rounding alone does to the logits, where that was measured."""
+    return "" if found.rounding is None else f"; one rounding error in each weight moves them by {found.rounding:.2g}"

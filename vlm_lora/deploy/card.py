@@ -40,8 +40,10 @@ or `vlm-lora ask --model_name_or_path {{ name }} --image FILE --prompt "QUESTION
 All {{ report.tensors }} tensors were read back from this folder and are those that were merged, bit for bit.
 {% if report.deviation -%}
 On {{ report.deviation.rows }} rows the logits lie up to {{ "%.3g" | format(report.deviation.largest) }} from the
-adapter's (the largest is {{ "%.3g" | format(report.deviation.size) }}), and {{ report.deviation.equal_answers }}
-greedy answers are the same.
+adapter's (the largest is {{ "%.3g" | format(report.deviation.size) }}
+{%- if report.deviation.rounding is not none %}; one rounding error in each weight moves them by
+{{ "%.2g" | format(report.deviation.rounding) }}{% endif %}), and {{ report.deviation.equal_answers }} greedy answers
+are the same.
 {%- else -%}
 No rows were asked.
 {%- endif %}

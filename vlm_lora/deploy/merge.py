@@ -29,7 +29,7 @@ from vlm_lora.deploy.configuration import keep_settings
 from vlm_lora.deploy.folding import fold
 from vlm_lora.deploy.merge_report import MergeReport, MergeRequest, as_json
 from vlm_lora.deploy.placing import seal_and_place
-from vlm_lora.deploy.readings import Deviation, Reading, deviation, read
+from vlm_lora.deploy.readings import Deviation, Reading, deviation, largest_difference, logits_of, nudge, read
 from vlm_lora.deploy.stored_dtype import stored_dtype
 from vlm_lora.deploy.trained_rows import NAME_DATA, first_rows, with_trained_rows
 from vlm_lora.errors import ConfigError, ModelError
@@ -43,9 +43,15 @@ from vlm_lora.training.outputs import save_processor
 logger = logging.getLogger(__name__)
 
 REPORT = "merge_report.json"
-BOUNDS: Mapping[torch.dtype, float] = {torch.float32: 1e-4, torch.float16: 1.0, torch.bfloat16: 1.0}
-"""How far logits may lie from the adapter's, in units of the largest logit. In 16 bits a model may be so sensitive to
-rounding that they prove little; what is wrong there is found by folding, which computes each weight twice."""
+SAME = 1e-5
+"""How far logits may lie from the adapter's in float32, in units of the largest, whatever the model."""
+ROUNDINGS = 10
+"""How much further than one rounding error in each weight moves them, where a model is that sensitive to rounding."""
+FURTHEST = 1e-2
+"""How far at most."""
+IN_16_BITS = 1.0
+"""How far in bf16 and float16, where they prove little; what is wrong there is found by folding, which computes each
+weight twice."""
 
 
 def merge(run: RunConfig, request: MergeRequest) -> MergeReport:
@@ -81,7 +87,7 @@ def merge(run: RunConfig, request: MergeRequest) -> MergeReport:
         del model, plain
         again = _load(session, part)
         _compare_tensors(hashes, _hashes(again))
-        found = _prove(before, _read(again, session, preprocessing, rows), again.dtype) if rows else None
+        found = _prove(before, again, session, preprocessing, rows) if rows else None
         weights = list(part.glob("model*.safetensors"))
         report = MergeReport(
             adapter=str(adapter),
@@ -168,28 +174,34 @@ def _compare_tensors(written: Mapping[str, str], loaded: Mapping[str, str]) -> N
         )
 
 
-def _prove(before: Reading, after: Reading, dtype: torch.dtype) -> Deviation:
-    """Return how far the merged model lies from the adapter's.
+def _prove(
+    before: Reading, model: Any, session: Session, preprocessing: Preprocessing, rows: Sequence[Conversation]
+) -> Deviation:
+    """Return how far the merged model lies from the adapter's; its weights may be moved by this.
 
     Raises:
         ModelError: further than rounding explains, or it answers differently in float32.
     """
-    found = deviation(before, after)
-    bound = BOUNDS.get(dtype, BOUNDS[torch.bfloat16])
+    after, dtype = _read(model, session, preprocessing, rows), str(model.dtype).removeprefix("torch.")
+    found, whole = deviation(before, after), model.dtype == torch.float32
+    bound = (SAME if whole else IN_16_BITS) * found.size
+    if whole and bound < found.largest < float("inf"):
+        nudge(model)
+        found = replace(found, rounding=largest_difference(after.logits, logits_of(model, preprocessing, rows)))
+        bound = min(max(bound, ROUNDINGS * (found.rounding or 0.0)), FURTHEST * found.size)
     different = found.rows - found.equal_answers
-    if not found.relative <= bound or (different and dtype == torch.float32):
+    if not found.largest <= bound or (different and whole):
         raise ModelError(
             f"The merged model is not the adapter's: on {found.rows} rows its logits lie up to {found.largest:.3g} "
-            f"apart (the largest is {found.size:.3g}; rounding of {str(dtype).removeprefix('torch.')} explains "
-            f"{bound * found.size:.3g}), and {different} answers differ. Nothing was kept. Please report it with the "
-            "versions that `vlm-lora doctor` shows."
+            f"apart (the largest is {found.size:.3g}; rounding of {dtype} explains {bound:.3g}), and {different} "
+            "answers differ. Nothing was kept. Please report it with the versions that `vlm-lora doctor` shows."
         )
     if different:
         logger.warning(
             "%d of %d greedy answers differ from the adapter's: %s rounds its weights once more when merged.",
             different,
             found.rows,
-            str(dtype).removeprefix("torch."),
+            dtype,
         )
     return found
 

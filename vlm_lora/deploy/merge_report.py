@@ -66,5 +66,6 @@ def as_json(report: MergeReport) -> dict[str, Any]:
             "largest_logit_difference": found.largest,
             "largest_logit": found.size,
             "equal_answers": found.equal_answers,
+            "rounding_of_each_weight": found.rounding,
         },
     }

@@ -40,11 +40,8 @@ class Deviation:
     """The largest absolute logit, which says what that difference is worth."""
     equal_answers: int
     """Rows whose greedy answers are the same, character by character."""
-
-    @property
-    def relative(self) -> float:
-        """The largest difference in units of the largest logit; infinite where one is not finite."""
-        return self.largest / self.size if self.size > 0 else self.largest
+    rounding: float | None = None
+    """How far one rounding error in each weight moves a logit of these at most; None where that was not asked."""
 
 
 def read(model: Any, answerer: Answerer, preprocessing: Preprocessing, rows: Sequence[Conversation]) -> Reading:
@@ -56,8 +53,27 @@ def read(model: Any, answerer: Answerer, preprocessing: Preprocessing, rows: Seq
         preprocessing: makes batches.
         rows: with questions and answers.
     """
-    logits = tuple(_logits(model, preprocessing.collator, preprocessing.encoder.encode(row)) for row in rows)
+    logits = logits_of(model, preprocessing, rows)
     return Reading(logits=logits, answers=tuple(answerer.answer([row])[0] for row in rows))
+
+
+def logits_of(model: Any, preprocessing: Preprocessing, rows: Sequence[Conversation]) -> tuple[torch.Tensor, ...]:
+    """Return a model's logits of rows, as a `Reading` has them."""
+    return tuple(_logits(model, preprocessing.collator, preprocessing.encoder.encode(row)) for row in rows)
+
+
+@torch.no_grad()
+def nudge(model: Any) -> None:
+    """Move each weight by one rounding error of its dtype in place, up or down by (seeded) chance.
+
+    What that does to the logits is what rounding may do to them, and no two orders of a sum agree better: the deeper
+    and the less trained a model is, the further they go.
+    """
+    chance = torch.Generator().manual_seed(0)
+    for weight in model.parameters():
+        if weight.is_floating_point():
+            sign = torch.randint(0, 2, weight.shape, generator=chance).mul_(2).sub_(1)
+            weight.mul_(1 + sign.to(weight) * torch.finfo(weight.dtype).eps)
 
 
 @torch.no_grad()
@@ -71,11 +87,15 @@ def _logits(model: Any, collator: Collator, row: Any) -> torch.Tensor:
 
 def deviation(one: Reading, other: Reading) -> Deviation:
     """Return how far two readings of the same rows lie apart; a logit that is not finite is infinitely far."""
-    pairs = list(zip(one.logits, other.logits, strict=True))
-    differences = [torch.nan_to_num((a - b).abs(), nan=float("inf")).max().item() for a, b in pairs]
     return Deviation(
-        rows=len(pairs),
-        largest=max(differences, default=0.0),
-        size=max((a.abs().max().item() for a, _ in pairs), default=0.0),
+        rows=len(one.logits),
+        largest=largest_difference(one.logits, other.logits),
+        size=max((logits.abs().max().item() for logits in one.logits), default=0.0),
         equal_answers=sum(a == b for a, b in zip(one.answers, other.answers, strict=True)),
     )
+
+
+def largest_difference(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
+    """Return the largest absolute difference of the same rows' logits; infinite where one is not finite."""
+    pairs = zip(one, other, strict=True)
+    return max((torch.nan_to_num((a - b).abs(), nan=float("inf")).max().item() for a, b in pairs), default=0.0)
