@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from vlm_lora.config.run_config import RunConfig
     from vlm_lora.data.conversation import ImageSource
     from vlm_lora.deploy.merge_report import MergeReport
+    from vlm_lora.deploy.push import Pushed
     from vlm_lora.deploy.quantization.request import QuantizeReport
+    from vlm_lora.deploy.registry.register import Registered
     from vlm_lora.errors import UserError
     from vlm_lora.memory.request import PlanReport, PlanRequest
     from vlm_lora.preflight.figures import DataReport
@@ -42,7 +44,9 @@ __all__ = [
     "merge",
     "plan",
     "preview",
+    "push",
     "quantize",
+    "register",
     "train",
 ]
 
@@ -231,6 +235,70 @@ def quantize(run: RunConfig, *, scheme: str, rows: int = 128, environment: Path 
         from vlm_lora.deploy.quantization.quantize import quantize as quantized
 
         return quantized(run, request)
+
+
+def push(
+    folder: str | Path,
+    name: str,
+    *,
+    token: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    with_rows: bool = False,
+    message: str | None = None,
+) -> Pushed:
+    """Push a run's folder, one of its checkpoints, or a whole model to the Hub, in one commit or not at all.
+
+    Args:
+        folder: with a model or an adapter; no trainer's state of it is pushed.
+        name: `OWNER/NAME` of the repository, which is made where it is not there.
+        token: that may write there; None for what `HF_TOKEN` or `hf auth login` says.
+        private: of a new repository; None for its owner's default.
+        revision: a branch, made where it is not there; None for `main`.
+        with_rows: push the files that hold rows of the data, too.
+        message: of the commit.
+
+    Returns:
+        Which files were pushed, where they are now, and what stayed here.
+
+    Raises:
+        UserError: there is no whole model in the folder, or the Hub does not take it.
+    """
+    from vlm_lora.deploy.push import push as pushed
+    from vlm_lora.training.hub_access import Repository
+
+    repository = Repository(
+        name=name,
+        token=token,
+        private=private,
+        revision=revision,
+        asked_by="vlm_lora.push",
+        token_flag="token=",
+        name_flag="name",
+    )
+    return pushed(Path(folder).expanduser(), repository, with_rows=with_rows, message=message)
+
+
+def register(folder: str | Path, name: str, *, tracking_uri: str | None = None) -> Registered:
+    """Register a run's folder, one of its checkpoints, or a whole model in MLflow's registry.
+
+    Args:
+        folder: with a model or an adapter; its settings, figures, data report and page are registered with it.
+        name: of the registered model, of which this becomes the next version.
+        tracking_uri: the store, a server or `sqlite:///FILE`; None for `MLFLOW_TRACKING_URI`, else the user's own file.
+
+    Returns:
+        The version, and the name by which `ask`, `evaluate` and `merge` take it.
+
+    Raises:
+        UserError: there is no whole model in the folder, its base is gone, mlflow is not installed, or the store
+            refuses.
+    """
+    from vlm_lora.backend import left_as_found
+    from vlm_lora.deploy.registry.register import register as registered
+
+    with left_as_found():
+        return registered(Path(folder).expanduser(), name, tracking_uri, asked_by="vlm_lora.register")
 
 
 def preview(run: RunConfig, *, rows: int = 3) -> list[ShownRow]:

@@ -224,20 +224,27 @@ def set_environment(run: RunConfig) -> None:
 
 @contextmanager
 def called(run: RunConfig) -> Iterator[None]:
-    """Set a run's variables for the length of a call; leave environment, signals and logging as they were found.
+    """Set a run's variables for the length of a call; leave the process as `left_as_found` does.
 
     Raises:
         ConfigError: a variable that is read when torch is imported is not set as the run needs it, and torch is
             imported already.
     """
+    if "torch" in sys.modules:
+        _refuse_late_variables(run)
+    with left_as_found():
+        set_environment(run)
+        yield
+
+
+@contextmanager
+def left_as_found() -> Iterator[None]:
+    """Leave environment, signals and logging as they were found, whatever is called inside."""
     environment, handlers = dict(os.environ), list(logging.root.handlers)
     levels = {logger: logger.level for logger in (logging.root, logging.getLogger("vlm_lora"))}
     main = threading.current_thread() is threading.main_thread()
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    if "torch" in sys.modules:
-        _refuse_late_variables(run)
     try:
-        set_environment(run)
         yield
     finally:
         for name in os.environ.keys() - environment.keys():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -17,13 +18,16 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils._paths import filter_repo_objects
 
+import vlm_lora
 from support.hub import TOKEN, StandInHub, stand_in_hub
 from support.rows import write_uneven_rows
-from support.runs import run, script_flags
+from support.runs import TORCHRUN, run, run_processes, script_flags
+from support.warm import warmed
 from vlm_lora.backend import installed
 from vlm_lora.cli.main import main
 from vlm_lora.training.hub import KEPT_HERE, ROWS
 
+LAUNCHED = Path(__file__).parents[1] / "support" / "launched"
 COMMIT = "/api/models/me/x/commit/"
 
 
@@ -58,6 +62,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "401": ({"refuses": {"/api/whoami": 401}}, r"the Hub does not know the token \(401, .*Type another {token}"),
     "reads": ({"role": "read"}, r"the token may only read\. Type another {token}"),
     "403": ({"refuses": {"/api/repos": 403}}, r"the token may not write to me/x \(403, .*, or another {name}\."),
+    "503": ({"refuses": {"/api/whoami": 503}}, r"the Hub fails \(503, .*\. Try again later \("),
     "400": ({"refuses": {"/api/repos": 400}}, r"the Hub refuses to take me/x \(400, .*Another name: {name}\."),
 }
 PLACES = {
@@ -178,6 +183,43 @@ def test_a_folder_without_a_model_or_with_a_damaged_one_is_no_model_to_push(
         assert main(["push", str(damaged), "me/x"]) == 1
         assert "not as its run wrote it (MANIFEST.json): run_config.yaml: " in capsys.readouterr().err
         assert not hub.commits
+
+
+def test_from_python(trained: Path, at: Callable[[StandInHub], None]) -> None:
+    with stand_in_hub() as hub:
+        at(hub)
+        found = vlm_lora.push(trained, "me/x", token=TOKEN, private=True)
+        assert (found.repository, found.commit) == ("me/x", "0123abcd")
+        assert set(found.files) == set(hub.files)
+        hub.refuses = {"/api/whoami": 401}
+        with pytest.raises(
+            vlm_lora.UserError, match=r"vlm_lora.push: the Hub does not know the token .* another token="
+        ):
+            vlm_lora.push(trained, "me/x", token=TOKEN)
+
+
+def test_of_two_processes_the_first_one_pushes(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """It alone speaks to the Hub, at the start and at the end; what is refused is said once, and both end with it."""
+    data = write_uneven_rows(tmp_path / "data", rows=2, validation=1)
+    flags: dict[str, object] = {"do_train": True, "max_steps": 1, "push_to_hub": True, "hub_model_id": "x"}
+    with stand_in_hub() as hub:
+        words = script_flags(model_folder("llava"), data, tmp_path / "out", **flags, ddp_backend="gloo")
+        command = [*TORCHRUN[:-1], str(LAUNCHED / "pushes.py"), hub.address, *words]
+        run_processes(command)
+        assert hub.asked.count("/api/whoami-v2") == len(hub.commits) == 1
+        assert "adapter_model.safetensors" in hub.files
+        hub.refuses = {COMMIT: 503}
+        again = subprocess.run(
+            warmed([*command, "--overwrite_output_dir", "true"]),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+    assert again.returncode == 1
+    assert again.stderr.count("error: --push_to_hub: the Hub fails (503, ") == 1
+    assert again.stderr.count("Nothing is lost: all of it is in ") == 1
+    assert '"state": "done"' in (tmp_path / "out" / "RUN_STATE.json").read_text()
 
 
 def test_a_push_that_fails_at_the_end_loses_nothing(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import vlm_lora
 from support.datasets import write_image
 from support.registry import stand_in_store
 from support.rows import write_uneven_rows
@@ -65,6 +67,17 @@ def test_found_and_asked_by_name(
     gone = refused([*ASK, "--image", str(image), "--model_name_or_path", "models:/charts/1"], capsys)
     assert "models:/charts/1: registered in sqlite:///" in gone
     assert "but its files are gone" in gone
+
+
+def test_from_python(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment is left as it was, though mlflow is told by it to be quiet."""
+    stand_in_store(tmp_path / "store", monkeypatch)
+    before = dict(os.environ)
+    found = vlm_lora.register(trained / "out", "charts")
+    assert (found.model, found.kind, found.base) == ("models:/charts/1", "adapter", str(trained / "base"))
+    with pytest.raises(vlm_lora.UserError, match=r"^vlm_lora.register 'a/b': a registered model's name"):
+        vlm_lora.register(trained / "out", "a/b")
+    assert os.environ == before
 
 
 @pytest.mark.parametrize(
