@@ -52,6 +52,7 @@ def verdict(folder: Path, server: str) -> Verdict:
 
 AS_IT_IS, MERGE, UNKNOWN = Answer.AS_IT_IS, Answer.MERGE, Answer.UNKNOWN
 EXPERT = "base_model.model.model.language_model.layers.0.mlp.experts.lora_{}.weight"
+ROWS = "base_model.model.model.language_model.embed_tokens.token_adapter.trainable_tokens_delta_{}"
 CASES: dict[str, tuple[str, tuple[str, ...], dict[str, Any], Answer, Answer, str]] = {
     "plain": ("qwen", (), {}, AS_IT_IS, AS_IT_IS, ""),
     "gemma": ("gemma", (), {}, AS_IT_IS, AS_IT_IS, ""),
@@ -61,7 +62,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], dict[str, Any], Answer, Answer, str
     "all-linear": ("qwen", (), {"target_modules": "all-linear"}, AS_IT_IS, AS_IT_IS, ""),
     "DoRA": ("qwen", (), {"use_dora": True}, MERGE, MERGE, "DoRA"),
     "a part saved whole": ("qwen", (), {"modules_to_save": ["merger"]}, MERGE, MERGE, "merger"),
-    "new tokens": ("qwen", (), {"trainable_token_indices": [7]}, MERGE, MERGE, "new tokens"),
+    "new tokens": ("qwen", (ROWS,), {"trainable_token_indices": [7]}, MERGE, MERGE, "new tokens"),
     "bias": ("qwen", (), {"lora_bias": True}, MERGE, AS_IT_IS, "bias"),
     "biases": ("qwen", (), {"bias": "all"}, MERGE, AS_IT_IS, "bias"),
     "PiSSA": ("qwen", (), {"init_lora_weights": "pissa"}, MERGE, AS_IT_IS, "pissa"),
