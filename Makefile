@@ -82,6 +82,7 @@ families: $(STAMP)
 	HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python -m support.families $(FAMILIES)
 
 # MLflow itself, which is not in the suite's stacks: two runs registered, found by name, compared in their store.
+# STORE=http://127.0.0.1:5000 for a server that is there, and empty, in place of a file.
 MLFLOW := .venv/mlflow
 check-registry: $(STAMP)
 	test -x $(MLFLOW)/bin/python || $(BIN)/python -m venv $(MLFLOW)
@@ -89,7 +90,7 @@ check-registry: $(STAMP)
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
 	  $$($(MLFLOW)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/main.pth
 	rm -rf runs/check-registry
-	HF_HUB_OFFLINE=1 PYTHONPATH=.:backends:tests $(MLFLOW)/bin/python tests/check_registry.py runs/check-registry
+	HF_HUB_OFFLINE=1 PYTHONPATH=.:backends:tests $(MLFLOW)/bin/python tests/check_registry.py runs/check-registry $(STORE)
 
 # Beside TRL and a plain script on this CPU: about a quarter of an hour. BENCH="--stages peaks" runs a part.
 bench: $(STAMP)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -76,8 +77,9 @@ def _version(name: str, versions: Any, store: Store) -> str:
 
 
 def _fetched(name: str, plain: str, version: str, source: str, store: Store) -> Path:
-    """Fetch a version's files from a server; they never change, so once is enough."""
-    place = data_folder() / "fetched" / quote(store.uri, safe="") / f"{plain}-{version}"
+    """Fetch a version's files from a server, once: at one source, which no other version has, they never change."""
+    mark = hashlib.sha256(source.encode()).hexdigest()[:12]
+    place = data_folder() / "fetched" / quote(store.uri, safe="") / f"{plain}-{version}-{mark}"
     if place.is_dir():
         return place
     logger.warning("%s is fetched from %s into %s.", name, store.uri, place)
