@@ -22,7 +22,8 @@ def store(downloads: list[str], root: Path, monkeypatch: pytest.MonkeyPatch, *, 
         held.mkdir()
         (held / "weights").write_text("ours")
         if faster:
-            other = next((root / "vlm-lora" / "fetched").iterdir()) / "mine-3"
+            folder = Path(dst_path)
+            other = folder.with_name(folder.name.removeprefix(".").rpartition(".")[0])
             other.mkdir()
             (other / "weights").write_text("theirs")
         return str(held)
@@ -49,4 +50,14 @@ def test_files_are_fetched_once_and_nothing_else_is_left(
     assert (folder / "weights").read_text() == content
     assert find("models:/mine/latest", held) == folder
     assert len(downloads) == 1
-    assert [path.name for path in folder.parent.iterdir()] == ["mine-3"]
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_another_version_of_the_same_number_is_fetched_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that was set up again at the same place counts from 1 again; its runs are others."""
+    downloads: list[str] = []
+    held = store(downloads, tmp_path, monkeypatch, faster=False)
+    folder = find("models:/mine/3", held)
+    held.client.get_model_version_download_uri = lambda *_: "mlflow-artifacts:/1/7/artifacts/model"
+    assert find("models:/mine/3", held) != folder
+    assert downloads == ["mlflow-artifacts:/1/2/artifacts/model", "mlflow-artifacts:/1/7/artifacts/model"]
