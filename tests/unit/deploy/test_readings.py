@@ -10,7 +10,7 @@ from vlm_lora.deploy.readings import largest_difference, nudge
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_each_weight_moves_by_one_rounding_error_the_same_each_time(dtype: torch.dtype) -> None:
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layer, again = (torch.nn.Linear(64, 64).to(dtype) for _ in range(2))
     again.load_state_dict(layer.state_dict())
