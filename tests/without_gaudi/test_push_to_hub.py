@@ -21,7 +21,7 @@ from huggingface_hub.utils._paths import filter_repo_objects
 import vlm_lora
 from support.hub import TOKEN, StandInHub, stand_in_hub
 from support.rows import write_uneven_rows
-from support.runs import TORCHRUN, run, run_processes, script_flags
+from support.runs import TORCHRUN, run, script_flags
 from support.warm import warmed
 from vlm_lora.backend import installed
 from vlm_lora.cli.main import main
@@ -199,26 +199,17 @@ def test_from_python(trained: Path, at: Callable[[StandInHub], None]) -> None:
 
 
 def test_of_two_processes_the_first_one_pushes(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
-    """It alone speaks to the Hub, at the start and at the end; what is refused is said once, and both end with it."""
+    """It alone speaks to the Hub, at the start and at the end; what is refused there is said once, and both end."""
     data = write_uneven_rows(tmp_path / "data", rows=2, validation=1)
     flags: dict[str, object] = {"do_train": True, "max_steps": 1, "push_to_hub": True, "hub_model_id": "x"}
-    with stand_in_hub() as hub:
+    with stand_in_hub({COMMIT: 503}) as hub:
         words = script_flags(model_folder("llava"), data, tmp_path / "out", **flags, ddp_backend="gloo")
-        command = [*TORCHRUN[:-1], str(LAUNCHED / "pushes.py"), hub.address, *words]
-        run_processes(command)
-        assert hub.asked.count("/api/whoami-v2") == len(hub.commits) == 1
-        assert "adapter_model.safetensors" in hub.files
-        hub.refuses = {COMMIT: 503}
-        again = subprocess.run(
-            warmed([*command, "--overwrite_output_dir", "true"]),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
-    assert again.returncode == 1
-    assert again.stderr.count("error: --push_to_hub: the Hub fails (503, ") == 1
-    assert again.stderr.count("Nothing is lost: all of it is in ") == 1
+        command = warmed([*TORCHRUN[:-1], str(LAUNCHED / "pushes.py"), hub.address, *words])
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 1
+    assert hub.asked.count("/api/whoami-v2") == hub.asked.count("/api/repos/create") == 1
+    assert done.stderr.count("error: --push_to_hub: the Hub fails (503, ") == 1
+    assert done.stderr.count("Nothing is lost: all of it is in ") == 1
     assert '"state": "done"' in (tmp_path / "out" / "RUN_STATE.json").read_text()
 
 
