@@ -35,6 +35,20 @@ def test_a_layer_trains_as_on_the_cpu() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+def test_lazily_conjugated_numbers_are_copied_as_what_they_are() -> None:
+    """As the backward pass of rotations by complex numbers has them (Llama 4)."""
+    values = torch.view_as_complex(torch.randn(4, 3, 2))
+    there = values.to("hpu")
+    assert there.conj().is_conj()
+    assert torch.equal(there.conj().cpu(), values.conj())
+    assert torch.equal((there * there.conj()).cpu(), values * values.conj())
+    assert torch.equal(there.conj().imag.cpu(), -values.imag)
+    assert not torch.equal(there.cpu(), values.conj())  # the control
+    target = torch.zeros_like(there).conj()
+    target.copy_(there)
+    assert torch.equal(target.cpu(), values)
+
+
 def test_mixed_devices_are_refused() -> None:
     there = torch.ones(3, device="hpu")
     with pytest.raises(RuntimeError, match="device"):

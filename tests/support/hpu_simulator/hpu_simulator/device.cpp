@@ -213,8 +213,12 @@ at::Tensor cpu_alias(const at::Tensor& tensor) {
   auto options = tensor.options().device(at::kCPU).requires_grad(false);
   if (tensor.numel() == 0) return at::empty_strided(tensor.sizes(), tensor.strides(), options);
   auto owner = tensor.detach();
-  return at::from_blob(
+  auto alias = at::from_blob(
       tensor.data_ptr(), tensor.sizes(), tensor.strides(), [owner](void*) {}, options);
+  // What is conjugated or negated lazily is so only by these bits.
+  alias._set_conj(tensor.is_conj());
+  alias._set_neg(tensor.is_neg());
+  return alias;
 }
 
 constexpr c10::DispatchKeySet kKeys(c10::DispatchKey::HPU);
@@ -415,6 +419,10 @@ TORCH_LIBRARY_IMPL(aten, HPU, m) {
   m.impl("convolution_overrideable", &convolution);
   m.impl("convolution_backward_overrideable", &convolution_backward);
 }
+
+// Copies read the bits of lazy conjugation and negation; PyTorch would resolve these first, by a copy.
+TORCH_LIBRARY_IMPL(aten, Conjugate, m) { m.impl("_copy_from", torch::CppFunction::makeFallthrough()); }
+TORCH_LIBRARY_IMPL(aten, Negative, m) { m.impl("_copy_from", torch::CppFunction::makeFallthrough()); }
 
 // ---------------------------------------------------------------- autocast
 
