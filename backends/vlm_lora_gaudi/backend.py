@@ -43,6 +43,7 @@ class GaudiBackend(HpuBackend):
     traits: ClassVar[Traits] = Traits(
         static_shapes=True,
         block_diagonal_masks=("sdpa", "eager"),
+        lora_on_parameters=True,
         optimizer="adamw_torch",
     )
     declaration: ClassVar[Declaration] = DECLARATION

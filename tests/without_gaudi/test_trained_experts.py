@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from support.rows import write_uneven_rows
 from support.runs import TORCHRUN, capture_trainer, run, run_processes, script_flags
+from support.stacks import NEW_ROAD, on_hpu, run_words
 from support.tiny.folders import save_processor, waken
 from vlm_lora.backend import Precision
 from vlm_lora.cli.main import main, run_script
@@ -156,6 +157,24 @@ def test_two_processes_train_what_one_trains(mixture: Path, data: Path, tmp_path
         assert scale > 0
         assert float((two[name] - one[name]).abs().max()) < 1e-4 * scale, name
         assert float((half[name] - one[name]).abs().max()) > 1e-2 * scale, name  # the control: half of each batch
+
+
+def test_on_gaudis_newer_road_experts_learn_what_they_learn_on_the_cpu(
+    mixture: Path, data: Path, tmp_path: Path
+) -> None:
+    flags = {**FLAGS, "optim": "sgd", "bf16": False, "static_shapes": True, "save_strategy": "no", "max_steps": 2}
+    run(mixture, data, tmp_path / "cpu", **flags)
+    words = ["run_lora_vlm.py", *on_hpu(mixture, data, tmp_path / "hpu", **{**flags, "log_level": "warning"})]
+    done = run_words(words, python=NEW_ROAD.python, variables=NEW_ROAD.variables)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Experts: one after the other (eager)" in done.stderr
+    cpu, hpu = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("cpu", "hpu"))
+    learnt = [name for name in cpu if ".experts." in name and "lora_B" in name]
+    assert len(learnt) == 4
+    for name in learnt:
+        scale = float(cpu[name].abs().max())  # B begins as zero
+        assert scale > 0
+        assert float((hpu[name] - cpu[name]).abs().max()) < 1e-4 * scale, name
 
 
 def test_in_4_bits_experts_stay_whole_and_learn(
