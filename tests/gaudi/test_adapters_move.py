@@ -179,3 +179,26 @@ def test_an_adapter_has_one_perplexity_in_every_way(
         ]
         assert found == pytest.approx([found[0]] * 4, rel=1e-4)
         assert found[0] != pytest.approx(untrained, rel=1e-3), "the control"
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_lora_that_begins_with_weights_trains_the_same_on_both_roads(
+    start: str, data: Path, model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """SGD, whose small steps show what a gradient is; the beginning, which stays, is in the file of each."""
+    import torch
+    from safetensors.torch import load_file
+
+    settings = {"do_train": True, "max_steps": 2, "learning_rate": 1e-2, "optim": "sgd", "static_shapes": True}
+    plain = tmp_path / "plain.json"
+    plain.write_text('{"use_fused_adam": false, "use_fused_clip_norm": true}')
+    found = {}
+    for way in ("CPU, gaudi's stack", "habana", "gaudi"):
+        own = {"gaudi_config_name": plain} if WAYS[way][0] is on_hpu else {}
+        run(way, model_folder("llava"), data, tmp_path / way, lora_rank=4, lora_init=start, **settings, **own)
+        found[way] = load_file(tmp_path / way / "adapter_model.safetensors")
+    cpu = found.pop("CPU, gaudi's stack")
+    for other in found.values():
+        assert all(torch.allclose(other[name], tensor, rtol=0, atol=1e-5) for name, tensor in cpu.items())
+    moved = [a - b for a, b in (tensor.chunk(2) for name, tensor in cpu.items() if "lora_A" in name)]
+    assert max(float(change.abs().max()) for change in moved) > 1e-4  # the control
