@@ -58,6 +58,8 @@ def report_of(folder: Path) -> dict[str, Any]:
         ("qwen2_5_vl", {}, 1e-4),  # its random tower makes hundreds of a rounding error
         ("gemma3", {"use_dora": True}, 1e-5),
         ("llava", {"use_rslora": True, "lora_targets": "language"}, 1e-5),
+        ("llava", {"lora_init": "pissa", "lora_targets": "language"}, 1e-5),
+        ("llava", {"lora_init": "olora", "lora_targets": "language"}, 1e-4),  # what it began with is taken off again
         ("gemma3n", {"lora_targets": "language"}, 1e-5),  # its tower is timm's, and puts functions into settings
     ],
 )
