@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,18 @@ from support.stacks import GAUDI, MAIN, NEW_ROAD, OLD_ROAD, ROOT, SPAWN, Road, l
 
 SHAPES = ("gemma3", "qwen2_5_vl", "llava", "llava_next")
 ACCUMULATIONS = (1, 2)
+CASES = [(shape, steps) for shape in SHAPES for steps in ACCUMULATIONS]
+FEWER = [(shape, 1) for shape in SHAPES[:3]]
+"""Where two processes run; accumulated once as well."""
+CASES_OF = {
+    "habana, eager": [(shape, 1) for shape in SHAPES],
+    "habana, fused AdamW": [(shape, 1) for shape in SHAPES],
+    "habana, 2 ranks": [*FEWER, ("gemma3", 2)],
+    "habana, ZeRO-2": FEWER,
+    "gaudi, 2 ranks": [*FEWER, ("qwen2_5_vl", 2)],
+    "gaudi, ZeRO-2": FEWER,
+}
+"""The other ways have all cases."""
 SETTINGS = {
     "do_train": True,
     "do_eval": True,
@@ -39,7 +51,14 @@ ONLY_5 = {"mm_token_type_ids"}
 Records = dict[tuple[str, int], Any]
 
 
-def runs_of(flags: Any, folder: Path, model_folder: Callable[[str], Path], data: Path, batch: int) -> list[list[str]]:
+def runs_of(
+    flags: Any,
+    folder: Path,
+    model_folder: Callable[[str], Path],
+    data: Path,
+    batch: int,
+    cases: Sequence[tuple[str, int]],
+) -> list[list[str]]:
     return [
         flags(
             model_folder(shape),
@@ -49,8 +68,7 @@ def runs_of(flags: Any, folder: Path, model_folder: Callable[[str], Path], data:
             per_device_train_batch_size=batch // steps,
             gradient_accumulation_steps=steps,
         )
-        for shape in SHAPES
-        for steps in ACCUMULATIONS
+        for shape, steps in cases
     ]
 
 
@@ -59,7 +77,6 @@ def ways(tmp_path_factory: pytest.TempPathFactory, model_folder: Callable[[str],
     """The records of every run, by way and then by shape and accumulation."""
     folder = tmp_path_factory.mktemp("four ways")
     data = write_uneven_rows(folder / "data", rows=18, validation=5)
-    keys = [(shape, steps) for shape in SHAPES for steps in ACCUMULATIONS]
     plain = folder / "plain_adam.json"
     plain.write_text('{"use_fused_adam": false, "use_fused_clip_norm": true}')
     same = partial(on_hpu, gaudi_config_name=plain)
@@ -81,7 +98,8 @@ def ways(tmp_path_factory: pytest.TempPathFactory, model_folder: Callable[[str],
     found: dict[str, Records] = {}
     for name, (flags, road, launcher) in kinds.items():
         batch = 2 if launcher else 4
-        words = runs_of(flags, folder / name, model_folder, data, batch=batch)
+        keys = CASES_OF.get(name, CASES)
+        words = runs_of(flags, folder / name, model_folder, data, batch, keys)
         ranks = recorded(
             folder / f"{name} records", words, python=road.python, launcher=launcher, variables=road.variables
         )
@@ -89,24 +107,25 @@ def ways(tmp_path_factory: pytest.TempPathFactory, model_folder: Callable[[str],
     return found
 
 
+COMPARED: list[tuple[str, str, dict[str, float]]] = [
+    ("gaudi's stack on the CPU", "main", ACROSS),
+    ("habana", "main", ACROSS),
+    ("habana, eager", "main", ACROSS),
+    ("habana, 2 ranks", "main", ACROSS),
+    ("habana", "gaudi's stack on the CPU", EXACT),
+    ("habana, 2 ranks", "gaudi's stack on the CPU", EXACT),
+    ("habana, ZeRO-2", "gaudi's stack on the CPU", EXACT),
+    ("gaudi", "main", EXACT),
+    ("gaudi, 2 ranks", "main", EXACT),
+    ("gaudi, ZeRO-2", "main", EXACT),
+    ("gaudi", "habana", ACROSS),
+]
+
+
 @pytest.mark.parametrize(
-    ("way", "like", "within"),
-    [
-        ("gaudi's stack on the CPU", "main", ACROSS),
-        ("habana", "main", ACROSS),
-        ("habana, eager", "main", ACROSS),
-        ("habana, 2 ranks", "main", ACROSS),
-        ("habana", "gaudi's stack on the CPU", EXACT),
-        ("habana, 2 ranks", "gaudi's stack on the CPU", EXACT),
-        ("habana, ZeRO-2", "gaudi's stack on the CPU", EXACT),
-        ("gaudi", "main", EXACT),
-        ("gaudi, 2 ranks", "main", EXACT),
-        ("gaudi, ZeRO-2", "main", EXACT),
-        ("gaudi", "habana", ACROSS),
-    ],
+    ("way", "like", "within", "shape", "steps"),
+    [(*one, shape, steps) for one in COMPARED for shape, steps in CASES_OF.get(one[0], CASES)],
 )
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("steps", ACCUMULATIONS)
 def test_losses_norms_and_perplexity_are_those_of(
     way: str, like: str, within: dict[str, float], shape: str, steps: int, ways: dict[str, Records]
 ) -> None:
@@ -146,6 +165,8 @@ def test_batches_are_equal_byte_for_byte(shape: str, steps: int, ways: dict[str,
 def test_what_ran_is_what_was_asked_for(shape: str, ways: dict[str, Records]) -> None:
     """The real GaudiTrainer or transformers' own, over transformers' own model classes, and the engine."""
     for way, records in ways.items():
+        if (shape, 1) not in records:
+            continue
         record = records[shape, 1][0]
         assert ("GaudiTrainer" in record["trainer"]) == way.startswith("habana")
         assert record["device"].startswith("hpu" if way.startswith(("habana", "gaudi,")) or way == "gaudi" else "cpu")
