@@ -46,6 +46,8 @@ NEEDED = {
 HPU_GRAPHS = ("use_hpu_graphs", "use_hpu_graphs_for_inference")
 HPU_GRAPH_OPTIONS = {"disable_tensor_cache_hpu_graphs": "disable_tensor_cache", "max_hpu_graphs": "max_graphs"}
 """What the vendor's flags are called by `wrap_in_hpu_graph`."""
+ADAM = ("adamw_torch", "adamw_torch_fused", "adamw_hf")
+"""Values of `--optim` in whose place `use_fused_adam` puts the bridge's own AdamW, which computes the same."""
 
 
 class HabanaBackend(HpuBackend):
@@ -84,6 +86,7 @@ class HabanaBackend(HpuBackend):
         """Fill in what the hardware decides and refuse what it cannot do; no model may exist yet."""
         self.refuse(values)
         given = self._take_hpu_graphs(values)
+        self._settle_optimizer(given)
         chosen = {
             **self._precision(given),
             "dataloader_pin_memory": False,
@@ -155,6 +158,22 @@ class HabanaBackend(HpuBackend):
             raise ConfigError(f"--use_hpu_graphs_for_inference needs lazy mode: set {LAZY}=1, or leave it out.")
         self._hpu_graph_options = {HPU_GRAPH_OPTIONS[name]: value for name, value in typed.items()}
         return given
+
+    def _settle_optimizer(self, values: Mapping[str, Any]) -> None:
+        """Let `--optim` win over the Gaudi configuration, whose fused AdamW the trainer would take whatever it says."""
+        asked = values.get("optim")
+        if asked is None or not self._configuration.get("use_fused_adam"):
+            return
+        name = str(getattr(asked, "value", asked))
+        if name in ADAM:
+            logger.info(
+                "--optim %s: by use_fused_adam of the Gaudi configuration it is the bridge's FusedAdamW. A file named "
+                "by --gaudi_config_name that says false gives torch's.",
+                name,
+            )
+            return
+        self._configuration["use_fused_adam"] = False
+        logger.info("--optim %s wins over use_fused_adam in the Gaudi configuration.", name)
 
     def _mode_arguments(self, run: RunConfig, values: Mapping[str, Any]) -> dict[str, Any]:
         if self._mode is Mode.COMPILE:

@@ -106,6 +106,23 @@ def test_a_vendors_class_in_the_model_is_refused(model_folder: Callable[[str], P
 # 4. and 5. The count of supervised tokens.
 
 
+@pytest.mark.parametrize(
+    ("flags", "named", "said"),
+    [
+        ({}, "FusedAdamW", None),
+        ({"optim": "adamw_torch"}, "FusedAdamW", "by use_fused_adam of the Gaudi configuration it is the bridge's"),
+        ({"optim": "sgd"}, "SGD", "--optim sgd wins over use_fused_adam"),
+    ],
+)
+def test_another_optimizer_is_taken_where_it_was_asked_for(
+    flags: dict[str, str], named: str, said: str | None, trained: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """GaudiTrainer alone takes its AdamW whatever `--optim` says."""
+    optimizer = trained("gemma3", log_level="info", **flags).optimizer
+    assert type(getattr(optimizer, "optimizer", optimizer)).__name__ == named
+    assert said is None or said in capsys.readouterr().err
+
+
 def test_label_batches_of_different_widths_are_counted(trained: Callable[..., Any]) -> None:
     trainer = trained("gemma3", gradient_accumulation_steps=2, static_shapes=False)
     batches = [trainer.data_collator([trainer.train_dataset[i] for i in pair]) for pair in ((0, 1), (2, 3))]
