@@ -17,6 +17,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils._paths import filter_repo_objects
+from transformers.utils import hub as transformers_hub
 
 import vlm_lora
 from support.hub import TOKEN, StandInHub, stand_in_hub
@@ -43,7 +44,9 @@ def online(monkeypatch: pytest.MonkeyPatch) -> None:
 def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[StandInHub], None]:
     def use(hub: StandInHub) -> None:
         monkeypatch.setattr(constants, "ENDPOINT", hub.address)
-        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.address)  # 4.55's trainer
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.address)
+        # transformers keeps the client that its first call has made, whatever test that was in.
+        monkeypatch.setattr(transformers_hub, "_hf_api", None)
 
     return use
 
