@@ -1,4 +1,7 @@
-"""A loss, gradient or weight that is not finite: the run ends within a step and leaves nothing that is not finite."""
+"""A loss, gradient or weight that is not finite: the run ends within a step and leaves nothing that is not finite.
+
+Gaudi's stack runs all of it on the simulated device, the main one on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 import math
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +20,16 @@ from safetensors.torch import load_file, save_file
 
 from support.poison import poison_gradient, poison_losses, poison_weight
 from support.rows import write_uneven_rows
-from support.runs import script_flags
 from support.sealed import seal_again
+from support.stacks import GAUDI, on_cpu, on_hpu
 from vlm_lora.cli.main import main, run_script
+
+ON_GAUDI = GAUDI.parents[1] == Path(sys.prefix)
+script_flags = on_hpu if ON_GAUDI else on_cpu
+DEVICE = "--use_habana" if ON_GAUDI else "--use_cpu"
+# optimum-habana is written for an older torch, which now warns about what it calls (torch.jit.script, ...).
+OLDER = ("DeprecationWarning", "FutureWarning", "UserWarning") if ON_GAUDI else ()
+pytestmark = [pytest.mark.filterwarnings(f"ignore::{category}") for category in OLDER]
 
 ADAPTER = "adapter_model.safetensors"
 SAVES = {"do_train": True, "max_steps": 3, "per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 1}
@@ -90,7 +101,8 @@ def test_a_gradient_ends_the_run_and_is_named(
 def test_a_rate_that_throws_the_weights_away_ends_the_run(failing: Callable[..., str], tmp_path: Path) -> None:
     said = failing(learning_rate=1e30, bf16=True)
     assert "Step 2: the loss is not finite (nan)." in said
-    assert "Trained weights have grown to 1e+30: the learning rate is too large." in said
+    # Gaudi's optimizer goes on in a bad step: without its gradient, by the momentum of the one before.
+    assert re.search(r"Trained weights have grown to 1(\.45)?e\+30: the learning rate is too large\.", said)
     assert checkpoints(tmp_path / "out") == ["checkpoint-1"]
 
 
@@ -142,7 +154,7 @@ def test_an_adapter_is_refused(
         "eval": ["--dataset_name", str(data), "--output_dir", str(tmp_path / "out")],
         "ask": ["--prompt", "What?", "--image", str(data / "train-0.png")],
     }
-    assert main([verb, "--model_name_or_path", str(adapter), "--use_cpu", *more[verb]]) == 1
+    assert main([verb, "--model_name_or_path", str(adapter), DEVICE, *more[verb]]) == 1
     said = only_error(capsys)
     assert said.startswith(f"error: {adapter}: 1 number of 1 weight is NaN or infinite ({name}: 1).")
 
@@ -201,7 +213,7 @@ def test_a_perplexity_beyond_all_numbers_is_null_in_valid_files(
 
     sums = objective.row_sums
     scale = torch.tensor([1000.0, 1.0])
-    monkeypatch.setattr(objective, "row_sums", lambda logits, targets: sums(logits, targets) * scale)
+    monkeypatch.setattr(objective, "row_sums", lambda logits, targets: sums(logits, targets) * scale.to(logits))
     evaluated = {"do_eval": True, "eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "perplexity"}
     folder = tmp_path / "out"
     flags = {**SAVES, **evaluated, "max_steps": 1, "log_level": "warning"}
