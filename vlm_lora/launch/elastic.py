@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from vlm_lora.launch.exits import exit_without_collection
 from vlm_lora.launch.group_signals import pass_signal_on
 from vlm_lora.launch.launching import exit_code
 
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_args([*words[:place], words[place + 1]])
     arguments.training_script_args = words[place + 2 :]
     pass_signal_on()
+    exit_without_collection()
     try:
         run(arguments)
     except ChildFailedError as error:

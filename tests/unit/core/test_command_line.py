@@ -54,6 +54,18 @@ def test_a_message_stands_on_a_line_of_its_own_beside_a_progress_bar() -> None:
     assert "error: wrong" in done.stderr.splitlines()
 
 
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_command_exits_without_a_last_garbage_collection(ours: bool) -> None:
+    """Which takes a second where torch is; a process that runs no command of ours collects, as Python does."""
+    code = (
+        "from vlm_lora.cli.main import main\nclass Garbage:\n    def __init__(self): self.self = self\n"
+        f"    def __del__(self): print('collected', flush=True)\n{'main([])' if ours else ''}\n"
+        "Garbage()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ("collected" in done.stdout) != ours
+
+
 def test_no_arguments_is_wrong_usage_and_shows_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert "vlm-lora train" in capsys.readouterr().out
