@@ -129,6 +129,8 @@ def main(argv: list[str]) -> int:
     asked.add_argument("--cold", action="store_true", help="with --launcher: no process is forked from a warm one")
     chosen = asked.parse_args(argv)
     os.environ.setdefault(warm.FOLDER, str(chosen.folder))  # pytest has its own
+    # A shell that starts this in the background has it ignore Ctrl-C, and all that it starts; it is pressed here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     kind = prepare(
         chosen, rows=8, max_steps=STEPS, save_strategy="no", eval_strategy="steps", eval_steps=2, log_level="info"
     )
