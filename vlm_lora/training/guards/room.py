@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,9 @@ _STATES = {"sgd": 0, "adafactor": 0, "lion": 1, "adagrad": 1, "rmsprop": 1}
 
 _SHARDED = 12
 """Bytes of each trained weight that an engine saves which shards the optimizer: a copy and Adam's two, in 4 bytes."""
+
+_SMALL = 100_000
+"""Bytes of what else a checkpoint holds: generators, settings, the chat template, the trainer's state, the manifest."""
 
 
 def shared_refusal(error: BaseException) -> str | None:
@@ -121,13 +125,13 @@ def _free(path: Path) -> int:
 
 
 def checkpoint_size(trainer: Any) -> int:
-    """Return about how many bytes a checkpoint has: its weights, and the optimizer's state as it is or will be.
+    """Return about how many bytes a checkpoint has: weights, tokenizer, the optimizer's state as it is or will be.
 
-    What is small (the processor, generators, settings) is left out. It is the size on disk of all processes' parts.
+    It is the size on disk of all processes' parts.
     """
     model, arguments = trainer.model, trainer.args
     trained = sum(whole_size(weight) for weight in model.parameters() if weight.requires_grad)
-    weights = weights_size(model)
+    weights = final_size(trainer)
     if arguments.save_only_model:
         return weights
     if trainer.is_deepspeed_enabled or shards_weights(trainer):
@@ -139,6 +143,22 @@ def checkpoint_size(trainer: Any) -> int:
     name = str(getattr(arguments.optim, "value", arguments.optim))
     each = next((count for start, count in _STATES.items() if name.startswith(start)), 2)
     return weights + each * trained * (1 if "8bit" in name else 4)
+
+
+def final_size(trainer: Any) -> int:
+    """Return about how many bytes a run's end saves: the weights, and what is needed beside them to use them."""
+    processor = trainer.processing_class
+    return weights_size(trainer.model) + tokenizer_size(getattr(processor, "tokenizer", processor)) + _SMALL
+
+
+@lru_cache(maxsize=1)
+def tokenizer_size(tokenizer: Any) -> int:
+    """Return the bytes of a fast tokenizer's file, which an adapter's checkpoint may well consist of (Gemma3: 33 MB).
+
+    Writing it out takes about half a second where the vocabulary is large: done once.
+    """
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    return 0 if fast is None else len(fast.to_str(pretty=True).encode())
 
 
 def weights_size(model: Any) -> int:
@@ -167,7 +187,7 @@ class RoomAhead(TrainerCallback):
         if not args.should_save:
             return
         folder, kept = Path(args.output_dir), planned(self._trainer)
-        one, last = checkpoint_size(self._trainer), weights_size(self._trainer.model)
+        one, last = checkpoint_size(self._trainer), final_size(self._trainer)
         least, all_of_them = min(kept, 1) * one + last, kept * one + last
         free = _free(folder)
         if free < least:
