@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--stages", help=f"some of {', '.join(STAGES)}, joined by commas (all)")
     parser.add_argument("--rounds", type=int, default=15, help="turns of each contender (15)")
-    parser.add_argument("--epochs", type=int, default=4, help="turns of whole epochs (4)")
+    parser.add_argument("--epochs", type=int, default=3, help="turns of whole epochs (3)")
     parser.add_argument("--json", type=Path, default=RESULTS, help="the file of results")
     parser.add_argument("--folder", type=Path, help="where models and rows are made (a temporary folder)")
     own = parser.parse_args(arguments)

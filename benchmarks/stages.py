@@ -41,7 +41,7 @@ class Context:
 
     place: Path
     rounds: int = 15
-    epochs: int = 4
+    epochs: int = 3
     """Rounds of whole epochs, which take seconds each."""
 
 
