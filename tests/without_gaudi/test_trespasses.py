@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from support.rows import write_uneven_rows
 from support.runs import run, script_flags
+from support.warm import warmed
 from vlm_lora.cli.main import run_script
 from vlm_lora.report.run_page.page import MARK
 from vlm_lora.training.guards.folder_lock import LOCK
@@ -104,6 +106,23 @@ def test_a_finished_run_is_refused_and_keeps_its_page(
     assert "already holds a run" in capsys.readouterr().err
     assert contents(folder) == before
     assert not (folder / LOCK).exists(), "the lock is let go of"
+
+
+def test_two_processes_say_once_that_a_folder_holds_a_run(
+    whole: Path, model_folder: Callable[[str], Path], data: Path
+) -> None:
+    before = contents(whole)
+    launch = [str(Path(sys.executable).with_name("vlm-lora")), "launch", "--backend", "cpu", "--world_size", "2"]
+    words = [*launch, "train", *script_flags(model_folder("gemma3"), data, whole, **TRAINS)]
+    own = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run(warmed(words), env=own, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 1
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1
+    assert said[0].startswith(f"error: --output_dir {whole} already holds a run (")
+    assert "OMP_NUM_THREADS" not in done.stderr, "torch's launcher has nothing to warn of"
+    assert done.stderr.splitlines()[-1] == f"The run ended with exit code 1. {said[0]}"
+    assert contents(whole) == before
 
 
 def test_writing_over_a_run_and_keeping_few_checkpoints_leaves_what_is_not_the_runs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -25,6 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     place = words.index("--")
     arguments = parse_args([*words[:place], words[place + 1]])
     arguments.training_script_args = words[place + 2 :]
+    if arguments.nproc_per_node != "1":
+        os.environ.setdefault(
+            "OMP_NUM_THREADS", "1"
+        )  # what torch's launcher sets where nobody did, without its warning
     pass_signal_on()
     exit_without_collection()
     try:

@@ -29,6 +29,7 @@ from vlm_lora.training.checkpoints.run_record import (
 )
 from vlm_lora.training.checkpoints.sealing import begin_final, seal_final
 from vlm_lora.training.checkpoints.shared_folder import check_machines
+from vlm_lora.training.meeting import agreeing
 
 logger = logging.getLogger(__name__)
 
@@ -76,24 +77,28 @@ def claim_folder(
 
     Raises:
         ConfigError: the folder is the model's own, or as `claim_output_dir`, `prepare_for_results` and
-            `check_machines` say.
+            `check_machines` say; on every rank alike.
     """
     folder = Path(arguments.output_dir)
-    if arguments.do_train and folder.resolve() == Path(str(run.model.model_name_or_path)).resolve():
-        raise ConfigError(f"--output_dir {folder} is the model's own folder; name another one.")
-    with arguments.main_process_first():
-        first = writes and arguments.local_process_index == 0
-        if arguments.do_train:
-            claim_output_dir(
-                folder,
-                overwrite=run.overwrite_output_dir,
-                checkpoint=checkpoint,
-                again=asks_for_newest(run.raw.get("resume_from_checkpoint")),
-                trained=not begins_again,
-                writes=first,
-            )
-        else:
-            prepare_for_results(folder, writes=first)
+
+    def claim() -> None:
+        if arguments.do_train and folder.resolve() == Path(str(run.model.model_name_or_path)).resolve():
+            raise ConfigError(f"--output_dir {folder} is the model's own folder; name another one.")
+        with arguments.main_process_first():
+            first = writes and arguments.local_process_index == 0
+            if arguments.do_train:
+                claim_output_dir(
+                    folder,
+                    overwrite=run.overwrite_output_dir,
+                    checkpoint=checkpoint,
+                    again=asks_for_newest(run.raw.get("resume_from_checkpoint")),
+                    trained=not begins_again,
+                    writes=first,
+                )
+            else:
+                prepare_for_results(folder, writes=first)
+
+    agreeing(arguments, claim)
     if writes and arguments.do_train:
         check_machines(folder, arguments)
 
