@@ -27,9 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_args([*words[:place], words[place + 1]])
     arguments.training_script_args = words[place + 2 :]
     if arguments.nproc_per_node != "1":
-        os.environ.setdefault(
-            "OMP_NUM_THREADS", "1"
-        )  # what torch's launcher sets where nobody did, without its warning
+        # What torch's launcher sets where nobody did, without its warning.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     pass_signal_on()
     exit_without_collection()
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from vlm_lora.errors import ConfigError
+from vlm_lora.launch import elastic
 from vlm_lora.launch.launching import (
     Hosts,
     Launch,
@@ -201,3 +202,18 @@ def test_loader_workers_by_the_cores_of_a_process(
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
     assert loader_workers() == workers
+
+
+@pytest.mark.parametrize(("processes", "before", "then"), [("2", None, "1"), ("2", "6", "6"), ("1", None, None)])
+def test_torchs_launcher_finds_set_what_it_would_set_with_a_warning(
+    processes: str, before: str | None, then: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One thread for each of several processes, where nobody has said how many."""
+    monkeypatch.setenv("OMP_NUM_THREADS", before or "")
+    if before is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    found = []
+    monkeypatch.setattr("torch.distributed.run.run", lambda asked: found.append(os.environ.get("OMP_NUM_THREADS")))
+    monkeypatch.setattr("vlm_lora.launch.elastic.pass_signal_on", lambda: None)
+    assert elastic.main(["--nproc_per_node", processes, "--", "run.py", "--do_train"]) == 0
+    assert found == [then]
