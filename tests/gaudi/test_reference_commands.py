@@ -26,7 +26,7 @@ def command(tmp_path: Path) -> Callable[..., list[str]]:
             f"run_lora_vlm.py --model_name_or_path {model} --dataset_name {tmp_path}/ChartQA --num_train_epochs 5 "
             "--per_device_train_batch_size 1 --gradient_accumulation_steps 1 --do_train --do_eval "
             f"--output_dir {tmp_path}/output --gaudi_config_name {tmp_path}/gpt2 --use_habana --lora_rank 16 "
-            "--max_train_samples 6 --overwrite_output_dir --bf16 --log_level info"
+            "--max_train_samples 2 --overwrite_output_dir --bf16 --log_level info"
         )
         return [*text.split(), *more, "--gradient_checkpointing"]
 
@@ -41,9 +41,10 @@ def results(tmp_path: Path) -> dict[str, float]:
 def check_trained(done: subprocess.CompletedProcess[str], tmp_path: Path, mode: str) -> None:
     assert done.returncode == 0, done.stderr
     assert f"Gaudi mode: {mode}." in done.stderr
+    # The vendor's loop switches it off; a layer that is not recomputed in the first step ends the run.
     assert "Gradient checkpointing of 2 decoder layers" in done.stderr
     found = results(tmp_path)
-    assert found["train_samples"] == 6
+    assert found["train_samples"] == 2
     assert found["eval_samples"] == 3
     assert found["eval_perplexity"] > 1
     written = {path.name for path in (tmp_path / "output").iterdir()}
@@ -80,7 +81,8 @@ def test_second_tip_of_the_readme_torch_compile(
 ) -> None:
     words = command(model_folder("llava"), "--max_steps", "2")
     variables = {**road.variables, "PT_HPU_LAZY_MODE": "0", "PT_HPU_TC_MODE": "1"}
-    done = run_words(words, python=road.python, variables=variables, cold=True)
+    # The other road has a warm process in this mode already, for test_compilations.py.
+    done = run_words(words, python=road.python, variables=variables, cold=road.python == GAUDI)
     check_trained(done, tmp_path, "compile")
 
 
