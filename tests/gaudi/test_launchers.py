@@ -66,26 +66,28 @@ def single(folder: Path, model_folder: Callable[[str], Path]) -> dict[str, Any]:
     return found
 
 
+# torch's launcher, which needs no flag, and ZeRO-2 have their own rows in test_same_numbers.py.
 @both_roads
-@pytest.mark.parametrize("launcher", ["--use_mpi", "--use_deepspeed", ""])
+@pytest.mark.parametrize("launcher", ["--use_mpi", "--use_deepspeed"])
 def test_two_processes_train_as_one(
     launcher: str, road: Road, folder: Path, model_folder: Callable[[str], Path], single: dict[str, Any]
 ) -> None:
-    name = f"{launcher or 'torch'} {road}"
+    name = f"{launcher} {road}"
     words = flags(folder, model_folder("gemma3"), name)
     ranks = recorded(
         folder / f"{name} records",
         [words],
         python=road.python,
-        launcher=[SPAWN, "--world_size", "2", *([launcher] if launcher else [])],
+        launcher=[SPAWN, "--world_size", "2", launcher],
         variables=road.variables,
-        cold=launcher == "--use_mpi",  # one launch with processes that import everything themselves
+        # One launch with processes that import everything themselves.
+        cold=(launcher, road.python) == ("--use_mpi", GAUDI),
     )
     check_equal(ranks, single[str(road)], wrapped="DistributedDataParallel", norm=1e-4)
 
 
 @both_roads
-@pytest.mark.parametrize("stage", ["zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("stage", ["zero1", "zero3"])
 def test_zero_trains_as_one_process(
     stage: str, road: Road, folder: Path, model_folder: Callable[[str], Path], single: dict[str, Any]
 ) -> None:

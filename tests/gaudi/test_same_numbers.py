@@ -15,22 +15,27 @@ from support.stacks import GAUDI, MAIN, NEW_ROAD, OLD_ROAD, ROOT, SPAWN, Road, l
 
 SHAPES = ("gemma3", "qwen2_5_vl", "llava", "llava_next")
 ACCUMULATIONS = (1, 2)
-CASES = [(shape, steps) for shape in SHAPES for steps in ACCUMULATIONS]
+CASES = [(shape, steps) for shape in SHAPES for steps in ACCUMULATIONS if (shape, steps) != ("llava", 2)]
+"""tests/invariant/test_batch_split.py splits LLaVA's batch."""
 FEWER = [(shape, 1) for shape in SHAPES[:3]]
 """Where two processes run; accumulated once as well."""
+TWO = [("gemma3", 1), ("qwen2_5_vl", 1)]
+"""Where only the mode, the optimizer or the engine is another; Qwen's tower reads its sizes on the host."""
 CASES_OF = {
-    "habana, eager": [(shape, 1) for shape in SHAPES],
-    "habana, fused AdamW": [(shape, 1) for shape in SHAPES],
+    "habana, eager": TWO,
+    "habana, fused AdamW": TWO,
     "habana, 2 ranks": [*FEWER, ("gemma3", 2)],
-    "habana, ZeRO-2": FEWER,
+    "habana, ZeRO-2": TWO,
     "gaudi, 2 ranks": [*FEWER, ("qwen2_5_vl", 2)],
-    "gaudi, ZeRO-2": FEWER,
+    "gaudi, ZeRO-2": TWO,
 }
 """The other ways have all cases."""
+STEPS = 7
+"""Five are an epoch, whose last batch is a smaller one."""
 SETTINGS = {
     "do_train": True,
     "do_eval": True,
-    "max_steps": 10,
+    "max_steps": STEPS,
     "bf16": False,
     "static_shapes": True,
     "max_shapes": 1,  # one shape, so that a global batch has the same rows however it is split
@@ -104,6 +109,9 @@ def ways(tmp_path_factory: pytest.TempPathFactory, model_folder: Callable[[str],
             folder / f"{name} records", words, python=road.python, launcher=launcher, variables=road.variables
         )
         found[name] = {key: list(records) for key, records in zip(keys, zip(*ranks, strict=True), strict=True)}
+        for (shape, steps), records in found[name].items():
+            file = folder / name / f"{shape}-{steps}" / "adapter_model.safetensors"
+            records[0]["adapter bytes"] = file.stat().st_size
     return found
 
 
@@ -131,7 +139,7 @@ def test_losses_norms_and_perplexity_are_those_of(
 ) -> None:
     expected, found = ways[like][shape, 1], ways[way][shape, steps]
     ours, theirs = losses_of(expected), losses_of(found)
-    assert len(theirs) == 10
+    assert len(theirs) == STEPS
     assert theirs[0] == pytest.approx(ours[0], rel=within["first"])
     assert theirs == pytest.approx(ours, rel=within["losses"])
     assert found[0]["grad_norms"][0] == pytest.approx(expected[0]["grad_norms"][0], rel=FIRST_NORM[shape])
@@ -139,7 +147,7 @@ def test_losses_norms_and_perplexity_are_those_of(
     assert found[0]["perplexity"] == pytest.approx(expected[0]["perplexity"], rel=1e-4)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [shape for shape, _ in TWO])
 def test_the_vendors_adam_differs_by_where_its_epsilon_stands(shape: str, ways: dict[str, Records]) -> None:
     """The default on Gaudi: the first step sees no optimizer; then epsilon outside the bias correction shows."""
     expected, found = ways["main"][shape, 1], ways["habana, fused AdamW"][shape, 1]
@@ -149,8 +157,7 @@ def test_the_vendors_adam_differs_by_where_its_epsilon_stands(shape: str, ways: 
     assert theirs != pytest.approx(losses_of(ways["habana"][shape, 1]), rel=1e-9)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("steps", ACCUMULATIONS)
+@pytest.mark.parametrize(("shape", "steps"), CASES)
 def test_batches_are_equal_byte_for_byte(shape: str, steps: int, ways: dict[str, Records]) -> None:
     main, stack, habana, gaudi = (
         ways[way][shape, steps][0]["digests"] for way in ("main", "gaudi's stack on the CPU", "habana", "gaudi")
@@ -170,10 +177,11 @@ def test_what_ran_is_what_was_asked_for(shape: str, ways: dict[str, Records]) ->
         record = records[shape, 1][0]
         assert ("GaudiTrainer" in record["trainer"]) == way.startswith("habana")
         assert record["device"].startswith("hpu" if way.startswith(("habana", "gaudi,")) or way == "gaudi" else "cpu")
-        assert not [module for module in record["classes"] if module.startswith("optimum.habana")]
+        assert not [module for module in record["classes"] if module.startswith("optimum")]
         engine = {"2 ranks": "DistributedDataParallel", "ZeRO-2": "DeepSpeedEngine"}.get(way.partition(", ")[2])
         assert record["world_size"] == (2 if engine else 1)
         assert engine in (None, record["wrapped"])
+        assert record["adapter bytes"] > 10_000, "complete, not ZeRO's empty shards"
 
 
 def test_other_rows_would_give_other_numbers(ways: dict[str, Records]) -> None:
