@@ -48,16 +48,7 @@ def trained(
     return train
 
 
-# 1. Arguments before any model; 2. and 3. vendor classes that are wrong.
-
-
-@pytest.mark.parametrize("shape", ["gemma3", "llava", "llava_next", "qwen2_5_vl"])
-def test_the_models_are_transformers_own(shape: str, trained: Callable[..., Any]) -> None:
-    trainer = trained(shape)
-    assert "GaudiTrainer" in [base.__name__ for base in type(trainer).__mro__]
-    modules = {type(module).__module__ for module in trainer.model.modules()}
-    assert not [name for name in modules if name.startswith("optimum")]
-
+# 1. Arguments before any model: test_same_numbers.py looks at what ran. 2. and 3. Vendor classes that are wrong.
 
 VENDORS_GEMMA3 = """
 import sys, torch
@@ -136,19 +127,7 @@ def test_label_batches_of_different_widths_are_counted(trained: Callable[..., An
     assert vendors[1] is None, "the control: the vendor goes on without a count"
 
 
-# 6. Gradient checkpointing, which the vendor's loop switches off.
-
-
-@pytest.mark.parametrize("lazy", ["0", "1"])
-def test_checkpointing_stays_on(lazy: str, model_folder: Callable[[str], Path], data: Path, tmp_path: Path) -> None:
-    settings = {"do_train": True, "max_steps": 2, "gradient_checkpointing": True}
-    words = on_hpu(model_folder("gemma3"), data, tmp_path / "out", **{**settings, "log_level": "info"})
-    done = run_words(["run_lora_vlm.py", *words], python=GAUDI, variables={"PT_HPU_LAZY_MODE": lazy})
-    # A layer that is not recomputed in the first step ends the run.
-    assert done.returncode == 0, done.stderr
-    assert "Gradient checkpointing of 2 decoder layers" in done.stderr
-
-
+# 6. Gradient checkpointing, which the vendor's loop switches off: in test_reference_commands.py.
 # 7. Qwen2.5-VL's vision tower.
 
 
