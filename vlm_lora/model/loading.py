@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import pickle
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -92,18 +94,36 @@ def load_config(config: ModelConfig) -> Any:
         ConfigError: no model was named.
         ModelError: no such folder, not a model, not reachable, or not a vision-language model.
     """
-    from transformers import AutoConfig
-
     base = _checked(config)
     for folder in {str(base.model_name_or_path): None, str(adapter_folder(config) or ""): None}:
         if folder and Path(folder).is_dir():
             refuse_damage(Path(folder))
     with translated(config, base, "config"):
-        loaded = AutoConfig.from_pretrained(base.model_name_or_path, **_access(base))
+        loaded = _read_config(base)
     if Path(str(base.model_name_or_path)).is_dir():
         check_config_keys(Path(str(base.model_name_or_path)) / "config.json", loaded)
     _refuse_kind(base, loaded)
     return loaded
+
+
+def _read_config(base: ModelConfig) -> Any:
+    """Return the configuration, the caller's to change; a folder's files are read again once they have changed."""
+    from transformers import AutoConfig
+
+    place = Path(str(base.model_name_or_path))
+    if base.trust_remote_code or not (place / "config.json").is_file():
+        return AutoConfig.from_pretrained(base.model_name_or_path, **_access(base))
+    states = [file.stat() for file in sorted(place.glob("config*.json"))]
+    stamps = tuple((state.st_ino, state.st_mtime_ns, state.st_size) for state in states)
+    return copy.deepcopy(_read_local_config(str(place), stamps))
+
+
+@lru_cache(maxsize=8)
+def _read_local_config(place: str, stamps: tuple[tuple[int, int, int], ...]) -> Any:
+    from transformers import AutoConfig
+
+    # A run asks for it half a dozen times, and making it takes longer than copying it.
+    return AutoConfig.from_pretrained(place, trust_remote_code=False)
 
 
 def load_processor(config: ModelConfig) -> Any:

@@ -17,7 +17,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from hashlib import blake2b
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ import numpy as np
 from vlm_lora.batching.canvases import Size
 from vlm_lora.batching.row_table import RowTable, open_row_table
 from vlm_lora.config.run_config import RunConfig
-from vlm_lora.config.version import __version__
+from vlm_lora.config.version import __version__, version_of
 from vlm_lora.config.whole_files import replacing
 from vlm_lora.data.dataset import ConversationDataset
 from vlm_lora.data.formats.arrow_files import HeldOpen
@@ -59,7 +58,7 @@ class TableStore:
         settings = {name: value for name, value in asdict(run.data).items() if name not in IRRELEVANT}
         self._common = {
             "format": FORMAT,
-            "versions": [__version__, *(version(name) for name in ("transformers", "tokenizers", "pillow"))],
+            "versions": [__version__, *(version_of(name) for name in ("transformers", "tokenizers", "pillow"))],
             "data": settings,
             "files_of_settings": _stamps(_files_named(settings.values())),
             "batching": {"longest": preprocessing.longest, "on_overflow": run.batching.on_overflow},

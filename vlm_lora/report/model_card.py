@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
+from jinja2 import Environment, Template
 
 from vlm_lora.config.run_config import RunConfig
 from vlm_lora.config.version import __version__
@@ -138,11 +139,9 @@ def write_model_card(
     own, tokenizers = (
         bool(getattr(part, "chat_template", None)) for part in (preprocessing.processor, preprocessing.tokenizer)
     )
-    # No escaping: this is Markdown, not HTML.
-    card = Environment(autoescape=False).from_string(TEMPLATE)
     code = ", trust_remote_code=True" if run.model.trust_remote_code else ""
     revision = run.model.model_revision
-    text = card.render(
+    text = _card().render(
         run=run,
         base=base,
         arguments=arguments,
@@ -166,6 +165,12 @@ def write_model_card(
         options=code + (f', revision="{revision}"' if revision != "main" else ""),
     )
     write_whole(folder / "README.md", text + "\n")
+
+
+@cache
+def _card() -> Template:
+    # No escaping: this is Markdown, not HTML.
+    return Environment(autoescape=False).from_string(TEMPLATE)
 
 
 def _system_turn(prompt: str | None) -> str:

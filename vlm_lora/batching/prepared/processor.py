@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
 from inspect import getsourcefile
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from transformers import BatchFeature
 from vlm_lora.batching.prepared.levels import PIXELS, RAW, Levels, as_levels, find_levels
 from vlm_lora.batching.prepared.pictures import LazyPicture
 from vlm_lora.batching.prepared.store import TensorStore
+from vlm_lora.config.version import version_of
 
 FORMAT = 1
 """Changes with what is kept of an answer."""
@@ -128,7 +129,7 @@ def _whole(owner: Any, name: str) -> int:
 def _version(name: str) -> str:
     """Return a package's version; of torchvision, which need not be there, also that it is not."""
     try:
-        return version(name)
+        return version_of(name)
     except PackageNotFoundError:
         return "not installed"
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
 
 from packaging.version import InvalidVersion, Version
 
 from vlm_lora.config.declaration import declarations
-from vlm_lora.config.version import __version__
+from vlm_lora.config.version import __version__, version_of
 
 COMPUTING = ("torch", "transformers", "peft", "accelerate", "deepspeed")
 """Whose minor and major versions may change results; those that adapters declare do, too."""
@@ -22,7 +22,7 @@ def versions() -> dict[str, str]:
     found = {"vlm_lora": __version__, "python": platform.python_version()}
     for package in (*COMPUTING, *_declared(), *BESIDE):
         try:
-            found[package] = version(package)
+            found[package] = version_of(package)
         except PackageNotFoundError:
             continue
     return found
