@@ -10,9 +10,11 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 from hypothesis import settings
 
@@ -33,6 +35,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"
 # DeepSpeed compiles an operator at its first use: for each environment once, not whenever another one had its turn.
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+# No test cuts the power: waiting for the disk would show nothing.
+os.fsync = lambda fd: None
+# peft writes the same card at each save: what that is compiled to stays.
+jinja2.Environment.compile = lru_cache(64)(jinja2.Environment.compile)  # type: ignore[method-assign, assignment]
 # Earlier checks of data are kept for the session alone.
 CACHE = tempfile.TemporaryDirectory(prefix="vlm-lora-cache-")
 os.environ["VLM_LORA_CACHE"] = CACHE.name
