@@ -14,6 +14,7 @@ import pytest
 
 from support.rows import write_uneven_rows
 from support.runs import script_flags
+from support.warm import warmed
 
 PAGE = Path(__file__).parents[2] / "docs" / "backends.md"
 VLM_LORA = Path(sys.executable).with_name("vlm-lora")
@@ -38,7 +39,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def vlm_lora(site: Path | None, *words: object) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, **({"PYTHONPATH": str(site)} if site else {})}
     return subprocess.run(
-        [str(VLM_LORA), *map(str, words)], env=environment, capture_output=True, text=True, check=False
+        warmed([VLM_LORA, *map(str, words)]), env=environment, capture_output=True, text=True, check=False
     )
 
 

@@ -16,6 +16,7 @@ from botocore.session import get_session
 from botocore.stub import Stubber
 
 from support.rows import write_uneven_rows
+from support.warm import programs
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "launchers" / "sagemaker"
@@ -252,7 +253,8 @@ def test_a_real_run_in_a_container(model_folder: Any, tmp_path: Path) -> None:
     (tmp_path / "input" / "data" / "train").rmdir()
     write_uneven_rows(tmp_path / "input" / "data" / "train", rows=4, validation=2)
     (tmp_path / "input" / "data" / "train" / "run.yaml").write_text("max_steps: 1\noutput_dir: elsewhere\n")
-    done = enter(tmp_path)
+    warm = os.pathsep.join([str(programs(Path(sys.executable))), os.environ["PATH"]])
+    done = enter(tmp_path, PATH=warm)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "model" / "adapter_model.safetensors").stat().st_size > 1000
     assert "Started by torchrun: process 0 of 1" in done.stderr
