@@ -67,7 +67,7 @@ class Simulation(TorchDispatchMode):
         tensors = [*_tensors(args), *_tensors(kwargs)]
         fakes = sum(isinstance(tensor, FakeTensor) for tensor in tensors)
         if fakes == len(tensors) > 0:  # nearly all, and a step is tens of thousands of them
-            return self._fakely(func, args, kwargs)
+            return self._on_fakes(func, args, kwargs)
         if fakes:
             return self._fakely(func, self._by_position(func, args), kwargs)
         if tensors and _is_real(func):
@@ -78,6 +78,9 @@ class Simulation(TorchDispatchMode):
 
     def _fakely(self, func: Any, args: Any, kwargs: Any) -> Any:
         args, kwargs = tree_map_only(torch.Tensor, self._to_fake, (args, kwargs))
+        return self._on_fakes(func, args, kwargs)
+
+    def _on_fakes(self, func: Any, args: Any, kwargs: Any) -> Any:
         with self._fake:
             return _grouped_product(*args, **kwargs) if func is _GROUPED else func(*args, **kwargs)
 
