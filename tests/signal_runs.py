@@ -42,7 +42,9 @@ def tell(started: Start | Launched, number: int, kind: Kind, saved: int) -> int:
     """
     chance = kind.chance
     if chance.random() > EARLY:
-        started.wait_for_step(chance.randint(min(saved + 1, STEPS), STEPS))
+        step = chance.randint(min(saved + 1, STEPS), STEPS)
+        # A launched run counts from its own first step.
+        started.wait_for_step(step - saved if isinstance(started, Launched) else step)
         time.sleep(chance.uniform(0, 0.2))
     else:
         time.sleep(chance.uniform(0, 1.5 * kind.begins))
