@@ -72,12 +72,7 @@ from vlm_lora.training.guards.folder_lock import FolderLock
 from vlm_lora.training.inference_only import say_left_out, without_engine
 from vlm_lora.training.meeting import agreeing
 from vlm_lora.training.observers import EndReason, Observers, RunLog, RunObserver
-from vlm_lora.training.outputs import (
-    check_adapter_settings,
-    claim_folder,
-    save_final,
-    write_results,
-)
+from vlm_lora.training.outputs import check_adapter_settings, claim_folder, save_final, write_results
 from vlm_lora.training.run_state import RunStateFile
 
 if TYPE_CHECKING:
@@ -165,7 +160,7 @@ def _train(
     with ending_after_training(trainer, stops):
         if arguments.do_train:
             with stops.deferring(), explain_exhaustion(session.backend, "training", oom_advice):
-                results |= _recorded(folder, "train", _fit(session, trainer, resumption, observers, stops), trainer)
+                results |= _fit(session, trainer, resumption, observers, stops)
         if arguments.do_eval:
             with explain_exhaustion(session.backend, "evaluation"):
                 results |= _recorded(folder, "eval", measure(trainer, prepared.splits.validation), trainer)
@@ -473,12 +468,12 @@ def _plan_shapes(
 def _fit(
     session: Session, trainer: Any, resumption: Resumption, observers: Observers, stops: StopSignals
 ) -> dict[str, Any]:
-    """Train, save the weights and the trainer's state, and return the figures."""
+    """Train, save the weights, the trainer's state and the figures, and return these."""
     from vlm_lora.evaluation.measuring import figures_at_start
     from vlm_lora.training.feeding.pace import padding_of
     from vlm_lora.training.finished import fit
     from vlm_lora.training.guards.watchdog import watching
-    from vlm_lora.training.signals import ending_on_signal
+    from vlm_lora.training.signals import end_behind_training, ending_on_signal
 
     checkpoint = resumption.checkpoint
     if checkpoint is not None:
@@ -489,8 +484,11 @@ def _fit(
     save_final(trainer)
     memory = {f"train_{name}": value for name, value in session.backend.memory().items()}
     waited = {"train_data_wait_seconds": round(trainer.waiting.seconds, 3), **padding_of(trainer.fed)}
-    samples = len(trainer.train_dataset)
-    return {**figures_at_start(trainer.state.log_history), **memory, **waited, **metrics, "train_samples": samples}
+    samples = {"train_samples": len(trainer.train_dataset)}
+    figures = {**figures_at_start(trainer.state.log_history), **memory, **waited, **metrics, **samples}
+    _recorded(Path(trainer.args.output_dir), "train", figures, trainer)
+    end_behind_training(trainer, stops)
+    return figures
 
 
 def _recorded(folder: Path, split: str, figures: dict[str, Any], trainer: Any) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from support.rows import write_uneven_rows
 from support.runs import run, script_flags, with_callback
 from support.warm import warmed
 from vlm_lora.cli.main import main, run_script
+from vlm_lora.training.outputs import save_final
 from vlm_lora.training.signals import Agreement
 
 VLM_LORA = Path(sys.executable).with_name("vlm-lora")
@@ -127,7 +128,9 @@ def test_a_run_that_was_told_goes_on_as_if_it_had_not_been(
 
 
 @pytest.mark.parametrize("saves", [True, False])
-def test_a_run_that_is_told_in_its_last_evaluation_ends_at_once(
+@pytest.mark.parametrize("measuring", [True, False])
+def test_a_run_that_is_told_behind_its_last_step_has_it_saved(
+    measuring: bool,
     saves: bool,
     model_folder: Callable[[str], Path],
     data: Path,
@@ -135,16 +138,30 @@ def test_a_run_that_is_told_in_its_last_evaluation_ends_at_once(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """With 75 where its last step is a checkpoint, from which the run goes on to that evaluation."""
+    """In its last evaluation, or while its weights are being saved; it goes on to that evaluation."""
+
+    def told_first(trainer: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        save_final(trainer)
+
     out, saving = tmp_path / "out", {"save_strategy": "steps" if saves else "no", "save_steps": 2}
     flags = script_flags(model_folder("gemma3"), data, out, do_train=True, do_eval=True, max_steps=2, **saving)
     with monkeypatch.context() as patch:
-        told_at(2, signal.SIGTERM, patch, measuring=True)
-        assert run_script(flags) == (75 if saves else 143)
-    said = "ended in the evaluation after the last step (2), which is saved" if saves else "ended at once."
-    assert f"SIGTERM: {said}" in capsys.readouterr().err
+        if measuring:
+            told_at(2, signal.SIGTERM, patch, measuring=True)
+        else:
+            patch.setattr("vlm_lora.pipeline.save_final", told_first)
+        assert run_script(flags) == 75
+    where = "in the evaluation after the last step (2)" if measuring else "after the last step (2)"
+    assert f"SIGTERM: ended {where}, which is saved. To go on: " in capsys.readouterr().err
     assert (out / "train_results.json").exists()
     assert not (out / "eval_results.json").exists()
+    assert json.loads((out / "RUN_STATE.json").read_text(encoding="utf-8"))["checkpoint"] == "checkpoint-2"
+    before = (out / ADAPTER).read_bytes()
+    assert run_script([*flags, "--resume_from_checkpoint", "auto"]) == 0
+    assert "nothing is left to train" in json.loads((out / "RUN_STATE.json").read_text(encoding="utf-8"))["reason"]
+    assert (out / "eval_results.json").exists()
+    assert (out / ADAPTER).read_bytes() == before
 
 
 def start(launcher: str, model: Path, data: Path, output: Path, **flags: object) -> subprocess.Popen[str]:

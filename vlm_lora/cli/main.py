@@ -32,7 +32,7 @@ from vlm_lora.errors import (
     plain_message,
     refused_file,
 )
-from vlm_lora.launch.exits import exit_without_collection
+from vlm_lora.launch.exits import exit_undisturbed, exit_without_collection
 from vlm_lora.launch.process_group import lost_partner, port_taken
 from vlm_lora.launch.roll_call import silent_rank
 from vlm_lora.launch.stop_signals import stop_signals
@@ -121,8 +121,11 @@ def guard(action: Callable[[], int | None], *, debug: bool) -> int:
     """Run `action`; turn what it raises into one message on stderr and an exit code, else return its own."""
     let_stdout_escape()
     exit_without_collection()
-    with live_terminal():
-        return _guarded(action, debug=debug)
+    try:
+        with live_terminal():
+            return _guarded(action, debug=debug)
+    finally:
+        exit_undisturbed()
 
 
 def _guarded(action: Callable[[], int | None], *, debug: bool) -> int:

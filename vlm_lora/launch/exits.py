@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import signal
 
 
 def exit_without_collection() -> None:
@@ -14,3 +15,17 @@ def exit_without_collection() -> None:
     """
     atexit.unregister(gc.freeze)  # one call does
     atexit.register(gc.freeze)
+
+
+def exit_undisturbed() -> None:
+    """Let SIGUSR1 change nothing once this process, which has done what it was to do, exits.
+
+    Launchers hand it to all processes of a run, some of which may have ended: by its default it would kill one that is
+    still exiting, and a run that is done would end as one that was not. SIGTERM and Ctrl-C still end an exit that hangs.
+    """
+    atexit.unregister(_ignore)
+    atexit.register(_ignore)  # last of all, so that it is called first
+
+
+def _ignore() -> None:
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)

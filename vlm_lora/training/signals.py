@@ -17,6 +17,7 @@ from vlm_lora.errors import EndedEarlyError, SignalledError, StalledError
 from vlm_lora.launch.roll_call import silent_rank, within
 from vlm_lora.launch.stop_signals import StopSignals, name_of
 from vlm_lora.training.checkpoints.choosing import is_whole
+from vlm_lora.training.meeting import Meeting, first_text
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +72,24 @@ def ending_on_signal(trainer: Any, stops: StopSignals) -> Iterator[None]:
             trainer.answering.before_round = lambda: None
 
 
+def end_behind_training(trainer: Any, stops: StopSignals) -> None:
+    """End a run of which a rank was told since its last step, with that step as a checkpoint; all ranks call it.
+
+    Raises:
+        EndedEarlyError: that was done.
+    """
+    arguments, state = trainer.args, trainer.state
+    meeting = Meeting(arguments.process_index, arguments.world_size, timedelta(seconds=arguments.ddp_timeout))
+    by = meeting.message(name_of(stops.told) if stops.told else "", first_text)
+    if by and _has_last_step(trainer, together=True):
+        stops.over()
+        trainer.accelerator.wait_for_everyone()
+        raise EndedEarlyError(f"{by}: ended after the last step ({state.global_step}), which is saved. {_GO_ON}")
+
+
 @contextmanager
 def ending_after_training(trainer: Any, stops: StopSignals) -> Iterator[None]:
-    """Let a signal end at once what follows a training; say so where the run can go on from its last checkpoint.
+    """Let a signal end at once what follows a training; where the last step is no checkpoint, one process saves it.
 
     Behind it signals change nothing: all is measured.
 
@@ -85,14 +101,37 @@ def ending_after_training(trainer: Any, stops: StopSignals) -> Iterator[None]:
         yield
         stops.over()
     except SignalledError as stop:
-        state = trainer.state
-        if not is_whole(Path(trainer.args.output_dir) / f"checkpoint-{state.global_step}"):
+        with stops.deferring():
+            saved = _has_last_step(trainer, together=trainer.args.world_size == 1)
+            stops.over()
+        if not saved:
             raise
-        stops.over()
         raise EndedEarlyError(
-            f"{name_of(stop.number)}: ended in the evaluation after the last step ({state.global_step}), which is "
-            f"saved. {_GO_ON}"
+            f"{name_of(stop.number)}: ended in the evaluation after the last step ({trainer.state.global_step}), which "
+            f"is saved. {_GO_ON}"
         ) from None
+
+
+def _has_last_step(trainer: Any, *, together: bool) -> bool:
+    """Say whether a training's last step is a checkpoint, having saved it where that can be.
+
+    Where the best checkpoint was loaded, or nothing was trained, the weights are not the last step's.
+
+    Args:
+        trainer: behind its training.
+        together: all ranks are here; not so in an evaluation, in which each is somewhere else.
+    """
+    arguments, state = trainer.args, trainer.state
+    if is_whole(Path(arguments.output_dir) / f"checkpoint-{state.global_step}"):
+        return True
+    best = arguments.load_best_model_at_end and state.best_model_checkpoint is not None
+    if not arguments.do_train or not state.global_step or best or not together:
+        return False
+    arguments.save_only_model = False  # this one is to be gone on from
+    trainer.sealer.at_once = True
+    trainer._save_checkpoint(trainer.model, None)
+    trainer.callback_handler.on_save(arguments, state, trainer.control)
+    return True
 
 
 def _save(trainer: Any) -> None:

@@ -1,6 +1,7 @@
 """Exit codes, help, start-up and the message of an error."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,17 @@ def test_a_command_exits_without_a_last_garbage_collection(ours: bool) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ("collected" in done.stdout) != ours
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_signal_for_the_whole_run_does_not_kill_a_process_that_exits(ours: bool) -> None:
+    """What is imported before may take its time at the exit."""
+    code = (
+        "import atexit, os, signal\natexit.register(lambda: os.kill(os.getpid(), signal.SIGUSR1))\n"
+        f"from vlm_lora.cli.main import main\n{'main([])' if ours else ''}\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == (0 if ours else -signal.SIGUSR1)
 
 
 def test_no_arguments_is_wrong_usage_and_shows_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
