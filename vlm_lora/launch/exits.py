@@ -21,7 +21,7 @@ def exit_undisturbed() -> None:
     """Let SIGUSR1 change nothing once this process, which has done what it was to do, exits.
 
     Launchers hand it to all processes of a run, some of which may have ended: by its default it would kill one that is
-    still exiting, and a run that is done would end as one that was not. SIGTERM and Ctrl-C still end an exit that hangs.
+    still exiting, and a run that is done would end as one that was not. SIGTERM and Ctrl-C end an exit that hangs.
     """
     atexit.unregister(_ignore)
     atexit.register(_ignore)  # last of all, so that it is called first
