@@ -116,7 +116,7 @@ def _train(
     from vlm_lora.memory.run import advise
     from vlm_lora.report.memory import explain_exhaustion
     from vlm_lora.training.checkpoints.resumption import look_for_checkpoint
-    from vlm_lora.training.signals import ending_after_training
+    from vlm_lora.training.signals import ending_after_training, leaving_together
 
     session = _open_run(run)
     run, arguments, folder = session.run, session.arguments, Path(session.arguments.output_dir)
@@ -162,7 +162,7 @@ def _train(
             with stops.deferring(), explain_exhaustion(session.backend, "training", oom_advice):
                 results |= _fit(session, trainer, resumption, observers, stops)
         if arguments.do_eval:
-            with explain_exhaustion(session.backend, "evaluation"):
+            with leaving_together(trainer, stops), explain_exhaustion(session.backend, "evaluation"):
                 results |= _recorded(folder, "eval", measure(trainer, prepared.splits.validation), trainer)
     _end(folder, session, preprocessing, trainer, results)
     return results

@@ -239,6 +239,30 @@ def test_two_ranks_end_at_the_same_step(
         assert (out / ADAPTER).exists()
 
 
+def test_two_ranks_leave_the_last_evaluation_together_and_save_the_last_step(
+    model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    data, out = write_uneven_rows(tmp_path / "data", rows=4, validation=400), tmp_path / "out"
+    flags: dict[str, object] = {"max_steps": 1, "do_eval": True, "per_device_eval_batch_size": 1}
+    process = start("", model_folder("gemma3"), data, out, **flags)
+    late = threading.Timer(240, process.kill)
+    late.start()
+    with process:
+        assert process.stderr is not None
+        lines = list(read_until(process.stderr, "Running Evaluation"))
+        os.kill(find_rank(1, out), signal.SIGTERM)
+        lines += process.stderr
+        code = process.wait(timeout=60)
+    late.cancel()
+    text = "".join(lines)
+    assert code == 75, text
+    said = "A signal to another process: ended in the evaluation after the last step (1), which is saved. To go on: "
+    assert text.count(said) == text.count(", which is saved.") == 1, text
+    assert json.loads((out / "RUN_STATE.json").read_text(encoding="utf-8"))["checkpoint"] == "checkpoint-1"
+    assert {"rng_state_0.pth", "rng_state_1.pth", ADAPTER} <= {path.name for path in (out / "checkpoint-1").iterdir()}
+    assert not (out / "eval_results.json").exists()
+
+
 def test_ranks_agree_whoever_is_told_and_when() -> None:
     """Three ranks of different pace; the slowest is told in its fifth step."""
     store, answers = HashStore(), {rank: list[bool]() for rank in range(3)}

@@ -29,6 +29,8 @@ _MARGIN = 2.0
 
 _runs = itertools.count()
 
+OTHERS = "A signal to another process"
+
 _GO_ON = "To go on: the same command with --resume_from_checkpoint true."
 
 
@@ -88,6 +90,35 @@ def end_behind_training(trainer: Any, stops: StopSignals) -> None:
 
 
 @contextmanager
+def leaving_together(trainer: Any, stops: StopSignals) -> Iterator[None]:
+    """Let several ranks leave the last evaluation, which runs inside, at one batch, and save the last step there.
+
+    Only where that step is no checkpoint yet: else a signal ends them at once. Answers are generated to the end.
+
+    Raises:
+        EndedEarlyError: a rank was told, and all have saved.
+    """
+    if trainer.args.world_size == 1 or not _lacks_last_step(trainer):
+        yield
+        return
+    leaving = LeaveTogether(trainer, stops)
+    trainer.add_callback(leaving)
+    try:
+        with stops.deferring():
+            try:
+                yield
+            except _EvaluationLeftError:
+                _has_last_step(trainer, together=True)
+                stops.over()
+                trainer.accelerator.wait_for_everyone()
+                by = name_of(stops.told) if stops.told else OTHERS
+                raise _left_last_evaluation(by, trainer) from None
+            stops.over()
+    finally:
+        trainer.remove_callback(leaving)
+
+
+@contextmanager
 def ending_after_training(trainer: Any, stops: StopSignals) -> Iterator[None]:
     """Let a signal end at once what follows a training; where the last step is no checkpoint, one process saves it.
 
@@ -106,32 +137,39 @@ def ending_after_training(trainer: Any, stops: StopSignals) -> Iterator[None]:
             stops.over()
         if not saved:
             raise
-        raise EndedEarlyError(
-            f"{name_of(stop.number)}: ended in the evaluation after the last step ({trainer.state.global_step}), which "
-            f"is saved. {_GO_ON}"
-        ) from None
+        raise _left_last_evaluation(name_of(stop.number), trainer) from None
+
+
+def _left_last_evaluation(by: str, trainer: Any) -> EndedEarlyError:
+    step = trainer.state.global_step
+    return EndedEarlyError(f"{by}: ended in the evaluation after the last step ({step}), which is saved. {_GO_ON}")
+
+
+def _lacks_last_step(trainer: Any) -> bool:
+    """Say whether a training's last step is no checkpoint, and could be saved as one.
+
+    Where the best checkpoint was loaded, or nothing was trained, the weights are not the last step's.
+    """
+    arguments, state = trainer.args, trainer.state
+    best = arguments.load_best_model_at_end and state.best_model_checkpoint is not None
+    trained = arguments.do_train and state.global_step > 0 and not best
+    return trained and not is_whole(Path(arguments.output_dir) / f"checkpoint-{state.global_step}")
 
 
 def _has_last_step(trainer: Any, *, together: bool) -> bool:
     """Say whether a training's last step is a checkpoint, having saved it where that can be.
 
-    Where the best checkpoint was loaded, or nothing was trained, the weights are not the last step's.
-
     Args:
         trainer: behind its training.
-        together: all ranks are here; not so in an evaluation, in which each is somewhere else.
+        together: all ranks are here.
     """
     arguments, state = trainer.args, trainer.state
-    if is_whole(Path(arguments.output_dir) / f"checkpoint-{state.global_step}"):
-        return True
-    best = arguments.load_best_model_at_end and state.best_model_checkpoint is not None
-    if not arguments.do_train or not state.global_step or best or not together:
-        return False
-    arguments.save_only_model = False  # this one is to be gone on from
-    trainer.sealer.at_once = True
-    trainer._save_checkpoint(trainer.model, None)
-    trainer.callback_handler.on_save(arguments, state, trainer.control)
-    return True
+    if together and _lacks_last_step(trainer):
+        arguments.save_only_model = False  # this one is to be gone on from
+        trainer.sealer.at_once = True
+        trainer._save_checkpoint(trainer.model, None)
+        trainer.callback_handler.on_save(arguments, state, trainer.control)
+    return is_whole(Path(arguments.output_dir) / f"checkpoint-{state.global_step}")
 
 
 def _save(trainer: Any) -> None:
@@ -168,14 +206,13 @@ class EndOnSignal(TrainerCallback):
     @property
     def by(self) -> str:
         """What told the run to end."""
-        return name_of(self._stops.told) if self._stops.told else "A signal to another process"
+        return name_of(self._stops.told) if self._stops.told else OTHERS
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Choose how to agree."""
         self.begun = state.global_step
         if args.world_size > 1:
-            store = PrefixStore(f"vlm_lora/ending/{next(_runs)}", _get_default_store())
-            self._agreement = Agreement(store, args.world_size, timedelta(seconds=args.ddp_timeout))
+            self._agreement = _agreement(args)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for a checkpoint once the ranks agree.
@@ -231,6 +268,27 @@ class EndOnSignal(TrainerCallback):
             # This one is to be gone on from.
             logger.warning("--save_only_model true: this checkpoint has the optimizer and the schedule, too")
             args.save_only_model = False
+
+
+class LeaveTogether(TrainerCallback):
+    """Leaves an evaluation at the same batch on all ranks, whichever was told and when."""
+
+    def __init__(self, trainer: Any, stops: StopSignals) -> None:
+        self._stops, self._agreement = stops, _agreement(trainer.args)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leave it once the ranks agree.
+
+        Raises:
+            _EvaluationLeftError: they do.
+        """
+        if self._agreement.any_told(bool(self._stops.told)):
+            raise _EvaluationLeftError
+
+
+def _agreement(arguments: Any) -> Agreement:
+    store = PrefixStore(f"vlm_lora/ending/{next(_runs)}", _get_default_store())
+    return Agreement(store, arguments.world_size, timedelta(seconds=arguments.ddp_timeout))
 
 
 class Agreement:
