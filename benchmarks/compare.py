@@ -318,6 +318,8 @@ class Comparison:
     """Of the first step, or of the first epoch."""
     rounds: Mapping[str, Sequence[Sequence[StepFigures]]]
     """By contender, the steps of each round."""
+    first: Mapping[str, Sequence[StepFigures]] = field(default_factory=dict)
+    """By contender, the steps of the first epoch, which is not timed."""
     startup: Mapping[str, float] = field(default_factory=dict)
     """Seconds on the clock until the first step was done, imports left out."""
 
@@ -340,8 +342,8 @@ class Comparison:
         return [mine / other for mine, other in zip(ours, theirs, strict=True)]
 
     def tokens(self, name: str) -> int:
-        """Return the tokens that a contender computed in all rounds."""
-        return sum(step.tokens for steps in self.rounds[name] for step in steps)
+        """Return the tokens that a contender computed in all epochs, or rounds; how many depends on the draw."""
+        return sum(step.tokens for steps in (*self.rounds[name], self.first.get(name, ())) for step in steps)
 
 
 def compare(
@@ -409,7 +411,7 @@ def compare_epochs(contenders: Sequence[Contender], job: Job, *, rounds: int) ->
         for _ in range(rounds):
             for worker in workers:
                 found[worker.name].append(worker.take(EPOCH))
-    return Comparison(losses=losses, rounds=found)
+    return Comparison(losses=losses, rounds=found, first=first)
 
 
 def mean_loss(steps: Sequence[StepFigures]) -> float:

@@ -199,7 +199,7 @@ def figures_of(size: Size, rounds: int) -> list[Figure]:
 
 def figures(place: Path, rounds: int) -> list[Figure]:
     """Return the figures as `python -m benchmarks` wants them, of a narrower head; `place` is not needed."""
-    return figures_of(replace(Size(), hidden=256), min(rounds, 3))
+    return figures_of(replace(Size(), hidden=128), min(rounds, 3))
 
 
 def main() -> None:
