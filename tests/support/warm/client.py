@@ -23,7 +23,7 @@ def main() -> None:
     connection.sendall(request)
     for number in HANDED_ON:
         if number not in ignored:
-            signal.signal(number, lambda number, frame: connection.sendall(bytes([number])))
+            signal.signal(number, lambda number, frame: hand_on(connection, number))
     answer = connection.recv(2)
     if len(answer) != 2:
         os._exit(255)  # the warm process is gone
@@ -34,6 +34,14 @@ def main() -> None:
         os.kill(os.getpid(), code)
         signal.pause()
     os._exit(code)
+
+
+def hand_on(connection: socket.socket, number: int) -> None:
+    """Tell the warm process of a signal; it has closed the connection where the fork has ended meanwhile."""
+    try:
+        connection.sendall(bytes([number]))
+    except (BrokenPipeError, ConnectionResetError):
+        return
 
 
 main()
