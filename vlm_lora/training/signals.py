@@ -133,10 +133,9 @@ def ending_after_training(trainer: Any, stops: StopSignals) -> Iterator[None]:
         stops.over()
     except SignalledError as stop:
         with stops.deferring():
-            saved = _has_last_step(trainer, together=trainer.args.world_size == 1)
+            if not _has_last_step(trainer, together=trainer.args.world_size == 1):
+                raise
             stops.over()
-        if not saved:
-            raise
         raise _left_last_evaluation(name_of(stop.number), trainer) from None
 
 
